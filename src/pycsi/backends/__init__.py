@@ -1,0 +1,74 @@
+"""What volumes are made of. A `Backend` is one volume's data; every method states what it ends in.
+
+| volume                    | backend              | staged                         | published     |
+|---------------------------|----------------------|--------------------------------|---------------|
+| `directory`               | `Directory`          | the directory, bound           | a bind mount  |
+| `image` with a filesystem | `FilesystemImage`    | its filesystem, mounted        | a bind mount  |
+| `image`, raw block        | `RawImage`           | a loop device (nothing mounted)| a bound device|
+"""
+
+import abc
+from pathlib import Path
+
+from pycsi.limits import Limiter
+from pycsi.linux.mount import MOUNT_ATTR_RDONLY, Mount, attributes_of, bind
+from pycsi.model import Access, Capability, Usage, Volume, VolumeType
+from pycsi.parameters import mount_options
+
+
+class Backend(abc.ABC):
+    """The data of `volume` in the directory `place`, on a filesystem mounted as `ground`."""
+
+    target_is_file = False
+    """Whether a volume of this kind is published at a file, as a device, or at a directory."""
+
+    def __init__(self, place: Path, volume: Volume, limiter: Limiter, ground: Mount) -> None:
+        self.place = place
+        self.volume = volume
+        self.limiter = limiter
+        self.ground = ground
+
+    @abc.abstractmethod
+    def create(self) -> int | None:
+        """Make the data, whole and synchronised; return its project id if it has one."""
+
+    @abc.abstractmethod
+    def resize(self, size: int) -> None:
+        """Make the data, and the devices on it, `size` bytes large. Never smaller."""
+
+    @abc.abstractmethod
+    def mounts(self) -> list[Mount]:
+        """Return the mounts of this volume or of a part of it, as the kernel lists them."""
+
+    @abc.abstractmethod
+    def stage(self, path: Path, capability: Capability, *, readonly: bool = False) -> None:
+        """Make the volume usable at the empty directory `path`."""
+
+    @abc.abstractmethod
+    def usage(self, path: Path) -> Usage:
+        """Measure the volume through `path`, where it is mounted."""
+
+    def grow(self, path: Path) -> None:
+        """Make the filesystem that is mounted at `path` as large as the data."""
+
+    def is_staged(self, path: Path) -> bool:
+        """Tell whether the volume is staged at `path`, as far as the kernel knows."""
+        return any(item.target == str(path) for item in self.mounts())
+
+    def release(self) -> None:
+        """Free what staging took besides the mount."""
+
+    def publish(
+        self, source: Path, target: Path, capability: Capability, *, readonly: bool
+    ) -> None:
+        """Make the volume that is staged at `source` visible at `target`, which exists."""
+        bind(source, target, attributes(capability, readonly=readonly))
+
+    def withdraw(self) -> None:
+        """Free what published targets took and no longer need."""
+
+
+def attributes(capability: Capability, *, readonly: bool) -> int:
+    """Return the attribute bits of a mount for a capability."""
+    bits = attributes_of(mount_options(capability.mount_flags))
+    return bits | (MOUNT_ATTR_RDONLY if readonly or capability.readonly else 0)

@@ -1,0 +1,192 @@
+"""Volumes that are an image file: on a loop device, with a filesystem of their own or raw."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from pycsi.backends import Backend, attributes
+from pycsi.errors import FailedPrecondition
+from pycsi.limits import filesystem_usage
+from pycsi.linux import filesystem, loop, mount
+from pycsi.model import Capability, Usage
+from pycsi.parameters import DEFAULT_FILESYSTEM, mount_options
+
+IMAGE = "disk.img"
+
+
+class _Image(Backend):
+    """`<place>/disk.img`, sparse or fully allocated."""
+
+    @property
+    def image(self) -> Path:
+        return self.place / IMAGE
+
+    def create(self) -> int | None:
+        fd = os.open(self.image, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            _extend(fd, self.volume.capacity, thick=self.volume.thick)
+            self.format()
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        return None
+
+    def format(self) -> None:
+        """Make the filesystem, if the volume has one."""
+
+    def resize(self, size: int) -> None:
+        fd = os.open(self.image, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            before = os.fstat(fd).st_size
+            if before < size:
+                try:
+                    _extend(fd, size, thick=self.volume.thick)
+                except OSError:
+                    os.ftruncate(fd, before)
+                    raise
+                os.fsync(fd)
+        finally:
+            os.close(fd)
+        for device in loop.find(self.image):
+            loop.set_capacity(device)
+
+    @contextlib.contextmanager
+    def _attached(self, *, readonly: bool, autoclear: bool) -> Iterator[loop.LoopDevice]:
+        with loop.attach(
+            self.image, readonly=readonly, autoclear=autoclear, name=self.volume.id
+        ) as device:
+            if self.volume.thick and not readonly:
+                with contextlib.suppress(OSError):  # /sys may be read-only; see check_mount_flags
+                    loop.forbid_discard(device)
+            yield device
+
+
+def _extend(fd: int, size: int, *, thick: bool) -> None:
+    if thick:
+        os.posix_fallocate(fd, 0, size)
+    else:
+        os.ftruncate(fd, size)
+
+
+class FilesystemImage(_Image):
+    """An image that was formatted when it was created; nothing ever formats it again.
+
+    Its loop device is freed by the kernel when the last mount has gone, so no crash can leak one.
+    """
+
+    @property
+    def _kind(self) -> str:
+        return self.volume.filesystem or DEFAULT_FILESYSTEM
+
+    def format(self) -> None:
+        options = list(self.volume.mkfs_options)
+        filesystem.make(self._kind, self.image, options, keep_blocks=self.volume.thick)
+
+    def mounts(self) -> list[mount.Mount]:
+        devices = loop.find(self.image)
+        numbers = {device.device for device in devices}
+        paths = {str(device.path) for device in devices}
+        # The device number of a mounted btrfs is not its disk's, but its source is.
+        return [
+            item
+            for item in mount.mountinfo()
+            if item.device in numbers or (item.fstype == "btrfs" and item.source in paths)
+        ]
+
+    def stage(self, path: Path, capability: Capability, *, readonly: bool = False) -> None:
+        bits = attributes(capability, readonly=readonly)
+        for mounted in self.mounts():
+            if mounted.root == "/":
+                # A second loop device on the file would corrupt the filesystem.
+                mount.bind(Path(mounted.target), path, bits)
+                return
+        self._grow_unmounted()
+        options = mount_options(capability.mount_flags)
+        with self._attached(readonly=False, autoclear=True) as device:
+            mount.mount(self._kind, device.path, path, options, bits)
+        try:
+            self.grow(path)
+        except BaseException:
+            mount.umount2(path)
+            raise
+
+    def _grow_unmounted(self) -> None:
+        found = filesystem.identify(self.image)
+        if found is None or found.kind != self._kind:
+            raise FailedPrecondition(
+                f"volume {self.volume.id}: {self.image} holds "
+                f"{found.kind if found else 'no filesystem that we know'}, not {self._kind}; "
+                "nothing was formatted; restore the image"
+            )
+        if found.kind == "ext4" and found.size < self.image.stat().st_size:
+            filesystem.grow_unmounted_ext4(self.image)
+
+    def grow(self, path: Path) -> None:
+        size = self.image.stat().st_size
+        found = filesystem.identify(loop.find(self.image)[0].path)
+        if found is None or found.size >= size:
+            return
+        try:
+            filesystem.grow_mounted(self._kind, path, size)
+        except PermissionError:
+            raise FailedPrecondition(
+                f"volume {self.volume.id}: the kernel lets only CAP_SYS_RESOURCE grow a mounted "
+                f"{self._kind}; give the driver that capability, or unpublish the volume: it "
+                "grows when it is staged next"
+            ) from None
+
+    def usage(self, path: Path) -> Usage:
+        return filesystem_usage(path)
+
+
+class RawImage(_Image):
+    """An image that is given out as a block device.
+
+    A read-only publication has a loop device of its own that is read-only: a read-only mount of a
+    device node would not keep anybody from writing to the device.
+    """
+
+    target_is_file = True
+
+    def mounts(self) -> list[mount.Mount]:
+        roots = {f"/loop{device.number}" for device in loop.find(self.image)}
+        return [
+            item
+            for item in mount.mountinfo()
+            if item.root in roots and item.fstype in {"devtmpfs", "tmpfs"}
+        ]
+
+    def _device(self, *, readonly: bool) -> loop.LoopDevice | None:
+        devices = [item for item in loop.find(self.image) if item.readonly is readonly]
+        return devices[0] if devices else None
+
+    def is_staged(self, path: Path) -> bool:
+        return self._device(readonly=False) is not None
+
+    def stage(self, path: Path, capability: Capability, *, readonly: bool = False) -> None:
+        if self._device(readonly=False) is None:
+            with self._attached(readonly=False, autoclear=False):
+                pass
+
+    def release(self) -> None:
+        for device in loop.find(self.image):
+            loop.detach(device)
+
+    def publish(
+        self, source: Path, target: Path, capability: Capability, *, readonly: bool
+    ) -> None:
+        device = self._device(readonly=readonly or capability.readonly)
+        if device is None:
+            with self._attached(readonly=True, autoclear=False) as device:
+                pass
+        mount.bind(device.path, target)
+
+    def withdraw(self) -> None:
+        used = {item.root for item in self.mounts()}
+        for device in loop.find(self.image):
+            if device.readonly and f"/loop{device.number}" not in used:
+                loop.detach(device)
+
+    def usage(self, path: Path) -> Usage:
+        return Usage(total=self.image.stat().st_size)

@@ -1,0 +1,90 @@
+"""What the driver advertises in each mode, and which RPCs therefore answer UNIMPLEMENTED.
+
+The modes differ because the orchestrator's helpers differ in what they can do per node: a resizer
+that finds EXPAND_VOLUME on a controller sends every expansion to one node, whatever node has the
+volume. Without it, each node's own NodeExpandVolume does the whole work.
+"""
+
+import dataclasses
+
+from pycsi.config import DriverMode
+from pycsi.proto import csi_pb2 as csi
+
+_PLUGIN = csi.PluginCapability.Service
+_EXPANSION = csi.PluginCapability.VolumeExpansion
+_CONTROLLER = csi.ControllerServiceCapability.RPC
+_NODE = csi.NodeServiceCapability.RPC
+
+_RPCS = {
+    _CONTROLLER.CREATE_DELETE_VOLUME: {"CreateVolume", "DeleteVolume"},
+    _CONTROLLER.PUBLISH_UNPUBLISH_VOLUME: {"ControllerPublishVolume", "ControllerUnpublishVolume"},
+    _CONTROLLER.LIST_VOLUMES: {"ListVolumes"},
+    _CONTROLLER.GET_CAPACITY: {"GetCapacity"},
+    _CONTROLLER.CREATE_DELETE_SNAPSHOT: {"CreateSnapshot", "DeleteSnapshot"},
+    _CONTROLLER.LIST_SNAPSHOTS: {"ListSnapshots"},
+    _CONTROLLER.GET_SNAPSHOT: {"GetSnapshot"},
+    _CONTROLLER.EXPAND_VOLUME: {"ControllerExpandVolume"},
+    _CONTROLLER.GET_VOLUME: {"ControllerGetVolume"},
+    _CONTROLLER.MODIFY_VOLUME: {"ControllerModifyVolume"},
+}
+"""Which controller RPCs come with which capability. The others are always there."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Advertised:
+    """Capabilities as numbers of the protocol's enums."""
+
+    plugin: tuple[csi.PluginCapability.Service.Type, ...]
+    expansion: tuple[csi.PluginCapability.VolumeExpansion.Type, ...]
+    controller: tuple[csi.ControllerServiceCapability.RPC.Type, ...]
+    node: tuple[csi.NodeServiceCapability.RPC.Type, ...]
+    serves_node: bool = True
+
+    @property
+    def unimplemented(self) -> frozenset[str]:
+        """The RPCs that are switched off."""
+        off = {rpc for flag, rpcs in _RPCS.items() if flag not in self.controller for rpc in rpcs}
+        if not self.serves_node:
+            services = csi.DESCRIPTOR.services_by_name
+            off |= {rpc.name for rpc in services["Node"].methods} - {"NodeGetCapabilities"}
+            off |= {"ValidateVolumeCapabilities"}
+        return frozenset(off)
+
+
+def advertised(mode: DriverMode, *, attach: bool) -> Advertised:
+    """Return what the driver says of itself in `mode`."""
+    if mode is DriverMode.CONTROLLER:
+        # Just what makes a resizer leave the work to the nodes.
+        return Advertised(
+            plugin=(_PLUGIN.CONTROLLER_SERVICE,),
+            expansion=(_EXPANSION.ONLINE,),
+            controller=(),
+            node=(_NODE.EXPAND_VOLUME,),
+            serves_node=False,
+        )
+    controller = [
+        _CONTROLLER.CREATE_DELETE_VOLUME,
+        _CONTROLLER.LIST_VOLUMES,
+        _CONTROLLER.GET_CAPACITY,
+        _CONTROLLER.GET_VOLUME,
+        _CONTROLLER.SINGLE_NODE_MULTI_WRITER,
+    ]
+    if mode is DriverMode.SINGLE_NODE:
+        controller.append(_CONTROLLER.EXPAND_VOLUME)
+    if attach:
+        controller += [
+            _CONTROLLER.PUBLISH_UNPUBLISH_VOLUME,
+            _CONTROLLER.PUBLISH_READONLY,
+            _CONTROLLER.LIST_VOLUMES_PUBLISHED_NODES,
+        ]
+    return Advertised(
+        plugin=(_PLUGIN.CONTROLLER_SERVICE, _PLUGIN.VOLUME_ACCESSIBILITY_CONSTRAINTS),
+        expansion=(_EXPANSION.ONLINE,),
+        controller=tuple(controller),
+        node=(
+            _NODE.STAGE_UNSTAGE_VOLUME,
+            _NODE.GET_VOLUME_STATS,
+            _NODE.EXPAND_VOLUME,
+            _NODE.SINGLE_NODE_MULTI_WRITER,
+        ),
+    )

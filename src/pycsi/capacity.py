@@ -1,0 +1,36 @@
+"""How much a pool can still promise. One function serves GetCapacity, CreateVolume and expansion."""
+
+import dataclasses
+
+from pycsi.model import MIB, round_down
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Capacity:
+    """A pool's numbers, in bytes.
+
+    `size` and `free` are the filesystem's, `reserve` is what volumes never get, `committed` the
+    sum of the sizes of all volumes, also of those being made.
+    """
+
+    size: int
+    free: int
+    reserve: int
+    overcommit: float
+    committed: int
+
+    @property
+    def limit(self) -> int:
+        """What may be promised in all."""
+        return max(0, int((self.size - self.reserve) * self.overcommit))
+
+    def available(self, *, thick: bool) -> int:
+        """Return the size of the largest volume that can be made now.
+
+        A thick one needs its blocks at once, and some for the filesystem's own records of them.
+        """
+        promised = self.limit - self.committed
+        if thick:
+            free = self.free - self.reserve
+            promised = min(promised, free - free // 128 - 4 * MIB)
+        return round_down(promised)

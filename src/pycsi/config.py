@@ -1,0 +1,191 @@
+"""What the operator configures, checked once at start."""
+
+import dataclasses
+import enum
+import re
+from pathlib import Path
+from typing import Any
+
+from pycsi.model import KIB
+
+DRIVER_NAME = "pycsi.storage"
+DEFAULT_POOL = "default"
+
+_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGTP]i?)?B?")
+_POWERS = "KMGTP"
+_LONGEST_SOCKET_PATH = 107
+_LONGEST_NODE_ID = 256
+
+
+class ConfigError(Exception):
+    """The configuration cannot work; the text is one line for the operator."""
+
+
+class DriverMode(enum.StrEnum):
+    """What the process advertises; see `capabilities.py`."""
+
+    SINGLE_NODE = "single-node"
+    NODE = "node"
+    CONTROLLER = "controller"
+
+
+def parse_size(text: str) -> int:
+    """Return bytes for `10Gi`, `1.5GiB`, `500M` or a plain number; `ValueError` for others."""
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise ValueError(f"{text!r} is no size; write bytes or a number with Ki, Mi, Gi, Ti")
+    number, unit = match.groups()
+    if unit is None:
+        return int(float(number))
+    step = KIB if unit.endswith("i") else 1000
+    return int(float(number) * step ** (_POWERS.index(unit[0]) + 1))
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Reserve:
+    """The part of a pool's filesystem that volumes never get: bytes, or a share of its size."""
+
+    size: int = 0
+    share: float = 0.0
+
+    def of(self, total: int) -> int:
+        return self.size + int(total * self.share)
+
+    @classmethod
+    def parse(cls, text: str) -> "Reserve":
+        if text.endswith("%"):
+            share = float(text[:-1]) / 100
+            if not 0 <= share < 1:
+                raise ValueError(f"{text!r} is not between 0% and 100%")
+            return cls(share=share)
+        return cls(size=parse_size(text))
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class PoolConfig:
+    """One pool.
+
+    `overcommit` is the ratio of promised bytes to real ones; 1.0 promises no byte twice.
+    `require_mount`: refuse to start unless a filesystem is mounted at exactly this path.
+    `allow_volatile`: accept a filesystem in memory, whose volumes a reboot deletes.
+    """
+
+    name: str
+    path: Path
+    reserve: Reserve = dataclasses.field(default_factory=Reserve)
+    overcommit: float = 1.0
+    require_mount: bool = False
+    allow_volatile: bool = False
+
+    @classmethod
+    def parse(cls, text: str) -> "PoolConfig":
+        """Parse `NAME=PATH[,reserve=SIZE|PERCENT%][,overcommit=RATIO][,require-mount][,...]`."""
+        name, equals, rest = text.partition("=")
+        if not equals or not _NAME.fullmatch(name):
+            raise ConfigError(f"pool {text!r}: write NAME=PATH, with a name of letters and digits")
+        path, *options = rest.split(",")
+        if not path.startswith("/"):
+            raise ConfigError(f"pool {name}: {path!r} is not an absolute path")
+        settings = [option.partition("=")[::2] for option in options]
+        names = [setting for setting, _ in settings]
+        for setting in names:
+            if names.count(setting) > 1:
+                raise ConfigError(f"pool {name}: {setting} is given more than once")
+        try:
+            return dataclasses.replace(
+                cls(name=name, path=Path(path)), **dict(map(_pool_option, settings))
+            )
+        except ValueError as error:
+            raise ConfigError(f"pool {name}: {error}") from None
+
+
+def _pool_option(setting: tuple[str, str]) -> tuple[str, Any]:
+    match setting:
+        case ("reserve", text):
+            return "reserve", Reserve.parse(text)
+        case ("overcommit", text):
+            ratio = float(text)
+            if not 0 < ratio < float("inf"):
+                raise ValueError(f"overcommit {text!r} is not a positive ratio such as 1.5")
+            return "overcommit", ratio
+        case ("require-mount", ""):
+            return "require_mount", True
+        case ("allow-volatile", ""):
+            return "allow_volatile", True
+        case (key, _):
+            raise ValueError(
+                f"unknown option {key!r}; there are reserve=, overcommit=, require-mount and "
+                "allow-volatile"
+            )
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """Everything `pycsi serve` is told."""
+
+    socket: Path
+    node_id: str
+    pools: tuple[PoolConfig, ...]
+    driver_name: str = DRIVER_NAME
+    mode: DriverMode = DriverMode.SINGLE_NODE
+    attach: bool = False
+    max_volumes: int = 0
+    metrics: tuple[str, int] | None = None
+
+    def __post_init__(self) -> None:
+        _check_driver_name(self.driver_name)
+        if self.mode is not DriverMode.CONTROLLER:
+            _check_node(self.node_id)
+            if not self.pools:
+                raise ConfigError("no pool: give --pool NAME=PATH at least once")
+        if not 0 <= self.max_volumes < 2**63:
+            raise ConfigError(f"--max-volumes-per-node {self.max_volumes} is negative or too large")
+        names = [pool.name for pool in self.pools]
+        paths = [pool.path.resolve() for pool in self.pools]
+        for pool, path in zip(self.pools, paths, strict=True):
+            if names.count(pool.name) > 1:
+                raise ConfigError(f"pool {pool.name} is given more than once")
+            for other in paths:
+                if other is not path and path.is_relative_to(other):
+                    raise ConfigError(f"pool {pool.name}: {path} lies in another pool, {other}")
+
+
+def _check_driver_name(name: str) -> None:
+    if not _NAME.fullmatch(name) or len(name) > 63:  # noqa: PLR2004  (GetPluginInfoResponse.name)
+        raise ConfigError(
+            f"--driver-name {name!r}: at most 63 letters, digits, '.', '-' and '_', "
+            "beginning and ending with a letter or digit"
+        )
+
+
+def _check_node(node_id: str) -> None:
+    size = len(node_id.encode(errors="surrogateescape"))
+    if not node_id or size > _LONGEST_NODE_ID or not node_id.isprintable():
+        raise ConfigError(
+            f"--node-id is {'missing' if not node_id else repr(node_id)}: give this node's name, "
+            f"1 to {_LONGEST_NODE_ID} bytes without control characters"
+        )
+
+
+def parse_endpoint(text: str) -> Path:
+    """Return the socket's path for `unix:///run/csi.sock`, `unix:/run/csi.sock` or a bare path."""
+    path = text
+    if text.startswith("unix:"):
+        path = text.removeprefix("unix:")
+        path = "/" + path.lstrip("/") if path.startswith("/") else path
+    if not path.startswith("/"):
+        raise ConfigError(f"--endpoint {text!r}: give unix:///absolute/path/of/the.sock")
+    if len(path.encode()) > _LONGEST_SOCKET_PATH:
+        raise ConfigError(
+            f"--endpoint: {path} has over {_LONGEST_SOCKET_PATH} bytes, too long for a socket"
+        )
+    return Path(path)
+
+
+def parse_metrics_address(text: str) -> tuple[str, int]:
+    """Return host and port for `HOST:PORT`, `:PORT` or `[::1]:PORT`."""
+    host, colon, port = text.rpartition(":")
+    if not colon or not port.isdecimal() or not 0 < int(port) < 2**16:
+        raise ConfigError(f"--metrics-address {text!r}: give HOST:PORT, such as 127.0.0.1:9180")
+    return host.strip("[]") or "0.0.0.0", int(port)  # noqa: S104  (":PORT" asks for all)

@@ -1,0 +1,312 @@
+"""The Controller service: protobuf in, one call of a pool, protobuf out."""
+
+import dataclasses
+
+import grpc
+from google.protobuf.wrappers_pb2 import Int64Value
+
+from pycsi import ids, parameters
+from pycsi import request as read
+from pycsi.capabilities import Advertised
+from pycsi.errors import (
+    AlreadyExists,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    ResourceExhausted,
+)
+from pycsi.locks import Locks
+from pycsi.model import Attachment, Request, Volume
+from pycsi.pool import Pool
+from pycsi.pools import Pools
+from pycsi.proto import csi_pb2 as csi
+from pycsi.proto import csi_pb2_grpc
+from pycsi.topology import NodeFacts
+from pycsi.volumes import check_fits, delete, expand, new_volume
+
+
+class Controller(csi_pb2_grpc.ControllerServicer):
+    """Create, delete, grow, list and attach volumes."""
+
+    def __init__(self, says: Advertised, pools: Pools, locks: Locks, node: NodeFacts) -> None:
+        self._says = says
+        self._pools = pools
+        self._locks = locks
+        self._node = node
+
+    def ControllerGetCapabilities(
+        self, request: csi.ControllerGetCapabilitiesRequest, context: grpc.ServicerContext
+    ) -> csi.ControllerGetCapabilitiesResponse:
+        kind = csi.ControllerServiceCapability
+        rpcs = [kind.RPC(type=item) for item in self._says.controller]
+        return csi.ControllerGetCapabilitiesResponse(capabilities=[kind(rpc=rpc) for rpc in rpcs])
+
+    # Volumes
+
+    def CreateVolume(
+        self, request: csi.CreateVolumeRequest, context: grpc.ServicerContext
+    ) -> csi.CreateVolumeResponse:
+        name = read.name(request.name)
+        read.required(request.volume_capabilities, "volume_capabilities")
+        wanted = read.create_volume(request)
+        volume_id = ids.object_id(name, self._node.id)
+        with self._locks.hold(volume_id):
+            if found := self._pools.find(volume_id):
+                pool, volume = found
+                self._compare(volume, wanted, request)
+            else:
+                volume = self._create(volume_id, name, wanted, request)
+        return csi.CreateVolumeResponse(volume=self._volume(volume))
+
+    def _compare(self, volume: Volume, wanted: Request, request: csi.CreateVolumeRequest) -> None:
+        """Refuse a request that the existing volume of its name does not satisfy."""
+        differing = [
+            field
+            for field, same in (
+                ("capacity_range", _same_size(volume, wanted)),
+                ("volume_capabilities", _same_capabilities(volume, wanted)),
+                ("parameters", _own(volume.request) == _own(wanted)),
+                ("mutable_parameters", not request.mutable_parameters),
+                ("volume_content_source", not request.HasField("volume_content_source")),
+                ("accessibility_requirements", self._reachable(request)),
+            )
+            if not same
+        ]
+        if differing:
+            raise AlreadyExists(
+                f"volume {volume.name!r} exists with another {', '.join(differing)} "
+                f"({volume.capacity} bytes, {volume.type}); use another name or the same request"
+            )
+
+    def _create(
+        self, volume_id: str, name: str, wanted: Request, request: csi.CreateVolumeRequest
+    ) -> Volume:
+        if request.mutable_parameters:
+            raise InvalidArgument("mutable_parameters: this driver has no mutable parameters")
+        if request.HasField("volume_content_source"):
+            raise InvalidArgument("volume_content_source: this driver cannot clone or restore")
+        given = parameters.parse(wanted.parameters)
+        pool = self._pools.named(given.pool)
+        make = parameters.choose(given, wanted.capabilities, limiter=pool.limiter.name)
+        size = parameters.size_for(wanted.capacity, make.minimum)
+        if not self._reachable(request):
+            raise ResourceExhausted(
+                f"accessibility_requirements name other nodes than {self._node.topology_key}="
+                f"{ids.segment(self._node.id)}; ask the driver on one of those"
+            )
+        return pool.create(
+            new_volume(pool, make, wanted, volume_id=volume_id, name=name, size=size)
+        )
+
+    def _reachable(self, request: csi.CreateVolumeRequest) -> bool:
+        """Tell whether a volume on this node meets the requirements (TopologyRequirement)."""
+        requirements = request.accessibility_requirements
+        accepted = requirements.requisite or requirements.preferred
+        return not accepted or any(self._node.matches(item) for item in accepted)
+
+    def DeleteVolume(
+        self, request: csi.DeleteVolumeRequest, context: grpc.ServicerContext
+    ) -> csi.DeleteVolumeResponse:
+        read.required(request.volume_id, "volume_id")
+        with self._locks.hold(request.volume_id):
+            if found := self._pools.find(request.volume_id):
+                delete(*found)
+            elif node := self._pools.elsewhere(request.volume_id):
+                raise FailedPrecondition(
+                    f"volume {request.volume_id} is on node {node}, this is node "
+                    f"{self._pools.node}; ask the driver there"
+                )
+        return csi.DeleteVolumeResponse()
+
+    def ControllerExpandVolume(
+        self, request: csi.ControllerExpandVolumeRequest, context: grpc.ServicerContext
+    ) -> csi.ControllerExpandVolumeResponse:
+        read.required(request.volume_id, "volume_id")
+        if not request.HasField("capacity_range"):
+            raise InvalidArgument("capacity_range is missing")
+        wanted = read.capacity_range(request.capacity_range)
+        with self._locks.hold(request.volume_id):
+            pool, volume = self._pools.need(request.volume_id)
+            if request.HasField("volume_capability"):
+                check_fits(volume, read.capability(request.volume_capability), InvalidArgument)
+            volume = expand(pool, volume, wanted)
+        return csi.ControllerExpandVolumeResponse(
+            capacity_bytes=volume.capacity, node_expansion_required=volume.filesystem is not None
+        )
+
+    def ValidateVolumeCapabilities(
+        self, request: csi.ValidateVolumeCapabilitiesRequest, context: grpc.ServicerContext
+    ) -> csi.ValidateVolumeCapabilitiesResponse:
+        read.required(request.volume_id, "volume_id")
+        read.required(request.volume_capabilities, "volume_capabilities")
+        try:
+            wanted = read.capabilities(request.volume_capabilities)
+        except read.UnsupportedCapability as refusal:
+            self._pools.need(request.volume_id)
+            return csi.ValidateVolumeCapabilitiesResponse(message=_short(str(refusal)))
+        _, volume = self._pools.need(request.volume_id)
+        try:
+            for item in wanted:
+                check_fits(volume, item, InvalidArgument)
+            self._check_echo(volume, request)
+        except InvalidArgument as refusal:
+            return csi.ValidateVolumeCapabilitiesResponse(message=_short(str(refusal)))
+        return csi.ValidateVolumeCapabilitiesResponse(
+            confirmed=csi.ValidateVolumeCapabilitiesResponse.Confirmed(
+                volume_context=request.volume_context,
+                volume_capabilities=request.volume_capabilities,
+                parameters=request.parameters,
+            )
+        )
+
+    @staticmethod
+    def _check_echo(volume: Volume, request: csi.ValidateVolumeCapabilitiesRequest) -> None:
+        if request.volume_context and dict(request.volume_context) != volume.context:
+            raise InvalidArgument("volume_context is not this volume's")
+        if request.parameters and dict(request.parameters) != volume.request.parameters:
+            raise InvalidArgument("parameters are not those that the volume was created with")
+        if request.mutable_parameters:
+            raise InvalidArgument("this driver has no mutable parameters")
+
+    # Looking
+
+    def ListVolumes(
+        self, request: csi.ListVolumesRequest, context: grpc.ServicerContext
+    ) -> csi.ListVolumesResponse:
+        size, after = read.page(request.max_entries, request.starting_token)
+        rest = [volume for volume in self._pools.volumes() if volume.id > after]
+        shown = rest[:size] if size else rest
+        kind = csi.ListVolumesResponse
+        return kind(
+            entries=[
+                kind.Entry(
+                    volume=self._volume(volume),
+                    status=kind.VolumeStatus(published_node_ids=_attached_to(volume)),
+                )
+                for volume in shown
+            ],
+            next_token=read.token(shown[-1].id) if len(shown) < len(rest) else "",
+        )
+
+    def ControllerGetVolume(
+        self, request: csi.ControllerGetVolumeRequest, context: grpc.ServicerContext
+    ) -> csi.ControllerGetVolumeResponse:
+        read.required(request.volume_id, "volume_id")
+        _, volume = self._pools.need(request.volume_id)
+        return csi.ControllerGetVolumeResponse(
+            volume=self._volume(volume),
+            status=csi.ControllerGetVolumeResponse.VolumeStatus(
+                published_node_ids=_attached_to(volume)
+            ),
+        )
+
+    def GetCapacity(
+        self, request: csi.GetCapacityRequest, context: grpc.ServicerContext
+    ) -> csi.GetCapacityResponse:
+        given = parameters.parse(read.string_map(request.parameters, "parameters"))
+        wanted = read.capabilities(request.volume_capabilities)
+        if not self._node.matches(request.accessible_topology):
+            return _capacity(0, 0)
+        if given.pool is None and self._pools.default() is None:
+            return _capacity(0, 0)
+        pool = self._pools.named(given.pool)
+        try:
+            pool.check()
+            make = parameters.choose(given, wanted, limiter=pool.limiter.name)
+        except FailedPrecondition:
+            return _capacity(0, 0)
+        return _capacity(pool.capacity().available(thick=make.thick), make.minimum)
+
+    def _volume(self, volume: Volume) -> csi.Volume:
+        return csi.Volume(
+            volume_id=volume.id,
+            capacity_bytes=volume.capacity,
+            volume_context=volume.context,
+            accessible_topology=[self._node.topology],
+        )
+
+    # Attaching
+
+    def ControllerPublishVolume(
+        self, request: csi.ControllerPublishVolumeRequest, context: grpc.ServicerContext
+    ) -> csi.ControllerPublishVolumeResponse:
+        read.required(request.volume_id, "volume_id")
+        read.required(request.node_id, "node_id")
+        if not request.HasField("volume_capability"):
+            raise InvalidArgument("volume_capability is missing")
+        wanted = Attachment(
+            node=request.node_id,
+            capability=read.capability(request.volume_capability),
+            readonly=request.readonly,
+        )
+        with self._locks.hold(request.volume_id):
+            pool, volume = self._pools.need(request.volume_id)
+            if request.node_id != self._node.id:
+                raise NotFound(f"there is no node {request.node_id!r}; this is {self._node.id!r}")
+            check_fits(volume, wanted.capability, InvalidArgument)
+            self._attach(pool, volume, wanted)
+        return csi.ControllerPublishVolumeResponse()
+
+    def _attach(self, pool: Pool, volume: Volume, wanted: Attachment) -> None:
+        if volume.attachment == wanted:
+            return
+        if volume.attachment:
+            raise AlreadyExists(
+                f"volume {volume.id} is attached to {wanted.node} with another capability or "
+                "readonly flag; detach it first"
+            )
+        # Attachments to this node are counted under one lock, or two could take the last place.
+        with self._locks.hold(f"attachments of {self._node.id}"):
+            attached = sum(item.attachment is not None for item in self._pools.volumes())
+            if self._node.max_volumes and attached >= self._node.max_volumes:
+                raise ResourceExhausted(
+                    f"node {self._node.id} has its {attached} volumes; detach one, or raise "
+                    "--max-volumes-per-node"
+                )
+            pool.update(dataclasses.replace(volume, attachment=wanted))
+
+    def ControllerUnpublishVolume(
+        self, request: csi.ControllerUnpublishVolumeRequest, context: grpc.ServicerContext
+    ) -> csi.ControllerUnpublishVolumeResponse:
+        read.required(request.volume_id, "volume_id")
+        with self._locks.hold(request.volume_id):
+            found = self._pools.find(request.volume_id)
+            if found and found[1].attachment and request.node_id in {"", self._node.id}:
+                pool, volume = found
+                pool.update(dataclasses.replace(volume, attachment=None))
+        return csi.ControllerUnpublishVolumeResponse()
+
+
+def _same_size(volume: Volume, wanted: Request) -> bool:
+    if wanted.capacity is None or wanted.capacity == volume.request.capacity:
+        return True
+    return wanted.capacity.holds(volume.capacity)
+
+
+def _same_capabilities(volume: Volume, wanted: Request) -> bool:
+    return set(volume.request.capabilities) == set(wanted.capabilities)
+
+
+def _own(request: Request) -> dict[str, str]:
+    return {
+        key: value
+        for key, value in request.parameters.items()
+        if not key.startswith(parameters.ORCHESTRATOR)
+    }
+
+
+def _attached_to(volume: Volume) -> list[str]:
+    return [volume.attachment.node] if volume.attachment else []
+
+
+def _capacity(available: int, minimum: int) -> csi.GetCapacityResponse:
+    largest = available if available >= minimum else 0
+    return csi.GetCapacityResponse(
+        available_capacity=available,
+        maximum_volume_size=Int64Value(value=largest),
+        minimum_volume_size=Int64Value(value=minimum),
+    )
+
+
+def _short(message: str) -> str:
+    return message.encode()[: read.LONGEST_STRING].decode(errors="ignore")

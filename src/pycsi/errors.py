@@ -1,0 +1,79 @@
+"""What an RPC may answer instead of its response.
+
+An error is raised where the fault is found and carries its status code; `rpc.py` turns it into a
+gRPC status, and nothing else does. Messages say what was wanted, what was found, and what to change.
+"""
+
+import errno
+
+import grpc
+
+
+class CsiError(Exception):
+    """The base of all answers that are not OK. Its message goes to the orchestrator."""
+
+    code = grpc.StatusCode.INTERNAL
+
+
+class InvalidArgument(CsiError):
+    """A field is missing, malformed, or asks for what this driver never does."""
+
+    code = grpc.StatusCode.INVALID_ARGUMENT
+
+
+class NotFound(CsiError):
+    """The volume, snapshot, node or path does not exist."""
+
+    code = grpc.StatusCode.NOT_FOUND
+
+
+class AlreadyExists(CsiError):
+    """It exists, and is not what this request describes."""
+
+    code = grpc.StatusCode.ALREADY_EXISTS
+
+
+class OutOfRange(CsiError):
+    """No volume of this kind can have a size in the range."""
+
+    code = grpc.StatusCode.OUT_OF_RANGE
+
+
+class ResourceExhausted(CsiError):
+    """There is no room here now; elsewhere or later there may be."""
+
+    code = grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+class FailedPrecondition(CsiError):
+    """The world has to be changed first; the message says how."""
+
+    code = grpc.StatusCode.FAILED_PRECONDITION
+
+
+class Aborted(CsiError):
+    """Another operation on the same object is under way, or a token is not ours; try again."""
+
+    code = grpc.StatusCode.ABORTED
+
+
+class Unavailable(CsiError):
+    """The driver is starting or stopping; try again."""
+
+    code = grpc.StatusCode.UNAVAILABLE
+
+
+class Unimplemented(CsiError):
+    """The RPC is switched off in this mode."""
+
+    code = grpc.StatusCode.UNIMPLEMENTED
+
+
+ERRNO_CODES = {
+    errno.ENOSPC: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errno.EDQUOT: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errno.EFBIG: grpc.StatusCode.OUT_OF_RANGE,
+    errno.EROFS: grpc.StatusCode.FAILED_PRECONDITION,
+    errno.EBUSY: grpc.StatusCode.FAILED_PRECONDITION,
+}
+"""The status of an `OSError` that nobody has given a better meaning; all others are INTERNAL."""

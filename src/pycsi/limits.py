@@ -1,0 +1,204 @@
+"""How a pool limits the size of a directory: by btrfs quota groups, by project quota, or not at all.
+
+A limiter makes a volume's directory, sets its limit and reads it back, measures it and removes it.
+"""
+
+import contextlib
+import errno
+import os
+import shutil
+import threading
+import uuid
+from pathlib import Path
+from typing import Protocol
+
+from pycsi.errors import FailedPrecondition
+from pycsi.linux import btrfs, quota
+from pycsi.model import Usage
+from pycsi.store import read_record, write_record
+
+VOLUME_ROOT_MODE = 0o755
+"""Like the root of a freshly made filesystem; Kubernetes' fsGroup widens it."""
+
+
+class LimitError(Exception):
+    """The kernel did not take a limit, or no longer has the one that was set."""
+
+
+class Limiter(Protocol):
+    """How directories are made and limited. `name` is None where no limit can be enforced."""
+
+    name: str | None
+
+    def make(self, path: Path) -> int | None:
+        """Make the empty directory `path` and return its project id, if it got one."""
+
+    def limit(self, path: Path, project: int | None, size: int) -> None:
+        """Limit the directory to `size` bytes; `LimitError` where the kernel has another limit."""
+
+    def usage(self, path: Path, project: int | None, size: int) -> Usage:
+        """Measure a limited directory, without a walk."""
+
+    def remove(self, path: Path) -> None:
+        """Delete the directory with everything in it, and its limit; absent is fine."""
+
+
+def filesystem_usage(path: Path) -> Usage:
+    """Return what statvfs(3) says at `path`."""
+    facts = os.statvfs(path)
+    return Usage(
+        total=facts.f_blocks * facts.f_frsize,
+        used=(facts.f_blocks - facts.f_bfree) * facts.f_frsize,
+        available=facts.f_bavail * facts.f_frsize,
+        inodes=facts.f_files or None,
+        inodes_used=facts.f_files - facts.f_ffree if facts.f_files else None,
+        inodes_free=facts.f_favail if facts.f_files else None,
+    )
+
+
+class NoLimiter:
+    """Plain directories; only volumes with `quota: none` are made of them."""
+
+    name: str | None = None
+
+    def make(self, path: Path) -> int | None:
+        path.mkdir()
+        path.chmod(VOLUME_ROOT_MODE)
+        return None
+
+    def limit(self, path: Path, project: int | None, size: int) -> None:
+        raise LimitError(f"{path}: nothing on this filesystem limits a directory to {size} bytes")
+
+    def usage(self, path: Path, project: int | None, size: int) -> Usage:
+        return filesystem_usage(path)
+
+    def remove(self, path: Path) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(path)
+
+
+class ProjectLimiter(NoLimiter):
+    """XFS and ext4: a project id on the tree, a hard limit on the project."""
+
+    name: str | None = "project quota"
+
+    def __init__(self, projects: "ProjectIds") -> None:
+        self._projects = projects
+
+    def make(self, path: Path) -> int | None:
+        super().make(path)
+        project = self._projects.allocate()
+        quota.set_project(path, project)
+        return project
+
+    def limit(self, path: Path, project: int | None, size: int) -> None:
+        if project is None or quota.project_of(path) != project:
+            raise LimitError(f"{path}: project id is not {project}: its limit would not count")
+        if quota.usage(path, project).limit != size:
+            quota.set_limit(path, project, size)
+        found = quota.usage(path, project).limit
+        if found != size:
+            raise LimitError(f"{path}: project {project} is limited to {found} bytes, not {size}")
+
+    def remove(self, path: Path) -> None:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            # The limit goes first: once the directory has gone nobody knows its project any more.
+            if project := quota.project_of(path):
+                quota.set_limit(path, project, 0)
+        super().remove(path)
+
+
+class SubvolumeLimiter:
+    """btrfs: every directory is a subvolume, its quota group has the limit."""
+
+    name: str | None = "btrfs quota group"
+
+    def make(self, path: Path) -> int | None:
+        btrfs.create_subvolume(path)
+        path.chmod(VOLUME_ROOT_MODE)
+        return None
+
+    def limit(self, path: Path, project: int | None, size: int) -> None:
+        if btrfs.usage(path).limit != size:
+            btrfs.set_limit(path, size)
+        found = btrfs.usage(path).limit
+        if found != size:
+            raise LimitError(f"{path}: the quota group is limited to {found} bytes, not {size}")
+
+    def usage(self, path: Path, project: int | None, size: int) -> Usage:
+        # btrfs answers statvfs(3) for the whole filesystem, so the group's numbers are used.
+        used = btrfs.usage(path).used
+        free = os.statvfs(path)
+        available = min(max(0, size - used), free.f_bavail * free.f_frsize)
+        return Usage(total=size, used=used, available=available)
+
+    def remove(self, path: Path) -> None:
+        try:
+            number = btrfs.subvolume_number(path) if btrfs.is_subvolume(path) else None
+        except FileNotFoundError:
+            return
+        if number is None:
+            shutil.rmtree(path)
+            return
+        try:
+            btrfs.delete_subvolume(path)
+        except OSError as error:
+            if error.errno != errno.ENOTEMPTY:
+                raise
+            shutil.rmtree(path)  # a user made subvolumes inside: rmdir(2) deletes emptied ones
+        btrfs.forget_group(path.parent, number)
+
+
+class ProjectIds:
+    """A durable allocator of project ids: no id is handed out twice, also after a crash.
+
+    The next id is on disk before this one is used. Every pool begins at a place of its own, and
+    an id that the filesystem knows already, for whatever reason, is passed over: other pools and
+    other programs use projects too.
+    """
+
+    _FIRST = 1 << 24
+    _LAST = (1 << 31) - 1
+    _mutex = threading.Lock()  # for all pools: two of them may be on one filesystem
+
+    def __init__(self, record: Path, pool_uuid: str) -> None:
+        self._record = record
+        self._start = self._FIRST + uuid.UUID(pool_uuid).int % (self._LAST - self._FIRST)
+
+    def allocate(self) -> int:
+        with self._mutex:
+            try:
+                number = int(read_record(self._record)["next"])
+            except FileNotFoundError:
+                number = self._start
+            for _ in range(1 << 16):
+                following = number + 1 if number < self._LAST else self._FIRST
+                known = quota.usage(self._record.parent, number)
+                if not (known.limit or known.used or known.inodes):
+                    write_record(self._record, {"next": following})
+                    return number
+                number = following
+        raise FailedPrecondition(f"{self._record.parent}: no free project id was found")
+
+
+def limiter_for(path: Path, fstype: str, pool_uuid: str) -> Limiter:
+    """Return how directories are limited on the filesystem `fstype` that holds the pool at `path`.
+
+    Quota groups of btrfs are switched on where they are off.
+    """
+    if fstype == "btrfs":
+        if not btrfs.quota_enabled(path):
+            btrfs.enable_quota(path)
+        return SubvolumeLimiter()
+    if fstype in {"xfs", "ext4"} and quota.enforces_projects(path):
+        return ProjectLimiter(ProjectIds(path / "projects.json", pool_uuid))
+    return NoLimiter()
+
+
+def limiter_name(path: Path, fstype: str) -> str | None:
+    """Return how directories are limited there now, without changing anything."""
+    if fstype == "btrfs":
+        return SubvolumeLimiter.name if btrfs.quota_enabled(path) else None
+    if fstype in {"xfs", "ext4"} and quota.enforces_projects(path):
+        return ProjectLimiter.name
+    return NoLimiter.name

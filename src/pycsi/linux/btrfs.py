@@ -1,0 +1,124 @@
+"""btrfs subvolumes and their size limits, through ioctls (<linux/btrfs.h>) and sysfs.
+
+A subvolume's quota group has the subvolume's own number, level 0. Its use is read from sysfs: the
+numbers in the quota tree are those of the last commit, sysfs has today's.
+"""
+
+import dataclasses
+import errno
+import fcntl
+import os
+import struct
+import uuid
+from pathlib import Path
+
+BTRFS_FIRST_FREE_OBJECTID = 256
+BTRFS_IOC_FS_INFO = 0x8400941F
+BTRFS_IOC_INO_LOOKUP = 0xD0009412
+BTRFS_IOC_QGROUP_CREATE = 0x4010942A
+BTRFS_IOC_QGROUP_LIMIT = 0x8030942B
+BTRFS_IOC_QUOTA_CTL = 0xC0109428
+BTRFS_IOC_SNAP_DESTROY = 0x5000940F
+BTRFS_IOC_SUBVOL_CREATE = 0x5000940E
+BTRFS_QGROUP_LIMIT_MAX_RFER = 1
+BTRFS_QUOTA_CTL_ENABLE = 1
+
+_FS_INFO = struct.Struct("=QQ16s992x")
+_INO_LOOKUP = struct.Struct("=QQ4080x")
+_QGROUP_CREATE = struct.Struct("=QQ")
+_QGROUP_LIMIT = struct.Struct("=QQQQQQ")
+_QUOTA_CTL = struct.Struct("=QQ")
+_VOL_ARGS = struct.Struct("=q4088s")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class GroupUsage:
+    """A quota group's limit on referenced bytes (0: none) and the bytes it refers to."""
+
+    limit: int
+    used: int
+
+
+def _ioctl(path: Path, request: int, argument: bytes) -> bytes:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        # A mutable buffer: immutable ones are limited to 1024 bytes, and these are larger.
+        buffer = bytearray(argument)
+        fcntl.ioctl(fd, request, buffer, True)
+        return bytes(buffer)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from None
+    finally:
+        os.close(fd)
+
+
+def create_subvolume(path: Path) -> None:
+    """Make an empty subvolume at `path`."""
+    _ioctl(path.parent, BTRFS_IOC_SUBVOL_CREATE, _VOL_ARGS.pack(0, os.fsencode(path.name)))
+
+
+def delete_subvolume(path: Path) -> None:
+    """Delete the subvolume at `path`; the kernel frees its blocks in the background.
+
+    ENOTEMPTY where another subvolume lies inside it.
+    """
+    _ioctl(path.parent, BTRFS_IOC_SNAP_DESTROY, _VOL_ARGS.pack(0, os.fsencode(path.name)))
+
+
+def is_subvolume(path: Path) -> bool:
+    """Tell whether the directory `path`, on btrfs, is the root of a subvolume."""
+    return path.lstat().st_ino == BTRFS_FIRST_FREE_OBJECTID
+
+
+def subvolume_number(path: Path) -> int:
+    """Return the number of the subvolume that holds `path`: also that of its quota group."""
+    argument = _INO_LOOKUP.pack(0, BTRFS_FIRST_FREE_OBJECTID)
+    number: int = _INO_LOOKUP.unpack(_ioctl(path, BTRFS_IOC_INO_LOOKUP, argument))[0]
+    return number
+
+
+def _groups(path: Path) -> Path:
+    _, _, fsid = _FS_INFO.unpack(_ioctl(path, BTRFS_IOC_FS_INFO, bytes(_FS_INFO.size)))
+    return Path(f"/sys/fs/btrfs/{uuid.UUID(bytes=fsid)}/qgroups")
+
+
+def quota_enabled(path: Path) -> bool:
+    """Tell whether quota groups are on in the filesystem that holds the directory `path`."""
+    return _groups(path).is_dir()
+
+
+def enable_quota(path: Path) -> None:
+    """Switch quota groups on in the filesystem that holds the directory `path`."""
+    _ioctl(path, BTRFS_IOC_QUOTA_CTL, _QUOTA_CTL.pack(BTRFS_QUOTA_CTL_ENABLE, 0))
+
+
+def set_limit(path: Path, limit: int) -> None:
+    """Limit what the subvolume that holds `path` may refer to, to `limit` bytes."""
+    argument = _QGROUP_LIMIT.pack(
+        subvolume_number(path), BTRFS_QGROUP_LIMIT_MAX_RFER, limit, 0, 0, 0
+    )
+    _ioctl(path, BTRFS_IOC_QGROUP_LIMIT, argument)
+
+
+def usage(path: Path) -> GroupUsage:
+    """Return limit and use of the subvolume that holds `path`."""
+    group = _groups(path) / f"0_{subvolume_number(path)}"
+    flags = int((group / "limit_flags").read_text(), 0)
+    limited = flags & BTRFS_QGROUP_LIMIT_MAX_RFER
+    return GroupUsage(
+        limit=int((group / "max_referenced").read_text()) if limited else 0,
+        used=int((group / "referenced").read_text()),
+    )
+
+
+def forget_group(path: Path, number: int) -> None:
+    """Remove the quota group of a deleted subvolume from the filesystem that holds `path`.
+
+    Newer kernels do so by themselves, and while the subvolume is still being freed they refuse;
+    a group that stays costs a line in a listing, so neither is an error.
+    """
+    try:
+        _ioctl(path, BTRFS_IOC_QGROUP_CREATE, _QGROUP_CREATE.pack(0, number))
+    except OSError as error:
+        if error.errno not in {errno.ENOENT, errno.EBUSY, errno.ENOTCONN, errno.EINVAL}:
+            raise

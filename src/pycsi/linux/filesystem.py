@@ -1,0 +1,172 @@
+"""Filesystems in image files: make, identify, check and grow them.
+
+ext4, XFS and btrfs. Making and checking run the filesystem's own programs; what is on an image is
+read from its superblock, and a mounted filesystem grows through its ioctl.
+"""
+
+import dataclasses
+import fcntl
+import os
+import struct
+import uuid
+from pathlib import Path
+
+from pycsi.linux import program
+
+BTRFS_IOC_RESIZE = 0x50009403
+EXT4_IOC_RESIZE_FS = 0x40086610
+XFS_IOC_FSGEOMETRY_V1 = 0x80705864
+XFS_IOC_FSGROWFSDATA = 0x4010586E
+
+MIB = 1024 * 1024
+
+_BTRFS_SUPERBLOCK = 64 * 1024
+_EXT_SUPERBLOCK = 1024
+_HEAD = _BTRFS_SUPERBLOCK + 4096
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Kind:
+    """What there is to know of one kind of filesystem.
+
+    `options` are the mkfs options that may be asked for: those that take a value map to True. None
+    of them can name another file or device. `minimum` is the least size in bytes.
+    """
+
+    programs: tuple[str, ...]
+    make: tuple[str, ...]
+    keep_blocks: tuple[str, ...]
+    options: dict[str, bool]
+    minimum: int
+
+
+KINDS = {
+    "ext4": Kind(
+        programs=("mkfs.ext4", "e2fsck", "resize2fs"),
+        # -m 0: the blocks that ext4 keeps for root are of no use in a volume.
+        make=("-F", "-q", "-m", "0"),
+        keep_blocks=("-E", "nodiscard"),
+        options=dict.fromkeys(("-b", "-C", "-E", "-g", "-G", "-i", "-I", "-m", "-N"), True)
+        | dict.fromkeys(("-O", "-r", "-T"), True),
+        minimum=16 * MIB,
+    ),
+    "xfs": Kind(
+        programs=("mkfs.xfs",),
+        make=("-f", "-q"),
+        keep_blocks=("-K",),
+        options=dict.fromkeys(("-b", "-d", "-i", "-l", "-m", "-n", "-s"), True) | {"-K": False},
+        minimum=300 * MIB,
+    ),
+    "btrfs": Kind(
+        programs=("mkfs.btrfs",),
+        make=("-f", "-q"),
+        keep_blocks=("-K",),
+        options=dict.fromkeys(("-d", "-m", "-n", "-s", "-O", "-R"), True)
+        | dict.fromkeys(("--csum", "--data", "--features", "--metadata", "--nodesize"), True)
+        | dict.fromkeys(("-K", "-M", "--mixed", "--nodiscard"), False),
+        minimum=128 * MIB,
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """What a superblock says: the kind, its UUID and its size in bytes."""
+
+    kind: str
+    uuid: uuid.UUID
+    size: int
+
+
+def missing_programs(kind: str) -> list[str]:
+    """Return the names of the programs that `kind` needs and that are not installed."""
+    return [name for name in KINDS[kind].programs if program.find(name) is None]
+
+
+def make(kind: str, image: Path, options: list[str], *, keep_blocks: bool = False) -> None:
+    """Make a filesystem that fills the file `image`.
+
+    With `keep_blocks` the blocks that the file has are not given back to its filesystem.
+    """
+    facts = KINDS[kind]
+    kept = facts.keep_blocks if keep_blocks else ()
+    program.run(f"mkfs.{kind}", *facts.make, *kept, *options, image)
+
+
+def identify(image: Path) -> Identity | None:
+    """Read the superblock in a file or device; None where there is no filesystem that we know."""
+    with image.open("rb") as file:
+        head = file.read(_HEAD)
+    if len(head) < _HEAD:
+        return None
+    return _identify_ext4(head) or _identify_xfs(head) or _identify_btrfs(head)
+
+
+def _identify_ext4(head: bytes) -> Identity | None:
+    block = head[_EXT_SUPERBLOCK : _EXT_SUPERBLOCK + 1024]
+    (magic,) = struct.unpack_from("<H", block, 0x38)
+    if magic != 0xEF53:
+        return None
+    low, log_size = (
+        struct.unpack_from("<I", block, 0x4)[0],
+        struct.unpack_from("<I", block, 0x18)[0],
+    )
+    incompatible, high = (struct.unpack_from("<I", block, at)[0] for at in (0x60, 0x150))
+    has_64_bit = 0x80
+    blocks = low | (high << 32 if incompatible & has_64_bit else 0)
+    return Identity(
+        kind="ext4", uuid=uuid.UUID(bytes=block[0x68:0x78]), size=blocks * (1024 << log_size)
+    )
+
+
+def _identify_xfs(head: bytes) -> Identity | None:
+    if head[:4] != b"XFSB":
+        return None
+    block_size, blocks = struct.unpack_from(">IQ", head, 4)
+    return Identity(kind="xfs", uuid=uuid.UUID(bytes=head[32:48]), size=block_size * blocks)
+
+
+def _identify_btrfs(head: bytes) -> Identity | None:
+    block = head[_BTRFS_SUPERBLOCK:]
+    if block[0x40:0x48] != b"_BHRfS_M":
+        return None
+    (size,) = struct.unpack_from("<Q", block, 0x70)
+    return Identity(kind="btrfs", uuid=uuid.UUID(bytes=block[0x20:0x30]), size=size)
+
+
+def check_ext4(image: Path) -> None:
+    """Check an unmounted ext4 in the file `image`, and mend what is safe to mend."""
+    mended = 1
+    program.run("e2fsck", "-f", "-p", image, ok=(0, mended))
+
+
+def grow_unmounted_ext4(image: Path) -> None:
+    """Make an unmounted ext4 fill the file `image`."""
+    check_ext4(image)
+    program.run("resize2fs", image)
+
+
+def grow_mounted(kind: str, mountpoint: Path, size: int) -> None:
+    """Make the filesystem mounted at `mountpoint` as large as its device, `size` bytes."""
+    fd = os.open(mountpoint, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        if kind == "ext4":
+            blocks = size // os.fstatvfs(fd).f_bsize
+            fcntl.ioctl(fd, EXT4_IOC_RESIZE_FS, struct.pack("=Q", blocks))
+        elif kind == "xfs":
+            _grow_xfs(fd, size)
+        else:
+            fcntl.ioctl(fd, BTRFS_IOC_RESIZE, bytearray(struct.pack("=q4088s", 0, b"max")), True)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, os.fspath(mountpoint)) from None
+    finally:
+        os.close(fd)
+
+
+def _grow_xfs(fd: int, size: int) -> None:
+    geometry = fcntl.ioctl(fd, XFS_IOC_FSGEOMETRY_V1, bytes(112))
+    words = struct.unpack_from("=8IQ", geometry)
+    block_size, inode_percent, blocks = words[0], words[7], words[8]
+    if size // block_size > blocks:
+        request = struct.pack("=QI4x", size // block_size, inode_percent)
+        fcntl.ioctl(fd, XFS_IOC_FSGROWFSDATA, request)

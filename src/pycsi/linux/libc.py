@@ -1,0 +1,44 @@
+"""System calls that Python's standard library does not have.
+
+The calls are made by number: the numbers above 400 are the same on every architecture, and the C
+library of an older distribution has no wrappers for them. Each call gets a prototype of its own
+when this package is imported; prototypes are never changed afterwards, so threads may share them.
+"""
+
+import ctypes
+import os
+from typing import Protocol
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Call(Protocol):
+    """One C function: its result, or `OSError` with errno and `path` where it fails."""
+
+    def __call__(self, *arguments: object, path: os.PathLike[str] | str | None = None) -> int: ...
+
+
+def function(name: str, *argtypes: type) -> Call:
+    """Return the C library's function `name`, which answers -1 and errno on failure."""
+    pointer = _libc[name]  # indexing makes a new object, so prototypes never clash
+    pointer.argtypes = argtypes
+    pointer.restype = ctypes.c_long if name == "syscall" else ctypes.c_int
+
+    def call(*arguments: object, path: os.PathLike[str] | str | None = None) -> int:
+        result: int = pointer(*arguments)
+        if result < 0:
+            errno = ctypes.get_errno()
+            raise OSError(errno, os.strerror(errno), None if path is None else os.fspath(path))
+        return result
+
+    return call
+
+
+def system_call(number: int, *argtypes: type) -> Call:
+    """Return the system call `number` as a function."""
+    enter = function("syscall", ctypes.c_long, *argtypes)
+
+    def call(*arguments: object, path: os.PathLike[str] | str | None = None) -> int:
+        return enter(number, *arguments, path=path)
+
+    return call

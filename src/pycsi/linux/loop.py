@@ -1,0 +1,208 @@
+"""Loop devices: a file as a block device (loop(4)).
+
+`attach` hands file, size and flags to the kernel in one `LOOP_CONFIGURE`: there is no moment at
+which a device exists half made. Needs Linux 5.8.
+"""
+
+import contextlib
+import ctypes
+import dataclasses
+import errno
+import fcntl
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+LOOP_CLR_FD = 0x4C01
+LOOP_CONFIGURE = 0x4C0A
+LOOP_CTL_GET_FREE = 0x4C82
+LOOP_GET_STATUS64 = 0x4C05
+LOOP_MAJOR = 7
+LOOP_SET_CAPACITY = 0x4C07
+LO_FLAGS_AUTOCLEAR = 4
+LO_FLAGS_DIRECT_IO = 16
+LO_FLAGS_READ_ONLY = 1
+
+_ATTEMPTS = 64
+_SYSFS = Path("/sys/block")
+
+
+class _LoopInfo64(ctypes.Structure):
+    """`struct loop_info64` of <linux/loop.h>."""
+
+    _fields_ = (
+        ("lo_device", ctypes.c_uint64),
+        ("lo_inode", ctypes.c_uint64),
+        ("lo_rdevice", ctypes.c_uint64),
+        ("lo_offset", ctypes.c_uint64),
+        ("lo_sizelimit", ctypes.c_uint64),
+        ("lo_number", ctypes.c_uint32),
+        ("lo_encrypt_type", ctypes.c_uint32),
+        ("lo_encrypt_key_size", ctypes.c_uint32),
+        ("lo_flags", ctypes.c_uint32),
+        ("lo_file_name", ctypes.c_char * 64),
+        ("lo_crypt_name", ctypes.c_char * 64),
+        ("lo_encrypt_key", ctypes.c_char * 32),
+        ("lo_init", ctypes.c_uint64 * 2),
+    )
+
+
+class _LoopConfig(ctypes.Structure):
+    """`struct loop_config` of <linux/loop.h>."""
+
+    _fields_ = (
+        ("fd", ctypes.c_uint32),
+        ("block_size", ctypes.c_uint32),
+        ("info", _LoopInfo64),
+        ("reserved", ctypes.c_uint64 * 8),
+    )
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class LoopDevice:
+    """A loop device that is bound to a file."""
+
+    number: int
+    readonly: bool
+    autoclear: bool
+
+    @property
+    def path(self) -> Path:
+        return Path(f"/dev/loop{self.number}")
+
+    @property
+    def device(self) -> int:
+        return os.makedev(LOOP_MAJOR, self.number)
+
+
+def _open(number: int, flags: int = os.O_RDWR) -> int:
+    path = Path(f"/dev/loop{number}")
+    # Where /dev is a private tmpfs (a container) nobody makes the nodes of new devices.
+    with contextlib.suppress(FileExistsError):
+        os.mknod(path, stat.S_IFBLK | 0o660, os.makedev(LOOP_MAJOR, number))
+    return os.open(path, flags | os.O_CLOEXEC)
+
+
+def _free_number() -> int:
+    control = os.open("/dev/loop-control", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        return fcntl.ioctl(control, LOOP_CTL_GET_FREE)
+    finally:
+        os.close(control)
+
+
+@contextlib.contextmanager
+def attach(
+    file: Path, *, readonly: bool = False, autoclear: bool = False, name: str = ""
+) -> Iterator[LoopDevice]:
+    """Bind a free loop device to `file`, with direct I/O where the file's filesystem can.
+
+    With `autoclear` the kernel frees the device when its last user has gone: the device lives
+    through the `with` block, and then as long as a filesystem on it is mounted. Otherwise it
+    stays until `detach`. `name` is shown by losetup(8).
+    """
+    backing = os.open(file, (os.O_RDONLY if readonly else os.O_RDWR) | os.O_CLOEXEC)
+    try:
+        number, device = _configure(backing, readonly, autoclear, name, file)
+    finally:
+        os.close(backing)
+    try:
+        yield LoopDevice(number=number, readonly=readonly, autoclear=autoclear)
+    finally:
+        os.close(device)
+
+
+def _configure(
+    backing: int, readonly: bool, autoclear: bool, name: str, file: Path
+) -> tuple[int, int]:
+    config = _LoopConfig()
+    config.fd = backing
+    config.info.lo_file_name = name.encode()[:63]
+    config.info.lo_flags = (
+        LO_FLAGS_DIRECT_IO
+        | (LO_FLAGS_READ_ONLY if readonly else 0)
+        | (LO_FLAGS_AUTOCLEAR if autoclear else 0)
+    )
+    for _ in range(_ATTEMPTS):
+        number = _free_number()
+        device = _open(number)
+        try:
+            fcntl.ioctl(device, LOOP_CONFIGURE, config)
+        except OSError as error:
+            os.close(device)
+            # The number was free a moment ago: somebody else took it, so ask again.
+            if error.errno != errno.EBUSY:
+                raise OSError(error.errno, error.strerror, os.fspath(file)) from None
+        else:
+            return number, device
+    raise OSError(errno.EBUSY, "every free loop device was taken by others", os.fspath(file))
+
+
+def find(file: Path) -> list[LoopDevice]:
+    """Return the loop devices that are bound to `file`.
+
+    The kernel's record of the path is only a hint, for it depends on the mount namespace; the
+    file's device and inode number decide.
+    """
+    try:
+        status = file.stat()
+    except FileNotFoundError:
+        return []
+    hint = f"/{file.parent.name}/{file.name}"
+    found = []
+    for entry in _SYSFS.glob("loop*/loop/backing_file"):
+        try:
+            if not entry.read_text().rstrip("\n").endswith(hint):
+                continue
+            number = int(entry.parts[-3].removeprefix("loop"))
+            info = _status(number)
+        except OSError as error:
+            if error.errno in {errno.ENXIO, errno.ENOENT, errno.ENODEV}:
+                continue  # detached since the listing
+            raise
+        if (info.lo_device, info.lo_inode) == (status.st_dev, status.st_ino):
+            found.append(
+                LoopDevice(
+                    number=number,
+                    readonly=bool(info.lo_flags & LO_FLAGS_READ_ONLY),
+                    autoclear=bool(info.lo_flags & LO_FLAGS_AUTOCLEAR),
+                )
+            )
+    return sorted(found, key=lambda device: device.number)
+
+
+def _status(number: int) -> _LoopInfo64:
+    info = _LoopInfo64()
+    device = _open(number, os.O_RDONLY)
+    try:
+        fcntl.ioctl(device, LOOP_GET_STATUS64, info)
+    finally:
+        os.close(device)
+    return info
+
+
+def set_capacity(device: LoopDevice) -> None:
+    """Make the device as large as its file is now."""
+    fd = _open(device.number)
+    try:
+        fcntl.ioctl(fd, LOOP_SET_CAPACITY)
+    finally:
+        os.close(fd)
+
+
+def forbid_discard(device: LoopDevice) -> None:
+    """Refuse discards on the device, which would give a fully allocated file's blocks back."""
+    (_SYSFS / f"loop{device.number}/queue/discard_max_bytes").write_text("0")
+
+
+def detach(device: LoopDevice) -> None:
+    """Free the device; while it is in use the kernel does so when its last user has gone."""
+    fd = _open(device.number, os.O_RDONLY)
+    try:
+        fcntl.ioctl(fd, LOOP_CLR_FD)
+    except OSError as error:
+        if error.errno != errno.ENXIO:  # ENXIO: not bound to a file, which is what we want
+            raise
+    finally:
+        os.close(fd)

@@ -1,0 +1,250 @@
+"""Mounts: what is mounted where (proc_pid_mountinfo(5)), and the system calls that change it.
+
+A mount is prepared detached, gets its attributes, and only then is attached by `move_mount`: there
+is no moment at which a read-only mount can be written to, and a crash leaves nothing attached.
+Needs Linux 5.12 (mount_setattr(2)).
+"""
+
+import contextlib
+import ctypes
+import dataclasses
+import os
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from pycsi.linux.libc import function, system_call
+
+AT_FDCWD = -100
+AT_EMPTY_PATH = 0x1000
+AT_SYMLINK_NOFOLLOW = 0x100
+FSCONFIG_CMD_CREATE = 6
+FSCONFIG_SET_FLAG = 0
+FSCONFIG_SET_STRING = 1
+FSMOUNT_CLOEXEC = 0x1
+FSOPEN_CLOEXEC = 0x1
+MNT_DETACH = 0x2
+MOUNT_ATTR_NOATIME = 0x10
+MOUNT_ATTR_NODEV = 0x4
+MOUNT_ATTR_NODIRATIME = 0x80
+MOUNT_ATTR_NOEXEC = 0x8
+MOUNT_ATTR_NOSUID = 0x2
+MOUNT_ATTR_NOSYMFOLLOW = 0x200000
+MOUNT_ATTR_RDONLY = 0x1
+MOUNT_ATTR_RELATIME = 0x0
+MOUNT_ATTR_STRICTATIME = 0x20
+MOUNT_ATTR__ATIME = 0x70
+MOVE_MOUNT_F_EMPTY_PATH = 0x4
+MOVE_MOUNT_T_EMPTY_PATH = 0x40
+OPEN_TREE_CLOEXEC = os.O_CLOEXEC
+OPEN_TREE_CLONE = 0x1
+UMOUNT_NOFOLLOW = 0x8
+
+ATTRIBUTES = {
+    "noatime": MOUNT_ATTR_NOATIME,
+    "nodev": MOUNT_ATTR_NODEV,
+    "nodiratime": MOUNT_ATTR_NODIRATIME,
+    "noexec": MOUNT_ATTR_NOEXEC,
+    "nosuid": MOUNT_ATTR_NOSUID,
+    "nosymfollow": MOUNT_ATTR_NOSYMFOLLOW,
+    "relatime": MOUNT_ATTR_RELATIME,
+    "ro": MOUNT_ATTR_RDONLY,
+    "strictatime": MOUNT_ATTR_STRICTATIME,
+}
+"""mount(8) options that belong to one mount, not to its filesystem, and their attribute bits."""
+
+DEFAULTS = frozenset({"atime", "defaults", "dev", "diratime", "exec", "rw", "suid", "symfollow"})
+"""mount(8) options that state what a new mount has anyway."""
+
+
+class _MountAttr(ctypes.Structure):
+    """`struct mount_attr` of mount_setattr(2)."""
+
+    _fields_ = (
+        ("attr_set", ctypes.c_uint64),
+        ("attr_clr", ctypes.c_uint64),
+        ("propagation", ctypes.c_uint64),
+        ("userns_fd", ctypes.c_uint64),
+    )
+
+
+_open_tree = system_call(428, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)
+_move_mount = system_call(
+    429, ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint
+)
+_fsopen = system_call(430, ctypes.c_char_p, ctypes.c_uint)
+_fsconfig = system_call(
+    431, ctypes.c_int, ctypes.c_uint, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_int
+)
+_fsmount = system_call(432, ctypes.c_int, ctypes.c_uint, ctypes.c_uint)
+_mount_setattr = system_call(
+    442,
+    ctypes.c_int,
+    ctypes.c_char_p,
+    ctypes.c_uint,
+    ctypes.POINTER(_MountAttr),
+    ctypes.c_size_t,
+)
+_umount2 = function("umount2", ctypes.c_char_p, ctypes.c_int)
+_syncfs = function("syncfs", ctypes.c_int)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Mount:
+    """One line of mountinfo. `root` is the part of the filesystem that is mounted at `target`."""
+
+    id: int
+    device: int
+    root: str
+    target: str
+    options: frozenset[str]
+    fstype: str
+    source: str
+    super_options: frozenset[str]
+
+    @property
+    def readonly(self) -> bool:
+        return "ro" in self.options
+
+
+_ESCAPE = re.compile(r"\\([0-7]{3})")
+
+
+def _unescape(field: str) -> str:
+    return _ESCAPE.sub(lambda match: chr(int(match[1], 8)), field) if "\\" in field else field
+
+
+def parse_mountinfo(text: str) -> list[Mount]:
+    """Parse the text of a mountinfo file; later lines lie over earlier ones."""
+    mounts = []
+    for line in text.splitlines():
+        left, _, right = line.partition(" - ")
+        number, _parent, device, root, target, options, *_ = left.split(" ")
+        fstype, source, super_options = right.split(" ", 2)
+        major, _, minor = device.partition(":")
+        mounts.append(
+            Mount(
+                id=int(number),
+                device=os.makedev(int(major), int(minor)),
+                root=_unescape(root),
+                target=_unescape(target),
+                options=frozenset(options.split(",")),
+                fstype=fstype,
+                source=_unescape(source),
+                super_options=frozenset(super_options.split(",")),
+            )
+        )
+    return mounts
+
+
+def mountinfo() -> list[Mount]:
+    """Return what this process sees mounted, in the order of mounting."""
+    text = Path("/proc/self/mountinfo").read_text(errors="surrogateescape")
+    return parse_mountinfo(text)
+
+
+def mount_of(fd: int) -> Mount:
+    """Return the mount through which `fd` was opened."""
+    fdinfo = Path(f"/proc/self/fdinfo/{fd}").read_text()
+    number = int(next(row.split()[1] for row in fdinfo.splitlines() if row.startswith("mnt_id:")))
+    for mount in mountinfo():
+        if mount.id == number:
+            return mount
+    raise FileNotFoundError(2, "no such mount; it was detached", f"mnt_id {number}")
+
+
+def attributes_of(options: Iterable[str]) -> int:
+    """Return the attribute bits of those `options` that are in `ATTRIBUTES`."""
+    bits = 0
+    for option in options:
+        bits |= ATTRIBUTES.get(option, 0)
+    return bits
+
+
+@contextlib.contextmanager
+def _closing(fd: int) -> Iterator[int]:
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _mount_setattr_fd(fd: int, bits: int, path: str) -> None:
+    # An access-time attribute is a value, not a flag: the old one has to be cleared with it.
+    clear = MOUNT_ATTR__ATIME if bits & (MOUNT_ATTR_NOATIME | MOUNT_ATTR_STRICTATIME) else 0
+    request = _MountAttr(bits, clear, 0, 0)
+    size = ctypes.sizeof(request)
+    _mount_setattr(fd, b"", AT_EMPTY_PATH, ctypes.byref(request), size, path=path)
+
+
+def _attach(mount: int, target: Path) -> None:
+    """Attach a detached mount at `target`, which must not be a symbolic link."""
+    with _closing(os.open(target, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)) as place:
+        flags = MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH
+        _move_mount(mount, b"", place, b"", flags, path=target)
+
+
+def bind(source: Path, target: Path, attributes: int = 0) -> None:
+    """Make `source` (a directory, file or device) visible at `target` with `MOUNT_ATTR_` bits."""
+    flags = OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_SYMLINK_NOFOLLOW
+    with _closing(_open_tree(AT_FDCWD, os.fsencode(source), flags, path=source)) as clone:
+        if attributes:
+            _mount_setattr_fd(clone, attributes, os.fspath(target))
+        _attach(clone, target)
+
+
+def mount(
+    fstype: str, source: Path, target: Path, options: Iterable[str] = (), attributes: int = 0
+) -> None:
+    """Mount the filesystem on the device `source` at `target` with mount(8) `options`.
+
+    `attributes` are `MOUNT_ATTR_` bits besides those that the options stand for. An option that the filesystem refuses is EINVAL; what the kernel says of the reason is in the
+    error's text, the option itself is not.
+    """
+    options = list(options)
+    with _closing(_fsopen(fstype.encode(), FSOPEN_CLOEXEC, path=source)) as context:
+        try:
+            _configure(context, source, options)
+        except OSError as error:
+            reason = _complaints(context) or error.strerror
+            raise OSError(error.errno, reason, os.fspath(source)) from None
+        bits = attributes | attributes_of(options)
+        with _closing(_fsmount(context, FSMOUNT_CLOEXEC, bits, path=source)) as mounted:
+            _attach(mounted, target)
+
+
+def _configure(context: int, source: Path, options: list[str]) -> None:
+    _fsconfig(context, FSCONFIG_SET_STRING, b"source", os.fsencode(source), 0)
+    for option in options:
+        if option in DEFAULTS or (option in ATTRIBUTES and option != "ro"):
+            continue
+        key, equals, value = option.partition("=")
+        if equals:
+            _fsconfig(context, FSCONFIG_SET_STRING, key.encode(), value.encode(), 0)
+        else:
+            _fsconfig(context, FSCONFIG_SET_FLAG, key.encode(), None, 0)
+    _fsconfig(context, FSCONFIG_CMD_CREATE, None, None, 0)
+
+
+def _complaints(context: int) -> str:
+    """Return what the kernel says of a failed configuration, without the options' own text."""
+    messages: list[str] = []
+    while True:
+        try:
+            line = os.read(context, 4096).decode(errors="replace").strip()
+        except OSError:
+            return "; ".join(messages)
+        kind, _, message = line.partition(" ")
+        if kind == "e" and "'" not in message and '"' not in message:
+            messages.append(message)
+
+
+def umount2(target: Path, flags: int = UMOUNT_NOFOLLOW) -> None:
+    """Detach the topmost mount at `target`; EBUSY while somebody uses it."""
+    _umount2(os.fsencode(target), flags, path=target)
+
+
+def syncfs(path: Path) -> None:
+    """Write the filesystem that holds `path` to its disk (syncfs(2))."""
+    with _closing(os.open(path, os.O_RDONLY | os.O_CLOEXEC)) as fd:
+        _syncfs(fd, path=path)

@@ -1,0 +1,49 @@
+"""Programs: the only way in which this driver starts another process."""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+_SAID = 400
+
+
+class ProgramError(Exception):
+    """A program was missing, failed or took too long; the text says which and what it said."""
+
+
+def find(name: str) -> Path | None:
+    """Return where on PATH the program `name` is, or None."""
+    found = shutil.which(name)
+    return Path(found) if found else None
+
+
+def run(name: str, *arguments: str | Path, ok: Sequence[int] = (0,), timeout: float = 600) -> str:
+    """Run a program without a shell and return what it printed; `ok` are good exit statuses.
+
+    `timeout` is in seconds; the program is killed when it has passed.
+    """
+    program = find(name)
+    if program is None:
+        raise ProgramError(f"{name} is not installed")
+    environment = {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C"}
+    try:
+        done = subprocess.run(
+            [program, *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            cwd="/",
+            timeout=timeout,
+            text=True,
+            errors="replace",
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise ProgramError(f"{name} did not end within {timeout:g} s") from None
+    if done.returncode not in ok:
+        said = " ".join(done.stdout.split())[-_SAID:]
+        raise ProgramError(f"{name} failed with exit status {done.returncode}: {said}")
+    return done.stdout

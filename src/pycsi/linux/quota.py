@@ -1,0 +1,134 @@
+"""Project quotas: a size limit on a directory tree of XFS or ext4 (quotactl(2)).
+
+Every file under a directory that carries a project id and the inherit flag counts towards that
+project. `quotactl_fd` needs no path of the block device, so it works in a container. Linux 5.14.
+"""
+
+import ctypes
+import dataclasses
+import errno
+import fcntl
+import os
+import struct
+from pathlib import Path
+
+from pycsi.linux.libc import system_call
+
+FS_DQ_BHARD = 1 << 3
+FS_DQ_BSOFT = 1 << 2
+FS_IOC_FSGETXATTR = 0x801C581F
+FS_IOC_FSSETXATTR = 0x401C5820
+FS_PROJ_QUOTA = 2
+FS_QUOTA_PDQ_ACCT = 1 << 4
+FS_QUOTA_PDQ_ENFD = 1 << 5
+FS_XFLAG_PROJINHERIT = 0x200
+PRJQUOTA = 2
+Q_XGETQSTATV = 0x5808
+Q_XGETQUOTA = 0x5803
+Q_XSETQLIM = 0x5804
+
+_BASIC_BLOCK = 512
+_FSXATTR = struct.Struct("=IIIII8x")
+_DISK_QUOTA = struct.Struct("=bbHIQQQQQQiiHHbbbbQQQiHh8s")
+
+_quotactl_fd = system_call(443, ctypes.c_int, ctypes.c_uint, ctypes.c_uint, ctypes.c_void_p)
+
+
+class _QuotaStatus(ctypes.Structure):
+    """The head of `struct fs_quota_statv` of <linux/dqblk_xfs.h>."""
+
+    _fields_ = (
+        ("qs_version", ctypes.c_int8),
+        ("qs_pad1", ctypes.c_uint8),
+        ("qs_flags", ctypes.c_uint16),
+        ("qs_rest", ctypes.c_uint8 * 252),
+    )
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ProjectUsage:
+    """A project's hard limit and use in bytes (0: no limit), and its number of inodes."""
+
+    limit: int
+    used: int
+    inodes: int
+
+
+def _command(command: int) -> int:
+    return command << 8 | PRJQUOTA
+
+
+def _with_fd(path: Path) -> int:
+    return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+
+
+def enforces_projects(path: Path) -> bool:
+    """Tell whether the filesystem that holds the directory `path` enforces project limits."""
+    status = _QuotaStatus(qs_version=1)
+    fd = _with_fd(path)
+    try:
+        _quotactl_fd(fd, _command(Q_XGETQSTATV), 0, ctypes.byref(status), path=path)
+    except OSError as error:
+        if error.errno in {errno.ENOSYS, errno.ESRCH, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM}:
+            return False
+        raise
+    finally:
+        os.close(fd)
+    wanted = FS_QUOTA_PDQ_ACCT | FS_QUOTA_PDQ_ENFD
+    return bool(status.qs_flags & wanted == wanted)
+
+
+def set_project(path: Path, project: int) -> None:
+    """Give the empty directory `path` a project id that everything made in it inherits."""
+    fd = _with_fd(path)
+    try:
+        flags, extent, extents, _, cow_extent = _FSXATTR.unpack(
+            fcntl.ioctl(fd, FS_IOC_FSGETXATTR, bytes(_FSXATTR.size))
+        )
+        new = _FSXATTR.pack(flags | FS_XFLAG_PROJINHERIT, extent, extents, project, cow_extent)
+        fcntl.ioctl(fd, FS_IOC_FSSETXATTR, new)
+    finally:
+        os.close(fd)
+
+
+def project_of(path: Path) -> int:
+    """Return the project id that new files in the directory `path` inherit; 0 where there is none."""
+    fd = _with_fd(path)
+    try:
+        flags, _, _, project, _ = _FSXATTR.unpack(
+            fcntl.ioctl(fd, FS_IOC_FSGETXATTR, bytes(_FSXATTR.size))
+        )
+    finally:
+        os.close(fd)
+    return project if flags & FS_XFLAG_PROJINHERIT else 0
+
+
+def set_limit(path: Path, project: int, limit: int) -> None:
+    """Limit what the project may hold to `limit` bytes; 0 takes the limit away."""
+    blocks = limit // _BASIC_BLOCK
+    fields: list[int] = [1, FS_PROJ_QUOTA, FS_DQ_BHARD | FS_DQ_BSOFT, project, blocks, blocks]
+    request = _DISK_QUOTA.pack(*fields, *[0] * 18, b"")
+    buffer = ctypes.create_string_buffer(request, _DISK_QUOTA.size)
+    fd = _with_fd(path)
+    try:
+        _quotactl_fd(fd, _command(Q_XSETQLIM), project, buffer, path=path)
+    finally:
+        os.close(fd)
+
+
+def usage(path: Path, project: int) -> ProjectUsage:
+    """Return limit and use of a project on the filesystem that holds the directory `path`."""
+    buffer = ctypes.create_string_buffer(_DISK_QUOTA.size)
+    fd = _with_fd(path)
+    try:
+        _quotactl_fd(fd, _command(Q_XGETQUOTA), project, buffer, path=path)
+    except OSError as error:
+        if error.errno in {errno.ENOENT, errno.ESRCH}:  # the kernel knows nothing of this id
+            return ProjectUsage(limit=0, used=0, inodes=0)
+        raise
+    finally:
+        os.close(fd)
+    fields = _DISK_QUOTA.unpack(buffer.raw)
+    return ProjectUsage(
+        limit=fields[4] * _BASIC_BLOCK, used=fields[8] * _BASIC_BLOCK, inodes=fields[9]
+    )

@@ -1,0 +1,199 @@
+"""What the driver talks about: requests, volumes and their sizes, and the records on disk."""
+
+import dataclasses
+import enum
+from collections.abc import Mapping
+from typing import Any, Self
+
+KIB = 1024
+MIB = 1024 * KIB
+GIB = 1024 * MIB
+
+BLOCK = 4 * KIB
+"""Every size is a whole number of these; a page, and the block of all three filesystems."""
+
+DEFAULT_SIZE = GIB
+"""The size of a volume for which none was asked."""
+
+
+class VolumeType(enum.StrEnum):
+    """What a volume is made of (StorageClass parameter `type`)."""
+
+    DIRECTORY = "directory"
+    IMAGE = "image"
+
+
+class Access(enum.StrEnum):
+    """How a volume is presented: a mounted filesystem or a raw block device."""
+
+    MOUNT = "mount"
+    BLOCK = "block"
+
+
+class Mode(enum.StrEnum):
+    """The access modes that data on one node can serve; the names are the specification's."""
+
+    SINGLE_NODE_WRITER = "SINGLE_NODE_WRITER"
+    SINGLE_NODE_READER_ONLY = "SINGLE_NODE_READER_ONLY"
+    SINGLE_NODE_SINGLE_WRITER = "SINGLE_NODE_SINGLE_WRITER"
+    SINGLE_NODE_MULTI_WRITER = "SINGLE_NODE_MULTI_WRITER"
+
+    @property
+    def one_target(self) -> bool:
+        """Whether a volume may be published at one target path only."""
+        return self is not Mode.SINGLE_NODE_MULTI_WRITER
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Capability:
+    """A volume capability. `mount_flags` may be sensitive and are never logged or shown."""
+
+    access: Access
+    mode: Mode
+    filesystem: str | None = None
+    mount_flags: tuple[str, ...] = ()
+
+    @property
+    def readonly(self) -> bool:
+        return self.mode is Mode.SINGLE_NODE_READER_ONLY
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        return cls(
+            access=Access(data["access"]),
+            mode=Mode(data["mode"]),
+            filesystem=data["filesystem"],
+            mount_flags=tuple(data["mount_flags"]),
+        )
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class CapacityRange:
+    """At least `required` and at most `limit` bytes; None where the request did not say."""
+
+    required: int | None = None
+    limit: int | None = None
+
+    def holds(self, size: int) -> bool:
+        return (self.required or 0) <= size and (self.limit is None or size <= self.limit)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What CreateVolume was asked for, kept so that a retry can be compared field by field."""
+
+    capabilities: tuple[Capability, ...]
+    capacity: CapacityRange | None = None
+    parameters: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        return cls(
+            capabilities=tuple(Capability.from_json(item) for item in data["capabilities"]),
+            capacity=None if data["capacity"] is None else CapacityRange(**data["capacity"]),
+            parameters=dict(data["parameters"]),
+        )
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Attachment:
+    """A controller publication: to which node, with which capability, read-only or not."""
+
+    node: str
+    capability: Capability
+    readonly: bool
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        return cls(
+            node=data["node"],
+            capability=Capability.from_json(data["capability"]),
+            readonly=data["readonly"],
+        )
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Volume:
+    """A volume, as its record says.
+
+    `capacity` is in bytes. `reason` says why the type was chosen. `filesystem` is the one on an
+    image, None for directories and raw block. `project` is the project id of a directory whose
+    limit is a project quota. `handle` is the orchestrator's id of an inline volume, None for all
+    others. `created` is in seconds since the epoch.
+    """
+
+    id: str
+    name: str
+    pool: str
+    pool_uuid: str
+    type: VolumeType
+    reason: str
+    access: Access
+    filesystem: str | None
+    capacity: int
+    enforced: bool
+    thick: bool
+    mkfs_options: tuple[str, ...]
+    request: Request
+    created: float
+    project: int | None = None
+    handle: str | None = None
+    attachment: Attachment | None = None
+
+    @property
+    def context(self) -> dict[str, str]:
+        """The volume context: the same for ever, and not needed to find the volume."""
+        return {
+            "pool": self.pool,
+            "poolUUID": self.pool_uuid,
+            "type": self.type.value,
+            "reason": self.reason,
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        fields = dict(data)
+        attachment = fields.pop("attachment")
+        return cls(
+            type=VolumeType(fields.pop("type")),
+            access=Access(fields.pop("access")),
+            mkfs_options=tuple(fields.pop("mkfs_options")),
+            request=Request.from_json(fields.pop("request")),
+            attachment=None if attachment is None else Attachment.from_json(attachment),
+            **fields,
+        )
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """What a volume holds: bytes, and inodes where its filesystem counts them."""
+
+    total: int
+    used: int | None = None
+    available: int | None = None
+    inodes: int | None = None
+    inodes_used: int | None = None
+    inodes_free: int | None = None
+
+
+def round_up(size: int) -> int:
+    """Return the least whole number of blocks that holds `size` bytes."""
+    return -(-size // BLOCK) * BLOCK
+
+
+def round_down(size: int) -> int:
+    """Return the largest whole number of blocks within `size` bytes, never negative."""
+    return max(0, size // BLOCK * BLOCK)
+
+
+def show(size: int) -> str:
+    """Return a size for people, such as `1.5 GiB`."""
+    value = float(size)
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if abs(value) < KIB:
+            return f"{value:.4g} {unit}"
+        value /= KIB
+    return f"{value:.4g} TiB"

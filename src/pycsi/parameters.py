@@ -1,0 +1,272 @@
+"""The StorageClass parameters, and the choice of what a volume is made of."""
+
+import dataclasses
+import re
+import shlex
+from collections.abc import Iterable, Mapping
+
+from pycsi.errors import FailedPrecondition, InvalidArgument, OutOfRange
+from pycsi.linux import filesystem, mount
+from pycsi.model import (
+    BLOCK,
+    DEFAULT_SIZE,
+    MIB,
+    Access,
+    Capability,
+    CapacityRange,
+    VolumeType,
+    round_down,
+    round_up,
+    show,
+)
+
+ORCHESTRATOR = "csi.storage.k8s.io/"
+"""The prefix of keys that the orchestrator adds; they describe, they do not decide."""
+
+DEFAULT_FILESYSTEM = "ext4"
+LARGEST = 2**63 - BLOCK
+SMALLEST = MIB
+"""The least size in bytes of a volume without a filesystem of its own."""
+
+_KEYS = ("pool", "type", "quota", "allocation", "mkfsOptions")
+_CHOICES = {
+    "type": ("directory", "image"),
+    "quota": ("required", "none"),
+    "allocation": ("thin", "thick"),
+}
+_MKFS_VALUE = re.compile(r"[A-Za-z0-9_^=,.:%+-]+")
+_MKFS_REACHES_OUT = re.compile(r"(?:^|,)(?:device|file|logdev|name|rtdev|offset)(?:=|,|$)")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Parameters:
+    """Checked parameters; None where the StorageClass does not say."""
+
+    pool: str | None = None
+    type: VolumeType | None = None
+    quota: str | None = None
+    allocation: str | None = None
+    mkfs_options: tuple[str, ...] = ()
+
+
+def parse(raw: Mapping[str, str], keys: Iterable[str] = _KEYS) -> Parameters:
+    """Check parameters; an unknown key, or one that is not in `keys`, is refused."""
+    allowed = tuple(keys)
+    own = {key: value for key, value in raw.items() if not key.startswith(ORCHESTRATOR)}
+    for key, value in own.items():
+        if key not in allowed:
+            raise InvalidArgument(f"unknown parameter {key!r}; there are {', '.join(allowed)}")
+        if key in _CHOICES and value not in _CHOICES[key]:
+            raise InvalidArgument(
+                f"parameter {key} is {value!r}; it can be {' or '.join(_CHOICES[key])}"
+            )
+    return Parameters(
+        pool=own.get("pool"),
+        type=VolumeType(own["type"]) if "type" in own else None,
+        quota=own.get("quota"),
+        allocation=own.get("allocation"),
+        mkfs_options=_split(own.get("mkfsOptions", "")),
+    )
+
+
+def _split(options: str) -> tuple[str, ...]:
+    try:
+        return tuple(shlex.split(options))
+    except ValueError as error:
+        raise InvalidArgument(f"parameter mkfsOptions: {error}") from None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Make:
+    """What a volume shall be made of, and why."""
+
+    type: VolumeType
+    reason: str
+    access: Access
+    filesystem: str | None
+    enforced: bool
+    thick: bool
+    mkfs_options: tuple[str, ...]
+
+    @property
+    def minimum(self) -> int:
+        """The least size in bytes."""
+        return filesystem.KINDS[self.filesystem].minimum if self.filesystem else SMALLEST
+
+
+def choose(wanted: Parameters, capabilities: Iterable[Capability], *, limiter: str | None) -> Make:
+    """Choose what to make of a request; `limiter` says how the pool limits directories, if it can.
+
+    Without capabilities (GetCapacity) a mounted volume is meant.
+    """
+    capabilities = tuple(capabilities)
+    access = _one({item.access for item in capabilities}, "access type") or Access.MOUNT
+    kind = _one({item.filesystem for item in capabilities} - {None}, "fs_type")
+    if access is Access.BLOCK:
+        make = _raw_block(wanted)
+    else:
+        type_, reason = _mounted_type(wanted, limiter)
+        if type_ is VolumeType.DIRECTORY:
+            make = _directory(wanted, reason, limiter)
+        else:
+            make = _image(wanted, reason, kind or DEFAULT_FILESYSTEM)
+    for item in capabilities:
+        check_mount_flags(item, make.type, thick=make.thick)
+    return make
+
+
+def _one(values: set[str | None] | set[Access], what: str) -> "str | None":
+    if len(values) > 1:
+        raise InvalidArgument(f"the capabilities name more than one {what}; a volume has one")
+    return next(iter(values), None)
+
+
+def _mounted_type(wanted: Parameters, limiter: str | None) -> tuple[VolumeType, str]:
+    if wanted.type:
+        return wanted.type, "asked for"
+    if wanted.quota == "none":
+        return VolumeType.DIRECTORY, "quota: none is for directories"
+    if wanted.allocation or wanted.mkfs_options:
+        return VolumeType.IMAGE, "allocation and mkfsOptions are for images"
+    if limiter:
+        return VolumeType.DIRECTORY, f"the pool limits directories by {limiter}"
+    return VolumeType.IMAGE, "the pool cannot limit the size of a directory"
+
+
+def _raw_block(wanted: Parameters) -> Make:
+    if wanted.type is VolumeType.DIRECTORY:
+        raise InvalidArgument("a directory cannot be a block device; use type: image, or none")
+    if wanted.mkfs_options:
+        raise InvalidArgument("a raw block volume is not formatted; leave mkfsOptions out")
+    return Make(
+        type=VolumeType.IMAGE,
+        reason="raw block needs an image",
+        access=Access.BLOCK,
+        filesystem=None,
+        enforced=True,
+        thick=_thick(wanted),
+        mkfs_options=(),
+    )
+
+
+def _directory(wanted: Parameters, reason: str, limiter: str | None) -> Make:
+    for key, value in (("allocation", wanted.allocation), ("mkfsOptions", wanted.mkfs_options)):
+        if value:
+            raise InvalidArgument(f"parameter {key} is for type: image, not for a directory")
+    if limiter is None and wanted.quota != "none":
+        raise InvalidArgument(
+            "this pool's filesystem cannot limit the size of a directory: mount it with prjquota "
+            "(XFS, ext4) or use btrfs; or use type: image; or accept that with quota: none"
+        )
+    return Make(
+        type=VolumeType.DIRECTORY,
+        reason=reason,
+        access=Access.MOUNT,
+        filesystem=None,
+        enforced=wanted.quota != "none",
+        thick=False,
+        mkfs_options=(),
+    )
+
+
+def _image(wanted: Parameters, reason: str, kind: str) -> Make:
+    if wanted.quota:
+        raise InvalidArgument("parameter quota is for type: directory; an image has its own size")
+    if kind not in filesystem.KINDS:
+        raise InvalidArgument(f"fs_type is {kind!r}; it can be {', '.join(filesystem.KINDS)}")
+    check_mkfs_options(kind, wanted.mkfs_options)
+    if missing := filesystem.missing_programs(kind):
+        raise FailedPrecondition(f"{kind}: {', '.join(missing)} not installed on this node")
+    return Make(
+        type=VolumeType.IMAGE,
+        reason=reason,
+        access=Access.MOUNT,
+        filesystem=kind,
+        enforced=True,
+        thick=_thick(wanted),
+        mkfs_options=wanted.mkfs_options,
+    )
+
+
+def _thick(wanted: Parameters) -> bool:
+    if wanted.quota:
+        raise InvalidArgument("parameter quota is for type: directory; an image has its own size")
+    return wanted.allocation == "thick"
+
+
+def check_mkfs_options(kind: str, words: Iterable[str]) -> None:
+    """Refuse mkfs options that could reach another file or device, and words that are none.
+
+    Whoever may create a volume is not thereby trusted with the node's files: `mkfs.ext4 -d /etc`
+    would copy them into the volume.
+    """
+    options = filesystem.KINDS[kind].options
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        option, equals, value = word.partition("=") if word.startswith("--") else (word, "", "")
+        if not word.startswith("--") and len(word) > 2:  # noqa: PLR2004  (-b4096)
+            option, equals, value = word[:2], "=", word[2:]
+        if option not in options:
+            raise InvalidArgument(
+                f"parameter mkfsOptions: {option!r} is not allowed for {kind}; "
+                f"there are {' '.join(sorted(options))}"
+            )
+        if options[option] and not equals:
+            value = rest.pop(0) if rest else ""
+        if options[option] != bool(value) or (value and not _MKFS_VALUE.fullmatch(value)):
+            raise InvalidArgument(f"parameter mkfsOptions: {option} has no value that it can take")
+        if value and _MKFS_REACHES_OUT.search(value):
+            raise InvalidArgument(f"parameter mkfsOptions: {option} may not name files or devices")
+
+
+_USERLAND = frozenset({"_netdev", "auto", "noauto", "nofail", "user", "nouser"})
+_NOT_OURS = frozenset(
+    {"bind", "loop", "move", "private", "rbind", "remount", "rprivate", "rshared", "rslave"}
+    | {"runbindable", "shared", "slave", "unbindable"}
+)
+
+
+def mount_options(flags: Iterable[str]) -> list[str]:
+    """Return the single options in mount flags, without those that only mount(8) itself reads."""
+    options = [option for flag in flags for option in flag.split(",") if option]
+    return [item for item in options if item not in _USERLAND and not item.startswith("x-")]
+
+
+def check_mount_flags(capability: Capability, type_: VolumeType, *, thick: bool) -> None:
+    """Refuse mount flags that this type of volume cannot honour.
+
+    A flag may be sensitive, so the message gives its position and not its text.
+    """
+    if capability.access is Access.BLOCK:
+        return
+    known = mount.ATTRIBUTES.keys() | mount.DEFAULTS
+    for number, option in enumerate(mount_options(capability.mount_flags), start=1):
+        where = f"mount flag {number}"
+        if option in _NOT_OURS:
+            raise InvalidArgument(f"{where} says how to mount, which is the driver's to decide")
+        if type_ is VolumeType.DIRECTORY and option not in known:
+            raise InvalidArgument(
+                f"{where} is for a filesystem of its own; a directory takes "
+                f"{', '.join(sorted(known))}; use type: image for others"
+            )
+        if thick and option.partition("=")[0] == "discard":
+            raise InvalidArgument(f"{where}: a thick volume is never discarded; use thin")
+
+
+def size_for(wanted: CapacityRange | None, minimum: int) -> int:
+    """Return the size in bytes for a capacity range, or `OutOfRange` where none fits.
+
+    That is the required size, or the default within the limit, rounded up to whole blocks and to
+    the least that the volume can be made of.
+    """
+    wanted = wanted or CapacityRange()
+    limit = LARGEST if wanted.limit is None else round_down(wanted.limit)
+    size = wanted.required if wanted.required is not None else min(DEFAULT_SIZE, limit)
+    size = max(round_up(size), minimum)
+    if size > limit:
+        raise OutOfRange(
+            f"no size fits: at least {show(size)} ({size} bytes: whole blocks of {BLOCK}, least "
+            f"{show(minimum)}), at most {limit} bytes; raise limit_bytes or change required_bytes"
+        )
+    return size

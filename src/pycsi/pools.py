@@ -1,0 +1,70 @@
+"""All pools of this process, and finding a volume among them."""
+
+from collections.abc import Iterable, Iterator
+
+from pycsi import ids
+from pycsi.config import DEFAULT_POOL
+from pycsi.errors import InvalidArgument, NotFound
+from pycsi.model import Volume
+from pycsi.pool import Pool
+
+
+class Pools:
+    """The open pools, by name."""
+
+    def __init__(self, pools: Iterable[Pool], node: str) -> None:
+        self.node = ids.segment(node)
+        self._pools = {pool.name: pool for pool in pools}
+
+    def __iter__(self) -> Iterator[Pool]:
+        return iter(self._pools.values())
+
+    def check(self) -> None:
+        """Raise `FailedPrecondition` unless every pool is there and the one it was."""
+        for pool in self._pools.values():
+            pool.check()
+
+    def default(self) -> Pool | None:
+        """Return the pool for requests that name none: `default`, or the only one."""
+        if len(self._pools) == 1:
+            return next(iter(self._pools.values()))
+        return self._pools.get(DEFAULT_POOL)
+
+    def named(self, name: str | None) -> Pool:
+        """Return the pool that a request names, or the default one."""
+        pool = self.default() if name is None else self._pools.get(name)
+        if pool is None:
+            there = ", ".join(sorted(self._pools))
+            wanted = f"there is no pool {name!r} on node {self.node}" if name else "no pool named"
+            raise InvalidArgument(f"{wanted}; set the parameter pool to one of: {there}")
+        return pool
+
+    def find(self, volume_id: str) -> tuple[Pool, Volume] | None:
+        """Return a volume and its pool, or None."""
+        for pool in self._pools.values():
+            if volume := pool.get(volume_id):
+                return pool, volume
+        return None
+
+    def elsewhere(self, volume_id: str) -> str | None:
+        """Return the node that an id names, if that is another one than this."""
+        node = ids.node_of(volume_id)
+        return node if node != self.node else None
+
+    def need(self, volume_id: str) -> tuple[Pool, Volume]:
+        """Return a volume and its pool, or raise `NotFound` that says where it would be."""
+        if found := self.find(volume_id):
+            return found
+        if node := self.elsewhere(volume_id):
+            raise NotFound(f"volume {volume_id} is on node {node}; this is node {self.node}")
+        raise NotFound(f"there is no volume {volume_id!r} on node {self.node}")
+
+    def volumes(self) -> list[Volume]:
+        """Return all volumes that the orchestrator created, ordered by id."""
+        every = [volume for pool in self._pools.values() for volume in pool.volumes()]
+        return sorted((item for item in every if item.handle is None), key=lambda item: item.id)
+
+    def filesystems(self) -> set[str]:
+        """Return the kinds of filesystem that there are images of."""
+        kinds = {volume.filesystem for pool in self for volume in pool.volumes()}
+        return {kind for kind in kinds if kind}

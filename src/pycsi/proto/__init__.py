@@ -1,0 +1,1 @@
+"""Stubs generated from csi.proto by `make proto`; not edited by hand."""

@@ -1,0 +1,139 @@
+"""Around every RPC: is it switched on, how did it end, one line in the log, one count.
+
+This is the only place where exceptions become status codes.
+"""
+
+import functools
+import itertools
+import os
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import grpc
+import structlog
+from google.protobuf.message import Message
+
+from pycsi.errors import ERRNO_CODES, CsiError, Unavailable, Unimplemented
+from pycsi.redaction import redacted
+
+log = structlog.get_logger()
+
+_IDENTIFYING = ("volume_id", "name", "node_id", "source_volume_id", "snapshot_id", "target_path")
+_ROUTINE = frozenset({"Probe"})
+"""Called every few seconds: a success is logged at debug level only."""
+
+_LONGEST_MESSAGE = 1024
+_DEBUG = 10
+_IDENTITY = "csi.v1.Identity"
+
+Method = Callable[[Any, grpc.ServicerContext], Any]
+
+
+class Observer(Protocol):
+    """Who counts RPCs: the method, the status code's name, and the seconds it took."""
+
+    def __call__(self, method: str, code: str, seconds: float) -> None: ...
+
+
+def status_of(error: Exception) -> tuple[grpc.StatusCode, str]:
+    """Return the status and message of whatever an RPC has raised; never UNKNOWN, never empty.
+
+    The message travels in a header, so it is cut where it is very long.
+    """
+    message = (str(error) or type(error).__name__)[:_LONGEST_MESSAGE]
+    if isinstance(error, CsiError):
+        return error.code, message
+    if isinstance(error, OSError) and error.errno in ERRNO_CODES:
+        return ERRNO_CODES[error.errno], message
+    return grpc.StatusCode.INTERNAL, message
+
+
+class Interceptor(grpc.ServerInterceptor):
+    """Wraps each method once; a call then costs two clock readings and a line."""
+
+    def __init__(
+        self, unimplemented: frozenset[str], ready: threading.Event, observe: Observer
+    ) -> None:
+        self._unimplemented = unimplemented
+        self._ready = ready
+        self._observe = observe
+        self._wrapped: dict[str, "grpc.RpcMethodHandler[Any, Any]"] = {}
+        self._prefix = os.urandom(4).hex()
+        self._numbers = itertools.count(1)
+
+    def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], "grpc.RpcMethodHandler[Any, Any] | None"],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> "grpc.RpcMethodHandler[Any, Any] | None":
+        path = handler_call_details.method
+        wrapped = self._wrapped.get(path)
+        if wrapped is None:
+            handler = continuation(handler_call_details)
+            if handler is None or handler.unary_unary is None:
+                return handler
+            wrapped = grpc.unary_unary_rpc_method_handler(
+                functools.partial(self._call, path, handler.unary_unary),
+                request_deserializer=handler.request_deserializer,
+                response_serializer=handler.response_serializer,
+            )
+            self._wrapped[path] = wrapped
+        return wrapped
+
+    def _call(
+        self, path: str, method: Method, request: Message, context: grpc.ServicerContext
+    ) -> Message:
+        service, _, name = path.lstrip("/").partition("/")
+        start = time.perf_counter()
+        failure: Exception | None = None
+        code, message = grpc.StatusCode.OK, ""
+        try:
+            self._admit(service, name)
+            response: Message = method(request, context)
+        except Exception as error:  # noqa: BLE001  (the boundary: everything becomes a status)
+            failure = error
+            code, message = status_of(error)
+        seconds = time.perf_counter() - start
+        self._observe(name, code.name, seconds)
+        self._log(name, request, code, message, seconds, failure)
+        if failure is not None:
+            context.abort(code, message)
+        return response
+
+    def _admit(self, service: str, name: str) -> None:
+        if name in self._unimplemented:
+            raise Unimplemented(f"{name} is not among the capabilities of this driver's mode")
+        if service != _IDENTITY and not self._ready.is_set():
+            raise Unavailable("the driver is starting; try again")
+
+    def _log(
+        self,
+        name: str,
+        request: Message,
+        code: grpc.StatusCode,
+        message: str,
+        seconds: float,
+        failure: Exception | None,
+    ) -> None:
+        fields: dict[str, Any] = {
+            field: value[:_LONGEST_MESSAGE]
+            for field in _IDENTIFYING
+            if (value := getattr(request, field, ""))
+        }
+        fields |= {
+            "code": code.name,
+            "duration_ms": round(seconds * 1000, 3),
+            "request_id": f"{self._prefix}-{next(self._numbers)}",
+        }
+        if message:
+            fields["error"] = message
+        if log.is_enabled_for(_DEBUG):
+            fields["request"] = redacted(request)
+        if code is grpc.StatusCode.INTERNAL:
+            log.error(name, exc_info=failure, **fields)
+        elif code is grpc.StatusCode.OK and name in _ROUTINE:
+            log.debug(name, **fields)
+        else:
+            log.info(name, **fields)

@@ -1,0 +1,136 @@
+"""The process: open the pools, serve the services on a unix socket, stop cleanly on SIGTERM."""
+
+import contextlib
+import os
+import signal
+import socket
+import stat
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import grpc
+import structlog
+
+from pycsi import __version__
+from pycsi.capabilities import advertised
+from pycsi.config import Config, ConfigError, DriverMode
+from pycsi.controller import Controller
+from pycsi.identity import Identity
+from pycsi.locks import Locks
+from pycsi.metrics import Metrics
+from pycsi.node import Node
+from pycsi.pool import Pool
+from pycsi.pools import Pools
+from pycsi.proto import csi_pb2_grpc
+from pycsi.rpc import Interceptor, Observer
+from pycsi.topology import NodeFacts
+
+log = structlog.get_logger()
+
+WORKERS = 64
+"""Threads for RPCs. A copy may hold one for minutes, and Probe must never wait for it."""
+
+PATIENCE = 300.0
+"""Seconds that a stopping driver gives to RPCs that are under way."""
+
+
+def serve(config: Config) -> None:
+    """Serve until SIGTERM or SIGINT. `ConfigError` where the configuration cannot work."""
+    os.umask(0o077)  # before any thread: what this process makes is private unless it says so
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    with contextlib.ExitStack() as opened:
+        opened.enter_context(_claimed(config.socket))
+        pools = []
+        if config.mode is not DriverMode.CONTROLLER:
+            for pool_config in config.pools:
+                pool = Pool(pool_config)
+                opened.callback(pool.close)
+                pools.append(pool)
+        ready = threading.Event()
+        server = _build(config, Pools(pools, config.node_id), ready)
+        _bind(server, config.socket)
+        server.start()
+        try:
+            for pool in pools:
+                pool.recover()
+            ready.set()
+            log.info(
+                "serving", endpoint=f"unix://{config.socket}", mode=config.mode, version=__version__
+            )
+            stop.wait()
+            log.info("stopping: finishing what is under way")
+        finally:
+            server.stop(PATIENCE).wait()
+
+
+def _build(config: Config, pools: Pools, ready: threading.Event) -> grpc.Server:
+    says = advertised(config.mode, attach=config.attach)
+    node = NodeFacts(
+        id=config.node_id,
+        topology_key=f"topology.{config.driver_name}/node",
+        max_volumes=config.max_volumes,
+    )
+    locks = Locks()
+    server = grpc.server(
+        ThreadPoolExecutor(WORKERS, thread_name_prefix="rpc"),
+        interceptors=[Interceptor(says.unimplemented, ready, _observer(config, pools))],
+    )
+    identity = Identity(config.driver_name, says, pools, ready)
+    controller = Controller(says, pools, locks, node)
+    csi_pb2_grpc.add_IdentityServicer_to_server(identity, server)  # type: ignore[no-untyped-call]
+    csi_pb2_grpc.add_ControllerServicer_to_server(controller, server)  # type: ignore[no-untyped-call]
+    csi_pb2_grpc.add_NodeServicer_to_server(Node(says, pools, locks, node), server)  # type: ignore[no-untyped-call]
+    return server
+
+
+def _observer(config: Config, pools: Pools) -> Observer:
+    if config.metrics is None:
+        return lambda _method, _code, _seconds: None
+    metrics = Metrics(pools)
+    host, port = config.metrics
+    try:
+        metrics.serve(host, port)
+    except OSError as error:
+        raise ConfigError(f"--metrics-address {host}:{port}: {error.strerror}") from None
+    return metrics.observe
+
+
+def _bind(server: grpc.Server, path: Path) -> None:
+    try:
+        server.add_insecure_port(f"unix://{path}")
+    except RuntimeError:
+        raise ConfigError(f"--endpoint: cannot listen on {path}; see the log above") from None
+
+
+@contextlib.contextmanager
+def _claimed(path: Path) -> Iterator[None]:
+    """Make sure that nobody serves at `path`; remove a dead socket before and our own after."""
+    if not path.parent.is_dir():
+        raise ConfigError(f"--endpoint: the directory {path.parent} does not exist; create it")
+    with contextlib.suppress(FileNotFoundError):
+        if not stat.S_ISSOCK(path.lstat().st_mode):
+            raise ConfigError(f"--endpoint: {path} exists and is no socket; remove it")
+        if _answers(path):
+            raise ConfigError(f"--endpoint: another driver serves on {path}; stop it first")
+        path.unlink()
+    try:
+        yield
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            path.unlink()
+
+
+def _answers(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(5)
+        try:
+            probe.connect(os.fspath(path))
+        except TimeoutError:
+            return True
+        except OSError:
+            return False
+    return True

@@ -1,0 +1,249 @@
+"""Stage and publish on this node: compare with what the kernel has mounted, then act.
+
+What is mounted is always read from the kernel. Only the arguments of a call, which the kernel does
+not keep, are noted beside the volume, so that a call with other arguments can be told from a
+repeated one. A note is written before its mount and means nothing without it.
+"""
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Self
+
+from pycsi.backends import Backend
+from pycsi.errors import AlreadyExists, FailedPrecondition, InvalidArgument
+from pycsi.linux.mount import Mount, mountinfo, umount2
+from pycsi.model import Capability, Mode
+from pycsi.store import RecordError, read_record, write_record
+
+_NOTES = "node.json"
+_LONGEST_PATH = 4095
+
+
+def resolved(text: str, field: str) -> Path:
+    """Return a path of the orchestrator's as the kernel lists it: its parent without links."""
+    if "\0" in text or len(os.fsencode(text)) > _LONGEST_PATH:
+        raise InvalidArgument(f"{field} holds a NUL byte or is over {_LONGEST_PATH} bytes long")
+    path = Path(text)
+    if not path.is_absolute() or ".." in path.parts or path == Path("/"):
+        raise InvalidArgument(f"{field} {text!r}: give an absolute path without '..'")
+    return Path(os.path.realpath(path.parent)) / path.name
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Note:
+    """The arguments of the call that staged or published a volume at a path."""
+
+    arguments: str
+    mode: Mode
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Self:
+        return cls(arguments=data["arguments"], mode=Mode(data["mode"]))
+
+
+class Notes:
+    """What has been staged and published of one volume, by path."""
+
+    def __init__(self, place: Path) -> None:
+        self._record = place / _NOTES
+        try:
+            data = read_record(self._record)
+        except (FileNotFoundError, RecordError):
+            data = {"staged": {}, "published": {}}
+        self.staged = {path: Note.from_json(note) for path, note in data["staged"].items()}
+        self.published = {path: Note.from_json(note) for path, note in data["published"].items()}
+
+    def save(self) -> None:
+        data = {
+            "staged": {path: dataclasses.asdict(note) for path, note in self.staged.items()},
+            "published": {path: dataclasses.asdict(note) for path, note in self.published.items()},
+        }
+        write_record(self._record, data, durable=False)
+
+
+class Staging:
+    """The node's side of one volume. Callers hold the volume's lock."""
+
+    def __init__(self, backend: Backend) -> None:
+        self.backend = backend
+        self.notes = Notes(backend.place)
+        self._id = backend.volume.id
+
+    # What there is
+
+    def _published(self) -> set[str]:
+        """Return the targets at which the volume is published now."""
+        return {item.target for item in self.backend.mounts()} & self.notes.published.keys()
+
+    def in_use(self) -> str | None:
+        """Return where the volume is in use, or None where nothing keeps it from being deleted."""
+        for item in self.backend.mounts():
+            return item.target
+        for path in self.notes.staged:
+            if self.backend.is_staged(Path(path)):
+                return path
+        return None
+
+    def holds(self, path: Path) -> bool:
+        """Tell whether the volume is staged or published at `path`."""
+        if any(item.target == str(path) for item in self.backend.mounts()):
+            return True
+        return str(path) in self.notes.staged and self.backend.is_staged(path)
+
+    # Changing it
+
+    def ensure_staged(self, path: Path, capability: Capability, arguments: str) -> None:
+        """Stage the volume at `path`, or find that it is, with these arguments."""
+        note = self.notes.staged.get(str(path))
+        if note and self.backend.is_staged(path):
+            if note.arguments != arguments:
+                raise AlreadyExists(
+                    f"volume {self._id} is staged at {path} with another capability or context; "
+                    "unstage it first"
+                )
+            return
+        self._refuse_foreign(path)
+        if not path.is_dir() or path.is_symlink():
+            raise FailedPrecondition(f"staging_target_path {path} is not a directory; create it")
+        self.notes.staged[str(path)] = Note(arguments=arguments, mode=capability.mode)
+        self.notes.save()
+        self.backend.stage(path, capability)
+
+    def ensure_unstaged(self, path: Path) -> None:
+        """Undo what staging at `path` did; nothing is fine."""
+        if targets := self._published():
+            raise FailedPrecondition(
+                f"volume {self._id} is still published at {min(targets)}; unpublish it first"
+            )
+        self._unmount(path)
+        if self.notes.staged.pop(str(path), None):
+            self.notes.save()
+        if not any(self.backend.is_staged(Path(other)) for other in self.notes.staged):
+            self.backend.release()
+
+    def ensure_published(
+        self,
+        target: Path,
+        capability: Capability,
+        arguments: str,
+        *,
+        readonly: bool,
+        source: Path | None,
+    ) -> None:
+        """Publish the volume at `target`, or find that it is, with these arguments.
+
+        `source` is where it is staged; None for an inline volume, which is mounted at its target.
+        """
+        published = self._published()
+        if self._is_repeated(target, capability.mode, arguments, published):
+            return
+        if source and not (str(source) in self.notes.staged and self.backend.is_staged(source)):
+            raise FailedPrecondition(
+                f"volume {self._id} is not staged at {source}; call NodeStageVolume first"
+            )
+        self._refuse_foreign(target)
+        # Notes of targets that a reboot or somebody else has unmounted say nothing any more.
+        for path in self.notes.published.keys() - published:
+            if not os.path.lexists(path):
+                del self.notes.published[path]
+        self.notes.published[str(target)] = Note(arguments=arguments, mode=capability.mode)
+        self.notes.save()
+        with self._target(target):
+            if source:
+                self.backend.publish(source, target, capability, readonly=readonly)
+            else:
+                self.backend.stage(target, capability, readonly=readonly)
+
+    def _is_repeated(self, target: Path, mode: Mode, arguments: str, published: set[str]) -> bool:
+        """Follow the specification's table for a second NodePublishVolume."""
+        if str(target) in published:
+            if self.notes.published[str(target)].arguments != arguments:
+                raise AlreadyExists(
+                    f"volume {self._id} is published at {target} with another capability, "
+                    "readonly flag or context; unpublish it first"
+                )
+            return True
+        if published and (
+            mode.one_target or any(self.notes.published[path].mode.one_target for path in published)
+        ):
+            raise FailedPrecondition(
+                f"volume {self._id} is published at {min(published)}, and {mode} allows one "
+                "target only; unpublish it there first"
+            )
+        return False
+
+    def ensure_unpublished(self, target: Path) -> None:
+        """Undo what publishing at `target` did, and remove the target; nothing is fine."""
+        self._unmount(target)
+        self.backend.withdraw()
+        if str(target) in self.notes.published:
+            _remove_target(target)
+            del self.notes.published[str(target)]
+            self.notes.save()
+
+    @contextlib.contextmanager
+    def _target(self, target: Path) -> Iterator[None]:
+        """Make the target; take it away again if publishing fails."""
+        made = _make_target(target, is_file=self.backend.target_is_file)
+        try:
+            yield
+        except BaseException:
+            self.backend.withdraw()
+            if made:
+                _remove_target(target)
+            raise
+
+    def _refuse_foreign(self, path: Path) -> None:
+        for item in mountinfo():
+            if item.target == str(path):
+                raise FailedPrecondition(
+                    f"{path}: something else is mounted there ({item.fstype} {item.source}); "
+                    "unmount it"
+                )
+
+    def _unmount(self, path: Path) -> None:
+        while mounted := _topmost(path):
+            if mounted.id not in {item.id for item in self.backend.mounts()}:
+                raise FailedPrecondition(
+                    f"{path}: something else is mounted there ({mounted.fstype} "
+                    f"{mounted.source}); unmount it"
+                )
+            umount2(path)
+
+
+def _topmost(path: Path) -> Mount | None:
+    found = [item for item in mountinfo() if item.target == str(path)]
+    return found[-1] if found else None
+
+
+def _make_target(target: Path, *, is_file: bool) -> bool:
+    """Make a directory, or a file for a device, at `target`; return False where it was there."""
+    if not target.parent.is_dir():
+        raise FailedPrecondition(f"target_path: {target.parent} does not exist; create it")
+    try:
+        if is_file:
+            os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+        else:
+            target.mkdir(mode=0o750)
+    except FileExistsError:
+        fits = target.is_file() if is_file else target.is_dir() and not any(target.iterdir())
+        if not fits or target.is_symlink():
+            kind = "a file" if is_file else "an empty directory"
+            raise FailedPrecondition(f"target_path {target} exists and is not {kind}") from None
+        return False
+    return True
+
+
+def _remove_target(target: Path) -> None:
+    """Remove an unmounted target: a directory only while it is empty, a file only while it is."""
+    with contextlib.suppress(FileNotFoundError):
+        status = target.lstat()
+        if target.is_dir() and not target.is_symlink():
+            target.rmdir()
+        elif status.st_size == 0 and target.is_file():
+            target.unlink()
+        else:
+            raise FailedPrecondition(f"target_path {target} is not what was made there; remove it")

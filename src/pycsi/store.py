@@ -1,0 +1,77 @@
+"""Durable records: what is on disk when a function here has returned survives a power cut.
+
+A record is a small JSON file with a `schema` number. It is written aside, synchronised, and renamed
+over the old one, so a reader sees the old or the new one, never a part.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+SCHEMA = 1
+
+MIGRATIONS: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
+"""For each schema number before `SCHEMA`, the step that makes a record of the next one."""
+
+
+class RecordError(Exception):
+    """A record cannot be read: damaged, or written by a newer version."""
+
+
+def sync_directory(path: Path) -> None:
+    """Make the names in the directory `path` durable."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def write_record(path: Path, data: Mapping[str, Any], *, durable: bool = True) -> None:
+    """Write a record, replacing what was there.
+
+    Without `durable` it survives the end of this process but not a power cut: enough for what
+    describes mounts, which a power cut ends too.
+    """
+    aside = path.with_name(f".{path.name}.new")
+    fd = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with os.fdopen(fd, "w", encoding="utf-8") as file:
+        json.dump({"schema": SCHEMA, **data}, file, separators=(",", ":"))
+        if durable:
+            file.flush()
+            os.fsync(fd)
+    aside.rename(path)
+    if durable:
+        sync_directory(path.parent)
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Read a record and bring it to today's schema; `FileNotFoundError` where there is none."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        schema = data.pop("schema")
+        while schema < SCHEMA:
+            data = MIGRATIONS[schema](data)
+            schema += 1
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RecordError(f"{path} is damaged: {error}") from error
+    if schema > SCHEMA:
+        raise RecordError(f"{path} has schema {schema}, newer than this version's {SCHEMA}")
+    return dict(data)
+
+
+def publish(building: Path, place: Path) -> None:
+    """Rename a finished directory to its final name; it exists, whole, when this returns."""
+    building.rename(place)
+    sync_directory(place.parent)
+    sync_directory(building.parent)
+
+
+def remove_tree(path: Path) -> None:
+    """Delete a directory tree of ours without following links; absent is fine."""
+    with contextlib.suppress(FileNotFoundError):
+        shutil.rmtree(path)

@@ -1,0 +1,86 @@
+"""What Controller and Node both do to a volume. Callers hold the volume's lock."""
+
+import time
+
+from pycsi import parameters
+from pycsi.errors import FailedPrecondition, InvalidArgument, OutOfRange
+from pycsi.model import Capability, CapacityRange, Request, Volume, VolumeType
+from pycsi.pool import Pool
+from pycsi.staging import Staging
+
+
+def new_volume(
+    pool: Pool,
+    make: parameters.Make,
+    wanted: Request,
+    *,
+    volume_id: str,
+    name: str,
+    size: int,
+    handle: str | None = None,
+) -> Volume:
+    """Return the record of a volume that is still to be made."""
+    return Volume(
+        id=volume_id,
+        name=name,
+        pool=pool.name,
+        pool_uuid=pool.uuid,
+        type=make.type,
+        reason=make.reason,
+        access=make.access,
+        filesystem=make.filesystem,
+        capacity=size,
+        enforced=make.enforced,
+        thick=make.thick,
+        mkfs_options=make.mkfs_options,
+        request=wanted,
+        created=time.time(),
+        handle=handle,
+    )
+
+
+def delete(pool: Pool, volume: Volume) -> None:
+    """Delete a volume that nobody uses. The caller holds its lock."""
+    if volume.attachment:
+        raise FailedPrecondition(
+            f"volume {volume.id} is attached to node {volume.attachment.node}; detach it first"
+        )
+    staging = Staging(pool.backend(volume))
+    if where := staging.in_use():
+        raise FailedPrecondition(
+            f"volume {volume.id} is in use at {where}; unpublish and unstage it first"
+        )
+    staging.backend.release()
+    pool.delete(volume)
+
+
+def expand(pool: Pool, volume: Volume, wanted: CapacityRange) -> Volume:
+    """Make a volume as large as `wanted` says; it stays as it is where it is large enough."""
+    size = max(volume.capacity, parameters.size_for(wanted, 0) if wanted.required else 0)
+    if not wanted.holds(size):
+        raise OutOfRange(
+            f"volume {volume.id} would have {size} bytes, over limit_bytes {wanted.limit}; a "
+            "volume cannot shrink"
+        )
+    # Also where the size is right already: an earlier call may have ended half way.
+    return pool.resize(volume, size)
+
+
+def check_fits(
+    volume: Volume, wanted: Capability, refusal: type[InvalidArgument | FailedPrecondition]
+) -> None:
+    """Raise `refusal` where a volume cannot be used with a capability."""
+    if wanted.access is not volume.access:
+        raise refusal(f"volume {volume.id} is a {volume.access} volume, not {wanted.access}")
+    if (
+        volume.type is VolumeType.IMAGE
+        and wanted.filesystem
+        and wanted.filesystem != volume.filesystem
+    ):
+        raise refusal(
+            f"volume {volume.id} has {volume.filesystem}, not {wanted.filesystem}; change fs_type"
+        )
+    try:
+        parameters.check_mount_flags(wanted, volume.type, thick=volume.thick)
+    except InvalidArgument as error:
+        raise refusal(str(error)) from None
