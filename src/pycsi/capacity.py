@@ -1,4 +1,4 @@
-"""How much a pool can still promise. One function serves GetCapacity, CreateVolume and expansion."""
+"""How much a pool can still promise: for GetCapacity, CreateVolume and expansion alike."""
 
 import dataclasses
 

@@ -69,7 +69,7 @@ def main() -> None:
     default="info",
     show_default=True,
 )
-def serve(  # noqa: PLR0913
+def serve(
     *,
     endpoint: str | None,
     node_id: str,

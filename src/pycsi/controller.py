@@ -52,7 +52,7 @@ class Controller(csi_pb2_grpc.ControllerServicer):
         volume_id = ids.object_id(name, self._node.id)
         with self._locks.hold(volume_id):
             if found := self._pools.find(volume_id):
-                pool, volume = found
+                _, volume = found
                 self._compare(volume, wanted, request)
             else:
                 volume = self._create(volume_id, name, wanted, request)
@@ -65,7 +65,7 @@ class Controller(csi_pb2_grpc.ControllerServicer):
             for field, same in (
                 ("capacity_range", _same_size(volume, wanted)),
                 ("volume_capabilities", _same_capabilities(volume, wanted)),
-                ("parameters", _own(volume.request) == _own(wanted)),
+                ("parameters", _deciding(volume) == parameters.deciding(wanted.parameters)),
                 ("mutable_parameters", not request.mutable_parameters),
                 ("volume_content_source", not request.HasField("volume_content_source")),
                 ("accessibility_requirements", self._reachable(request)),
@@ -287,12 +287,8 @@ def _same_capabilities(volume: Volume, wanted: Request) -> bool:
     return set(volume.request.capabilities) == set(wanted.capabilities)
 
 
-def _own(request: Request) -> dict[str, str]:
-    return {
-        key: value
-        for key, value in request.parameters.items()
-        if not key.startswith(parameters.ORCHESTRATOR)
-    }
+def _deciding(volume: Volume) -> dict[str, str]:
+    return parameters.deciding(volume.request.parameters)
 
 
 def _attached_to(volume: Volume) -> list[str]:

@@ -1,7 +1,7 @@
 """What an RPC may answer instead of its response.
 
 An error is raised where the fault is found and carries its status code; `rpc.py` turns it into a
-gRPC status, and nothing else does. Messages say what was wanted, what was found, and what to change.
+gRPC status, and nothing else does. Messages say what was wanted, what was found, what to change.
 """
 
 import errno

@@ -1,16 +1,17 @@
 """Pools and volumes for people: read from the disk and the kernel, without asking the driver."""
 
-import datetime
+import datetime as dt
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from pycsi.backends.choice import backend_for
 from pycsi.config import PoolConfig
-from pycsi.limits import NoLimiter, limiter_for, limiter_name
+from pycsi.layout import Layout
+from pycsi.limits import Limiter, NoLimiter, limiter_for, limiter_name
 from pycsi.linux import mount
 from pycsi.model import Volume, show
-from pycsi.pool import Layout, capacity_of
+from pycsi.pool import capacity_of
 from pycsi.staging import Staging
 from pycsi.store import RecordError, read_record
 
@@ -76,9 +77,9 @@ def volumes(configs: Sequence[PoolConfig]) -> list[dict[str, Any]]:
         layout, record, found = _read(config)
         ground = _ground(config)
         limited = limiter_name(config.path, ground.fstype)
-        limiter = (
-            limiter_for(config.path, ground.fstype, record["uuid"]) if limited else NoLimiter()
-        )
+        limiter: Limiter = NoLimiter()
+        if limited:
+            limiter = limiter_for(config.path, ground.fstype, record["uuid"])
         for volume in found:
             backend = backend_for(layout.volumes / volume.id, volume, limiter, ground)
             notes = Staging(backend)
@@ -104,13 +105,31 @@ def volumes(configs: Sequence[PoolConfig]) -> list[dict[str, Any]]:
 
 
 def _time(seconds: float) -> str:
-    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).isoformat(timespec="seconds")
+    return dt.datetime.fromtimestamp(seconds, dt.UTC).isoformat(timespec="seconds")
 
 
-_COLUMNS = {
-    "pools": ("name", "path", "filesystem", "directory_limit", "volumes", "size", "committed")
-    + ("available", "free"),
-    "volumes": ("id", "pool", "type", "filesystem", "capacity", "pvc", "in_use_at", "reason"),
+_COLUMNS: dict[str, dict[str, Literal["left", "right"]]] = {
+    "pools": {
+        "name": "left",
+        "path": "left",
+        "filesystem": "left",
+        "directory_limit": "left",
+        "volumes": "right",
+        "size": "right",
+        "committed": "right",
+        "available": "right",
+        "free": "right",
+    },
+    "volumes": {
+        "id": "left",
+        "pool": "left",
+        "type": "left",
+        "filesystem": "left",
+        "capacity": "right",
+        "pvc": "left",
+        "in_use_at": "left",
+        "reason": "left",
+    },
 }
 _SIZES = frozenset({"size", "committed", "available", "free", "capacity"})
 
@@ -122,8 +141,7 @@ def print_table(what: str, rows: Sequence[dict[str, Any]]) -> None:
     from rich.table import Table
 
     table = Table(box=box.SIMPLE, pad_edge=False)
-    for column in _COLUMNS[what]:
-        justify: Any = "right" if column in _SIZES or column == "volumes" else "left"
+    for column, justify in _COLUMNS[what].items():
         table.add_column(column.replace("_", " ").upper(), justify=justify, overflow="fold")
     for row in rows:
         cells = [show(row[key]) if key in _SIZES else row[key] for key in _COLUMNS[what]]

@@ -1,4 +1,4 @@
-"""How a pool limits the size of a directory: by btrfs quota groups, by project quota, or not at all.
+"""How a pool limits the size of a directory: btrfs quota groups, project quota, or not at all.
 
 A limiter makes a volume's directory, sets its limit and reads it back, measures it and removes it.
 """
@@ -109,9 +109,17 @@ class ProjectLimiter(NoLimiter):
 
 
 class SubvolumeLimiter:
-    """btrfs: every directory is a subvolume, its quota group has the limit."""
+    """btrfs: every directory is a subvolume, its quota group has the limit.
+
+    The kernel frees a deleted subvolume in the background, and older ones keep its quota group
+    until they are told to forget it, which they refuse before that. So the numbers of deleted
+    subvolumes wait in the directory `deleted`; a number is never used again.
+    """
 
     name: str | None = "btrfs quota group"
+
+    def __init__(self, deleted: Path) -> None:
+        self._deleted = deleted
 
     def make(self, path: Path) -> int | None:
         btrfs.create_subvolume(path)
@@ -133,20 +141,26 @@ class SubvolumeLimiter:
         return Usage(total=size, used=used, available=available)
 
     def remove(self, path: Path) -> None:
-        try:
-            number = btrfs.subvolume_number(path) if btrfs.is_subvolume(path) else None
-        except FileNotFoundError:
+        self._forget_groups()
+        if not os.path.lexists(path):
             return
-        if number is None:
+        if not btrfs.is_subvolume(path):
             shutil.rmtree(path)
             return
+        self._deleted.mkdir(mode=0o700, exist_ok=True)
+        (self._deleted / str(btrfs.subvolume_number(path))).touch()
         try:
             btrfs.delete_subvolume(path)
         except OSError as error:
             if error.errno != errno.ENOTEMPTY:
                 raise
             shutil.rmtree(path)  # a user made subvolumes inside: rmdir(2) deletes emptied ones
-        btrfs.forget_group(path.parent, number)
+
+    def _forget_groups(self) -> None:
+        if self._deleted.is_dir():
+            for entry in list(self._deleted.iterdir()):
+                if btrfs.forget_group(self._deleted, int(entry.name)):
+                    entry.unlink(missing_ok=True)
 
 
 class ProjectIds:
@@ -189,7 +203,7 @@ def limiter_for(path: Path, fstype: str, pool_uuid: str) -> Limiter:
     if fstype == "btrfs":
         if not btrfs.quota_enabled(path):
             btrfs.enable_quota(path)
-        return SubvolumeLimiter()
+        return SubvolumeLimiter(path / "deleted-groups")
     if fstype in {"xfs", "ext4"} and quota.enforces_projects(path):
         return ProjectLimiter(ProjectIds(path / "projects.json", pool_uuid))
     return NoLimiter()

@@ -23,6 +23,9 @@ from pycsi.model import (
 ORCHESTRATOR = "csi.storage.k8s.io/"
 """The prefix of keys that the orchestrator adds; they describe, they do not decide."""
 
+FILESYSTEM = "csi.storage.k8s.io/fstype"
+"""The one such key that decides: the filesystem, where the capability names none."""
+
 DEFAULT_FILESYSTEM = "ext4"
 LARGEST = 2**63 - BLOCK
 SMALLEST = MIB
@@ -44,17 +47,27 @@ class Parameters:
 
     pool: str | None = None
     type: VolumeType | None = None
+    filesystem: str | None = None
     quota: str | None = None
     allocation: str | None = None
     mkfs_options: tuple[str, ...] = ()
 
 
+def deciding(raw: Mapping[str, str]) -> dict[str, str]:
+    """Return the parameters without those that only describe."""
+    return {
+        key: value
+        for key, value in raw.items()
+        if key == FILESYSTEM or not key.startswith(ORCHESTRATOR)
+    }
+
+
 def parse(raw: Mapping[str, str], keys: Iterable[str] = _KEYS) -> Parameters:
     """Check parameters; an unknown key, or one that is not in `keys`, is refused."""
     allowed = tuple(keys)
-    own = {key: value for key, value in raw.items() if not key.startswith(ORCHESTRATOR)}
+    own = deciding(raw)
     for key, value in own.items():
-        if key not in allowed:
+        if key not in {*allowed, FILESYSTEM}:
             raise InvalidArgument(f"unknown parameter {key!r}; there are {', '.join(allowed)}")
         if key in _CHOICES and value not in _CHOICES[key]:
             raise InvalidArgument(
@@ -63,6 +76,7 @@ def parse(raw: Mapping[str, str], keys: Iterable[str] = _KEYS) -> Parameters:
     return Parameters(
         pool=own.get("pool"),
         type=VolumeType(own["type"]) if "type" in own else None,
+        filesystem=own.get(FILESYSTEM),
         quota=own.get("quota"),
         allocation=own.get("allocation"),
         mkfs_options=_split(own.get("mkfsOptions", "")),
@@ -102,6 +116,9 @@ def choose(wanted: Parameters, capabilities: Iterable[Capability], *, limiter: s
     capabilities = tuple(capabilities)
     access = _one({item.access for item in capabilities}, "access type") or Access.MOUNT
     kind = _one({item.filesystem for item in capabilities} - {None}, "fs_type")
+    kind = kind or wanted.filesystem or DEFAULT_FILESYSTEM
+    if kind not in filesystem.KINDS:
+        raise InvalidArgument(f"fs_type is {kind!r}; it can be {', '.join(filesystem.KINDS)}")
     if access is Access.BLOCK:
         make = _raw_block(wanted)
     else:
@@ -109,7 +126,7 @@ def choose(wanted: Parameters, capabilities: Iterable[Capability], *, limiter: s
         if type_ is VolumeType.DIRECTORY:
             make = _directory(wanted, reason, limiter)
         else:
-            make = _image(wanted, reason, kind or DEFAULT_FILESYSTEM)
+            make = _image(wanted, reason, kind)
     for item in capabilities:
         check_mount_flags(item, make.type, thick=make.thick)
     return make
@@ -172,8 +189,6 @@ def _directory(wanted: Parameters, reason: str, limiter: str | None) -> Make:
 def _image(wanted: Parameters, reason: str, kind: str) -> Make:
     if wanted.quota:
         raise InvalidArgument("parameter quota is for type: directory; an image has its own size")
-    if kind not in filesystem.KINDS:
-        raise InvalidArgument(f"fs_type is {kind!r}; it can be {', '.join(filesystem.KINDS)}")
     check_mkfs_options(kind, wanted.mkfs_options)
     if missing := filesystem.missing_programs(kind):
         raise FailedPrecondition(f"{kind}: {', '.join(missing)} not installed on this node")

@@ -7,10 +7,8 @@ leaves litter under `tmp/` and `trash/`, which the next start sweeps away, and n
 
 import contextlib
 import dataclasses
-import fcntl
 import os
 import threading
-import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,44 +19,16 @@ from pycsi.backends import Backend
 from pycsi.backends.choice import backend_for
 from pycsi.backends.directory import DATA
 from pycsi.capacity import Capacity
-from pycsi.config import ConfigError, PoolConfig
-from pycsi.errors import FailedPrecondition, ResourceExhausted
+from pycsi.claim import Claim
+from pycsi.config import PoolConfig
+from pycsi.errors import ResourceExhausted
+from pycsi.layout import Layout, write_volume
 from pycsi.limits import Limiter, NoLimiter, limiter_for
-from pycsi.linux import mount
+from pycsi.linux.mount import Mount, syncfs
 from pycsi.model import Volume, show
-from pycsi.store import (
-    RecordError,
-    publish,
-    read_record,
-    remove_tree,
-    sync_directory,
-    write_record,
-)
+from pycsi.store import publish, remove_tree, sync_directory
 
 log = structlog.get_logger()
-
-POOL_RECORD = "pool.json"
-VOLUME_RECORD = "volume.json"
-_VOLATILE = frozenset({"tmpfs", "ramfs"})
-
-
-class Layout:
-    """Where things lie in a pool."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.record = root / POOL_RECORD
-        self.volumes = root / "volumes"
-        self.tmp = root / "tmp"
-        self.trash = root / "trash"
-
-    def read_volumes(self) -> Iterator[Volume]:
-        """Read all volume records; a damaged one is logged and passed over, never touched."""
-        for entry in sorted(os.scandir(self.volumes), key=lambda entry: entry.name):
-            try:
-                yield Volume.from_json(read_record(Path(entry.path) / VOLUME_RECORD))
-            except (RecordError, OSError, TypeError, KeyError, ValueError) as error:
-                log.error("a volume's record cannot be read", place=entry.path, error=str(error))
 
 
 def capacity_of(config: PoolConfig, committed: int) -> Capacity:
@@ -82,42 +52,20 @@ class Pool:
         self.name = config.name
         self.layout = Layout(config.path)
         self.limiter: Limiter = NoLimiter()
+        self._claim = Claim(config)
         self._mutex = threading.Lock()
-        self._reopening = threading.Lock()
         self._volumes: dict[str, Volume] = {}
         self._pending: dict[str, int] = {}
         self._committed = 0
-        self._fd = _open_directory(config)
-        try:
-            self._claim()
-        except BaseException:
-            os.close(self._fd)
-            raise
 
-    def _claim(self) -> None:
-        """Lock the pool, look at its filesystem, and read or make its record."""
-        try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(
-                f"pool {self.name}: {self.config.path} is in use by another driver"
-            ) from None
-        self.mount = mount.mount_of(self._fd)
-        if self.mount.fstype in _VOLATILE and not self.config.allow_volatile:
-            raise ConfigError(
-                f"pool {self.name}: {self.config.path} is on {self.mount.fstype}, which a reboot "
-                "empties; use a disk, or accept that with allow-volatile"
-            )
-        if self.config.require_mount and self.mount.target != os.path.realpath(self.config.path):
-            raise ConfigError(
-                f"pool {self.name}: nothing is mounted at {self.config.path}; mount its disk"
-            )
-        if self._readonly():
-            raise ConfigError(f"pool {self.name}: {self.config.path} is mounted read-only")
-        try:
-            self.uuid = _identify(self.layout)
-        except RecordError as error:
-            raise ConfigError(f"pool {self.name}: {error}") from None
+    @property
+    def uuid(self) -> str:
+        return self._claim.uuid
+
+    @property
+    def mount(self) -> Mount:
+        """The filesystem that the pool lies on."""
+        return self._claim.mount
 
     def recover(self) -> None:
         """Sweep what a crash has left, and read the volumes. Call once, before anything else."""
@@ -143,52 +91,11 @@ class Pool:
 
     def close(self) -> None:
         """Release the pool to another process."""
-        os.close(self._fd)
-
-    # Is it the pool it was?
+        self._claim.close()
 
     def check(self) -> None:
         """Raise `FailedPrecondition` unless the pool is there, writable, and the one we opened."""
-        try:
-            if not self._in_place():
-                with self._reopening:
-                    if not self._in_place():
-                        self._reopen()
-        except (OSError, RecordError, ConfigError) as error:
-            raise FailedPrecondition(
-                f"pool {self.name}: {self.config.path} is missing ({error}); mount its disk again"
-            ) from None
-        if self._readonly():
-            raise FailedPrecondition(
-                f"pool {self.name}: {self.config.path} is read-only; look at the kernel's log for "
-                "the disk's errors, then mount it read-write"
-            )
-
-    def _in_place(self) -> bool:
-        now = self.config.path.stat()
-        here = os.fstat(self._fd)
-        return (now.st_dev, now.st_ino) == (here.st_dev, here.st_ino)
-
-    def _readonly(self) -> bool:
-        return bool(os.fstatvfs(self._fd).f_flag & os.ST_RDONLY)
-
-    def _reopen(self) -> None:
-        """Follow the pool to where it is mounted now, if it is the same one."""
-        found = read_record(self.layout.record)["uuid"]
-        if found != self.uuid:
-            raise FailedPrecondition(
-                f"pool {self.name}: {self.config.path} holds pool {found}, not {self.uuid}; "
-                "mount the right disk"
-            )
-        fd = _open_directory(self.config)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(fd)
-            raise FailedPrecondition(f"pool {self.name} is in use by another driver") from None
-        old, self._fd = self._fd, fd
-        os.close(old)
-        self.mount = mount.mount_of(fd)
+        self._claim.check()
 
     # Looking
 
@@ -244,7 +151,7 @@ class Pool:
             try:
                 backend = backend_for(building, volume, self.limiter, self.mount)
                 made = dataclasses.replace(volume, project=backend.create())
-                write_record(building / VOLUME_RECORD, made.to_json())
+                write_volume(building, made)
                 publish(building, self.place(volume.id))
                 self._settle()
             except BaseException:
@@ -280,7 +187,7 @@ class Pool:
         self._record(volume)
 
     def _record(self, volume: Volume) -> None:
-        write_record(self.place(volume.id) / VOLUME_RECORD, volume.to_json())
+        write_volume(self.place(volume.id), volume)
         self._settle()
         self._remember(volume)
 
@@ -293,7 +200,7 @@ class Pool:
     def _settle(self) -> None:
         # On btrfs a new subvolume and its limit are durable with the next commit, not by fsync.
         if self.mount.fstype == "btrfs":
-            mount.syncfs(self.layout.root)
+            syncfs(self.layout.root)
 
     def _reap(self, place: Path) -> None:
         """Delete what is left of a volume under `tmp/` or `trash/`."""
@@ -301,33 +208,3 @@ class Pool:
             return
         self.limiter.remove(place / DATA)
         remove_tree(place)
-
-
-def _open_directory(config: PoolConfig) -> int:
-    try:
-        return os.open(config.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError as error:
-        raise ConfigError(
-            f"pool {config.name}: {config.path}: {error.strerror}; make the directory or mount "
-            "its disk"
-        ) from None
-
-
-def _identify(layout: Layout) -> str:
-    """Return the UUID of the pool at `layout`, made now if the directory is empty."""
-    try:
-        return str(uuid.UUID(read_record(layout.record)["uuid"]))
-    except FileNotFoundError:
-        pass
-    except (KeyError, ValueError, TypeError, AttributeError) as error:
-        raise RecordError(f"{layout.record} is damaged: {error}") from None
-    harmless = {"lost+found", f".{POOL_RECORD}.new"}
-    foreign = [entry.name for entry in os.scandir(layout.root) if entry.name not in harmless]
-    if foreign:
-        raise RecordError(
-            f"{layout.root} is neither a pool nor empty (it holds {foreign[0]!r}); give an empty "
-            "directory, or the pool's own disk"
-        )
-    made = str(uuid.uuid4())
-    write_record(layout.record, {"uuid": made, "created": time.time()})
-    return made

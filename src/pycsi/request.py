@@ -16,7 +16,7 @@ from pycsi.proto import csi_pb2 as csi
 LONGEST_STRING = 128
 LONGEST_MAP = 4096
 _FORBIDDEN = re.compile("[\0-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
-_TOKEN = ">"
+_AFTER = ">"
 
 
 class UnsupportedCapability(InvalidArgument):
@@ -67,7 +67,7 @@ def capability(message: csi.VolumeCapability, field: str = "volume_capability") 
     wanted = known.Name(number) if number in known.values() else str(number)
     if wanted not in Mode.__members__:
         raise UnsupportedCapability(
-            f"{field}: access mode {wanted}: the data lies on one node; use one of {', '.join(Mode)}"
+            f"{field}: access mode {wanted}: data lies on one node; use one of {', '.join(Mode)}"
         )
     if message.mount.volume_mount_group:
         raise UnsupportedCapability(
@@ -123,7 +123,7 @@ def page(max_entries: int, starting_token: str) -> tuple[int, str]:
     """
     if max_entries < 0:
         raise InvalidArgument(f"max_entries is {max_entries}; it must not be negative")
-    after = starting_token.removeprefix(_TOKEN)
+    after = starting_token.removeprefix(_AFTER)
     if starting_token and (after == starting_token or node_of(after) is None):
         raise Aborted("starting_token is not one that this driver gave; start the listing again")
     return max_entries, after
@@ -131,4 +131,4 @@ def page(max_entries: int, starting_token: str) -> tuple[int, str]:
 
 def token(last_id: str) -> str:
     """Return the token of the page that begins after `last_id`."""
-    return _TOKEN + last_id
+    return _AFTER + last_id

@@ -59,7 +59,7 @@ class Interceptor(grpc.ServerInterceptor):
         self._unimplemented = unimplemented
         self._ready = ready
         self._observe = observe
-        self._wrapped: dict[str, "grpc.RpcMethodHandler[Any, Any]"] = {}
+        self._wrapped: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
         self._prefix = os.urandom(4).hex()
         self._numbers = itertools.count(1)
 
@@ -97,7 +97,10 @@ class Interceptor(grpc.ServerInterceptor):
             code, message = status_of(error)
         seconds = time.perf_counter() - start
         self._observe(name, code.name, seconds)
-        self._log(name, request, code, message, seconds, failure)
+        outcome: dict[str, Any] = {"code": code.name, "duration_ms": round(seconds * 1000, 3)}
+        if message:
+            outcome["error"] = message
+        self._log(name, request, outcome, failure)
         if failure is not None:
             context.abort(code, message)
         return response
@@ -109,31 +112,20 @@ class Interceptor(grpc.ServerInterceptor):
             raise Unavailable("the driver is starting; try again")
 
     def _log(
-        self,
-        name: str,
-        request: Message,
-        code: grpc.StatusCode,
-        message: str,
-        seconds: float,
-        failure: Exception | None,
+        self, name: str, request: Message, outcome: dict[str, Any], failure: Exception | None
     ) -> None:
         fields: dict[str, Any] = {
             field: value[:_LONGEST_MESSAGE]
             for field in _IDENTIFYING
             if (value := getattr(request, field, ""))
         }
-        fields |= {
-            "code": code.name,
-            "duration_ms": round(seconds * 1000, 3),
-            "request_id": f"{self._prefix}-{next(self._numbers)}",
-        }
-        if message:
-            fields["error"] = message
+        fields |= outcome
+        fields["request_id"] = f"{self._prefix}-{next(self._numbers)}"
         if log.is_enabled_for(_DEBUG):
             fields["request"] = redacted(request)
-        if code is grpc.StatusCode.INTERNAL:
+        if outcome["code"] == grpc.StatusCode.INTERNAL.name:
             log.error(name, exc_info=failure, **fields)
-        elif code is grpc.StatusCode.OK and name in _ROUTINE:
+        elif failure is None and name in _ROUTINE:
             log.debug(name, **fields)
         else:
             log.info(name, **fields)

@@ -7,7 +7,9 @@ repeated one. A note is written before its mount and means nothing without it.
 
 import contextlib
 import dataclasses
+import errno
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
@@ -80,12 +82,9 @@ class Staging:
 
     def in_use(self) -> str | None:
         """Return where the volume is in use, or None where nothing keeps it from being deleted."""
-        for item in self.backend.mounts():
-            return item.target
-        for path in self.notes.staged:
-            if self.backend.is_staged(Path(path)):
-                return path
-        return None
+        places = [item.target for item in self.backend.mounts()]
+        places += [path for path in self.notes.staged if self.backend.is_staged(Path(path))]
+        return places[0] if places else None
 
     def holds(self, path: Path) -> bool:
         """Tell whether the volume is staged or published at `path`."""
@@ -145,6 +144,7 @@ class Staging:
                 f"volume {self._id} is not staged at {source}; call NodeStageVolume first"
             )
         self._refuse_foreign(target)
+        _refuse_unfit(target, is_file=self.backend.target_is_file)
         # Notes of targets that a reboot or somebody else has unmounted say nothing any more.
         for path in self.notes.published.keys() - published:
             if not os.path.lexists(path):
@@ -186,14 +186,17 @@ class Staging:
 
     @contextlib.contextmanager
     def _target(self, target: Path) -> Iterator[None]:
-        """Make the target; take it away again if publishing fails."""
-        made = _make_target(target, is_file=self.backend.target_is_file)
+        """Make the target; take it and its note away again if publishing fails."""
+        made = False
         try:
+            made = _make_target(target, is_file=self.backend.target_is_file)
             yield
         except BaseException:
             self.backend.withdraw()
             if made:
                 _remove_target(target)
+            del self.notes.published[str(target)]
+            self.notes.save()
             raise
 
     def _refuse_foreign(self, path: Path) -> None:
@@ -219,31 +222,45 @@ def _topmost(path: Path) -> Mount | None:
     return found[-1] if found else None
 
 
-def _make_target(target: Path, *, is_file: bool) -> bool:
-    """Make a directory, or a file for a device, at `target`; return False where it was there."""
+def _refuse_unfit(target: Path, *, is_file: bool) -> None:
+    """Refuse a target that can neither be made nor is an empty one already."""
     if not target.parent.is_dir():
         raise FailedPrecondition(f"target_path: {target.parent} does not exist; create it")
+    if not os.path.lexists(target):
+        return
+    fits = target.is_file() if is_file else target.is_dir() and not any(target.iterdir())
+    if not fits or target.is_symlink():
+        kind = "a file" if is_file else "an empty directory"
+        raise FailedPrecondition(f"target_path {target} exists and is not {kind}")
+
+
+def _make_target(target: Path, *, is_file: bool) -> bool:
+    """Make a directory, or a file for a device, at `target`; return False where it was there."""
     try:
         if is_file:
             os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
         else:
             target.mkdir(mode=0o750)
     except FileExistsError:
-        fits = target.is_file() if is_file else target.is_dir() and not any(target.iterdir())
-        if not fits or target.is_symlink():
-            kind = "a file" if is_file else "an empty directory"
-            raise FailedPrecondition(f"target_path {target} exists and is not {kind}") from None
         return False
     return True
 
 
 def _remove_target(target: Path) -> None:
     """Remove an unmounted target: a directory only while it is empty, a file only while it is."""
-    with contextlib.suppress(FileNotFoundError):
+    try:
         status = target.lstat()
-        if target.is_dir() and not target.is_symlink():
+        if stat.S_ISDIR(status.st_mode):
             target.rmdir()
-        elif status.st_size == 0 and target.is_file():
+        elif stat.S_ISREG(status.st_mode) and status.st_size == 0:
             target.unlink()
         else:
             raise FailedPrecondition(f"target_path {target} is not what was made there; remove it")
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        if error.errno != errno.ENOTEMPTY:
+            raise
+        raise FailedPrecondition(
+            f"target_path {target} holds files that are not the volume's; move them away"
+        ) from None

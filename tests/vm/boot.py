@@ -8,7 +8,8 @@ Project quotas need a kernel with XFS_QUOTA and QFMT_V2, and full root; a contai
 cloud machine has neither. This boots the newest such kernel of /boot in QEMU. The guest sees the
 host's root filesystem under the same paths, read-only below a tmpfs that takes all writes: the
 repository, its virtual environment and the host's tools are there, and nothing written in the
-guest outlives it. /tmp, /run and /dev/shm are the guest's own and begin empty.
+guest outlives it. /tmp, /run and /dev/shm are the guest's own and begin empty (but for the repository,
+where it lies there).
 
 The command runs in the repository's root with this interpreter as python3 and PYCSI_VM=1 set.
 Its output is streamed to stdout, stderr included, and its exit status becomes this program's:
@@ -39,9 +40,7 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 INSTALL = "apt-get install qemu-system-x86 linux-image-amd64 busybox-static"
-TIMED_OUT, FAILED = 124, 125
 DISK_SIZE = 8 << 30
-HIDDEN = ("/tmp", "/run", "/dev", "/proc", "/sys")  # mounts of the guest's own
 
 # What init needs before it has the host's /lib/modules; modules.dep adds the dependencies.
 EARLY_MODULES = ("virtio_pci", "9pnet_virtio", "9p", "overlay", "virtio_console", "virtio_blk")
@@ -49,6 +48,14 @@ EARLY_MODULES = ("virtio_pci", "9pnet_virtio", "9p", "overlay", "virtio_console"
 
 class BootError(Exception):
     """The machine cannot be started, or has ended without the command's status."""
+
+    exit_status = 125
+
+
+class TimeUpError(BootError):
+    """The machine was still running when the time was up."""
+
+    exit_status = 124
 
 
 def find_kernel() -> Path:
@@ -61,7 +68,7 @@ def find_kernel() -> Path:
     for config in sorted(Path("/boot").glob("config-*"), key=by_version, reverse=True):
         kernel = config.with_name(config.name.replace("config-", "vmlinuz-", 1))
         text = config.read_text()
-        if kernel.exists() and all(re.search(pattern, text, re.M) for pattern in wanted):
+        if kernel.exists() and all(re.search(pattern, text, re.MULTILINE) for pattern in wanted):
             return kernel
     raise BootError(f"no kernel in /boot has XFS_QUOTA and QFMT_V2: {INSTALL}")
 
@@ -84,7 +91,7 @@ def early_modules(directory: Path) -> Iterator[Path]:
         raise BootError(f"{error.filename} is missing: {INSTALL}") from error
 
     def name(path: str) -> str:
-        return path.rsplit("/", 1)[-1].split(".ko")[0].replace("-", "_")
+        return Path(path).name.partition(".ko")[0].replace("-", "_")
 
     # Each line lists all that a module needs, each one before what it needs in turn.
     needs = {path: rest.split() for path, _, rest in (line.partition(":") for line in lines)}
@@ -102,10 +109,13 @@ def early_modules(directory: Path) -> Iterator[Path]:
                 yield directory / path
 
 
-def cpio_member(name: str, mode: int, content: bytes = b"", device: tuple[int, int] = (0, 0)) -> bytes:
-    """Return one member of a "newc" archive; all members may share the inode number 0."""
+def cpio_member(
+    name: str, mode: int, content: bytes = b"", rdev: tuple[int, int] = (0, 0)
+) -> bytes:
+    """Return one member of a "newc" archive; with one link each, all may have inode number 0."""
     path = name.encode() + b"\0"
-    fields = (0, mode, 0, 0, 1, 0, len(content), 0, 0, *device, len(path), 0)
+    # inode, mode, uid, gid, links, mtime, size, device (two), rdev (two), length of path, checksum
+    fields = (0, mode, 0, 0, 1, 0, len(content), 0, 0, *rdev, len(path), 0)
     head = b"070701" + b"".join(b"%08X" % field for field in fields) + path
     return head + bytes(-len(head) % 4) + content + bytes(-len(content) % 4)
 
@@ -118,10 +128,11 @@ def build_initramfs(command: str, modules: Iterator[Path]) -> bytes:
     members = [
         cpio_member("bin", 0o40755),
         cpio_member("dev", 0o40755),
-        cpio_member("dev/console", 0o20600, device=(5, 1)),
+        cpio_member("dev/console", 0o20600, rdev=(5, 1)),
         cpio_member("bin/busybox", 0o100755, Path(busybox).read_bytes()),
         cpio_member("init", 0o100755, Path(__file__).with_name("init").read_bytes()),
         cpio_member("command", 0o100644, command.encode()),
+        cpio_member("repository", 0o100644, os.fsencode(REPOSITORY)),
     ]
     names = []
     for path in modules:
@@ -144,11 +155,9 @@ def guest_command(arguments: list[str], variables: dict[str, str]) -> str:
         "PYCSI_VM": "1",
         **variables,
     }
-    return shlex.join(
-        ["cd", str(REPOSITORY)]
-    ) + " && exec " + shlex.join(
-        ["env", "-i", *(f"{name}={value}" for name, value in environment.items()), *arguments]
-    ) + "\n"
+    change = shlex.join(["cd", str(REPOSITORY)])
+    settings = [f"{name}={value}" for name, value in environment.items()]
+    return f"{change} && exec {shlex.join(['env', '-i', *settings, *arguments])}\n"
 
 
 def has_kvm() -> bool:
@@ -157,7 +166,8 @@ def has_kvm() -> bool:
     A /dev/kvm without the processor's own virtualisation (a nested, paravirtual one) runs only
     guests made for it: QEMU would hang there.
     """
-    flags = re.search(r"^flags\s*:.*\b(vmx|svm)\b", Path("/proc/cpuinfo").read_text(), re.M)
+    processors = Path("/proc/cpuinfo").read_text()
+    flags = re.search(r"^flags\s*:.*\b(vmx|svm)\b", processors, re.MULTILINE)
     return flags is not None and os.access("/dev/kvm", os.R_OK | os.W_OK)
 
 
@@ -210,8 +220,6 @@ def last_words(console: Path) -> list[str]:
 def run(arguments: list[str]) -> int:
     """Boot, run and return the exit status."""
     options = parse(arguments)
-    if str(REPOSITORY).startswith(tuple(f"{path}/" for path in HIDDEN)):
-        raise BootError(f"the guest's own {REPOSITORY.parents[-2]} would hide {REPOSITORY}")
     kernel = options.kernel or find_kernel()
     modules = early_modules(Path("/lib/modules") / kernel_version(kernel))
     with tempfile.TemporaryDirectory(prefix="pycsi-vm-") as name:
@@ -222,9 +230,7 @@ def run(arguments: list[str]) -> int:
             disk.truncate(DISK_SIZE)
         qemu = qemu_arguments(directory, kernel, options.memory)
         deadline = time.monotonic() + options.timeout
-        with subprocess.Popen(
-            qemu, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE
-        ) as process:
+        with subprocess.Popen(qemu, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as process:
             try:
                 in_time = stream(process, deadline)
             finally:
@@ -233,12 +239,11 @@ def run(arguments: list[str]) -> int:
         text = status.read_text().strip() if status.exists() else ""
         if text:
             return int(text)
-        for line in last_words(directory / "console"):
-            print(f"boot.py: console: {line}", file=sys.stderr)
+        console = "".join(f"\n  console: {line}" for line in last_words(directory / "console"))
     if not in_time:
-        print(f"boot.py: no end after {options.timeout:g} seconds", file=sys.stderr)
-        return TIMED_OUT
-    raise BootError(f"the machine ended without a status (QEMU's own: {process.returncode})")
+        raise TimeUpError(f"no end after {options.timeout:g} seconds{console}")
+    code = process.returncode
+    raise BootError(f"the machine ended without a status, QEMU with {code}{console}")
 
 
 def variable(text: str) -> tuple[str, str]:
@@ -280,9 +285,11 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         return run(sys.argv[1:])
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
     except (BootError, OSError) as error:
-        print(f"boot.py: {error}", file=sys.stderr)
-        return FAILED
+        sys.stderr.write(f"boot.py: {error}\n")
+        return error.exit_status if isinstance(error, BootError) else BootError.exit_status
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""What volumes are made of. A `Backend` is one volume's data; every method states what it ends in.
+"""What volumes are made of: a `Backend` is one volume's data.
 
-| volume                    | backend              | staged                         | published     |
-|---------------------------|----------------------|--------------------------------|---------------|
-| `directory`               | `Directory`          | the directory, bound           | a bind mount  |
-| `image` with a filesystem | `FilesystemImage`    | its filesystem, mounted        | a bind mount  |
-| `image`, raw block        | `RawImage`           | a loop device (nothing mounted)| a bound device|
+| volume                    | backend           | staged                  | published      |
+|---------------------------|-------------------|-------------------------|----------------|
+| `directory`               | `Directory`       | the directory, bound    | a bind mount   |
+| `image` with a filesystem | `FilesystemImage` | its filesystem, mounted | a bind mount   |
+| `image`, raw block        | `RawImage`        | a loop device           | a bound device |
 """
 
 import abc
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pycsi.limits import Limiter
 from pycsi.linux.mount import MOUNT_ATTR_RDONLY, Mount, attributes_of, bind
-from pycsi.model import Access, Capability, Usage, Volume, VolumeType
+from pycsi.model import Capability, Usage, Volume
 from pycsi.parameters import mount_options
 
 

@@ -1,18 +1,23 @@
 """Volumes that are an image file: on a loop device, with a filesystem of their own or raw."""
 
 import contextlib
+import errno
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from pycsi.backends import Backend, attributes
-from pycsi.errors import FailedPrecondition
+from pycsi.errors import FailedPrecondition, InvalidArgument
 from pycsi.limits import filesystem_usage
 from pycsi.linux import filesystem, loop, mount
 from pycsi.model import Capability, Usage
 from pycsi.parameters import DEFAULT_FILESYSTEM, mount_options
 
 IMAGE = "disk.img"
+
+_PATIENCE = 5.0
+"""Seconds to wait for the kernel to free a loop device that nobody uses any more."""
 
 
 class _Image(Backend):
@@ -104,7 +109,15 @@ class FilesystemImage(_Image):
         self._grow_unmounted()
         options = mount_options(capability.mount_flags)
         with self._attached(readonly=False, autoclear=True) as device:
-            mount.mount(self._kind, device.path, path, options, bits)
+            try:
+                mount.mount(self._kind, device.path, path, options, bits)
+            except OSError as error:
+                if error.errno != errno.EINVAL or not options:
+                    raise
+                raise InvalidArgument(
+                    f"volume {self.volume.id}: {self._kind} refused the mount flags "
+                    f"({error.strerror}); correct mountOptions"
+                ) from None
         try:
             self.grow(path)
         except BaseException:
@@ -135,6 +148,12 @@ class FilesystemImage(_Image):
                 f"{self._kind}; give the driver that capability, or unpublish the volume: it "
                 "grows when it is staged next"
             ) from None
+
+    def release(self) -> None:
+        # The kernel closes the device of an unmounted btrfs a moment after umount2 has returned.
+        deadline = time.monotonic() + _PATIENCE
+        while loop.find(self.image) and time.monotonic() < deadline:
+            time.sleep(0.01)
 
     def usage(self, path: Path) -> Usage:
         return filesystem_usage(path)

@@ -111,14 +111,16 @@ def usage(path: Path) -> GroupUsage:
     )
 
 
-def forget_group(path: Path, number: int) -> None:
+def forget_group(path: Path, number: int) -> bool:
     """Remove the quota group of a deleted subvolume from the filesystem that holds `path`.
 
-    Newer kernels do so by themselves, and while the subvolume is still being freed they refuse;
-    a group that stays costs a line in a listing, so neither is an error.
+    False while the kernel still frees the subvolume.
     """
     try:
         _ioctl(path, BTRFS_IOC_QGROUP_CREATE, _QGROUP_CREATE.pack(0, number))
     except OSError as error:
-        if error.errno not in {errno.ENOENT, errno.EBUSY, errno.ENOTCONN, errno.EINVAL}:
+        if error.errno == errno.EBUSY:
+            return False
+        if error.errno not in {errno.ENOENT, errno.ENOTCONN, errno.EINVAL}:
             raise
+    return True

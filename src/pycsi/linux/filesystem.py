@@ -18,6 +18,8 @@ EXT4_IOC_RESIZE_FS = 0x40086610
 XFS_IOC_FSGEOMETRY_V1 = 0x80705864
 XFS_IOC_FSGROWFSDATA = 0x4010586E
 
+EXT_MAGIC = 0xEF53
+
 MIB = 1024 * 1024
 
 _BTRFS_SUPERBLOCK = 64 * 1024
@@ -105,7 +107,7 @@ def identify(image: Path) -> Identity | None:
 def _identify_ext4(head: bytes) -> Identity | None:
     block = head[_EXT_SUPERBLOCK : _EXT_SUPERBLOCK + 1024]
     (magic,) = struct.unpack_from("<H", block, 0x38)
-    if magic != 0xEF53:
+    if magic != EXT_MAGIC:
         return None
     low, log_size = (
         struct.unpack_from("<I", block, 0x4)[0],

@@ -104,7 +104,10 @@ def attach(
     """
     backing = os.open(file, (os.O_RDONLY if readonly else os.O_RDWR) | os.O_CLOEXEC)
     try:
-        number, device = _configure(backing, readonly, autoclear, name, file)
+        flags = LO_FLAGS_DIRECT_IO
+        flags |= LO_FLAGS_READ_ONLY if readonly else 0
+        flags |= LO_FLAGS_AUTOCLEAR if autoclear else 0
+        number, device = _configure(backing, flags, name, file)
     finally:
         os.close(backing)
     try:
@@ -113,17 +116,11 @@ def attach(
         os.close(device)
 
 
-def _configure(
-    backing: int, readonly: bool, autoclear: bool, name: str, file: Path
-) -> tuple[int, int]:
+def _configure(backing: int, flags: int, name: str, file: Path) -> tuple[int, int]:
     config = _LoopConfig()
     config.fd = backing
     config.info.lo_file_name = name.encode()[:63]
-    config.info.lo_flags = (
-        LO_FLAGS_DIRECT_IO
-        | (LO_FLAGS_READ_ONLY if readonly else 0)
-        | (LO_FLAGS_AUTOCLEAR if autoclear else 0)
-    )
+    config.info.lo_flags = flags
     for _ in range(_ATTEMPTS):
         number = _free_number()
         device = _open(number)

@@ -196,10 +196,11 @@ def bind(source: Path, target: Path, attributes: int = 0) -> None:
 def mount(
     fstype: str, source: Path, target: Path, options: Iterable[str] = (), attributes: int = 0
 ) -> None:
-    """Mount the filesystem on the device `source` at `target` with mount(8) `options`.
+    """Let the filesystem on the device `source` appear at `target`.
 
-    `attributes` are `MOUNT_ATTR_` bits besides those that the options stand for. An option that the filesystem refuses is EINVAL; what the kernel says of the reason is in the
-    error's text, the option itself is not.
+    `options` are those of mount(8), `attributes` are `MOUNT_ATTR_` bits besides those that the
+    options stand for. An option that the filesystem refuses is EINVAL; the kernel's reason is in
+    the error's text, the option is not.
     """
     options = list(options)
     with _closing(_fsopen(fstype.encode(), FSOPEN_CLOEXEC, path=source)) as context:

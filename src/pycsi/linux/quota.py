@@ -92,7 +92,7 @@ def set_project(path: Path, project: int) -> None:
 
 
 def project_of(path: Path) -> int:
-    """Return the project id that new files in the directory `path` inherit; 0 where there is none."""
+    """Return the project id that new files in the directory `path` inherit; 0: none."""
     fd = _with_fd(path)
     try:
         flags, _, _, project, _ = _FSXATTR.unpack(

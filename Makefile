@@ -1,0 +1,52 @@
+# Everything is set up by the targets themselves: a virtual environment in .venv, and, where make is
+# root and the machine has a package manager that we know, the filesystems' programs.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PROTO := csi_pb2.py csi_pb2.pyi csi_pb2_grpc.py
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint proto sanity test-vm tools clean
+
+help: ## Show the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+demo: $(STAMP) tools ## Show the life of real volumes (as root: of every kind)
+	$(BIN)/pycsi demo
+
+test: $(STAMP) tools ## Run all tests; as root, those that mount too
+	$(BIN)/pytest
+
+lint: $(STAMP) ## Check style and types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+proto: $(STAMP) ## Generate src/pycsi/proto from csi.proto
+	$(BIN)/python -m grpc_tools.protoc -Ipycsi/proto=. --python_out=src --pyi_out=src \
+		--grpc_python_out=src csi.proto
+
+sanity: $(STAMP) tools ## Run the csi-sanity that is on PATH against every kind of volume
+	@command -v csi-sanity >/dev/null || { echo "csi-sanity is not on PATH: build it from \
+	github.com/kubernetes-csi/csi-test and put it there"; exit 1; }
+	$(BIN)/pytest tests/sanity -v
+
+test-vm: $(STAMP) tools ## Run the system tests on the distribution's kernel, under qemu
+	@.ci/install-packages qemu-system-x86_64 busybox
+	$(BIN)/python tests/vm/boot.py --timeout 3000 -- \
+		python3 -m pytest -p no:cacheprovider tests/vm
+
+tools:
+	@.ci/install-packages mkfs.ext4 mkfs.xfs mkfs.btrfs
+
+$(STAMP): pyproject.toml
+	@.ci/install-packages venv
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable . --group dev
+	@touch $@
+
+clean: ## Remove what make has made
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,109 @@
+"""A process's hold on a pool's directory: it is there, ours alone, writable, and the one it was."""
+
+import fcntl
+import os
+import threading
+
+from pycsi.config import ConfigError, PoolConfig
+from pycsi.errors import FailedPrecondition
+from pycsi.layout import Layout
+from pycsi.linux.mount import mount_of
+from pycsi.store import RecordError
+
+_VOLATILE = frozenset({"tmpfs", "ramfs"})
+
+
+class Claim:
+    """An open pool directory, locked with flock(2).
+
+    `mount` is the filesystem it lies on, `uuid` the pool's own; an empty directory becomes a pool.
+    """
+
+    def __init__(self, config: PoolConfig) -> None:
+        self._config = config
+        self._reopening = threading.Lock()
+        self._fd = _open(config)
+        try:
+            self.mount = mount_of(self._fd)
+            self._refuse_unfit()
+            self.uuid = Layout(config.path).read_or_make_uuid()
+        except RecordError as error:
+            os.close(self._fd)
+            raise ConfigError(f"pool {config.name}: {error}") from None
+        except BaseException:
+            os.close(self._fd)
+            raise
+
+    def _refuse_unfit(self) -> None:
+        name, path = self._config.name, self._config.path
+        if self.mount.fstype in _VOLATILE and not self._config.allow_volatile:
+            raise ConfigError(
+                f"pool {name}: {path} is on {self.mount.fstype}, which a reboot empties; use a "
+                "disk, or accept that with allow-volatile"
+            )
+        if self._config.require_mount and self.mount.target != os.path.realpath(path):
+            raise ConfigError(f"pool {name}: nothing is mounted at {path}; mount its disk")
+        if self._readonly():
+            raise ConfigError(f"pool {name}: {path} is mounted read-only")
+
+    def close(self) -> None:
+        """Leave the pool to another process."""
+        os.close(self._fd)
+
+    def check(self) -> None:
+        """Raise `FailedPrecondition` unless the pool is there, writable, and the one we opened."""
+        name, path = self._config.name, self._config.path
+        try:
+            if not self._in_place():
+                with self._reopening:
+                    if not self._in_place():
+                        self._reopen()
+        except (OSError, RecordError, ConfigError) as error:
+            raise FailedPrecondition(
+                f"pool {name}: {path} is missing ({error}); mount its disk again"
+            ) from None
+        if self._readonly():
+            raise FailedPrecondition(
+                f"pool {name}: {path} is read-only; look at the kernel's log for the disk's "
+                "errors, then mount it read-write"
+            )
+
+    def _in_place(self) -> bool:
+        now = self._config.path.stat()
+        here = os.fstat(self._fd)
+        return (now.st_dev, now.st_ino) == (here.st_dev, here.st_ino)
+
+    def _readonly(self) -> bool:
+        return bool(os.fstatvfs(self._fd).f_flag & os.ST_RDONLY)
+
+    def _reopen(self) -> None:
+        """Follow the pool to where it is mounted now, if it is the same one."""
+        path = self._config.path
+        found = Layout(path).read_uuid()
+        if found != self.uuid:
+            raise FailedPrecondition(
+                f"pool {self._config.name}: {path} holds pool {found}, not {self.uuid}; mount the "
+                "right disk"
+            )
+        fd = _open(self._config)
+        old, self._fd = self._fd, fd
+        os.close(old)
+        self.mount = mount_of(fd)
+
+
+def _open(config: PoolConfig) -> int:
+    try:
+        fd = os.open(config.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise ConfigError(
+            f"pool {config.name}: {config.path}: {error.strerror}; make the directory or mount "
+            "its disk"
+        ) from None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        raise ConfigError(
+            f"pool {config.name}: {config.path} is in use by another driver"
+        ) from None
+    return fd

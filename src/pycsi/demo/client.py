@@ -1,0 +1,87 @@
+"""The orchestrator's side of the socket: every call is timed, shown, and must end as expected."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from pycsi.demo.claims import Disproved
+from pycsi.demo.process import Process
+from pycsi.demo.screen import Screen
+from pycsi.proto import csi_pb2 as csi
+from pycsi.proto import csi_pb2_grpc
+
+_DEADLINE = 60.0
+
+
+class Client:
+    """Calls the services at a socket."""
+
+    def __init__(self, socket: Path, screen: Screen) -> None:
+        self._screen = screen
+        self._channel = grpc.insecure_channel(
+            f"unix://{socket}", options=[("grpc.default_authority", "localhost")]
+        )
+        stubs = (
+            csi_pb2_grpc.IdentityStub,
+            csi_pb2_grpc.ControllerStub,
+            csi_pb2_grpc.NodeStub,
+        )
+        self._methods: dict[str, Any] = {}
+        for stub in stubs:
+            self._methods |= vars(stub(self._channel))
+
+    def close(self) -> None:
+        self._channel.close()
+
+    def wait_until_served(self, driver: Process) -> None:
+        """Return when the driver has read its pools; `Disproved` where it ends instead."""
+        deadline = time.monotonic() + _DEADLINE
+        while driver.running and time.monotonic() < deadline:
+            try:
+                answer = self._methods["Probe"](csi.ProbeRequest(), timeout=1, wait_for_ready=True)
+            except grpc.RpcError as error:
+                if _status(error) is grpc.StatusCode.FAILED_PRECONDITION:
+                    return  # it serves, and has something to complain of
+            else:
+                if answer.ready.value:
+                    return
+            time.sleep(0.02)
+        raise Disproved(expected="a driver that is ready", found=driver.last_words)
+
+    def call(self, method: str, request: object, detail: str = "") -> Any:
+        """Call an RPC that must succeed, and return its response."""
+        response, _ = self._timed(method, request, detail, grpc.StatusCode.OK)
+        return response
+
+    def refused(self, method: str, request: object, status: str, detail: str = "") -> str:
+        """Call an RPC that must be refused with `status`, and return the driver's reason."""
+        _, reason = self._timed(method, request, detail, grpc.StatusCode[status])
+        return reason
+
+    def _timed(
+        self, method: str, request: object, detail: str, expected: grpc.StatusCode
+    ) -> tuple[Any, str]:
+        response, status, reason = None, grpc.StatusCode.OK, ""
+        begin = time.perf_counter()
+        try:
+            response = self._methods[method](request, timeout=_DEADLINE)
+        except grpc.RpcError as error:
+            status, reason = _status(error), _reason(error)
+        self._screen.call(method, status.name, time.perf_counter() - begin, detail)
+        if status is not expected:
+            raise Disproved(
+                expected=f"{method} answers {expected.name}", found=f"{status.name}: {reason}"
+            )
+        return response, reason
+
+
+def _status(error: Any) -> grpc.StatusCode:
+    code: grpc.StatusCode = error.code()
+    return code
+
+
+def _reason(error: Any) -> str:
+    details: str = error.details()
+    return details

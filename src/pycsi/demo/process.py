@@ -1,0 +1,74 @@
+"""The driver that is shown: `pycsi serve`, a process of its own."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Self
+
+from pycsi.linux import namespace
+
+NODE = "demo-node"
+
+_PATIENCE = 30
+_TAIL = 8
+
+
+def _environment() -> dict[str, str]:
+    """Return our environment without options for another driver, such as PYCSI_MODE."""
+    return {key: value for key, value in os.environ.items() if not key.startswith("PYCSI_")}
+
+
+class Process:
+    """The driver as a child process; `with` starts it, and ends it with SIGTERM."""
+
+    def __init__(self, socket: Path, log: Path, pools: Iterable[str]) -> None:
+        self.socket = socket
+        self._log = log
+        self._pools = list(pools)
+
+    def __enter__(self) -> Self:
+        command = [sys.executable, "-m", "pycsi", "serve", "--endpoint", f"unix://{self.socket}"]
+        command += ["--node-id", NODE, "--log-format", "text", *self._pools]
+        with self._log.open("wb") as log:
+            self._child = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=_environment(),
+                start_new_session=True,  # Ctrl-C is for the demo, which then ends the driver
+                # This process has one thread still, so code may run between fork and exec.
+                preexec_fn=namespace.end_with_parent,  # noqa: PLW1509
+            )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    @property
+    def pid(self) -> int:
+        return self._child.pid
+
+    @property
+    def running(self) -> bool:
+        return self._child.poll() is None
+
+    @property
+    def last_words(self) -> str:
+        """The end of the driver's log."""
+        lines = self._log.read_text(errors="replace").splitlines()
+        return "\n".join(lines[-_TAIL:])
+
+    def stop(self) -> int:
+        """End the driver, if it runs, and return its exit status."""
+        with contextlib.suppress(ProcessLookupError):
+            self._child.send_signal(signal.SIGTERM)
+        try:
+            return self._child.wait(_PATIENCE)
+        except subprocess.TimeoutExpired:
+            self._child.kill()
+            return self._child.wait()

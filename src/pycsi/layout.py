@@ -1,0 +1,65 @@
+"""Where things lie in a pool, and how its records are read."""
+
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import structlog
+
+from pycsi.model import Volume
+from pycsi.store import RecordError, read_record, write_record
+
+log = structlog.get_logger()
+
+_POOL_RECORD = "pool.json"
+_VOLUME_RECORD = "volume.json"
+_HARMLESS = frozenset({"lost+found", f".{_POOL_RECORD}.new"})
+
+
+class Layout:
+    """The paths in the pool at `root`."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.record = root / _POOL_RECORD
+        self.volumes = root / "volumes"
+        self.tmp = root / "tmp"
+        self.trash = root / "trash"
+
+    def read_uuid(self) -> str:
+        """Return the pool's UUID from its record."""
+        try:
+            return str(uuid.UUID(read_record(self.record)["uuid"]))
+        except (KeyError, ValueError, TypeError, AttributeError) as error:
+            raise RecordError(f"{self.record} is damaged: {error}") from None
+
+    def read_or_make_uuid(self) -> str:
+        """Return the pool's UUID; an empty directory becomes a pool now."""
+        try:
+            return self.read_uuid()
+        except FileNotFoundError:
+            pass
+        for entry in list(self.root.iterdir()):
+            if entry.name not in _HARMLESS:
+                raise RecordError(
+                    f"{self.root} is neither a pool nor empty (it holds {entry.name!r}); give an "
+                    "empty directory, or the pool's own disk"
+                )
+        made = str(uuid.uuid4())
+        write_record(self.record, {"uuid": made, "created": time.time()})
+        return made
+
+    def read_volumes(self) -> Iterator[Volume]:
+        """Read all volume records; a damaged one is logged and passed over, never touched."""
+        for place in sorted(self.volumes.iterdir()):
+            record = place / _VOLUME_RECORD
+            try:
+                yield Volume.from_json(read_record(record))
+            except (RecordError, OSError, TypeError, KeyError, ValueError) as error:
+                log.warning("a volume record cannot be read", path=str(record), error=str(error))
+
+
+def write_volume(place: Path, volume: Volume) -> None:
+    """Write a volume's record into its directory, durably."""
+    write_record(place / _VOLUME_RECORD, volume.to_json())

@@ -1,0 +1,131 @@
+"""Fixtures: filesystems to make pools on, drivers that serve them, and a check for what is left.
+
+A test that needs root, a program or a kernel feature says so with `needs`. On a laptop it is
+skipped with the reason. Where CI is set it fails instead, for CI is root and installs the programs;
+only what the running kernel was built without is skipped there, and `make test-vm` runs that in a
+virtual machine.
+"""
+
+import contextlib
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from driver import Driver
+
+from pycsi.linux import loop, mount
+
+IN_CI = bool(os.environ.get("CI"))
+IN_VM = bool(os.environ.get("PYCSI_VM"))
+
+
+def needs(reason: str, *, met: bool) -> None:
+    """Skip the test unless `met`; fail it in CI, where everything that is needed can be had."""
+    if not met:
+        (pytest.fail if IN_CI or IN_VM else pytest.skip)(f"needs {reason}")
+
+
+def run(*command: str | Path) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{command}: {done.stderr}"
+    return done.stdout
+
+
+@pytest.fixture
+def root() -> None:
+    """Ask for root, and for loop devices."""
+    needs("root", met=os.geteuid() == 0)
+    needs("loop devices", met=Path("/dev/loop-control").exists())
+
+
+FilesystemFactory = Callable[..., Path]
+
+
+@pytest.fixture
+def filesystem(root: None, tmp_path: Path) -> Iterator[FilesystemFactory]:
+    """Return a function that makes a filesystem in a file and mounts it, until the test ends."""
+    with contextlib.ExitStack() as mounted:
+
+        def make(kind: str, size: int, *make_options: str, options: str = "") -> Path:
+            needs(f"mkfs.{kind}", met=shutil.which(f"mkfs.{kind}") is not None)
+            place = tmp_path / f"disk-{len(list(tmp_path.glob('disk-*.img')))}"
+            image = place.with_suffix(".img")
+            with image.open("wb") as file:
+                file.truncate(size)
+            run(f"mkfs.{kind}", "-q", *make_options, image)
+            place.mkdir()
+            run("mount", "-o", f"loop{',' if options else ''}{options}", image, place)
+            mounted.callback(run, "umount", place)
+            pool = place / "pool"
+            pool.mkdir()
+            return pool
+
+        yield make
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Callable[..., Driver]]:
+    """Return a function that starts a driver on pools, until the test ends."""
+    with contextlib.ExitStack() as running:
+
+        def start(*pools: str | Path, options: tuple[str, ...] = (), **more: str) -> Driver:
+            named = [f"default={pool}" if isinstance(pool, Path) else pool for pool in pools]
+            number = len(list(tmp_path.glob("driver-*")))
+            driver = Driver(tmp_path / f"driver-{number}", named, options, more)
+            return running.enter_context(driver)
+
+        yield start
+    _clean_up(tmp_path)
+
+
+def _clean_up(folder: Path) -> None:
+    """Fail where drivers have left mounts or devices, but take them away for the next tests."""
+    disks = [str(path.with_suffix("")) for path in folder.glob("disk-*.img")]
+    left = [
+        item.target
+        for item in mount.mountinfo()
+        if item.target.startswith(f"{folder}/") and item.target not in disks
+    ]
+    for target in reversed(left):
+        mount.umount2(Path(target))
+    devices = [
+        device for image in folder.rglob("volumes/*/disk.img") for device in loop.find(image)
+    ]
+    for device in devices:
+        loop.detach(device)
+    assert not left, f"mounts were left: {left}"
+    assert not devices, f"loop devices were left: {devices}"
+
+
+@pytest.fixture
+def pool(tmp_path: Path) -> Path:
+    """Return an empty directory, on whatever filesystem the temporary directory is."""
+    path = tmp_path / "pool"
+    path.mkdir()
+    return path
+
+
+@pytest.fixture
+def driver(serve: Callable[..., Driver], pool: Path) -> Driver:
+    """Return a driver on one pool."""
+    return serve(pool)
+
+
+def _backing_files() -> Iterator[str]:
+    for entry in Path("/sys/block").glob("loop*/loop/backing_file"):
+        with contextlib.suppress(OSError):  # freed since the listing
+            yield entry.read_text().strip()
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left(tmp_path: Path) -> Iterator[None]:
+    """Fail a test that leaves a mount or a loop device."""
+    yield
+    here = f"{tmp_path}/"
+    mounts = [item.target for item in mount.mountinfo() if item.target.startswith(here)]
+    assert not mounts, f"mounts are left: {mounts}"
+    devices = [path for path in _backing_files() if path.startswith(here)]
+    assert not devices, f"loop devices are left: {devices}"

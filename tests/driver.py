@@ -1,0 +1,258 @@
+"""A real driver process for tests, and the requests that most tests send."""
+
+import contextlib
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import grpc
+import pytest
+
+from pycsi.proto import csi_pb2 as csi
+from pycsi.proto import csi_pb2_grpc
+
+MIB = 1024 * 1024
+GIB = 1024 * MIB
+NODE = "node-1"
+
+Mode = csi.VolumeCapability.AccessMode
+
+
+def mount_capability(
+    fs_type: str = "",
+    mode: csi.VolumeCapability.AccessMode.Mode = Mode.SINGLE_NODE_MULTI_WRITER,
+    flags: Sequence[str] = (),
+) -> csi.VolumeCapability:
+    return csi.VolumeCapability(
+        mount=csi.VolumeCapability.MountVolume(fs_type=fs_type, mount_flags=flags),
+        access_mode=Mode(mode=mode),
+    )
+
+
+def block_capability(
+    mode: csi.VolumeCapability.AccessMode.Mode = Mode.SINGLE_NODE_MULTI_WRITER,
+) -> csi.VolumeCapability:
+    return csi.VolumeCapability(
+        block=csi.VolumeCapability.BlockVolume(), access_mode=Mode(mode=mode)
+    )
+
+
+@contextlib.contextmanager
+def refused(code: grpc.StatusCode, *words: str) -> Iterator[None]:
+    """Expect an RPC to fail with `code` and a message that holds all `words`."""
+    with pytest.raises(grpc.RpcError) as caught:
+        yield
+    error: Any = caught.value
+    assert error.code() is code, f"{error.code()}: {error.details()}"
+    assert error.details(), "a status message must not be empty"
+    for word in words:
+        assert word in error.details()
+
+
+@dataclasses.dataclass
+class Driver:
+    """`pycsi serve` in a process of its own; `with` starts and stops it."""
+
+    folder: Path
+    pools: Sequence[str]
+    options: Sequence[str] = ()
+    environment: dict[str, str] = dataclasses.field(default_factory=dict)
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def socket(self) -> Path:
+        return self.folder / "csi.sock"
+
+    @property
+    def log_file(self) -> Path:
+        return self.folder / "driver.log"
+
+    @property
+    def log(self) -> str:
+        return self.log_file.read_text()
+
+    def start(self) -> None:
+        self.folder.mkdir(exist_ok=True)
+        command = [sys.executable, "-m", "pycsi", "serve", "--endpoint", f"unix://{self.socket}"]
+        command += ["--node-id", NODE, *(f"--pool={pool}" for pool in self.pools), *self.options]
+        with self.log_file.open("ab") as log:
+            self.process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stderr=log, env=os.environ | self.environment
+            )
+        self.channel = grpc.insecure_channel(
+            f"unix://{self.socket}", options=[("grpc.default_authority", "localhost")]
+        )
+        self.identity = csi_pb2_grpc.IdentityStub(self.channel)  # type: ignore[no-untyped-call]
+        self.controller = csi_pb2_grpc.ControllerStub(self.channel)  # type: ignore[no-untyped-call]
+        self.node = csi_pb2_grpc.NodeStub(self.channel)  # type: ignore[no-untyped-call]
+        self._wait_until_ready()
+
+    def _wait_until_ready(self) -> None:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            assert self.process is not None
+            if self.process.poll() is not None:
+                break
+            with contextlib.suppress(grpc.RpcError):
+                if self.identity.Probe(
+                    csi.ProbeRequest(), wait_for_ready=True, timeout=5
+                ).ready.value:
+                    return
+            time.sleep(0.02)
+        pytest.fail(f"the driver did not become ready:\n{self.log}")
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        """End the process with a signal and return its exit status."""
+        assert self.process is not None
+        self.channel.close()
+        self.process.send_signal(number)
+        return self.process.wait(60)
+
+    def restart(self, number: int = signal.SIGTERM) -> None:
+        self.stop(number)
+        self.start()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.stop()
+
+    # Requests
+
+    def create(
+        self,
+        name: str,
+        size: int | None = 64 * MIB,
+        *,
+        limit: int = 0,
+        capability: csi.VolumeCapability | None = None,
+        parameters: dict[str, str] | None = None,
+        **more: str,
+    ) -> csi.Volume:
+        request = csi.CreateVolumeRequest(
+            name=name,
+            volume_capabilities=[capability or mount_capability()],
+            parameters={**(parameters or {}), **more},
+        )
+        if size is not None:
+            request.capacity_range.CopyFrom(
+                csi.CapacityRange(required_bytes=size, limit_bytes=limit)
+            )
+        volume: csi.Volume = self.controller.CreateVolume(request).volume
+        return volume
+
+    def delete(self, volume_id: str) -> None:
+        self.controller.DeleteVolume(csi.DeleteVolumeRequest(volume_id=volume_id))
+
+    def stage(
+        self,
+        volume_id: str,
+        path: Path,
+        capability: csi.VolumeCapability | None = None,
+        context: dict[str, str] | None = None,
+    ) -> None:
+        path.mkdir(exist_ok=True)
+        self.node.NodeStageVolume(
+            csi.NodeStageVolumeRequest(
+                volume_id=volume_id,
+                staging_target_path=str(path),
+                volume_capability=capability or mount_capability(),
+                volume_context=context or {},
+            )
+        )
+
+    def unstage(self, volume_id: str, path: Path) -> None:
+        self.node.NodeUnstageVolume(
+            csi.NodeUnstageVolumeRequest(volume_id=volume_id, staging_target_path=str(path))
+        )
+
+    def publish(
+        self,
+        volume_id: str,
+        staging: Path | None,
+        target: Path,
+        capability: csi.VolumeCapability | None = None,
+        *,
+        readonly: bool = False,
+        context: dict[str, str] | None = None,
+    ) -> None:
+        self.node.NodePublishVolume(
+            csi.NodePublishVolumeRequest(
+                volume_id=volume_id,
+                staging_target_path=str(staging) if staging else "",
+                target_path=str(target),
+                volume_capability=capability or mount_capability(),
+                readonly=readonly,
+                volume_context=context or {},
+            )
+        )
+
+    def unpublish(self, volume_id: str, target: Path) -> None:
+        self.node.NodeUnpublishVolume(
+            csi.NodeUnpublishVolumeRequest(volume_id=volume_id, target_path=str(target))
+        )
+
+    def expand(
+        self, volume_id: str, size: int, limit: int = 0
+    ) -> csi.ControllerExpandVolumeResponse:
+        response: csi.ControllerExpandVolumeResponse = self.controller.ControllerExpandVolume(
+            csi.ControllerExpandVolumeRequest(
+                volume_id=volume_id,
+                capacity_range=csi.CapacityRange(required_bytes=size, limit_bytes=limit),
+            )
+        )
+        return response
+
+    def node_expand(self, volume_id: str, path: Path, size: int = 0) -> int:
+        request = csi.NodeExpandVolumeRequest(volume_id=volume_id, volume_path=str(path))
+        if size:
+            request.capacity_range.required_bytes = size
+        capacity: int = self.node.NodeExpandVolume(request).capacity_bytes
+        return capacity
+
+    def stats(self, volume_id: str, path: Path) -> csi.NodeGetVolumeStatsResponse:
+        response: csi.NodeGetVolumeStatsResponse = self.node.NodeGetVolumeStats(
+            csi.NodeGetVolumeStatsRequest(volume_id=volume_id, volume_path=str(path))
+        )
+        return response
+
+    def volume_ids(self) -> list[str]:
+        response = self.controller.ListVolumes(csi.ListVolumesRequest())
+        return [entry.volume.volume_id for entry in response.entries]
+
+    def capacity(self, **parameters: str) -> csi.GetCapacityResponse:
+        response: csi.GetCapacityResponse = self.controller.GetCapacity(
+            csi.GetCapacityRequest(parameters=parameters)
+        )
+        return response
+
+    @contextlib.contextmanager
+    def published(
+        self,
+        volume_id: str,
+        folder: Path,
+        capability: csi.VolumeCapability | None = None,
+        *,
+        readonly: bool = False,
+    ) -> Iterator[Path]:
+        """Stage and publish a volume below `folder`; undo both at the end."""
+        staging, target = folder / f"staging-{volume_id}", folder / f"target-{volume_id}"
+        self.stage(volume_id, staging, capability)
+        self.publish(volume_id, staging, target, capability, readonly=readonly)
+        try:
+            yield target
+        finally:
+            self.unpublish(volume_id, target)
+            self.unstage(volume_id, staging)
+
+
+DriverFactory = Callable[..., Driver]

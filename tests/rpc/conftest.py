@@ -1,0 +1,207 @@
+"""Drivers that the tests of a module share, and what only RPC tests send and look at."""
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from driver import MIB, Driver, mount_capability
+
+from pycsi.linux import mount
+from pycsi.proto import csi_pb2 as csi
+
+OK = grpc.StatusCode.OK
+TOPOLOGY = "topology.pycsi.storage/node"
+
+MultiDriver = Callable[..., Driver]
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Fail a test that leaves a mount or a loop device below the temporary directory."""
+    ours = str(tmp_path_factory.getbasetemp())
+    yield
+    left = [item.target for item in mount.mountinfo() if item.target.startswith(ours)]
+    assert not left, f"mounts are left: {left}"
+    files = [entry.read_text() for entry in Path("/sys/block").glob("loop*/loop/backing_file")]
+    assert not [file for file in files if file.startswith(ours)], "loop devices are left"
+
+
+def _serve(factory: pytest.TempPathFactory, *options: str, pools: int = 1) -> Driver:
+    folder = factory.mktemp("shared")
+    names = ["default", *(f"pool-{number}" for number in range(1, pools))]
+    for name in names:
+        (folder / name).mkdir()
+    return Driver(folder / "driver", [f"{name}={folder / name}" for name in names], options)
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Driver]:
+    """Return a driver for tests that do not disturb each other."""
+    with _serve(tmp_path_factory) as driver:
+        yield driver
+
+
+@pytest.fixture(scope="module")
+def attaching(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Driver]:
+    """Return a driver that attaches, at most three volumes."""
+    options = ("--enable-attach", "--max-volumes-per-node=3")
+    with _serve(tmp_path_factory, *options) as driver:
+        yield driver
+
+
+@pytest.fixture(scope="module")
+def two_pools(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Driver]:
+    """Return a driver on two pools, `default` and `pool-1`."""
+    with _serve(tmp_path_factory, pools=2) as driver:
+        yield driver
+
+
+@pytest.fixture
+def limited(pool: Path, serve: Callable[..., Driver]) -> Callable[..., Driver]:
+    """Return a function that starts a driver whose pool can promise `size` bytes."""
+
+    def start(size: int, *options: str) -> Driver:
+        facts = os.statvfs(pool)
+        reserve = facts.f_blocks * facts.f_frsize - size
+        assert reserve > 0
+        return serve(f"default={pool},reserve={reserve}{''.join(f',{item}' for item in options)}")
+
+    return start
+
+
+@pytest.fixture
+def slow_mkfs(tmp_path: Path) -> "SlowPrograms":
+    """Return a PATH on which mkfs.ext4 waits until it is told to go on."""
+    return SlowPrograms(tmp_path / "bin")
+
+
+class SlowPrograms:
+    """A directory in front of PATH whose mkfs.ext4 waits, then runs the real one."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir()
+        self.folder = folder
+        self._go = folder / "go"
+        script = folder / "mkfs.ext4"
+        script.write_text(
+            "#!/bin/sh\n"
+            f'echo $$ > "{folder}/pid"\n'
+            f'until [ -e "{self._go}" ] || [ ! -d "{folder}" ]; do sleep 0.02; done\n'
+            f'PATH="${{PATH#{folder}:}}"\n'
+            'exec mkfs.ext4 "$@"\n'
+        )
+        script.chmod(0o755)
+
+    @property
+    def path(self) -> str:
+        return f"{self.folder}:{os.environ['PATH']}"
+
+    @property
+    def started(self) -> bool:
+        pid = self.folder / "pid"
+        return pid.exists() and pid.read_text().endswith("\n")
+
+    @property
+    def pid(self) -> int:
+        return int((self.folder / "pid").read_text())
+
+    def go(self) -> None:
+        self._go.touch()
+
+
+def pool_of(driver: Driver, number: int = 0) -> Path:
+    """Return where a pool of the driver lies."""
+    return Path(driver.pools[number].partition("=")[2].partition(",")[0])
+
+
+def on_disk(driver: Driver) -> set[str]:
+    """Return what lies in the pool besides its own records."""
+    pool = pool_of(driver)
+    return {
+        f"{folder}/{entry.name}"
+        for folder in ("volumes", "tmp", "trash")
+        for entry in (pool / folder).iterdir()
+    }
+
+
+def request(name: str, **fields: Any) -> csi.CreateVolumeRequest:
+    """Return a request for a small directory, or what `fields` make of it."""
+    given: dict[str, Any] = {
+        "name": name,
+        "capacity_range": csi.CapacityRange(required_bytes=4 * MIB),
+        "volume_capabilities": [mount_capability()],
+        "parameters": {"quota": "none"},
+    }
+    return csi.CreateVolumeRequest(**given | fields)
+
+
+def on_node(*nodes: str) -> csi.TopologyRequirement:
+    """Return a requirement that the volume lies on one of the nodes."""
+    return csi.TopologyRequirement(
+        requisite=[csi.Topology(segments={TOPOLOGY: node}) for node in nodes]
+    )
+
+
+def code_of(call: Callable[[], Any]) -> grpc.StatusCode:
+    """Return how an RPC ends; a refusal must have a message of at most 1 KiB."""
+    try:
+        call()
+    except grpc.RpcError as error:
+        failure: Any = error
+        assert 0 < len(failure.details().encode()) <= 1024
+        return failure.code()  # type: ignore[no-any-return]
+    return OK
+
+
+@contextlib.contextmanager
+def unchanged(driver: Driver) -> Iterator[None]:
+    """Expect that nothing is made or lost, on disk and in the listing."""
+    disk, listed = on_disk(driver), driver.volume_ids()
+    yield
+    assert on_disk(driver) == disk
+    assert driver.volume_ids() == listed
+
+
+def pycsi(
+    *arguments: str | Path | bytes, variables: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run the command `pycsi serve` to its end, without any variable but those given."""
+    kept = {key: os.environ[key] for key in ("PATH", "HOME") if key in os.environ}
+    return subprocess.run(
+        [sys.executable, "-m", "pycsi", "serve", *arguments],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        env=kept | (variables or {}),
+        timeout=30,
+        check=False,
+    )
+
+
+def wait_for(done: Callable[[], bool]) -> None:
+    """Wait until something is so, at most for ten seconds."""
+    deadline = time.monotonic() + 10
+    while not done():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.02)
+
+
+def free_port() -> int:
+    """Return a TCP port that was free a moment ago."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return int(free.getsockname()[1])
+
+
+def rpc_types(controller: Any) -> set[str]:
+    """Return the names of the capabilities that a controller advertises."""
+    answer = controller.ControllerGetCapabilities(csi.ControllerGetCapabilitiesRequest())
+    kind = csi.ControllerServiceCapability.RPC.Type
+    return {kind.Name(item.rpc.type) for item in answer.capabilities}

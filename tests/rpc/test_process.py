@@ -1,0 +1,205 @@
+"""The process: its variables, its metrics, and how it ends."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from driver import MIB, NODE, Driver
+from rpc.conftest import SlowPrograms, code_of, free_port, on_disk, rpc_types, wait_for
+
+from pycsi.proto import csi_pb2 as csi
+from pycsi.proto import csi_pb2_grpc
+
+
+def serve_from_variables(tmp_path: Path, variables: dict[str, str]) -> "subprocess.Popen[bytes]":
+    kept = {key: os.environ[key] for key in ("PATH", "HOME") if key in os.environ}
+    with (tmp_path / "log").open("wb") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "pycsi", "serve"],
+            stdin=subprocess.DEVNULL,
+            stderr=log,
+            env=kept | variables,
+        )
+
+
+@pytest.mark.parametrize("endpoint", ["CSI_ENDPOINT", "PYCSI_ENDPOINT"])
+def test_variables(tmp_path: Path, pool: Path, endpoint: str) -> None:
+    """Every option can be a variable, and the endpoint is read from CSI_ENDPOINT."""
+    port = free_port()
+    process = serve_from_variables(
+        tmp_path,
+        {
+            endpoint: f"unix://{tmp_path}/csi.sock",
+            "PYCSI_NODE_ID": "node-7",
+            "PYCSI_POOL": f"default={pool}",
+            "PYCSI_DRIVER_NAME": "storage.example.org",
+            "PYCSI_MODE": "node",
+            "PYCSI_ENABLE_ATTACH": "true",
+            "PYCSI_MAX_VOLUMES_PER_NODE": "17",
+            "PYCSI_METRICS_ADDRESS": f"127.0.0.1:{port}",
+            "PYCSI_LOG_FORMAT": "text",
+            "PYCSI_LOG_LEVEL": "debug",
+        },
+    )
+    try:
+        with grpc.insecure_channel(f"unix://{tmp_path}/csi.sock") as channel:
+            grpc.channel_ready_future(channel).result(30)
+            identity = csi_pb2_grpc.IdentityStub(channel)  # type: ignore[no-untyped-call]
+            node = csi_pb2_grpc.NodeStub(channel)  # type: ignore[no-untyped-call]
+            controller = csi_pb2_grpc.ControllerStub(channel)  # type: ignore[no-untyped-call]
+            wait_for(lambda: identity.Probe(csi.ProbeRequest()).ready.value)
+            info = node.NodeGetInfo(csi.NodeGetInfoRequest())
+            assert (info.node_id, info.max_volumes_per_node) == ("node-7", 17)
+            assert dict(info.accessible_topology.segments) == {
+                "topology.storage.example.org/node": "node-7"
+            }
+            assert identity.GetPluginInfo(csi.GetPluginInfoRequest()).name == "storage.example.org"
+            assert "PUBLISH_UNPUBLISH_VOLUME" in rpc_types(controller)
+            assert code_of(
+                lambda: controller.ControllerExpandVolume(csi.ControllerExpandVolumeRequest())
+            ) is (grpc.StatusCode.UNIMPLEMENTED)
+            assert "pycsi_rpcs_total" in scrape(port)
+        assert "event=Probe" in (tmp_path / "log").read_text()
+    finally:
+        process.terminate()
+        assert process.wait(30) == 0
+
+
+def scrape(port: int) -> str:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+        text: bytes = answer.read()
+    return text.decode()
+
+
+def test_metrics(serve: Callable[..., Driver], pool: Path, tmp_path: Path) -> None:
+    """Calls are counted by method and code, and pools have their gauges."""
+    port = free_port()
+    driver = serve(pool, options=(f"--metrics-address=127.0.0.1:{port}",))
+    driver.create("a", 64 * MIB, quota="none")
+    code_of(lambda: driver.create(""))
+    text = scrape(port)
+    assert 'pycsi_rpcs_total{code="OK",method="CreateVolume"} 1.0' in text
+    assert 'pycsi_rpcs_total{code="INVALID_ARGUMENT",method="CreateVolume"} 1.0' in text
+    assert 'pycsi_rpc_duration_seconds_count{method="CreateVolume"} 2.0' in text
+    gauges = {line.split(" ")[0]: line.split(" ")[1] for line in text.splitlines()}
+    facts = os.statvfs(pool)
+    assert float(gauges['pycsi_pool_size_bytes{pool="default"}']) == facts.f_blocks * facts.f_frsize
+    assert float(gauges['pycsi_pool_committed_bytes{pool="default"}']) == 64 * MIB
+    assert float(gauges['pycsi_pool_volumes{pool="default"}']) == 1
+    for name in ("free", "reserve", "limit"):
+        assert f'pycsi_pool_{name}_bytes{{pool="default"}}' in gauges
+    pool.rename(tmp_path / "away")
+    assert "pycsi_rpcs_total" in scrape(port)
+    (tmp_path / "away").rename(pool)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_end(driver: Driver, number: int) -> None:
+    """A signal ends the process with status 0 and leaves no socket."""
+    assert driver.stop(number) == 0
+    assert not driver.socket.exists()
+    assert list(driver.folder.iterdir()) == [driver.log_file]
+
+
+def test_end_lets_a_call_finish(
+    serve: Callable[..., Driver], pool: Path, slow_mkfs: SlowPrograms
+) -> None:
+    """A call that is under way when the signal comes is answered, and its volume exists."""
+    driver = serve(pool, PATH=slow_mkfs.path)
+    answers: list[Any] = []
+    thread = threading.Thread(target=lambda: answers.append(driver.create("a", type="image")))
+    thread.start()
+    wait_for(lambda: slow_mkfs.started)
+    assert driver.process is not None
+    driver.process.send_signal(signal.SIGTERM)
+    time.sleep(0.3)
+    assert driver.process.poll() is None, "it did not wait"
+    slow_mkfs.go()
+    thread.join(30)
+    assert answers[0].volume_id == f"a@{NODE}"
+    assert driver.process.wait(30) == 0
+    assert (pool / "volumes" / f"a@{NODE}" / "volume.json").exists()
+
+
+def test_probe_answers_beside_a_long_call(
+    serve: Callable[..., Driver], pool: Path, slow_mkfs: SlowPrograms
+) -> None:
+    """While a volume is made its name is ABORTED, and everything else goes on."""
+    driver = serve(pool, PATH=slow_mkfs.path)
+    thread = threading.Thread(target=lambda: driver.create("a", type="image"))
+    thread.start()
+    wait_for(lambda: slow_mkfs.started)
+    assert code_of(lambda: driver.create("a", type="image")) is grpc.StatusCode.ABORTED
+    delete = csi.DeleteVolumeRequest(volume_id=f"a@{NODE}")
+    assert code_of(lambda: driver.controller.DeleteVolume(delete)) is grpc.StatusCode.ABORTED
+    assert driver.identity.Probe(csi.ProbeRequest()).ready.value
+    assert driver.volume_ids() == [], "a volume is listed before it is whole"
+    driver.create("b", quota="none")
+    driver.delete(f"b@{NODE}")
+    slow_mkfs.go()
+    thread.join(30)
+    assert driver.create("a", type="image").volume_id == f"a@{NODE}"
+
+
+def test_crash_while_a_volume_is_made(
+    serve: Callable[..., Driver], pool: Path, slow_mkfs: SlowPrograms
+) -> None:
+    """After kill -9 in the middle nothing half made is listed, and the retry succeeds."""
+    driver = serve(pool, PATH=slow_mkfs.path)
+    thread = threading.Thread(target=lambda: code_of(lambda: driver.create("a", type="image")))
+    thread.start()
+    wait_for(lambda: slow_mkfs.started)
+    assert on_disk(driver) == {f"tmp/a@{NODE}"}
+    assert driver.process is not None
+    driver.process.kill()
+    driver.process.wait(30)
+    thread.join(30)
+    os.kill(slow_mkfs.pid, signal.SIGKILL)
+    slow_mkfs.go()
+    driver.restart(signal.SIGKILL)
+    assert driver.volume_ids() == []
+    assert on_disk(driver) == set()
+    assert driver.create("a", type="image").volume_id == f"a@{NODE}"
+
+
+def test_log_that_nobody_reads(tmp_path: Path, pool: Path) -> None:
+    """A broken standard error costs the log, never an answer."""
+    reading, writing = os.pipe()
+    endpoint, pool_option = f"unix://{tmp_path}/csi.sock", f"--pool=default={pool}"
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "pycsi",
+            "serve",
+            "--endpoint",
+            endpoint,
+            "--node-id=n",
+            pool_option,
+        ],
+        stderr=writing,
+    )
+    os.close(writing)
+    try:
+        with grpc.insecure_channel(endpoint) as channel:
+            grpc.channel_ready_future(channel).result(30)
+            identity = csi_pb2_grpc.IdentityStub(channel)  # type: ignore[no-untyped-call]
+            controller = csi_pb2_grpc.ControllerStub(channel)  # type: ignore[no-untyped-call]
+            wait_for(lambda: identity.Probe(csi.ProbeRequest()).ready.value)
+            os.close(reading)
+            list_all = csi.ListVolumesRequest()
+            assert code_of(lambda: controller.ListVolumes(list_all)) is grpc.StatusCode.OK
+            bad = csi.ListVolumesRequest(starting_token="x")  # noqa: S106
+            assert code_of(lambda: controller.ListVolumes(bad)) is grpc.StatusCode.ABORTED
+    finally:
+        process.terminate()
+        process.wait(30)

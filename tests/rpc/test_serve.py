@@ -1,0 +1,171 @@
+"""Starting: every misconfiguration is one line, and ends the process before it serves."""
+
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import run
+from driver import Driver
+from rpc.conftest import pycsi
+
+
+def refusal(*arguments: str | Path | bytes, **variables: str) -> str:
+    """Return the one line with which `pycsi serve` ends."""
+    done = pycsi(*arguments, variables=variables)
+    assert done.returncode != 0
+    assert done.stdout == ""
+    lines = done.stderr.splitlines()
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("pycsi: ")
+    return lines[0]
+
+
+@pytest.fixture
+def endpoint(tmp_path: Path) -> str:
+    return f"--endpoint=unix://{tmp_path}/csi.sock"
+
+
+NODE = "--node-id=node-1"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (["--node-id=n", "--pool=default={pool}"], "--endpoint"),
+        (["{endpoint}", "--pool=default={pool}"], "--node-id"),
+        (["{endpoint}", "--node-id=n"], "--pool"),
+        (["{endpoint}", "--node-id=" + "x" * 257, "--pool=default={pool}"], "--node-id"),
+        (["{endpoint}", "--node-id=a\nb", "--pool=default={pool}"], "--node-id"),
+        (["{endpoint}", "--node-id=n", "--pool={pool}"], "NAME=PATH"),
+        (["{endpoint}", "--node-id=n", "--pool=default=pool"], "absolute"),
+        (["{endpoint}", "--node-id=n", "--pool=default={pool}/missing"], "missing"),
+        (["{endpoint}", "--node-id=n", "--pool=default={pool},fast"], "fast"),
+        (["{endpoint}", "--node-id=n", "--pool=default={pool},reserve=x"], "reserve|size"),
+        (["{endpoint}", "--node-id=n", "--pool=default={pool},require-mount"], "mount"),
+        (["{endpoint}", "--node-id=n", "--pool=a={pool}", "--pool=b={pool}"], "another pool"),
+        (["{endpoint}", "--node-id=n", "--pool=a={pool}", "--pool=a=/x"], "more than once"),
+        (["--endpoint=tcp://0.0.0.0:1", "--node-id=n", "--pool=default={pool}"], "--endpoint"),
+        (["--endpoint=unix:///none/csi.sock", "--node-id=n", "--pool=a={pool}"], "/none"),
+        (["--endpoint=unix:///" + "x" * 107, "--node-id=n", "--pool=a={pool}"], "long"),
+        (["--endpoint=unix:///proc/csi.sock", "--node-id=n", "--pool=a={pool}"], "/proc"),
+        (["{endpoint}", "--node-id=n", "--pool=a={pool}", "--driver-name=a/b"], "--driver-name"),
+        (["{endpoint}", "--node-id=n", "--pool=a={pool}", "--max-volumes-per-node=-1"], "-1"),
+        (["{endpoint}", "--node-id=n", "--pool=a={pool}", "--metrics-address=9180"], "9180"),
+        (
+            ["{endpoint}", "--node-id=n", "--pool=a={pool}", "--metrics-address=h.invalid:1"],
+            "h.inv",
+        ),
+        (
+            ["{endpoint}", "--node-id=n", "--pool=a={pool}", f"--metrics-address={'a' * 70}:1"],
+            "--metrics-address",
+        ),
+    ],
+)
+def test_misconfiguration(pool: Path, endpoint: str, arguments: list[str], word: str) -> None:
+    """A configuration that cannot work is refused in one line that names what is wrong."""
+    given = [
+        item.replace("{pool}", str(pool)).replace("{endpoint}", endpoint) for item in arguments
+    ]
+    assert any(part in refusal(*given) for part in word.split("|"))
+    assert not (pool.parent / "csi.sock").exists()
+
+
+@pytest.mark.parametrize("option", ["--endpoint=unix:///\xff", "--pool=a=/\xff", "--node-id=\xff"])
+def test_argument_that_is_not_utf8(pool: Path, endpoint: str, option: str) -> None:
+    """Bytes that are no text are refused like any other mistake."""
+    good = [endpoint, NODE, f"--pool=default={pool}"]
+    refusal(*good, option.encode("latin-1"))
+
+
+def test_foreign_directory(pool: Path, endpoint: str) -> None:
+    """A directory that holds something else is never taken for a pool, nor changed."""
+    (pool / "photos").mkdir()
+    assert "photos" in refusal(endpoint, NODE, f"--pool=default={pool}")
+    assert [entry.name for entry in pool.iterdir()] == ["photos"]
+
+
+def test_empty_disk(pool: Path, endpoint: str) -> None:
+    """A file in place of the pool's directory is refused."""
+    (pool / "file").touch()
+    assert "file" in refusal(endpoint, NODE, f"--pool=default={pool}/file")
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", '{"schema": 99}', '{"schema": 1}', '{"schema": 1, "uuid": "x"}']
+)
+def test_damaged_pool_record(pool: Path, endpoint: str, content: str) -> None:
+    """A pool whose record cannot be read is refused, and not begun anew."""
+    (pool / "pool.json").write_text(content)
+    assert "pool.json" in refusal(endpoint, NODE, f"--pool=default={pool}")
+    assert (pool / "pool.json").read_text() == content
+
+
+def test_memory(endpoint: str, pool: Path, root: None) -> None:
+    """A filesystem that a reboot empties is refused unless the operator accepts that."""
+    run("mount", "-t", "tmpfs", "none", pool)
+    try:
+        assert "allow-volatile" in refusal(endpoint, NODE, f"--pool=default={pool}")
+    finally:
+        run("umount", pool)
+
+
+def test_read_only_disk(endpoint: str, pool: Path, root: None) -> None:
+    """A pool on a read-only filesystem is refused."""
+    run("mount", "--bind", "-o", "ro", pool, pool)
+    try:
+        assert "read-only" in refusal(endpoint, NODE, f"--pool=default={pool}")
+    finally:
+        run("umount", pool)
+
+
+def test_second_driver_on_a_pool(driver: Driver, pool: Path, endpoint: str) -> None:
+    """A pool belongs to one process."""
+    assert "in use" in refusal(endpoint, NODE, f"--pool=default={pool}")
+    assert driver.volume_ids() == []
+
+
+def test_live_socket(driver: Driver, tmp_path: Path) -> None:
+    """The socket of a running driver is refused, and goes on working."""
+    (tmp_path / "other").mkdir()
+    other = refusal(f"--endpoint={driver.socket}", NODE, f"--pool=default={tmp_path}/other")
+    assert "another driver" in other
+    assert driver.volume_ids() == []
+
+
+@pytest.mark.parametrize("kind", ["file", "directory", "link"])
+def test_endpoint_that_is_no_socket(tmp_path: Path, pool: Path, kind: str) -> None:
+    """What is not a socket is never removed from the endpoint's place."""
+    place = tmp_path / "csi.sock"
+    match kind:
+        case "file":
+            place.write_text("precious")
+        case "directory":
+            place.mkdir()
+        case _:
+            place.symlink_to(tmp_path / "elsewhere")
+    assert "socket" in refusal(f"--endpoint={place}", NODE, f"--pool=default={pool}")
+    assert os.path.lexists(place)
+
+
+def test_dead_socket_is_replaced(serve: Callable[..., Driver], pool: Path, tmp_path: Path) -> None:
+    """A socket that a crash has left does not stop the next start."""
+    folder = tmp_path / "driver-0"
+    folder.mkdir()
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(folder / "csi.sock"))
+    with Driver(folder, [f"default={pool}"]) as driver:
+        assert driver.volume_ids() == []
+        assert sorted(path.name for path in folder.iterdir()) == ["csi.sock", "driver.log"]
+
+
+def test_metrics_address_in_use(driver: Driver, tmp_path: Path, endpoint: str) -> None:
+    """A port that somebody else has is refused."""
+    (tmp_path / "other").mkdir()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        line = refusal(
+            endpoint, NODE, f"--pool=default={tmp_path}/other", f"--metrics-address={address}"
+        )
+    assert address in line

@@ -1,0 +1,147 @@
+"""Directories limited by project quota on XFS and ext4, on a kernel that has it.
+
+`make test-vm` runs these in a virtual machine. Unprivileged writers are used: the kernel does not
+hold a process with CAP_SYS_RESOURCE to an ext4 quota.
+"""
+
+import errno
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import IN_VM, FilesystemFactory
+from driver import GIB, MIB, Driver
+
+from pycsi.linux import quota
+from pycsi.proto import csi_pb2 as csi
+
+OPTIONS = {
+    "ext4": ("-O", "quota,project", "-E", "quotatype=prjquota"),
+    "xfs": (),
+}
+REFUSALS = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
+
+
+@pytest.fixture(params=OPTIONS)
+def pool(request: pytest.FixtureRequest, filesystem: FilesystemFactory) -> Path:
+    """Return a pool on a filesystem that enforces project limits."""
+    options = OPTIONS[request.param]
+    try:
+        path = filesystem(request.param, 2 * GIB, *options, options="prjquota")
+    except AssertionError as refusal:
+        if IN_VM:
+            raise
+        pytest.skip(f"this kernel has no project quota; make test-vm has: {refusal}")
+    path.chmod(0o755)
+    return path
+
+
+def write_as_nobody(target: Path, size: int) -> tuple[int, str]:
+    """Write `size` bytes as an unprivileged user; return what went in, and what was said."""
+    target.parent.chmod(0o777)
+    command = ["dd", "if=/dev/zero", f"of={target}", "bs=64k", f"count={size >> 16}"]
+    done = subprocess.run(
+        [*command, "conv=fsync"], user=65534, group=65534, extra_groups=[],
+        capture_output=True, text=True, check=False, cwd="/",
+    )  # fmt: skip
+    return target.stat().st_size, done.stderr
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """Return a directory that an unprivileged user can pass through."""
+    for parent in (tmp_path, *tmp_path.parents):
+        if parent.is_relative_to("/tmp") and parent != Path("/tmp"):
+            parent.chmod(0o711)
+    return tmp_path
+
+
+def test_directory_is_limited(pool: Path, serve: Callable[..., Driver], place: Path) -> None:
+    """Writes past the limit fail, statvfs shows the limit, and a raised limit counts at once."""
+    driver = serve(pool)
+    volume = driver.create("data", 64 * MIB)
+    assert volume.volume_context["type"] == "directory"
+    assert "project quota" in volume.volume_context["reason"]
+    data = pool / "volumes" / volume.volume_id / "data"
+    project = quota.project_of(data)
+    assert project
+    assert quota.usage(data, project).limit == 64 * MIB
+    with driver.published(volume.volume_id, place) as target:
+        facts = os.statvfs(target)
+        assert facts.f_blocks * facts.f_frsize == 64 * MIB
+        written, said = write_as_nobody(target / "fill", 128 * MIB)
+        assert any(reason in said for reason in REFUSALS)
+        assert 60 * MIB < written <= 64 * MIB
+        usage = driver.stats(volume.volume_id, target).usage
+        assert usage[0].total == 64 * MIB
+        assert 60 * MIB < usage[0].used <= 64 * MIB
+        assert usage[1].unit == csi.VolumeUsage.INODES
+        assert not driver.expand(volume.volume_id, 128 * MIB).node_expansion_required
+        assert driver.node_expand(volume.volume_id, target) == 128 * MIB
+        facts = os.statvfs(target)
+        assert facts.f_blocks * facts.f_frsize == 128 * MIB
+        written, said = write_as_nobody(target / "more", 128 * MIB)
+        assert any(reason in said for reason in REFUSALS)
+        assert 56 * MIB < written <= 64 * MIB
+    driver.delete(volume.volume_id)
+    assert quota.usage(pool, project).limit == 0
+
+
+def test_project_ids_are_never_given_twice(
+    pool: Path, serve: Callable[..., Driver], place: Path
+) -> None:
+    """Ids differ over deletions, restarts and two pools on one filesystem."""
+    second = pool.parent / "second"
+    second.mkdir()
+    driver = serve(pool, f"second={second}")
+    seen: list[int] = []
+    for number in range(6):
+        name = "second" if number % 2 else "default"
+        volume = driver.create(f"v{number}", MIB, pool=name)
+        data = (second if number % 2 else pool) / "volumes" / volume.volume_id / "data"
+        seen.append(quota.project_of(data))
+        driver.delete(volume.volume_id)
+        if number == 3:
+            driver.restart(9)
+    assert len(set(seen)) == len(seen)
+    assert 0 not in seen
+
+
+def test_a_lost_limit_is_set_again_when_staging(
+    pool: Path, serve: Callable[..., Driver], place: Path
+) -> None:
+    """Somebody took the limit away behind the driver's back: staging brings it back."""
+    driver = serve(pool)
+    volume = driver.create("data", 64 * MIB)
+    data = pool / "volumes" / volume.volume_id / "data"
+    quota.set_limit(data, quota.project_of(data), 0)
+    with driver.published(volume.volume_id, place) as target:
+        facts = os.statvfs(target)
+        assert facts.f_blocks * facts.f_frsize == 64 * MIB
+    driver.delete(volume.volume_id)
+
+
+def test_without_limits_nothing_is_enforced_and_it_says_so(
+    pool: Path, serve: Callable[..., Driver], place: Path
+) -> None:
+    """A volume with quota none has no project limit of its own."""
+    driver = serve(pool)
+    volume = driver.create("data", 64 * MIB, quota="none")
+    with driver.published(volume.volume_id, place) as target:
+        facts = os.statvfs(target)
+        assert facts.f_blocks * facts.f_frsize > GIB
+    driver.delete(volume.volume_id)
+
+
+def test_a_mounted_ext4_image_grows(pool: Path, serve: Callable[..., Driver], place: Path) -> None:
+    """With CAP_SYS_RESOURCE a mounted ext4 grows online."""
+    driver = serve(pool)
+    volume = driver.create("data", 64 * MIB, type="image")
+    with driver.published(volume.volume_id, place) as target:
+        driver.expand(volume.volume_id, 128 * MIB)
+        assert driver.node_expand(volume.volume_id, target, 128 * MIB) == 128 * MIB
+        facts = os.statvfs(target)
+        assert facts.f_blocks * facts.f_frsize > 110 * MIB
+    driver.delete(volume.volume_id)
