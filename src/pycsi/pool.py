@@ -174,11 +174,12 @@ class Pool:
         """Make a volume's data larger: `size` bytes. The filesystem on an image is not grown."""
         self.check()
         with self._room(volume.id, size - volume.capacity, thick=volume.thick):
-            self.backend(volume).resize(size)
-            if size == volume.capacity:
-                return volume
+            backend = self.backend(volume)
+            backend.resize(size)
             larger = dataclasses.replace(volume, capacity=size)
-            self._record(larger)
+            if larger != volume:
+                self._record(larger)
+            backend.expose()
         return larger
 
     def update(self, volume: Volume) -> None:

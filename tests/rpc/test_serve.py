@@ -93,7 +93,7 @@ def test_empty_disk(pool: Path, endpoint: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", ["", "{", '{"schema": 99}', '{"schema": 1}', '{"schema": 1, "uuid": "x"}']
+    "content", ["", '{"schema": 99}', '{"schema": 1}', '{"schema": 1, "uuid": "x"}']
 )
 def test_damaged_pool_record(pool: Path, endpoint: str, content: str) -> None:
     """A pool whose record cannot be read is refused, and not begun anew."""

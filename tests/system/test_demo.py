@@ -216,7 +216,7 @@ def test_without_root(directory_of_nobody: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stderr == ""
     assert "quota: none" in done.stdout
-    assert "As root (sudo) the demo adds" in done.stdout
+    assert "As root (sudo) the demo adds" in " ".join(done.stdout.split())
     assert "All that was shown was proved" in done.stdout
     assert not driver_of(done.stdout).exists()
     assert list(directory_of_nobody.iterdir()) == []

@@ -34,7 +34,10 @@ class Backend(abc.ABC):
 
     @abc.abstractmethod
     def resize(self, size: int) -> None:
-        """Make the data, and the devices on it, `size` bytes large. Never smaller."""
+        """Make the data `size` bytes large, never smaller; nobody sees that before `expose`."""
+
+    def expose(self) -> None:
+        """Let the devices on the data be as large as it is; its new size is recorded now."""
 
     @abc.abstractmethod
     def mounts(self) -> list[Mount]:

@@ -44,7 +44,9 @@ class _Image(Backend):
         fd = os.open(self.image, os.O_RDWR | os.O_CLOEXEC)
         try:
             before = os.fstat(fd).st_size
-            if before < size:
+            if before > size:
+                os.ftruncate(fd, size)  # what an earlier call left that was never recorded
+            elif before < size:
                 try:
                     _extend(fd, size, thick=self.volume.thick)
                 except OSError:
@@ -53,8 +55,15 @@ class _Image(Backend):
                 os.fsync(fd)
         finally:
             os.close(fd)
+
+    def expose(self) -> None:
         for device in loop.find(self.image):
             loop.set_capacity(device)
+
+    def _forget_unrecorded(self) -> None:
+        """Undo a resize that ended before it was recorded: nobody has seen the end of the file."""
+        if self.image.stat().st_size > self.volume.capacity:
+            os.truncate(self.image, self.volume.capacity)
 
     @contextlib.contextmanager
     def _attached(self, *, readonly: bool, autoclear: bool) -> Iterator[loop.LoopDevice]:
@@ -106,6 +115,7 @@ class FilesystemImage(_Image):
                 # A second loop device on the file would corrupt the filesystem.
                 mount.bind(Path(mounted.target), path, bits)
                 return
+        self._forget_unrecorded()
         self._grow_unmounted()
         options = mount_options(capability.mount_flags)
         with self._attached(readonly=False, autoclear=True) as device:
@@ -132,11 +142,11 @@ class FilesystemImage(_Image):
                 f"{found.kind if found else 'no filesystem that we know'}, not {self._kind}; "
                 "nothing was formatted; restore the image"
             )
-        if found.kind == "ext4" and found.size < self.image.stat().st_size:
+        if found.kind == "ext4" and found.size < self.volume.capacity:
             filesystem.grow_unmounted_ext4(self.image)
 
     def grow(self, path: Path) -> None:
-        size = self.image.stat().st_size
+        size = self.volume.capacity
         found = filesystem.identify(loop.find(self.image)[0].path)
         if found is None or found.size >= size:
             return
@@ -151,6 +161,8 @@ class FilesystemImage(_Image):
 
     def release(self) -> None:
         # The kernel closes the device of an unmounted btrfs a moment after umount2 has returned.
+        if self.mounts():
+            return
         deadline = time.monotonic() + _PATIENCE
         while loop.find(self.image) and time.monotonic() < deadline:
             time.sleep(0.01)
@@ -185,6 +197,7 @@ class RawImage(_Image):
 
     def stage(self, path: Path, capability: Capability, *, readonly: bool = False) -> None:
         if self._device(readonly=False) is None:
+            self._forget_unrecorded()
             with self._attached(readonly=False, autoclear=False):
                 pass
 

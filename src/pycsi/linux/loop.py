@@ -150,7 +150,8 @@ def find(file: Path) -> list[LoopDevice]:
     found = []
     for entry in _SYSFS.glob("loop*/loop/backing_file"):
         try:
-            if not entry.read_text().rstrip("\n").endswith(hint):
+            name = entry.read_text(errors="surrogateescape")
+            if not name.rstrip("\n").endswith(hint):
                 continue
             number = int(entry.parts[-3].removeprefix("loop"))
             info = _status(number)

@@ -117,7 +117,8 @@ def _unescape(field: str) -> str:
 def parse_mountinfo(text: str) -> list[Mount]:
     """Parse the text of a mountinfo file; later lines lie over earlier ones."""
     mounts = []
-    for line in text.splitlines():
+    # Not splitlines(): of the characters at which it splits the kernel escapes only the newline.
+    for line in text.rstrip("\n").split("\n"):
         left, _, right = line.partition(" - ")
         number, _parent, device, root, target, options, *_ = left.split(" ")
         fstype, source, super_options = right.split(" ", 2)

@@ -1,0 +1,146 @@
+"""What each mode advertises, and that all the rest answers UNIMPLEMENTED."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from driver import Driver
+from rpc.conftest import OK, code_of, rpc_types
+
+from pycsi.proto import csi_pb2 as csi
+from pycsi.proto import csi_pb2_grpc
+
+UNIMPLEMENTED = grpc.StatusCode.UNIMPLEMENTED
+
+NEEDS = {
+    "CreateVolume": "CREATE_DELETE_VOLUME",
+    "DeleteVolume": "CREATE_DELETE_VOLUME",
+    "ControllerPublishVolume": "PUBLISH_UNPUBLISH_VOLUME",
+    "ControllerUnpublishVolume": "PUBLISH_UNPUBLISH_VOLUME",
+    "ListVolumes": "LIST_VOLUMES",
+    "GetCapacity": "GET_CAPACITY",
+    "CreateSnapshot": "CREATE_DELETE_SNAPSHOT",
+    "DeleteSnapshot": "CREATE_DELETE_SNAPSHOT",
+    "ListSnapshots": "LIST_SNAPSHOTS",
+    "GetSnapshot": "GET_SNAPSHOT",
+    "ControllerExpandVolume": "EXPAND_VOLUME",
+    "ControllerGetVolume": "GET_VOLUME",
+    "ControllerModifyVolume": "MODIFY_VOLUME",
+}
+OPTIONS: dict[str, tuple[str, ...]] = {
+    "single-node": (),
+    "single-node with attach": ("--enable-attach",),
+    "node": ("--mode=node",),
+    "controller": ("--mode=controller",),
+}
+
+
+def methods(service: str) -> list[Any]:
+    return list(csi.DESCRIPTOR.services_by_name[service].methods)
+
+
+def node_types(driver: Driver) -> set[str]:
+    answer = driver.node.NodeGetCapabilities(csi.NodeGetCapabilitiesRequest())
+    kind = csi.NodeServiceCapability.RPC.Type
+    return {kind.Name(item.rpc.type) for item in answer.capabilities}
+
+
+def plugin(driver: Driver) -> tuple[set[str], set[str]]:
+    answer = driver.identity.GetPluginCapabilities(csi.GetPluginCapabilitiesRequest())
+    service, growth = csi.PluginCapability.Service.Type, csi.PluginCapability.VolumeExpansion.Type
+    return (
+        {service.Name(i.service.type) for i in answer.capabilities if i.HasField("service")},
+        {
+            growth.Name(i.volume_expansion.type)
+            for i in answer.capabilities
+            if i.HasField("volume_expansion")
+        },
+    )
+
+
+def answers(stub: Any, service: str) -> dict[str, grpc.StatusCode]:
+    """Call every method that takes one request with an empty one."""
+    found = {}
+    for method in methods(service):
+        message = getattr(csi, method.input_type.name)()
+        call = getattr(stub, method.name)
+        if method.server_streaming:
+            found[method.name] = code_of(lambda: list(call(message)))  # noqa: B023
+        else:
+            found[method.name] = code_of(lambda: call(message))  # noqa: B023
+    return found
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_what_is_not_advertised(
+    serve: Callable[..., Driver], pool: Path, options: tuple[str, ...]
+) -> None:
+    """An RPC is UNIMPLEMENTED if and only if its capability is not advertised."""
+    driver = serve(pool, options=options)
+    has = rpc_types(driver.controller)
+    services, expansions = plugin(driver)
+    for name, code in answers(driver.controller, "Controller").items():
+        if name in NEEDS:
+            assert (code is UNIMPLEMENTED) == (NEEDS[name] not in has), name
+    for service, flag in (
+        ("GroupController", "GROUP_CONTROLLER_SERVICE"),
+        ("SnapshotMetadata", "SNAPSHOT_METADATA_SERVICE"),
+    ):
+        stub = getattr(csi_pb2_grpc, f"{service}Stub")(driver.channel)
+        if flag not in services:
+            assert set(answers(stub, service).values()) == {UNIMPLEMENTED}
+    assert set(answers(driver.identity, "Identity").values()) == {OK}
+    if expansions:
+        assert "EXPAND_VOLUME" in has | node_types(driver)
+    if "LIST_VOLUMES_PUBLISHED_NODES" in has:
+        assert "PUBLISH_UNPUBLISH_VOLUME" in has
+    if "PUBLISH_READONLY" in has:
+        assert "PUBLISH_UNPUBLISH_VOLUME" in has
+
+
+def test_single_node(shared: Driver) -> None:
+    """The default mode advertises everything but attaching."""
+    has = rpc_types(shared.controller)
+    assert {
+        "CREATE_DELETE_VOLUME",
+        "LIST_VOLUMES",
+        "GET_CAPACITY",
+        "GET_VOLUME",
+        "EXPAND_VOLUME",
+        "SINGLE_NODE_MULTI_WRITER",
+    } <= has
+    assert "PUBLISH_UNPUBLISH_VOLUME" not in has
+    assert plugin(shared)[0] >= {"CONTROLLER_SERVICE", "VOLUME_ACCESSIBILITY_CONSTRAINTS"}
+    assert plugin(shared)[1] == {"ONLINE"}
+    assert {
+        "STAGE_UNSTAGE_VOLUME",
+        "GET_VOLUME_STATS",
+        "EXPAND_VOLUME",
+        "SINGLE_NODE_MULTI_WRITER",
+    } <= node_types(shared)
+
+
+def test_node(serve: Callable[..., Driver], pool: Path) -> None:
+    """In node mode the node grows volumes, and the controller neither grows nor modifies."""
+    driver = serve(pool, options=("--mode=node",))
+    has = rpc_types(driver.controller)
+    assert not has & {"EXPAND_VOLUME", "MODIFY_VOLUME"}
+    assert has >= {"CREATE_DELETE_VOLUME", "GET_CAPACITY"}
+    assert "EXPAND_VOLUME" in node_types(driver)
+    assert "GROUP_CONTROLLER_SERVICE" not in plugin(driver)[0]
+    driver.delete(driver.create("a", quota="none").volume_id)
+
+
+def test_controller(serve: Callable[..., Driver], pool: Path) -> None:
+    """In controller mode there are no volumes, and node expansion is all that is advertised."""
+    driver = serve(options=("--mode=controller",))
+    assert rpc_types(driver.controller) == set()
+    assert node_types(driver) == {"EXPAND_VOLUME"}
+    assert plugin(driver)[0] == {"CONTROLLER_SERVICE"}
+    assert answers(driver.node, "Node") == {
+        method.name: OK if method.name == "NodeGetCapabilities" else UNIMPLEMENTED
+        for method in methods("Node")
+    }
+    assert list(pool.iterdir()) == []
