@@ -86,7 +86,13 @@ class Driver:
                 command, stdin=subprocess.DEVNULL, stderr=log, env=os.environ | self.environment
             )
         self.channel = grpc.insecure_channel(
-            f"unix://{self.socket}", options=[("grpc.default_authority", "localhost")]
+            f"unix://{self.socket}",
+            options=[
+                ("grpc.default_authority", "localhost"),
+                ("grpc.initial_reconnect_backoff_ms", 50),
+                ("grpc.min_reconnect_backoff_ms", 50),
+                ("grpc.max_reconnect_backoff_ms", 100),
+            ],
         )
         self.identity = csi_pb2_grpc.IdentityStub(self.channel)  # type: ignore[no-untyped-call]
         self.controller = csi_pb2_grpc.ControllerStub(self.channel)  # type: ignore[no-untyped-call]

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from pycsi.model import MIB, round_down
+from pycsi.model import LARGEST, MIB, round_down
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,7 +22,7 @@ class Capacity:
     @property
     def limit(self) -> int:
         """What may be promised in all."""
-        return max(0, int((self.size - self.reserve) * self.overcommit))
+        return max(0, int(min((self.size - self.reserve) * self.overcommit, LARGEST)))
 
     def available(self, *, thick: bool) -> int:
         """Return the size of the largest volume that can be made now.

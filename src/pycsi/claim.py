@@ -71,7 +71,8 @@ class Claim:
     def _in_place(self) -> bool:
         now = self._config.path.stat()
         here = os.fstat(self._fd)
-        return (now.st_dev, now.st_ino) == (here.st_dev, here.st_ino)
+        same = (now.st_dev, now.st_ino) == (here.st_dev, here.st_ino)
+        return same and Layout(self._config.path).read_uuid() == self.uuid
 
     def _readonly(self) -> bool:
         return bool(os.fstatvfs(self._fd).f_flag & os.ST_RDONLY)

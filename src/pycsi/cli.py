@@ -85,6 +85,7 @@ def serve(
     """Run the driver. Every option can be a variable too: --node-id is PYCSI_NODE_ID."""
     from pycsi import config, logs
 
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what it would say, we say
     logs.configure(log_format, log_level)
     try:
         if not endpoint:

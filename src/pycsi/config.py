@@ -3,6 +3,7 @@
 import dataclasses
 import enum
 import re
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ DRIVER_NAME = "pycsi.storage"
 DEFAULT_POOL = "default"
 
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGTP]i?)?B?")
+_SIZE = re.compile(r"(\d{1,20}(?:\.\d{1,20})?)\s*([KMGTP]i?)?B?", re.ASCII)
 _POWERS = "KMGTP"
+_LARGEST_NUMBER = 2**63 - 1
 _LONGEST_SOCKET_PATH = 107
 _LONGEST_NODE_ID = 256
 
@@ -36,10 +38,12 @@ def parse_size(text: str) -> int:
     if match is None:
         raise ValueError(f"{text!r} is no size; write bytes or a number with Ki, Mi, Gi, Ti")
     number, unit = match.groups()
-    if unit is None:
-        return int(float(number))
-    step = KIB if unit.endswith("i") else 1000
-    return int(float(number) * step ** (_POWERS.index(unit[0]) + 1))
+    step = KIB if unit and unit.endswith("i") else 1000
+    factor = step ** (_POWERS.index(unit[0]) + 1) if unit else 1
+    size = int(Fraction(number) * factor)
+    if size > _LARGEST_NUMBER:
+        raise ValueError(f"{text!r} is over {_LARGEST_NUMBER} bytes")
+    return size
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,7 +180,11 @@ def parse_endpoint(text: str) -> Path:
         path = "/" + path.lstrip("/") if path.startswith("/") else path
     if not path.startswith("/"):
         raise ConfigError(f"--endpoint {text!r}: give unix:///absolute/path/of/the.sock")
-    if len(path.encode()) > _LONGEST_SOCKET_PATH:
+    try:
+        length = len(path.encode())
+    except UnicodeEncodeError:
+        raise ConfigError(f"--endpoint {text!r} is not UTF-8") from None
+    if length > _LONGEST_SOCKET_PATH:
         raise ConfigError(
             f"--endpoint: {path} has over {_LONGEST_SOCKET_PATH} bytes, too long for a socket"
         )

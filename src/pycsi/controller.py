@@ -1,6 +1,7 @@
 """The Controller service: protobuf in, one call of a pool, protobuf out."""
 
 import dataclasses
+import threading
 
 import grpc
 from google.protobuf.wrappers_pb2 import Int64Value
@@ -16,7 +17,7 @@ from pycsi.errors import (
     ResourceExhausted,
 )
 from pycsi.locks import Locks
-from pycsi.model import Attachment, Request, Volume
+from pycsi.model import Attachment, Request, Volume, VolumeType
 from pycsi.pool import Pool
 from pycsi.pools import Pools
 from pycsi.proto import csi_pb2 as csi
@@ -33,6 +34,7 @@ class Controller(csi_pb2_grpc.ControllerServicer):
         self._pools = pools
         self._locks = locks
         self._node = node
+        self._attaching = threading.Lock()
 
     def ControllerGetCapabilities(
         self, request: csi.ControllerGetCapabilitiesRequest, context: grpc.ServicerContext
@@ -215,7 +217,10 @@ class Controller(csi_pb2_grpc.ControllerServicer):
             make = parameters.choose(given, wanted, limiter=pool.limiter.name)
         except FailedPrecondition:
             return _capacity(0, 0)
-        return _capacity(pool.capacity().available(thick=make.thick), make.minimum)
+        available = pool.capacity().available(thick=make.thick)
+        if make.type is VolumeType.IMAGE:
+            available = min(available, pool.largest_file)
+        return _capacity(available, make.minimum)
 
     def _volume(self, volume: Volume) -> csi.Volume:
         return csi.Volume(
@@ -255,8 +260,7 @@ class Controller(csi_pb2_grpc.ControllerServicer):
                 f"volume {volume.id} is attached to {wanted.node} with another capability or "
                 "readonly flag; detach it first"
             )
-        # Attachments to this node are counted under one lock, or two could take the last place.
-        with self._locks.hold(f"attachments of {self._node.id}"):
+        with self._attaching:  # or two could take the last place
             attached = sum(item.attachment is not None for item in self._pools.volumes())
             if self._node.max_volumes and attached >= self._node.max_volumes:
                 raise ResourceExhausted(

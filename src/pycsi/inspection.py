@@ -26,7 +26,7 @@ def _read(config: PoolConfig) -> tuple[Layout, dict[str, Any], list[Volume]]:
     layout = Layout(config.path)
     try:
         record = read_record(layout.record)
-        return layout, record, list(layout.read_volumes())
+        return layout, record, list(layout.read_volumes()[0].values())
     except FileNotFoundError:
         raise InspectionError(
             f"pool {config.name}: {config.path} is not a pool; the driver makes it one when it "

@@ -2,7 +2,6 @@
 
 import time
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 
 import structlog
@@ -50,14 +49,20 @@ class Layout:
         write_record(self.record, {"uuid": made, "created": time.time()})
         return made
 
-    def read_volumes(self) -> Iterator[Volume]:
-        """Read all volume records; a damaged one is logged and passed over, never touched."""
+    def read_volumes(self) -> tuple[dict[str, Volume], dict[str, str]]:
+        """Return all volumes by id, and by id why the others' records cannot be read.
+
+        A volume whose record is damaged, or of a newer version, is left as it is.
+        """
+        volumes: dict[str, Volume] = {}
+        unreadable: dict[str, str] = {}
         for place in sorted(self.volumes.iterdir()):
-            record = place / _VOLUME_RECORD
             try:
-                yield Volume.from_json(read_record(record))
+                volumes[place.name] = Volume.from_json(read_record(place / _VOLUME_RECORD))
             except (RecordError, OSError, TypeError, KeyError, ValueError) as error:
-                log.warning("a volume record cannot be read", path=str(record), error=str(error))
+                unreadable[place.name] = f"its record cannot be read ({error})"
+                log.warning("a volume's record cannot be read", id=place.name, error=str(error))
+        return volumes, unreadable
 
 
 def write_volume(place: Path, volume: Volume) -> None:

@@ -30,8 +30,11 @@ class Limiter(Protocol):
 
     name: str | None
 
-    def make(self, path: Path) -> int | None:
-        """Make the empty directory `path` and return its project id, if it got one."""
+    def make(self, path: Path, size: int | None) -> int | None:
+        """Make the empty directory `path`, limited to `size` bytes unless that is None.
+
+        Return its project id, if it got one.
+        """
 
     def limit(self, path: Path, project: int | None, size: int) -> None:
         """Limit the directory to `size` bytes; `LimitError` where the kernel has another limit."""
@@ -61,9 +64,11 @@ class NoLimiter:
 
     name: str | None = None
 
-    def make(self, path: Path) -> int | None:
+    def make(self, path: Path, size: int | None) -> int | None:
         path.mkdir()
         path.chmod(VOLUME_ROOT_MODE)
+        if size is not None:
+            self.limit(path, None, size)
         return None
 
     def limit(self, path: Path, project: int | None, size: int) -> None:
@@ -85,10 +90,13 @@ class ProjectLimiter(NoLimiter):
     def __init__(self, projects: "ProjectIds") -> None:
         self._projects = projects
 
-    def make(self, path: Path) -> int | None:
-        super().make(path)
+    def make(self, path: Path, size: int | None) -> int | None:
+        super().make(path, None)
+        if size is None:
+            return None
         project = self._projects.allocate()
         quota.set_project(path, project)
+        self.limit(path, project, size)
         return project
 
     def limit(self, path: Path, project: int | None, size: int) -> None:
@@ -121,9 +129,11 @@ class SubvolumeLimiter:
     def __init__(self, deleted: Path) -> None:
         self._deleted = deleted
 
-    def make(self, path: Path) -> int | None:
+    def make(self, path: Path, size: int | None) -> int | None:
         btrfs.create_subvolume(path)
         path.chmod(VOLUME_ROOT_MODE)
+        if size is not None:
+            self.limit(path, None, size)
         return None
 
     def limit(self, path: Path, project: int | None, size: int) -> None:
@@ -198,11 +208,15 @@ class ProjectIds:
 def limiter_for(path: Path, fstype: str, pool_uuid: str) -> Limiter:
     """Return how directories are limited on the filesystem `fstype` that holds the pool at `path`.
 
-    Quota groups of btrfs are switched on where they are off.
+    Quota groups of btrfs are switched on where they are off; without the right to do so nothing
+    can be limited.
     """
     if fstype == "btrfs":
-        if not btrfs.quota_enabled(path):
-            btrfs.enable_quota(path)
+        try:
+            if not btrfs.quota_enabled(path):
+                btrfs.enable_quota(path)
+        except PermissionError:
+            return NoLimiter()
         return SubvolumeLimiter(path / "deleted-groups")
     if fstype in {"xfs", "ext4"} and quota.enforces_projects(path):
         return ProjectLimiter(ProjectIds(path / "projects.json", pool_uuid))

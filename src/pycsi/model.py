@@ -12,6 +12,9 @@ GIB = 1024 * MIB
 BLOCK = 4 * KIB
 """Every size is a whole number of these; a page, and the block of all three filesystems."""
 
+LARGEST = 2**63 - BLOCK
+"""No size is larger: the protocol's are signed 64-bit numbers."""
+
 DEFAULT_SIZE = GIB
 """The size of a volume for which none was asked."""
 

@@ -10,6 +10,7 @@ from pycsi.linux import filesystem, mount
 from pycsi.model import (
     BLOCK,
     DEFAULT_SIZE,
+    LARGEST,
     MIB,
     Access,
     Capability,
@@ -27,7 +28,6 @@ FILESYSTEM = "csi.storage.k8s.io/fstype"
 """The one such key that decides: the filesystem, where the capability names none."""
 
 DEFAULT_FILESYSTEM = "ext4"
-LARGEST = 2**63 - BLOCK
 SMALLEST = MIB
 """The least size in bytes of a volume without a filesystem of its own."""
 

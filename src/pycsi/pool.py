@@ -21,14 +21,16 @@ from pycsi.backends.directory import DATA
 from pycsi.capacity import Capacity
 from pycsi.claim import Claim
 from pycsi.config import PoolConfig
-from pycsi.errors import ResourceExhausted
+from pycsi.errors import FailedPrecondition, ResourceExhausted
 from pycsi.layout import Layout, write_volume
 from pycsi.limits import Limiter, NoLimiter, limiter_for
 from pycsi.linux.mount import Mount, syncfs
-from pycsi.model import Volume, show
+from pycsi.model import BLOCK, GIB, LARGEST, Volume, show
 from pycsi.store import publish, remove_tree, sync_directory
 
 log = structlog.get_logger()
+
+_LARGEST_FILES = {"ext4": 16 * 1024 * GIB - BLOCK}
 
 
 def capacity_of(config: PoolConfig, committed: int) -> Capacity:
@@ -55,6 +57,7 @@ class Pool:
         self._claim = Claim(config)
         self._mutex = threading.Lock()
         self._volumes: dict[str, Volume] = {}
+        self._unreadable: dict[str, str] = {}
         self._pending: dict[str, int] = {}
         self._committed = 0
 
@@ -76,10 +79,9 @@ class Pool:
         self.limiter = limiter_for(self.config.path, self.mount.fstype, self.uuid)
         for folder in (self.layout.tmp, self.layout.trash):
             for entry in list(folder.iterdir()):
-                self._reap(entry)
-        for volume in self.layout.read_volumes():
-            self._volumes[volume.id] = volume
-            self._committed += volume.capacity
+                self._reap_or_log(entry)
+        self._volumes, self._unreadable = self.layout.read_volumes()
+        self._committed = sum(volume.capacity for volume in self._volumes.values())
         log.info(
             "pool is open",
             pool=self.name,
@@ -93,6 +95,11 @@ class Pool:
         """Release the pool to another process."""
         self._claim.close()
 
+    @property
+    def largest_file(self) -> int:
+        """The most bytes that one file on this filesystem can have."""
+        return _LARGEST_FILES.get(self.mount.fstype, LARGEST)
+
     def check(self) -> None:
         """Raise `FailedPrecondition` unless the pool is there, writable, and the one we opened."""
         self._claim.check()
@@ -100,6 +107,12 @@ class Pool:
     # Looking
 
     def get(self, volume_id: str) -> Volume | None:
+        """Return a volume, or None; `FailedPrecondition` where its record cannot be read."""
+        if reason := self._unreadable.get(volume_id):
+            raise FailedPrecondition(
+                f"volume {volume_id} is there, but {reason}; restore the record, or move the "
+                "volume's directory away, and restart the driver"
+            )
         return self._volumes.get(volume_id)
 
     def volumes(self) -> list[Volume]:
@@ -155,7 +168,8 @@ class Pool:
                 publish(building, self.place(volume.id))
                 self._settle()
             except BaseException:
-                self._reap(building)
+                for place in (building, self.place(volume.id)):
+                    self._reap_or_log(place)
                 raise
             self._remember(made)
         return made
@@ -165,10 +179,10 @@ class Pool:
         self.check()
         doomed = self.layout.trash / f"{volume.id}.{uuid.uuid4().hex[:8]}"
         publish(self.place(volume.id), doomed)
-        self._reap(doomed)
         with self._mutex:
             del self._volumes[volume.id]
             self._committed -= volume.capacity
+        self._reap_or_log(doomed)
 
     def resize(self, volume: Volume, size: int) -> Volume:
         """Make a volume's data larger: `size` bytes. The filesystem on an image is not grown."""
@@ -202,6 +216,13 @@ class Pool:
         # On btrfs a new subvolume and its limit are durable with the next commit, not by fsync.
         if self.mount.fstype == "btrfs":
             syncfs(self.layout.root)
+
+    def _reap_or_log(self, place: Path) -> None:
+        """Delete what is left of a volume; what cannot be deleted waits for the next start."""
+        try:
+            self._reap(place)
+        except OSError as error:
+            log.warning("cannot be deleted now", path=str(place), error=str(error))
 
     def _reap(self, place: Path) -> None:
         """Delete what is left of a volume under `tmp/` or `trash/`."""

@@ -45,7 +45,7 @@ def _strip(message: Message) -> None:
     for field, value in message.ListFields():
         is_map = field.message_type is not None and field.message_type.GetOptions().map_entry
         if field.full_name in SECRET_FIELDS or (is_map and not _SENSITIVE_KEYS.isdisjoint(value)):
-            for key in value:
+            for key in list(value):  # a map may not change while it is read
                 if field.full_name in SECRET_FIELDS or key in _SENSITIVE_KEYS:
                     value[key] = STRIPPED
         elif field.full_name == _MOUNT_FLAGS:

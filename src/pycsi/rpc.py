@@ -3,6 +3,7 @@
 This is the only place where exceptions become status codes.
 """
 
+import contextlib
 import functools
 import itertools
 import os
@@ -42,12 +43,16 @@ def status_of(error: Exception) -> tuple[grpc.StatusCode, str]:
 
     The message travels in a header, so it is cut where it is very long.
     """
-    message = (str(error) or type(error).__name__)[:_LONGEST_MESSAGE]
+    message = _cut(str(error) or type(error).__name__)
     if isinstance(error, CsiError):
         return error.code, message
     if isinstance(error, OSError) and error.errno in ERRNO_CODES:
         return ERRNO_CODES[error.errno], message
     return grpc.StatusCode.INTERNAL, message
+
+
+def _cut(text: str) -> str:
+    return text.encode(errors="replace")[:_LONGEST_MESSAGE].decode(errors="ignore")
 
 
 class Interceptor(grpc.ServerInterceptor):
@@ -100,7 +105,8 @@ class Interceptor(grpc.ServerInterceptor):
         outcome: dict[str, Any] = {"code": code.name, "duration_ms": round(seconds * 1000, 3)}
         if message:
             outcome["error"] = message
-        self._log(name, request, outcome, failure)
+        with contextlib.suppress(OSError):  # nobody reads the log: that is not the caller's fault
+            self._log(name, request, outcome, failure)
         if failure is not None:
             context.abort(code, message)
         return response
@@ -115,9 +121,7 @@ class Interceptor(grpc.ServerInterceptor):
         self, name: str, request: Message, outcome: dict[str, Any], failure: Exception | None
     ) -> None:
         fields: dict[str, Any] = {
-            field: value[:_LONGEST_MESSAGE]
-            for field in _IDENTIFYING
-            if (value := getattr(request, field, ""))
+            field: _cut(value) for field in _IDENTIFYING if (value := getattr(request, field, ""))
         }
         fields |= outcome
         fields["request_id"] = f"{self._prefix}-{next(self._numbers)}"

@@ -71,7 +71,7 @@ def _build(config: Config, pools: Pools, ready: threading.Event) -> grpc.Server:
     says = advertised(config.mode, attach=config.attach)
     node = NodeFacts(
         id=config.node_id,
-        topology_key=f"topology.{config.driver_name}/node",
+        driver_name=config.driver_name,
         max_volumes=config.max_volumes,
     )
     locks = Locks()
@@ -94,8 +94,8 @@ def _observer(config: Config, pools: Pools) -> Observer:
     host, port = config.metrics
     try:
         metrics.serve(host, port)
-    except OSError as error:
-        raise ConfigError(f"--metrics-address {host}:{port}: {error.strerror}") from None
+    except (OSError, UnicodeError) as error:
+        raise ConfigError(f"--metrics-address {host}:{port}: {error}") from None
     return metrics.observe
 
 
@@ -103,7 +103,7 @@ def _bind(server: grpc.Server, path: Path) -> None:
     try:
         server.add_insecure_port(f"unix://{path}")
     except RuntimeError:
-        raise ConfigError(f"--endpoint: cannot listen on {path}; see the log above") from None
+        raise ConfigError(f"--endpoint: cannot listen on {path}; use another directory") from None
 
 
 @contextlib.contextmanager

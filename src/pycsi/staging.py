@@ -22,13 +22,18 @@ from pycsi.store import RecordError, read_record, write_record
 
 _NOTES = "node.json"
 _LONGEST_PATH = 4095
+_LONGEST_NAME = 255
 
 
 def resolved(text: str, field: str) -> Path:
     """Return a path of the orchestrator's as the kernel lists it: its parent without links."""
-    if "\0" in text or len(os.fsencode(text)) > _LONGEST_PATH:
-        raise InvalidArgument(f"{field} holds a NUL byte or is over {_LONGEST_PATH} bytes long")
     path = Path(text)
+    longest = max((len(os.fsencode(part)) for part in path.parts), default=0)
+    if "\0" in text or len(os.fsencode(text)) > _LONGEST_PATH or longest > _LONGEST_NAME:
+        raise InvalidArgument(
+            f"{field} holds a NUL byte, or is over {_LONGEST_PATH} bytes long, or a name in it is "
+            f"over {_LONGEST_NAME}"
+        )
     if not path.is_absolute() or ".." in path.parts or path == Path("/"):
         raise InvalidArgument(f"{field} {text!r}: give an absolute path without '..'")
     return Path(os.path.realpath(path.parent)) / path.name

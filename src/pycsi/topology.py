@@ -1,9 +1,12 @@
 """The node on which the driver runs, as orchestrators know it."""
 
 import dataclasses
+import hashlib
 
 from pycsi import ids
 from pycsi.proto import csi_pb2 as csi
+
+_LONGEST_PREFIX = 63
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -11,8 +14,16 @@ class NodeFacts:
     """The node's id, its topology segment, and how many volumes it takes (0: any number)."""
 
     id: str
-    topology_key: str
+    driver_name: str
     max_volumes: int
+
+    @property
+    def topology_key(self) -> str:
+        """The key: a DNS prefix in lower case, at most 63 bytes, and a name."""
+        prefix = f"topology.{self.driver_name.lower().replace('_', '-')}"
+        if len(prefix) > _LONGEST_PREFIX:
+            prefix = f"topology.{hashlib.sha256(self.driver_name.encode()).hexdigest()[:40]}"
+        return f"{prefix}/node"
 
     @property
     def topology(self) -> csi.Topology:

@@ -20,15 +20,23 @@ CASES = {
     "block-on-btrfs": ("btrfs", "allocation: thick\n", "block", 64 * MIB),
 }
 
+SECRETS = [
+    "CreateVolume",
+    "DeleteVolume",
+    "ControllerPublishVolume",
+    "ControllerUnpublishVolume",
+    "ControllerValidateVolumeCapabilities",
+    "ControllerExpandVolume",
+    "NodeStageVolume",
+    "NodePublishVolume",
+]
+
 
 def sanity(driver: Driver, parameters: Path, access: str, size: int, *more: str) -> str:
     """Run csi-sanity once; return what it printed."""
     folder = driver.folder
     secrets = folder / "secrets.yaml"
-    kinds = ("CreateVolume", "DeleteVolume", "ControllerPublishVolume", "ControllerUnpublishVolume")
-    kinds += ("ControllerValidateVolumeCapabilities", "NodeStageVolume", "NodePublishVolume")
-    kinds += ("CreateSnapshot", "DeleteSnapshot", "ControllerExpandVolume", "ListSnapshots")
-    secrets.write_text("".join(f"{kind}Secret: {{key: MARKER}}\n" for kind in kinds))
+    secrets.write_text("".join(f"{kind}Secret: {{key: MARKER}}\n" for kind in SECRETS))
     done = subprocess.run(
         [
             "csi-sanity",

@@ -19,9 +19,8 @@ class Directory(Backend):
         return self.place / DATA
 
     def create(self) -> int | None:
-        project = self.limiter.make(self.data)
-        if self.volume.enforced:
-            self.limiter.limit(self.data, project, self.volume.capacity)
+        size = self.volume.capacity if self.volume.enforced else None
+        project = self.limiter.make(self.data, size)
         sync_directory(self.data)
         return project
 

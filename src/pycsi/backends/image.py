@@ -8,13 +8,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pycsi.backends import Backend, attributes
-from pycsi.errors import FailedPrecondition, InvalidArgument
+from pycsi.errors import FailedPrecondition, InvalidArgument, ResourceExhausted
 from pycsi.limits import filesystem_usage
 from pycsi.linux import filesystem, loop, mount
-from pycsi.model import Capability, Usage
+from pycsi.linux.program import ProgramError
+from pycsi.model import MIB, Capability, Usage
 from pycsi.parameters import DEFAULT_FILESYSTEM, mount_options
 
 IMAGE = "disk.img"
+
+_FULL = 64 * MIB
+"""With less free than this, a mkfs that failed is taken to have failed for want of room."""
 
 _PATIENCE = 5.0
 """Seconds to wait for the kernel to free a loop device that nobody uses any more."""
@@ -32,6 +36,8 @@ class _Image(Backend):
         try:
             _extend(fd, self.volume.capacity, thick=self.volume.thick)
             self.format()
+            if self.volume.thick and os.fstat(fd).st_blocks * 512 < self.volume.capacity:
+                _extend(fd, self.volume.capacity, thick=True)  # mkfs has freed blocks
             os.fsync(fd)
         finally:
             os.close(fd)
@@ -95,7 +101,15 @@ class FilesystemImage(_Image):
 
     def format(self) -> None:
         options = list(self.volume.mkfs_options)
-        filesystem.make(self._kind, self.image, options, keep_blocks=self.volume.thick)
+        try:
+            filesystem.make(self._kind, self.image, options, keep_blocks=self.volume.thick)
+        except ProgramError as error:
+            pool = os.statvfs(self.place)
+            if pool.f_bavail * pool.f_frsize < _FULL or (pool.f_files and not pool.f_favail):
+                raise ResourceExhausted(f"the pool's disk is full: {error}") from None
+            if options:
+                raise InvalidArgument(f"{error}; correct the parameter mkfsOptions") from None
+            raise
 
     def mounts(self) -> list[mount.Mount]:
         devices = loop.find(self.image)

@@ -150,8 +150,7 @@ def find(file: Path) -> list[LoopDevice]:
     found = []
     for entry in _SYSFS.glob("loop*/loop/backing_file"):
         try:
-            name = entry.read_text(errors="surrogateescape")
-            if not name.rstrip("\n").endswith(hint):
+            if not os.fsdecode(entry.read_bytes()).rstrip("\n").endswith(hint):
                 continue
             number = int(entry.parts[-3].removeprefix("loop"))
             info = _status(number)

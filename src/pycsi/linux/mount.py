@@ -140,8 +140,8 @@ def parse_mountinfo(text: str) -> list[Mount]:
 
 def mountinfo() -> list[Mount]:
     """Return what this process sees mounted, in the order of mounting."""
-    text = Path("/proc/self/mountinfo").read_text(errors="surrogateescape")
-    return parse_mountinfo(text)
+    # Decoded here: reading as text would take a carriage return for the end of a line.
+    return parse_mountinfo(os.fsdecode(Path("/proc/self/mountinfo").read_bytes()))
 
 
 def mount_of(fd: int) -> Mount:
