@@ -10,6 +10,7 @@ import contextlib
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -26,6 +27,22 @@ def needs(reason: str, *, met: bool) -> None:
     """Skip the test unless `met`; fail it in CI, where everything that is needed can be had."""
     if not met:
         (pytest.fail if IN_CI or IN_VM else pytest.skip)(f"needs {reason}")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Work in a directory of this run's own.
+
+    pytest's usual one is shared by runs, which delete what older ones have left: also through
+    mounts, if a broken test has left some.
+    """
+    if config.option.basetemp is None:
+        config.option.basetemp = tempfile.mkdtemp(prefix="pycsi-test-")
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Remove that directory if all went well."""
+    if exitstatus == pytest.ExitCode.OK:
+        run("rm", "-rf", "--one-file-system", session.config.option.basetemp)
 
 
 def run(*command: str | Path) -> str:
