@@ -78,6 +78,12 @@ class Driver:
         return self.log_file.read_text()
 
     def start(self) -> None:
+        """Start the process and wait until it is ready."""
+        self.launch()
+        self._wait_until_ready()
+
+    def launch(self) -> None:
+        """Start the process, and do not wait."""
         self.folder.mkdir(exist_ok=True)
         command = [sys.executable, "-m", "pycsi", "serve", "--endpoint", f"unix://{self.socket}"]
         command += ["--node-id", NODE, *(f"--pool={pool}" for pool in self.pools), *self.options]
@@ -97,7 +103,6 @@ class Driver:
         self.identity = csi_pb2_grpc.IdentityStub(self.channel)  # type: ignore[no-untyped-call]
         self.controller = csi_pb2_grpc.ControllerStub(self.channel)  # type: ignore[no-untyped-call]
         self.node = csi_pb2_grpc.NodeStub(self.channel)  # type: ignore[no-untyped-call]
-        self._wait_until_ready()
 
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + 60

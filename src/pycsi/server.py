@@ -32,6 +32,8 @@ log = structlog.get_logger()
 WORKERS = 64
 """Threads for RPCs. A copy may hold one for minutes, and Probe must never wait for it."""
 
+_STOPPING = {signal.SIGTERM, signal.SIGINT}
+
 PATIENCE = 300.0
 """Seconds that a stopping driver gives to RPCs that are under way."""
 
@@ -39,9 +41,9 @@ PATIENCE = 300.0
 def serve(config: Config) -> None:
     """Serve until SIGTERM or SIGINT. `ConfigError` where the configuration cannot work."""
     os.umask(0o077)  # before any thread: what this process makes is private unless it says so
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+    # Blocked for every thread and program from here on, and waited for below: a handler could run
+    # at any instruction, and a key pressed in a terminal would end a mkfs half way.
+    signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)
     with contextlib.ExitStack() as opened:
         opened.enter_context(_claimed(config.socket))
         pools = []
@@ -61,7 +63,7 @@ def serve(config: Config) -> None:
             log.info(
                 "serving", endpoint=f"unix://{config.socket}", mode=config.mode, version=__version__
             )
-            stop.wait()
+            signal.sigwait(_STOPPING)
             log.info("stopping: finishing what is under way")
         finally:
             server.stop(PATIENCE).wait()

@@ -203,3 +203,17 @@ def test_log_that_nobody_reads(tmp_path: Path, pool: Path) -> None:
     finally:
         process.terminate()
         process.wait(30)
+
+
+def test_end_at_any_moment_of_the_start(driver: Driver) -> None:
+    """SIGTERM ends the driver cleanly, however soon after its start it comes."""
+    for delay in range(8):
+        driver.stop()
+        driver.launch()
+        assert driver.process is not None
+        while not driver.socket.exists():
+            assert driver.process.poll() is None
+        time.sleep(delay / 100)
+        assert driver.stop() == 0
+        assert not driver.socket.exists()
+        driver.start()

@@ -8,8 +8,8 @@ Project quotas need a kernel with XFS_QUOTA and QFMT_V2, and full root; a contai
 cloud machine has neither. This boots the newest such kernel of /boot in QEMU. The guest sees the
 host's root filesystem under the same paths, read-only below a tmpfs that takes all writes: the
 repository, its virtual environment and the host's tools are there, and nothing written in the
-guest outlives it. /tmp, /run and /dev/shm are the guest's own and begin empty; a repository that lies
-below one of them is there all the same.
+outlives it. /tmp, /run and /dev/shm are the guest's own and begin empty; a repository that
+lies below one of them is there all the same.
 
 The command runs in the repository's root with this interpreter as python3 and PYCSI_VM=1 set.
 Its output is streamed to stdout, stderr included, and its exit status becomes this program's:
