@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -144,5 +145,10 @@ def _nothing_is_left(tmp_path: Path) -> Iterator[None]:
     here = f"{tmp_path}/"
     mounts = [item.target for item in mount.mountinfo() if item.target.startswith(here)]
     assert not mounts, f"mounts are left: {mounts}"
-    devices = [path for path in _backing_files() if path.startswith(here)]
+    # The kernel frees a device a moment after its last mount has gone.
+    deadline = time.monotonic() + 10
+    while devices := [path for path in _backing_files() if path.startswith(here)]:
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.05)
     assert not devices, f"loop devices are left: {devices}"

@@ -89,7 +89,7 @@ class Staging:
         """Return where the volume is in use, or None where nothing keeps it from being deleted."""
         places = [item.target for item in self.backend.mounts()]
         places += [path for path in self.notes.staged if self.backend.is_staged(Path(path))]
-        return places[0] if places else None
+        return places[0] if places else self.backend.holder()
 
     def holds(self, path: Path) -> bool:
         """Tell whether the volume is staged or published at `path`."""

@@ -3,6 +3,7 @@
 import os
 import stat
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -334,3 +335,39 @@ def test_special_files_in_a_volume_do_not_hinder_deletion(
         subprocess.run(["chattr", "+i", target / "pipe"], check=False, capture_output=True)
     driver.delete(volume_id)
     assert (outside / "file").read_text() == "kept"
+
+
+@pytest.mark.parametrize("fs_type", ["ext4", "btrfs"])
+def test_image_that_is_mounted_where_we_do_not_see_it(
+    driver: Driver, root: None, tmp_path: Path, fs_type: str
+) -> None:
+    """A mount in another namespace keeps the image's one device; no second one is made."""
+    wanted = mount_capability(fs_type)
+    volume_id = driver.create("v", 128 * MIB, capability=wanted, type="image").volume_id
+    staging = tmp_path / "staging"
+    driver.stage(volume_id, staging, wanted)
+    hidden = subprocess.Popen(
+        ["unshare", "--mount", "--propagation", "private", "sh", "-c", f"exec sleep 60 <{staging}"],
+    )
+    try:
+        for _ in range(500):
+            if Path(f"/proc/{hidden.pid}/comm").read_text().strip() == "sleep":
+                break
+            time.sleep(0.01)
+        driver.unstage(volume_id, staging)
+        with refused(grpc.StatusCode.FAILED_PRECONDITION, "another mount namespace"):
+            driver.delete(volume_id)
+        image = tmp_path / "pool/volumes" / volume_id / "disk.img"
+        before = run("losetup", "-n", "-O", "NAME", "-j", image).split()
+        assert len(before) == 1
+        with driver.published(volume_id, tmp_path, wanted) as target:
+            (target / "file").write_text("x")
+            assert run("losetup", "-n", "-O", "NAME", "-j", image).split() == before
+    finally:
+        hidden.kill()
+        hidden.wait()
+    for _ in range(500):
+        if not run("losetup", "-n", "-O", "NAME", "-j", image).split():
+            break
+        time.sleep(0.01)
+    driver.delete(volume_id)

@@ -58,6 +58,10 @@ class Backend(abc.ABC):
         """Tell whether the volume is staged at `path`, as far as the kernel knows."""
         return any(item.target == str(path) for item in self.mounts())
 
+    def holder(self) -> str | None:
+        """Return what uses the volume besides its mounts, or None."""
+        return None
+
     def release(self) -> None:
         """Free what staging took besides the mount."""
 

@@ -124,15 +124,8 @@ class FilesystemImage(_Image):
 
     def stage(self, path: Path, capability: Capability, *, readonly: bool = False) -> None:
         bits = attributes(capability, readonly=readonly)
-        for mounted in self.mounts():
-            if mounted.root == "/":
-                # A second loop device on the file would corrupt the filesystem.
-                mount.bind(Path(mounted.target), path, bits)
-                return
-        self._forget_unrecorded()
-        self._grow_unmounted()
         options = mount_options(capability.mount_flags)
-        with self._attached(readonly=False, autoclear=True) as device:
+        with self._device() as device:
             try:
                 mount.mount(self._kind, device.path, path, options, bits)
             except OSError as error:
@@ -148,6 +141,27 @@ class FilesystemImage(_Image):
             mount.umount2(path)
             raise
 
+    @contextlib.contextmanager
+    def _device(self) -> Iterator[loop.LoopDevice]:
+        """Hold the loop device of the image; attach one only if there is none.
+
+        The filesystem may be mounted where we do not see it, in another mount namespace, and two
+        devices on one image would corrupt it. Mounting the same device again is harmless.
+        """
+        for device in loop.find(self.image):
+            with loop.hold(device) as alive:
+                if alive:
+                    yield device
+                    return
+        self._forget_unrecorded()
+        self._grow_unmounted()
+        with self._attached(readonly=False, autoclear=True) as device:
+            yield device
+
+    def holder(self) -> str | None:
+        devices = loop.find(self.image)
+        return f"{devices[0].path}, mounted in another mount namespace" if devices else None
+
     def _grow_unmounted(self) -> None:
         found = filesystem.identify(self.image)
         if found is None or found.kind != self._kind:
@@ -161,8 +175,8 @@ class FilesystemImage(_Image):
 
     def grow(self, path: Path) -> None:
         size = self.volume.capacity
-        found = filesystem.identify(loop.find(self.image)[0].path)
-        if found is None or found.size >= size:
+        found = [filesystem.identify(device.path) for device in loop.find(self.image)]
+        if all(item is None or item.size >= size for item in found):
             return
         try:
             filesystem.grow_mounted(self._kind, path, size)

@@ -136,6 +136,26 @@ def _configure(backing: int, flags: int, name: str, file: Path) -> tuple[int, in
     raise OSError(errno.EBUSY, "every free loop device was taken by others", os.fspath(file))
 
 
+@contextlib.contextmanager
+def hold(device: LoopDevice) -> Iterator[bool]:
+    """Keep the device from being freed through the `with` block; False where it is free already."""
+    fd = _open(device.number, os.O_RDONLY)
+    try:
+        yield _is_bound(fd)
+    finally:
+        os.close(fd)
+
+
+def _is_bound(fd: int) -> bool:
+    try:
+        fcntl.ioctl(fd, LOOP_GET_STATUS64, _LoopInfo64())
+    except OSError as error:
+        if error.errno != errno.ENXIO:
+            raise
+        return False
+    return True
+
+
 def find(file: Path) -> list[LoopDevice]:
     """Return the loop devices that are bound to `file`.
 
