@@ -3,6 +3,7 @@
 import fcntl
 import os
 import threading
+from pathlib import PurePath
 
 from pycsi.config import ConfigError, PoolConfig
 from pycsi.errors import FailedPrecondition
@@ -41,17 +42,33 @@ class Claim:
                 f"pool {name}: {path} is on {self.mount.fstype}, which a reboot empties; use a "
                 "disk, or accept that with allow-volatile"
             )
+        if self._config.uuid and self._config.uuid != self._found():
+            raise ConfigError(
+                f"pool {name}: {path} is not the pool {self._config.uuid}; mount its disk"
+            )
         if self._config.require_mount and self.mount.target != os.path.realpath(path):
             raise ConfigError(f"pool {name}: nothing is mounted at {path}; mount its disk")
         if self._readonly():
             raise ConfigError(f"pool {name}: {path} is mounted read-only")
 
+    def _found(self) -> str | None:
+        try:
+            return Layout(self._config.path).read_uuid()
+        except FileNotFoundError:
+            return None
+
+    @property
+    def whereabouts(self) -> tuple[int, PurePath]:
+        """The filesystem's device number, and the pool's path from the filesystem's own root."""
+        inside = os.path.relpath(os.path.realpath(self._config.path), self.mount.target)
+        return self.mount.device, PurePath(self.mount.root, inside)
+
     def close(self) -> None:
         """Leave the pool to another process."""
         os.close(self._fd)
 
-    def check(self) -> None:
-        """Raise `FailedPrecondition` unless the pool is there, writable, and the one we opened."""
+    def check(self, *, writable: bool) -> None:
+        """Raise `FailedPrecondition` unless the pool is there and the one we opened."""
         name, path = self._config.name, self._config.path
         try:
             if not self._in_place():
@@ -62,7 +79,7 @@ class Claim:
             raise FailedPrecondition(
                 f"pool {name}: {path} is missing ({error}); mount its disk again"
             ) from None
-        if self._readonly():
+        if writable and self._readonly():
             raise FailedPrecondition(
                 f"pool {name}: {path} is read-only; look at the kernel's log for the disk's "
                 "errors, then mount it read-write"

@@ -13,7 +13,8 @@ from pycsi import __version__
 
 _POOL_HELP = (
     "A pool of volumes: a directory on a local filesystem. May be given several times. Options "
-    "after the path: reserve=SIZE or PERCENT%, overcommit=RATIO, require-mount, allow-volatile."
+    "after the path: reserve=SIZE or PERCENT%, overcommit=RATIO, uuid=UUID, "
+    "require-mount, allow-volatile."
 )
 
 
@@ -129,8 +130,9 @@ def pools(*, pools: tuple[str, ...], output: str) -> None:
 
 
 def _show(pools: tuple[str, ...], output: str, what: str) -> None:
-    from pycsi import config, inspection
+    from pycsi import config, inspection, logs
 
+    logs.configure("text", "warning")
     try:
         if not pools:
             raise config.ConfigError("no pool: give --pool NAME=PATH, or set PYCSI_POOL")

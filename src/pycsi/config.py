@@ -3,6 +3,7 @@
 import dataclasses
 import enum
 import re
+import uuid
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,7 @@ class PoolConfig:
     """One pool.
 
     `overcommit` is the ratio of promised bytes to real ones; 1.0 promises no byte twice.
+    `uuid`: refuse to start on any pool but the one with this UUID, and on an empty directory.
     `require_mount`: refuse to start unless a filesystem is mounted at exactly this path.
     `allow_volatile`: accept a filesystem in memory, whose volumes a reboot deletes.
     """
@@ -79,12 +81,13 @@ class PoolConfig:
     path: Path
     reserve: Reserve = dataclasses.field(default_factory=Reserve)
     overcommit: float = 1.0
+    uuid: str | None = None
     require_mount: bool = False
     allow_volatile: bool = False
 
     @classmethod
     def parse(cls, text: str) -> "PoolConfig":
-        """Parse `NAME=PATH[,reserve=SIZE|PERCENT%][,overcommit=RATIO][,require-mount][,...]`."""
+        """Parse `NAME=PATH[,reserve=SIZE|PERCENT%][,overcommit=RATIO][,uuid=UUID][,...]`."""
         name, equals, rest = text.partition("=")
         if not equals or not _NAME.fullmatch(name):
             raise ConfigError(f"pool {text!r}: write NAME=PATH, with a name of letters and digits")
@@ -113,14 +116,16 @@ def _pool_option(setting: tuple[str, str]) -> tuple[str, Any]:
             if not 0 < ratio < float("inf"):
                 raise ValueError(f"overcommit {text!r} is not a positive ratio such as 1.5")
             return "overcommit", ratio
+        case ("uuid", text):
+            return "uuid", str(uuid.UUID(text))
         case ("require-mount", ""):
             return "require_mount", True
         case ("allow-volatile", ""):
             return "allow_volatile", True
         case (key, _):
             raise ValueError(
-                f"unknown option {key!r}; there are reserve=, overcommit=, require-mount and "
-                "allow-volatile"
+                f"unknown option {key!r}; there are reserve=, overcommit=, uuid=, require-mount "
+                "and allow-volatile"
             )
 
 

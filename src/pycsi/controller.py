@@ -112,6 +112,7 @@ class Controller(csi_pb2_grpc.ControllerServicer):
         read.required(request.volume_id, "volume_id")
         with self._locks.hold(request.volume_id):
             if found := self._pools.find(request.volume_id):
+                self._refuse_attached(found[1])
                 delete(*found)
             elif node := self._pools.elsewhere(request.volume_id):
                 raise FailedPrecondition(
@@ -119,6 +120,14 @@ class Controller(csi_pb2_grpc.ControllerServicer):
                     f"{self._pools.node}; ask the driver there"
                 )
         return csi.DeleteVolumeResponse()
+
+    def _refuse_attached(self, volume: Volume) -> None:
+        # With attaching switched off nobody could detach what was attached before.
+        attaches = csi.ControllerServiceCapability.RPC.PUBLISH_UNPUBLISH_VOLUME
+        if volume.attachment and attaches in self._says.controller:
+            raise FailedPrecondition(
+                f"volume {volume.id} is attached to node {volume.attachment.node}; detach it first"
+            )
 
     def ControllerExpandVolume(
         self, request: csi.ControllerExpandVolumeRequest, context: grpc.ServicerContext

@@ -75,5 +75,6 @@ ERRNO_CODES = {
     errno.EFBIG: grpc.StatusCode.OUT_OF_RANGE,
     errno.EROFS: grpc.StatusCode.FAILED_PRECONDITION,
     errno.EBUSY: grpc.StatusCode.FAILED_PRECONDITION,
+    errno.EAGAIN: grpc.StatusCode.ABORTED,
 }
 """The status of an `OSError` that nobody has given a better meaning; all others are INTERNAL."""

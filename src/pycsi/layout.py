@@ -58,11 +58,22 @@ class Layout:
         unreadable: dict[str, str] = {}
         for place in sorted(self.volumes.iterdir()):
             try:
-                volumes[place.name] = Volume.from_json(read_record(place / _VOLUME_RECORD))
+                volume = Volume.from_json(read_record(place / _VOLUME_RECORD))
+                if volume.id != place.name:
+                    raise RecordError(f"it is that of {volume.id}")
+                volumes[volume.id] = volume
             except (RecordError, OSError, TypeError, KeyError, ValueError) as error:
                 unreadable[place.name] = f"its record cannot be read ({error})"
                 log.warning("a volume's record cannot be read", id=place.name, error=str(error))
         return volumes, unreadable
+
+
+def read_project(place: Path) -> int | None:
+    """Return the project id in the record of the volume at `place`; None where there is none."""
+    try:
+        return Volume.from_json(read_record(place / _VOLUME_RECORD)).project
+    except (RecordError, OSError, TypeError, KeyError, ValueError):
+        return None
 
 
 def write_volume(place: Path, volume: Volume) -> None:

@@ -3,17 +3,14 @@
 A limiter makes a volume's directory, sets its limit and reads it back, measures it and removes it.
 """
 
-import contextlib
-import errno
 import os
-import shutil
 import threading
 import uuid
 from pathlib import Path
 from typing import Protocol
 
 from pycsi.errors import FailedPrecondition
-from pycsi.linux import btrfs, quota
+from pycsi.linux import btrfs, quota, tree
 from pycsi.model import Usage
 from pycsi.store import read_record, write_record
 
@@ -42,8 +39,11 @@ class Limiter(Protocol):
     def usage(self, path: Path, project: int | None, size: int) -> Usage:
         """Measure a limited directory, without a walk."""
 
-    def remove(self, path: Path) -> None:
-        """Delete the directory with everything in it, and its limit; absent is fine."""
+    def remove(self, path: Path, project: int | None) -> None:
+        """Delete the directory with everything in it, and its limit; absent is fine.
+
+        `project` is the recorded id; None where there is no record, or no project.
+        """
 
 
 def filesystem_usage(path: Path) -> Usage:
@@ -77,9 +77,8 @@ class NoLimiter:
     def usage(self, path: Path, project: int | None, size: int) -> Usage:
         return filesystem_usage(path)
 
-    def remove(self, path: Path) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            shutil.rmtree(path)
+    def remove(self, path: Path, project: int | None) -> None:
+        tree.remove(path)
 
 
 class ProjectLimiter(NoLimiter):
@@ -100,20 +99,27 @@ class ProjectLimiter(NoLimiter):
         return project
 
     def limit(self, path: Path, project: int | None, size: int) -> None:
-        if project is None or quota.project_of(path) != project:
-            raise LimitError(f"{path}: project id is not {project}: its limit would not count")
+        if project is None:
+            raise LimitError(f"{path}: a directory without a project cannot be limited")
+        if quota.project_of(path) != project:
+            # The owner of a directory may change its project; what it holds since then counts
+            # for another one, but from now on it is limited again.
+            quota.set_project(path, project)
         if quota.usage(path, project).limit != size:
             quota.set_limit(path, project, size)
         found = quota.usage(path, project).limit
         if found != size:
             raise LimitError(f"{path}: project {project} is limited to {found} bytes, not {size}")
 
-    def remove(self, path: Path) -> None:
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            # The limit goes first: once the directory has gone nobody knows its project any more.
-            if project := quota.project_of(path):
-                quota.set_limit(path, project, 0)
-        super().remove(path)
+    def remove(self, path: Path, project: int | None) -> None:
+        if not path.is_dir():
+            return
+        # The limit goes first: once the directory has gone nobody knows its project any more. Where
+        # there is a record the directory is not asked: its owner may have given it another's id.
+        if project := project or quota.project_of(path):
+            quota.set_limit(path, project, 0)
+        quota.clear_project(path)  # or nothing of another project could be moved up in it
+        super().remove(path, project)
 
 
 class SubvolumeLimiter:
@@ -150,21 +156,22 @@ class SubvolumeLimiter:
         available = min(max(0, size - used), free.f_bavail * free.f_frsize)
         return Usage(total=size, used=used, available=available)
 
-    def remove(self, path: Path) -> None:
+    def remove(self, path: Path, project: int | None) -> None:
         self._forget_groups()
         if not os.path.lexists(path):
             return
         if not btrfs.is_subvolume(path):
-            shutil.rmtree(path)
+            tree.remove(path)
             return
+        tree.refuse_mounts(path)
         self._deleted.mkdir(mode=0o700, exist_ok=True)
-        (self._deleted / str(btrfs.subvolume_number(path))).touch()
-        try:
-            btrfs.delete_subvolume(path)
-        except OSError as error:
-            if error.errno != errno.ENOTEMPTY:
-                raise
-            shutil.rmtree(path)  # a user made subvolumes inside: rmdir(2) deletes emptied ones
+        # Any user may have made subvolumes inside, one in another: the innermost go first.
+        numbers = [btrfs.subvolume_number(path)]
+        for number in numbers:
+            numbers += btrfs.subvolumes_in(self._deleted, number)
+        for number in reversed(numbers):
+            (self._deleted / str(number)).touch()
+            btrfs.delete_subvolume(self._deleted, number)
 
     def _forget_groups(self) -> None:
         if self._deleted.is_dir():

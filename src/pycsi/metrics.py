@@ -6,6 +6,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, start_http_
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from pycsi.errors import FailedPrecondition
 from pycsi.pools import Pools
 
 _GAUGES = {
@@ -52,8 +53,9 @@ class _PoolCollector(Collector):
         volumes = GaugeMetricFamily("pycsi_pool_volumes", "Volumes in the pool.", labels=["pool"])
         for pool in self._pools:
             try:
+                pool.check(writable=False)
                 capacity = pool.capacity()
-            except OSError:
+            except (OSError, FailedPrecondition):
                 continue  # the pool is missing: no number is better than a wrong one
             for key, gauge in gauges.items():
                 gauge.add_metric([pool.name], getattr(capacity, key))

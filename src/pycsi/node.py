@@ -11,7 +11,7 @@ from pycsi import ids, parameters
 from pycsi import request as read
 from pycsi.capabilities import Advertised
 from pycsi.config import parse_size
-from pycsi.errors import FailedPrecondition, InvalidArgument, NotFound
+from pycsi.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from pycsi.locks import Locks
 from pycsi.model import Capability, CapacityRange, Request, Usage, Volume
 from pycsi.pool import Pool
@@ -79,6 +79,7 @@ class Node(csi_pb2_grpc.NodeServicer):
         with self._locks.hold(request.volume_id):
             pool, volume = self._pools.need(request.volume_id)
             path = self._path(request.staging_target_path, "staging_target_path")
+            pool.check(writable=False)
             Staging(pool.backend(volume)).ensure_unstaged(path)
         return csi.NodeUnstageVolumeResponse()
 
@@ -91,12 +92,19 @@ class Node(csi_pb2_grpc.NodeServicer):
         read.required(request.target_path, "target_path")
         if not request.HasField("volume_capability"):
             raise InvalidArgument("volume_capability is missing")
-        with self._locks.hold(request.volume_id):
-            if request.volume_context.get(_EPHEMERAL) == "true":
+        inline = request.volume_context.get(_EPHEMERAL) == "true"
+        with self._locks.hold(self._key(request.volume_id)):
+            if inline:
                 self._publish_inline(request)
             else:
                 self._publish(request)
         return csi.NodePublishVolumeResponse()
+
+    def _key(self, volume_id: str) -> str:
+        """Return our own id of a volume: what an operation on it holds."""
+        if ids.node_of(volume_id):
+            return volume_id
+        return ids.ephemeral_id(volume_id, self._node.id)
 
     def _publish(self, request: csi.NodePublishVolumeRequest) -> None:
         pool, volume = self._pools.need(request.volume_id)
@@ -123,10 +131,10 @@ class Node(csi_pb2_grpc.NodeServicer):
             )
         wanted = _capability(request.volume_capability)
         target = self._path(request.target_path, "target_path")
-        volume_id = ids.ephemeral_id(request.volume_id, self._node.id)
-        found = self._pools.find(volume_id)
-        pool, volume = found or self._create_inline(volume_id, wanted, request)
+        found = self._pools.find_inline(request.volume_id)
+        pool, volume = found or self._create_inline(wanted, request)
         try:
+            self._compare_inline(volume, request)
             check_fits(volume, wanted, FailedPrecondition)
             Staging(pool.backend(volume)).ensure_published(
                 target, wanted, _arguments(request), readonly=request.readonly, source=None
@@ -136,8 +144,15 @@ class Node(csi_pb2_grpc.NodeServicer):
                 delete(pool, volume)
             raise
 
+    @staticmethod
+    def _compare_inline(volume: Volume, request: csi.NodePublishVolumeRequest) -> None:
+        if parameters.deciding(request.volume_context) != volume.request.parameters:
+            raise AlreadyExists(
+                f"inline volume {request.volume_id} exists with other attributes; unpublish it"
+            )
+
     def _create_inline(
-        self, volume_id: str, wanted: Capability, request: csi.NodePublishVolumeRequest
+        self, wanted: Capability, request: csi.NodePublishVolumeRequest
     ) -> tuple[Pool, Volume]:
         given = parameters.parse(request.volume_context, _INLINE_KEYS)
         pool = self._pools.named(given.pool)
@@ -146,8 +161,8 @@ class Node(csi_pb2_grpc.NodeServicer):
         volume = new_volume(
             pool,
             make,
-            Request(capabilities=(wanted,)),
-            volume_id=volume_id,
+            Request(capabilities=(wanted,), parameters=parameters.deciding(request.volume_context)),
+            volume_id=self._key(request.volume_id),
             name=request.volume_context.get("csi.storage.k8s.io/pod.name", ""),
             size=size,
             handle=request.volume_id,
@@ -159,18 +174,19 @@ class Node(csi_pb2_grpc.NodeServicer):
     ) -> csi.NodeUnpublishVolumeResponse:
         read.required(request.volume_id, "volume_id")
         read.required(request.target_path, "target_path")
-        with self._locks.hold(request.volume_id):
-            if ids.node_of(request.volume_id):
+        with self._locks.hold(self._key(request.volume_id)):
+            if ids.node_of(request.volume_id) is None:
+                self._unpublish_inline(request)
+            else:
                 pool, volume = self._pools.need(request.volume_id)
                 target = self._path(request.target_path, "target_path")
+                pool.check(writable=False)
                 Staging(pool.backend(volume)).ensure_unpublished(target)
-            else:
-                self._unpublish_inline(request)
         return csi.NodeUnpublishVolumeResponse()
 
     def _unpublish_inline(self, request: csi.NodeUnpublishVolumeRequest) -> None:
         """Unmount an inline volume and delete it; one that is gone already is fine."""
-        found = self._pools.find(ids.ephemeral_id(request.volume_id, self._node.id))
+        found = self._pools.find_inline(request.volume_id)
         if found is None:
             if _exists(request.target_path):
                 raise NotFound(
@@ -179,6 +195,7 @@ class Node(csi_pb2_grpc.NodeServicer):
             return
         pool, volume = found
         target = self._path(request.target_path, "target_path")
+        pool.check(writable=False)
         staging = Staging(pool.backend(volume))
         staging.ensure_unpublished(target)
         if staging.in_use() is None:
@@ -200,19 +217,20 @@ class Node(csi_pb2_grpc.NodeServicer):
     ) -> csi.NodeExpandVolumeResponse:
         read.required(request.volume_id, "volume_id")
         read.required(request.volume_path, "volume_path")
-        with self._locks.hold(request.volume_id):
+        with self._locks.hold(self._key(request.volume_id)):
             pool, volume = self._at(request.volume_id, request.volume_path)
             if request.HasField("volume_capability"):
                 check_fits(volume, read.capability(request.volume_capability), InvalidArgument)
             if request.HasField("capacity_range"):
                 volume = expand(pool, volume, read.capacity_range(request.capacity_range))
-            pool.backend(volume).grow(Path(request.volume_path))
+            pool.backend(volume).grow()
         return csi.NodeExpandVolumeResponse(capacity_bytes=volume.capacity)
 
     def _at(self, volume_id: str, path: str) -> tuple[Pool, Volume]:
         """Return the volume, persistent or inline, if it is staged or published at `path`."""
-        inline = self._pools.find(ids.ephemeral_id(volume_id, self._node.id))
+        inline = None if ids.node_of(volume_id) else self._pools.find_inline(volume_id)
         pool, volume = inline or self._pools.need(volume_id)
+        pool.check(writable=False)
         try:
             here = Staging(pool.backend(volume)).holds(resolved(path, "volume_path"))
         except InvalidArgument:
@@ -225,8 +243,11 @@ class Node(csi_pb2_grpc.NodeServicer):
         """Return a path to mount at, which must not lie in a pool."""
         path = resolved(text, field)
         for pool in self._pools:
-            if path.is_relative_to(pool.config.path.resolve()):
-                raise InvalidArgument(f"{field} {text!r} lies in pool {pool.name}; use another")
+            place = pool.config.path.resolve()
+            if path.is_relative_to(place) or place.is_relative_to(path):
+                raise InvalidArgument(
+                    f"{field} {text!r} lies in pool {pool.name}, or the pool in it; use another"
+                )
         return path
 
 

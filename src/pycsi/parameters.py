@@ -38,7 +38,9 @@ _CHOICES = {
     "allocation": ("thin", "thick"),
 }
 _MKFS_VALUE = re.compile(r"[A-Za-z0-9_^=,.:%+-]+")
-_MKFS_REACHES_OUT = re.compile(r"(?:^|,)(?:device|file|logdev|name|rtdev|offset)(?:=|,|$)")
+_MKFS_REACHES_OUT = re.compile(
+    r"(?:^|,)(?:device|file|logdev|name|rtdev|offset|uuid|journal_dev)(?:=|,|$)"
+)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -236,6 +238,16 @@ def check_mkfs_options(kind: str, words: Iterable[str]) -> None:
 
 
 _USERLAND = frozenset({"_netdev", "auto", "noauto", "nofail", "user", "nouser"})
+_REACHES_OUT = frozenset({"device", "journal_dev", "journal_path", "logdev", "rtdev"})
+_OPPOSITES = (
+    {"ro", "rw"},
+    {"noatime", "relatime", "strictatime", "atime"},
+    {"nodev", "dev"},
+    {"nodiratime", "diratime"},
+    {"noexec", "exec"},
+    {"nosuid", "suid"},
+    {"nosymfollow", "symfollow"},
+)
 _NOT_OURS = frozenset(
     {"bind", "loop", "move", "private", "rbind", "remount", "rprivate", "rshared", "rslave"}
     | {"runbindable", "shared", "slave", "unbindable"}
@@ -256,8 +268,14 @@ def check_mount_flags(capability: Capability, type_: VolumeType, *, thick: bool)
     if capability.access is Access.BLOCK:
         return
     known = mount.ATTRIBUTES.keys() | mount.DEFAULTS
-    for number, option in enumerate(mount_options(capability.mount_flags), start=1):
+    options = mount_options(capability.mount_flags)
+    for group in _OPPOSITES:
+        if len(group.intersection(options)) > 1:
+            raise InvalidArgument(f"mount flags: of {', '.join(sorted(group))} there can be one")
+    for number, option in enumerate(options, start=1):
         where = f"mount flag {number}"
+        if option.partition("=")[0] in _REACHES_OUT:
+            raise InvalidArgument(f"{where} names another device, which a volume does not have")
         if option in _NOT_OURS:
             raise InvalidArgument(f"{where} says how to mount, which is the driver's to decide")
         if type_ is VolumeType.DIRECTORY and option not in known:

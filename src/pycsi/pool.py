@@ -11,7 +11,7 @@ import os
 import threading
 import uuid
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import structlog
 
@@ -22,11 +22,12 @@ from pycsi.capacity import Capacity
 from pycsi.claim import Claim
 from pycsi.config import PoolConfig
 from pycsi.errors import FailedPrecondition, ResourceExhausted
-from pycsi.layout import Layout, write_volume
+from pycsi.layout import Layout, read_project, write_volume
 from pycsi.limits import Limiter, NoLimiter, limiter_for
 from pycsi.linux.mount import Mount, syncfs
+from pycsi.linux.tree import refuse_mounts, remove
 from pycsi.model import BLOCK, GIB, LARGEST, Volume, show
-from pycsi.store import publish, remove_tree, sync_directory
+from pycsi.store import publish, sync_directory
 
 log = structlog.get_logger()
 
@@ -91,6 +92,11 @@ class Pool:
             volumes=len(self._volumes),
         )
 
+    @property
+    def whereabouts(self) -> tuple[int, PurePath]:
+        """The filesystem's device number, and the pool's path from the filesystem's own root."""
+        return self._claim.whereabouts
+
     def close(self) -> None:
         """Release the pool to another process."""
         self._claim.close()
@@ -100,9 +106,9 @@ class Pool:
         """The most bytes that one file on this filesystem can have."""
         return _LARGEST_FILES.get(self.mount.fstype, LARGEST)
 
-    def check(self) -> None:
-        """Raise `FailedPrecondition` unless the pool is there, writable, and the one we opened."""
-        self._claim.check()
+    def check(self, *, writable: bool = True) -> None:
+        """Raise `FailedPrecondition` unless the pool is there and the one we opened."""
+        self._claim.check(writable=writable)
 
     # Looking
 
@@ -152,7 +158,7 @@ class Pool:
             yield
         finally:
             with self._mutex:
-                del self._pending[key]
+                self._pending.pop(key, None)
 
     def create(self, volume: Volume) -> Volume:
         """Make a volume whole and durable, and return it as recorded."""
@@ -161,22 +167,34 @@ class Pool:
             building = self.layout.tmp / volume.id
             self._reap(building)
             building.mkdir(mode=0o700)
+            place = building
             try:
                 backend = backend_for(building, volume, self.limiter, self.mount)
                 made = dataclasses.replace(volume, project=backend.create())
                 write_volume(building, made)
-                publish(building, self.place(volume.id))
+                self._refuse_occupied(volume.id)
+                place = self.place(volume.id)
+                publish(building, place)
                 self._settle()
             except BaseException:
-                for place in (building, self.place(volume.id)):
+                self._reap_or_log(building)
+                if place != building:
                     self._reap_or_log(place)
                 raise
             self._remember(made)
         return made
 
+    def _refuse_occupied(self, volume_id: str) -> None:
+        if os.path.lexists(self.place(volume_id)):
+            raise FailedPrecondition(
+                f"{self.place(volume_id)} exists, but was not there when the driver started; "
+                "restart the driver, or move it away"
+            )
+
     def delete(self, volume: Volume) -> None:
         """Delete a volume that is not in use: gone when this returns, also after a power cut."""
         self.check()
+        refuse_mounts(self.place(volume.id))
         doomed = self.layout.trash / f"{volume.id}.{uuid.uuid4().hex[:8]}"
         publish(self.place(volume.id), doomed)
         with self._mutex:
@@ -189,10 +207,15 @@ class Pool:
         self.check()
         with self._room(volume.id, size - volume.capacity, thick=volume.thick):
             backend = self.backend(volume)
-            backend.resize(size)
             larger = dataclasses.replace(volume, capacity=size)
-            if larger != volume:
-                self._record(larger)
+            try:
+                backend.resize(size)
+                if larger != volume:
+                    self._record(larger)
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    backend.resize(volume.capacity)
+                raise
             backend.expose()
         return larger
 
@@ -208,6 +231,7 @@ class Pool:
 
     def _remember(self, volume: Volume) -> None:
         with self._mutex:
+            self._pending.pop(volume.id, None)
             before = self._volumes.get(volume.id)
             self._committed += volume.capacity - (before.capacity if before else 0)
             self._volumes[volume.id] = volume
@@ -218,15 +242,18 @@ class Pool:
             syncfs(self.layout.root)
 
     def _reap_or_log(self, place: Path) -> None:
-        """Delete what is left of a volume; what cannot be deleted waits for the next start."""
+        """Delete what is left of a volume; what cannot be deleted waits for the next start.
+
+        Nothing that a volume's user has put into it may keep the pool from being opened.
+        """
         try:
             self._reap(place)
-        except OSError as error:
+        except Exception as error:  # noqa: BLE001
             log.warning("cannot be deleted now", path=str(place), error=str(error))
 
     def _reap(self, place: Path) -> None:
         """Delete what is left of a volume under `tmp/` or `trash/`."""
         if not place.exists():
             return
-        self.limiter.remove(place / DATA)
-        remove_tree(place)
+        self.limiter.remove(place / DATA, read_project(place))
+        remove(place)

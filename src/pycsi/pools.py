@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 
 from pycsi import ids
-from pycsi.config import DEFAULT_POOL
+from pycsi.config import DEFAULT_POOL, ConfigError
 from pycsi.errors import InvalidArgument, NotFound
 from pycsi.model import Volume
 from pycsi.pool import Pool
@@ -15,6 +15,10 @@ class Pools:
     def __init__(self, pools: Iterable[Pool], node: str) -> None:
         self.node = ids.segment(node)
         self._pools = {pool.name: pool for pool in pools}
+        for pool in self:
+            for other in self:
+                if pool is not other and _lies_in(pool, other):
+                    raise ConfigError(f"pool {pool.name} lies in pool {other.name}; use another")
 
     def __iter__(self) -> Iterator[Pool]:
         return iter(self._pools.values())
@@ -40,7 +44,15 @@ class Pools:
         return pool
 
     def find(self, volume_id: str) -> tuple[Pool, Volume] | None:
-        """Return a volume and its pool, or None."""
+        """Return a volume that an orchestrator created, and its pool, or None."""
+        found = self._find(volume_id)
+        return found if found and found[1].handle is None else None
+
+    def find_inline(self, handle: str) -> tuple[Pool, Volume] | None:
+        """Return the inline volume that the orchestrator calls `handle`, and its pool, or None."""
+        return self._find(ids.ephemeral_id(handle, self.node))
+
+    def _find(self, volume_id: str) -> tuple[Pool, Volume] | None:
         for pool in self._pools.values():
             if volume := pool.get(volume_id):
                 return pool, volume
@@ -68,3 +80,9 @@ class Pools:
         """Return the kinds of filesystem that there are images of."""
         kinds = {volume.filesystem for pool in self for volume in pool.volumes()}
         return {kind for kind in kinds if kind}
+
+
+def _lies_in(pool: Pool, other: Pool) -> bool:
+    """Tell whether a pool is in another one's directory, by whatever path or bind mount."""
+    (device, inside), (other_device, outside) = pool.whereabouts, other.whereabouts
+    return device == other_device and inside.is_relative_to(outside)

@@ -9,14 +9,14 @@ import itertools
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import grpc
 import structlog
 from google.protobuf.message import Message
 
-from pycsi.errors import ERRNO_CODES, CsiError, Unavailable, Unimplemented
+from pycsi.errors import ERRNO_CODES, Aborted, CsiError, Unavailable, Unimplemented
 from pycsi.redaction import redacted
 
 log = structlog.get_logger()
@@ -56,13 +56,17 @@ def _cut(text: str) -> str:
 
 
 class Interceptor(grpc.ServerInterceptor):
-    """Wraps each method once; a call then costs two clock readings and a line."""
+    """Wraps each method once; a call then costs two clock readings and a line.
+
+    At most `most` RPCs other than Identity's are let in at a time.
+    """
 
     def __init__(
-        self, unimplemented: frozenset[str], ready: threading.Event, observe: Observer
+        self, unimplemented: frozenset[str], ready: threading.Event, most: int, observe: Observer
     ) -> None:
         self._unimplemented = unimplemented
         self._ready = ready
+        self._places = threading.BoundedSemaphore(most)
         self._observe = observe
         self._wrapped: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
         self._prefix = os.urandom(4).hex()
@@ -95,8 +99,8 @@ class Interceptor(grpc.ServerInterceptor):
         failure: Exception | None = None
         code, message = grpc.StatusCode.OK, ""
         try:
-            self._admit(service, name)
-            response: Message = method(request, context)
+            with self._admitted(service, name):
+                response: Message = method(request, context)
         except Exception as error:  # noqa: BLE001  (the boundary: everything becomes a status)
             failure = error
             code, message = status_of(error)
@@ -111,11 +115,22 @@ class Interceptor(grpc.ServerInterceptor):
             context.abort(code, message)
         return response
 
-    def _admit(self, service: str, name: str) -> None:
+    @contextlib.contextmanager
+    def _admitted(self, service: str, name: str) -> Iterator[None]:
+        """Let an RPC in if it is switched on, the pools are open, and there is a place for it."""
         if name in self._unimplemented:
             raise Unimplemented(f"{name} is not among the capabilities of this driver's mode")
-        if service != _IDENTITY and not self._ready.is_set():
+        if service == _IDENTITY:
+            yield
+            return
+        if not self._ready.is_set():
             raise Unavailable("the driver is starting; try again")
+        if not self._places.acquire(blocking=False):
+            raise Aborted("too many operations are under way; try again")
+        try:
+            yield
+        finally:
+            self._places.release()
 
     def _log(
         self, name: str, request: Message, outcome: dict[str, Any], failure: Exception | None

@@ -30,7 +30,10 @@ from pycsi.topology import NodeFacts
 log = structlog.get_logger()
 
 WORKERS = 64
-"""Threads for RPCs. A copy may hold one for minutes, and Probe must never wait for it."""
+"""Threads for RPCs."""
+
+SPARE = 8
+"""How many of them only Identity may use: Probe must not wait for what takes minutes."""
 
 _STOPPING = {signal.SIGTERM, signal.SIGINT}
 
@@ -45,7 +48,7 @@ def serve(config: Config) -> None:
     # at any instruction, and a key pressed in a terminal would end a mkfs half way.
     signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)
     with contextlib.ExitStack() as opened:
-        opened.enter_context(_claimed(config.socket))
+        _refuse_served(config.socket)
         pools = []
         if config.mode is not DriverMode.CONTROLLER:
             for pool_config in config.pools:
@@ -53,8 +56,9 @@ def serve(config: Config) -> None:
                 opened.callback(pool.close)
                 pools.append(pool)
         ready = threading.Event()
-        server = _build(config, Pools(pools, config.node_id), ready)
-        _bind(server, config.socket)
+        executor = ThreadPoolExecutor(WORKERS, thread_name_prefix="rpc")
+        server = _build(config, Pools(pools, config.node_id), ready, executor)
+        opened.enter_context(_bound(server, config.socket))
         server.start()
         try:
             for pool in pools:
@@ -67,9 +71,13 @@ def serve(config: Config) -> None:
             log.info("stopping: finishing what is under way")
         finally:
             server.stop(PATIENCE).wait()
+            # Also where patience ran out: a pool is not left while something is made in it.
+            executor.shutdown()
 
 
-def _build(config: Config, pools: Pools, ready: threading.Event) -> grpc.Server:
+def _build(
+    config: Config, pools: Pools, ready: threading.Event, executor: ThreadPoolExecutor
+) -> grpc.Server:
     says = advertised(config.mode, attach=config.attach)
     node = NodeFacts(
         id=config.node_id,
@@ -78,8 +86,10 @@ def _build(config: Config, pools: Pools, ready: threading.Event) -> grpc.Server:
     )
     locks = Locks()
     server = grpc.server(
-        ThreadPoolExecutor(WORKERS, thread_name_prefix="rpc"),
-        interceptors=[Interceptor(says.unimplemented, ready, _observer(config, pools))],
+        executor,
+        interceptors=[
+            Interceptor(says.unimplemented, ready, WORKERS - SPARE, _observer(config, pools))
+        ],
     )
     identity = Identity(config.driver_name, says, pools, ready)
     controller = Controller(says, pools, locks, node)
@@ -101,16 +111,8 @@ def _observer(config: Config, pools: Pools) -> Observer:
     return metrics.observe
 
 
-def _bind(server: grpc.Server, path: Path) -> None:
-    try:
-        server.add_insecure_port(f"unix://{path}")
-    except RuntimeError:
-        raise ConfigError(f"--endpoint: cannot listen on {path}; use another directory") from None
-
-
-@contextlib.contextmanager
-def _claimed(path: Path) -> Iterator[None]:
-    """Make sure that nobody serves at `path`; remove a dead socket before and our own after."""
+def _refuse_served(path: Path) -> None:
+    """Make sure that nobody serves at `path`, and remove a dead socket."""
     if not path.parent.is_dir():
         raise ConfigError(f"--endpoint: the directory {path.parent} does not exist; create it")
     with contextlib.suppress(FileNotFoundError):
@@ -119,20 +121,37 @@ def _claimed(path: Path) -> Iterator[None]:
         if _answers(path):
             raise ConfigError(f"--endpoint: another driver serves on {path}; stop it first")
         path.unlink()
-    try:
-        yield
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            path.unlink()
 
 
 def _answers(path: Path) -> bool:
+    """Tell whether somebody may listen; only a refused connection says that nobody does."""
     with socket.socket(socket.AF_UNIX) as probe:
         probe.settimeout(5)
         try:
             probe.connect(os.fspath(path))
-        except TimeoutError:
-            return True
-        except OSError:
+        except (ConnectionRefusedError, FileNotFoundError):
             return False
+        except OSError:
+            return True
     return True
+
+
+@contextlib.contextmanager
+def _bound(server: grpc.Server, path: Path) -> Iterator[None]:
+    """Let the server listen at `path`; remove its own socket at the end, not a successor's."""
+    try:
+        server.add_insecure_port(f"unix://{path}")
+        ours = _identity(path)
+    except (RuntimeError, OSError):
+        raise ConfigError(f"--endpoint: cannot listen on {path}; use another directory") from None
+    try:
+        yield
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            if _identity(path) == ours:
+                path.unlink()
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    status = path.lstat()
+    return status.st_dev, status.st_ino

@@ -16,7 +16,7 @@ from typing import Any, Self
 
 from pycsi.backends import Backend
 from pycsi.errors import AlreadyExists, FailedPrecondition, InvalidArgument
-from pycsi.linux.mount import Mount, mountinfo, umount2
+from pycsi.linux.mount import topmost, umount2
 from pycsi.model import Capability, Mode
 from pycsi.store import RecordError, read_record, write_record
 
@@ -56,12 +56,22 @@ class Notes:
 
     def __init__(self, place: Path) -> None:
         self._record = place / _NOTES
+        self.damaged = False
         try:
             data = read_record(self._record)
-        except (FileNotFoundError, RecordError):
+        except (FileNotFoundError, RecordError) as error:
             data = {"staged": {}, "published": {}}
+            self.damaged = isinstance(error, RecordError)
         self.staged = {path: Note.from_json(note) for path, note in data["staged"].items()}
         self.published = {path: Note.from_json(note) for path, note in data["published"].items()}
+
+    def forget(self) -> None:
+        """Save after something was undone; a note without its mount means nothing anyway.
+
+        So it is no failure where it cannot be written, on a full pool or one gone read-only.
+        """
+        with contextlib.suppress(OSError):
+            self.save()
 
     def save(self) -> None:
         data = {
@@ -77,6 +87,11 @@ class Staging:
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
         self.notes = Notes(backend.place)
+        if self.notes.damaged:
+            # Every mount may be a staged or a published one, with whatever arguments.
+            unknown = Note(arguments="", mode=Mode.SINGLE_NODE_MULTI_WRITER)
+            self.notes.staged = {item.target: unknown for item in backend.mounts()}
+            self.notes.published = dict(self.notes.staged)
         self._id = backend.volume.id
 
     # What there is
@@ -110,23 +125,26 @@ class Staging:
                 )
             return
         self._refuse_foreign(path)
-        if not path.is_dir() or path.is_symlink():
-            raise FailedPrecondition(f"staging_target_path {path} is not a directory; create it")
+        if not path.is_dir() or path.is_symlink() or any(path.iterdir()):
+            raise FailedPrecondition(
+                f"staging_target_path {path} is not an empty directory; create one"
+            )
         self.notes.staged[str(path)] = Note(arguments=arguments, mode=capability.mode)
         self.notes.save()
         self.backend.stage(path, capability)
 
     def ensure_unstaged(self, path: Path) -> None:
         """Undo what staging at `path` did; nothing is fine."""
-        if targets := self._published():
+        if targets := self._published() - {str(path)}:
             raise FailedPrecondition(
                 f"volume {self._id} is still published at {min(targets)}; unpublish it first"
             )
         self._unmount(path)
-        if self.notes.staged.pop(str(path), None):
-            self.notes.save()
-        if not any(self.backend.is_staged(Path(other)) for other in self.notes.staged):
+        noted = self.notes.staged.pop(str(path), None)
+        if noted or not self.notes.staged:
             self.backend.release()
+        if noted:
+            self.notes.forget()
 
     def ensure_published(
         self,
@@ -187,7 +205,7 @@ class Staging:
         if str(target) in self.notes.published:
             _remove_target(target)
             del self.notes.published[str(target)]
-            self.notes.save()
+            self.notes.forget()
 
     @contextlib.contextmanager
     def _target(self, target: Path) -> Iterator[None]:
@@ -201,30 +219,24 @@ class Staging:
             if made:
                 _remove_target(target)
             del self.notes.published[str(target)]
-            self.notes.save()
+            self.notes.forget()
             raise
 
     def _refuse_foreign(self, path: Path) -> None:
-        for item in mountinfo():
-            if item.target == str(path):
-                raise FailedPrecondition(
-                    f"{path}: something else is mounted there ({item.fstype} {item.source}); "
-                    "unmount it"
-                )
+        if mounted := topmost(path):
+            raise FailedPrecondition(
+                f"{path}: something else is mounted there ({mounted.fstype} {mounted.source}); "
+                "unmount it"
+            )
 
     def _unmount(self, path: Path) -> None:
-        while mounted := _topmost(path):
+        while mounted := topmost(path):
             if mounted.id not in {item.id for item in self.backend.mounts()}:
                 raise FailedPrecondition(
                     f"{path}: something else is mounted there ({mounted.fstype} "
                     f"{mounted.source}); unmount it"
                 )
             umount2(path)
-
-
-def _topmost(path: Path) -> Mount | None:
-    found = [item for item in mountinfo() if item.target == str(path)]
-    return found[-1] if found else None
 
 
 def _refuse_unfit(target: Path, *, is_file: bool) -> None:

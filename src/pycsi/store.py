@@ -4,10 +4,8 @@ A record is a small JSON file with a `schema` number. It is written aside, synch
 over the old one, so a reader sees the old or the new one, never a part.
 """
 
-import contextlib
 import json
 import os
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -69,9 +67,3 @@ def publish(building: Path, place: Path) -> None:
     building.rename(place)
     sync_directory(place.parent)
     sync_directory(building.parent)
-
-
-def remove_tree(path: Path) -> None:
-    """Delete a directory tree of ours without following links; absent is fine."""
-    with contextlib.suppress(FileNotFoundError):
-        shutil.rmtree(path)

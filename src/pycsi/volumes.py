@@ -41,10 +41,6 @@ def new_volume(
 
 def delete(pool: Pool, volume: Volume) -> None:
     """Delete a volume that nobody uses. The caller holds its lock."""
-    if volume.attachment:
-        raise FailedPrecondition(
-            f"volume {volume.id} is attached to node {volume.attachment.node}; detach it first"
-        )
     staging = Staging(pool.backend(volume))
     if where := staging.in_use():
         raise FailedPrecondition(

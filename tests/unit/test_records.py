@@ -1,6 +1,7 @@
 """Records on disk: they survive, and a damaged one is never mistaken for a good one."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pycsi import store
+from pycsi.linux import tree
 from pycsi.model import (
     BLOCK,
     Access,
@@ -134,16 +136,32 @@ def test_publish_is_a_rename(tmp_path: Path) -> None:
     assert not list((tmp_path / "tmp").iterdir())
 
 
-def test_remove_tree_follows_no_link(tmp_path: Path) -> None:
+def test_remove_follows_no_link(tmp_path: Path) -> None:
     """Removing a tree leaves alone what a link in it points to; an absent tree is fine."""
     (tmp_path / "kept").mkdir()
     (tmp_path / "kept/file").write_text("kept")
     (tmp_path / "tree").mkdir()
     (tmp_path / "tree/link").symlink_to(tmp_path / "kept")
-    store.remove_tree(tmp_path / "tree")
-    store.remove_tree(tmp_path / "tree")
-    assert (tmp_path / "kept/file").read_text() == "kept"
+    tree.remove(tmp_path / "tree")
+    tree.remove(tmp_path / "tree")
     assert not (tmp_path / "tree").exists()
+    assert (tmp_path / "kept/file").read_text() == "kept"
+
+
+def test_remove_takes_any_depth(tmp_path: Path) -> None:
+    """A tree deeper than Python's stack, with names longer than any path, is removed."""
+    top = tmp_path / "tree"
+    top.mkdir()
+    fd = os.open(top, os.O_RDONLY)
+    for _ in range(5000):
+        os.mkdir("directory", dir_fd=fd)
+        os.close(os.open("file", os.O_CREAT | os.O_WRONLY, dir_fd=fd))
+        inner = os.open("directory", os.O_RDONLY, dir_fd=fd)
+        os.close(fd)
+        fd = inner
+    os.close(fd)
+    tree.remove(top)
+    assert not top.exists()
 
 
 @given(st.integers(0, 2**70))

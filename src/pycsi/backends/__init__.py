@@ -11,7 +11,7 @@ import abc
 from pathlib import Path
 
 from pycsi.limits import Limiter
-from pycsi.linux.mount import MOUNT_ATTR_RDONLY, Mount, attributes_of, bind
+from pycsi.linux.mount import MOUNT_ATTR_RDONLY, Mount, attributes_of, bind, topmost
 from pycsi.model import Capability, Usage, Volume
 from pycsi.parameters import mount_options
 
@@ -51,12 +51,13 @@ class Backend(abc.ABC):
     def usage(self, path: Path) -> Usage:
         """Measure the volume through `path`, where it is mounted."""
 
-    def grow(self, path: Path) -> None:
-        """Make the filesystem that is mounted at `path` as large as the data."""
+    def grow(self) -> None:
+        """Make the filesystem, which is mounted, as large as the data."""
 
     def is_staged(self, path: Path) -> bool:
-        """Tell whether the volume is staged at `path`, as far as the kernel knows."""
-        return any(item.target == str(path) for item in self.mounts())
+        """Tell whether the volume is what one sees at `path`, as far as the kernel knows."""
+        seen = topmost(path)
+        return seen is not None and seen in self.mounts()
 
     def holder(self) -> str | None:
         """Return what uses the volume besides its mounts, or None."""

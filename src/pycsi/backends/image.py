@@ -20,6 +20,11 @@ IMAGE = "disk.img"
 _FULL = 64 * MIB
 """With less free than this, a mkfs that failed is taken to have failed for want of room."""
 
+_WORTHWHILE = 4 * MIB
+"""Less than this is not worth a check of the whole filesystem; ext4 may not use it at all."""
+
+_DAMAGED = frozenset({errno.EINVAL, errno.EUCLEAN, errno.EBADMSG, errno.EIO})
+
 _PATIENCE = 5.0
 """Seconds to wait for the kernel to free a loop device that nobody uses any more."""
 
@@ -34,10 +39,10 @@ class _Image(Backend):
     def create(self) -> int | None:
         fd = os.open(self.image, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
-            _extend(fd, self.volume.capacity, thick=self.volume.thick)
+            self._extend(fd, 0, self.volume.capacity)
             self.format()
             if self.volume.thick and os.fstat(fd).st_blocks * 512 < self.volume.capacity:
-                _extend(fd, self.volume.capacity, thick=True)  # mkfs has freed blocks
+                self._extend(fd, 0, self.volume.capacity)  # mkfs has freed blocks
             os.fsync(fd)
         finally:
             os.close(fd)
@@ -53,14 +58,16 @@ class _Image(Backend):
             if before > size:
                 os.ftruncate(fd, size)  # what an earlier call left that was never recorded
             elif before < size:
-                try:
-                    _extend(fd, size, thick=self.volume.thick)
-                except OSError:
-                    os.ftruncate(fd, before)
-                    raise
+                self._extend(fd, before, size)
                 os.fsync(fd)
         finally:
             os.close(fd)
+
+    def _extend(self, fd: int, start: int, end: int) -> None:
+        if self.volume.thick:
+            os.posix_fallocate(fd, start, end - start)
+        else:
+            os.ftruncate(fd, end)
 
     def expose(self) -> None:
         for device in loop.find(self.image):
@@ -71,22 +78,18 @@ class _Image(Backend):
         if self.image.stat().st_size > self.volume.capacity:
             os.truncate(self.image, self.volume.capacity)
 
-    @contextlib.contextmanager
-    def _attached(self, *, readonly: bool, autoclear: bool) -> Iterator[loop.LoopDevice]:
-        with loop.attach(
-            self.image, readonly=readonly, autoclear=autoclear, name=self.volume.id
-        ) as device:
-            if self.volume.thick and not readonly:
-                with contextlib.suppress(OSError):  # /sys may be read-only; see check_mount_flags
-                    loop.forbid_discard(device)
-            yield device
+    def _keep_blocks(self, device: loop.LoopDevice) -> None:
+        """Let nobody discard the blocks of a thick volume."""
+        if self.volume.thick and not device.readonly:
+            with contextlib.suppress(OSError):  # /sys may be read-only; see check_mount_flags
+                loop.forbid_discard(device)
 
-
-def _extend(fd: int, size: int, *, thick: bool) -> None:
-    if thick:
-        os.posix_fallocate(fd, 0, size)
-    else:
-        os.ftruncate(fd, size)
+    def _wait_until_free(self) -> list[loop.LoopDevice]:
+        """Give the kernel time to free the devices; return those that are still in use."""
+        deadline = time.monotonic() + _PATIENCE
+        while (devices := loop.find(self.image)) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return devices
 
 
 class FilesystemImage(_Image):
@@ -99,6 +102,10 @@ class FilesystemImage(_Image):
     def _kind(self) -> str:
         return self.volume.filesystem or DEFAULT_FILESYSTEM
 
+    @property
+    def _undo(self) -> Path:
+        return self.place / "resize.undo"
+
     def format(self) -> None:
         options = list(self.volume.mkfs_options)
         try:
@@ -110,6 +117,19 @@ class FilesystemImage(_Image):
             if options:
                 raise InvalidArgument(f"{error}; correct the parameter mkfsOptions") from None
             raise
+        if options:
+            self._refuse_unmountable()
+
+    def _refuse_unmountable(self) -> None:
+        """Refuse mkfs options that make a filesystem which this kernel cannot mount."""
+        with loop.attach(self.image, readonly=True, autoclear=True, name=self.volume.id) as device:
+            try:
+                mount.refuse_unmountable(self._kind, device.path)
+            except OSError as error:
+                raise InvalidArgument(
+                    f"parameter mkfsOptions: this kernel cannot mount such a {self._kind} "
+                    f"({error.strerror}); correct it"
+                ) from None
 
     def mounts(self) -> list[mount.Mount]:
         devices = loop.find(self.image)
@@ -123,46 +143,57 @@ class FilesystemImage(_Image):
         ]
 
     def stage(self, path: Path, capability: Capability, *, readonly: bool = False) -> None:
-        bits = attributes(capability, readonly=readonly)
-        options = mount_options(capability.mount_flags)
-        with self._device() as device:
-            try:
-                mount.mount(self._kind, device.path, path, options, bits)
-            except OSError as error:
-                if error.errno != errno.EINVAL or not options:
-                    raise
-                raise InvalidArgument(
-                    f"volume {self.volume.id}: {self._kind} refused the mount flags "
-                    f"({error.strerror}); correct mountOptions"
-                ) from None
+        self._mount(path, capability, readonly=readonly)
         try:
-            self.grow(path)
+            if any(item.target == str(path) for item in self._writable()):
+                self._grow_at(path)
+        except PermissionError:
+            mount.umount2(path)
+            self._grow_unmounted()
+            self._mount(path, capability, readonly=readonly)
         except BaseException:
             mount.umount2(path)
             raise
 
+    def _mount(self, path: Path, capability: Capability, *, readonly: bool) -> None:
+        options = mount_options(capability.mount_flags)
+        bits = attributes(capability, readonly=readonly)
+        with self._held_device() as device:
+            try:
+                mount.mount(self._kind, device.path, path, options, bits)
+            except OSError as error:
+                if error.errno == errno.EINVAL and options:
+                    raise InvalidArgument(
+                        f"volume {self.volume.id}: {self._kind} refused the mount flags "
+                        f"({error.strerror}); correct mountOptions"
+                    ) from None
+                if error.errno not in _DAMAGED:
+                    raise
+                raise FailedPrecondition(
+                    f"volume {self.volume.id}: its {self._kind} cannot be mounted "
+                    f"({error.strerror}); look at the kernel's log and check {self.image}"
+                ) from None
+
     @contextlib.contextmanager
-    def _device(self) -> Iterator[loop.LoopDevice]:
+    def _held_device(self) -> Iterator[loop.LoopDevice]:
         """Hold the loop device of the image; attach one only if there is none.
 
         The filesystem may be mounted where we do not see it, in another mount namespace, and two
         devices on one image would corrupt it. Mounting the same device again is harmless.
         """
         for device in loop.find(self.image):
-            with loop.hold(device) as alive:
-                if alive:
+            with loop.hold(device, self.image) as still:
+                if still and not device.readonly:
                     yield device
                     return
         self._forget_unrecorded()
-        self._grow_unmounted()
-        with self._attached(readonly=False, autoclear=True) as device:
+        filesystem.undo_growth(self.image, self._undo)
+        self._refuse_unknown()
+        with loop.attach(self.image, autoclear=True, name=self.volume.id) as device:
+            self._keep_blocks(device)
             yield device
 
-    def holder(self) -> str | None:
-        devices = loop.find(self.image)
-        return f"{devices[0].path}, mounted in another mount namespace" if devices else None
-
-    def _grow_unmounted(self) -> None:
+    def _refuse_unknown(self) -> None:
         found = filesystem.identify(self.image)
         if found is None or found.kind != self._kind:
             raise FailedPrecondition(
@@ -170,17 +201,49 @@ class FilesystemImage(_Image):
                 f"{found.kind if found else 'no filesystem that we know'}, not {self._kind}; "
                 "nothing was formatted; restore the image"
             )
-        if found.kind == "ext4" and found.size < self.volume.capacity:
-            filesystem.grow_unmounted_ext4(self.image)
 
-    def grow(self, path: Path) -> None:
-        size = self.volume.capacity
-        found = [filesystem.identify(device.path) for device in loop.find(self.image)]
-        if all(item is None or item.size >= size for item in found):
+    def holder(self) -> str | None:
+        devices = self._wait_until_free()
+        return f"{devices[0].path}, mounted in another mount namespace" if devices else None
+
+    # Growing
+
+    def _shortfall(self) -> int:
+        """Return by how many bytes the filesystem is smaller than the volume."""
+        places = [device.path for device in loop.find(self.image)] or [self.image]
+        found = filesystem.identify(places[0])
+        return self.volume.capacity - found.size if found else 0
+
+    def _writable(self) -> list[mount.Mount]:
+        """Return the mounts through which the filesystem can be grown."""
+        return [
+            item
+            for item in self.mounts()
+            if item.root == "/" and not item.readonly and "ro" not in item.super_options
+        ]
+
+    def _grow_at(self, path: Path) -> None:
+        if self._shortfall() > 0:
+            filesystem.grow_mounted(self._kind, path, self.volume.capacity)
+
+    def _grow_unmounted(self) -> None:
+        """Grow an ext4 where the kernel does not let us while it is mounted."""
+        if self.holder() is None and self._shortfall() >= _WORTHWHILE:
+            filesystem.grow_unmounted_ext4(self.image, self._undo)
+
+    def grow(self) -> None:
+        if self._shortfall() <= 0:
             return
+        writable = self._writable()
+        if not writable:
+            raise FailedPrecondition(
+                f"volume {self.volume.id} is mounted read-only; it grows when it is staged writable"
+            )
         try:
-            filesystem.grow_mounted(self._kind, path, size)
+            self._grow_at(Path(writable[0].target))
         except PermissionError:
+            if self._shortfall() < _WORTHWHILE:
+                return
             raise FailedPrecondition(
                 f"volume {self.volume.id}: the kernel lets only CAP_SYS_RESOURCE grow a mounted "
                 f"{self._kind}; give the driver that capability, or unpublish the volume: it "
@@ -189,11 +252,8 @@ class FilesystemImage(_Image):
 
     def release(self) -> None:
         # The kernel closes the device of an unmounted btrfs a moment after umount2 has returned.
-        if self.mounts():
-            return
-        deadline = time.monotonic() + _PATIENCE
-        while loop.find(self.image) and time.monotonic() < deadline:
-            time.sleep(0.01)
+        if not self.mounts():
+            self._wait_until_free()
 
     def usage(self, path: Path) -> Usage:
         return filesystem_usage(path)
@@ -217,29 +277,49 @@ class RawImage(_Image):
         ]
 
     def _device(self, *, readonly: bool) -> loop.LoopDevice | None:
-        devices = [item for item in loop.find(self.image) if item.readonly is readonly]
-        return devices[0] if devices else None
+        """Return the volume's device.
+
+        One that was detached while somebody had it open is of no use: it will go when it is closed,
+        and its number will be given to another file.
+        """
+        found = None
+        for device in loop.find(self.image):
+            if device.autoclear:
+                raise FailedPrecondition(
+                    f"volume {self.volume.id}: {device.path} was detached, and somebody still "
+                    "has it open; end that process"
+                )
+            if device.readonly is readonly:
+                found = device
+        return found
 
     def is_staged(self, path: Path) -> bool:
-        return self._device(readonly=False) is not None
+        return any(not (device.readonly or device.autoclear) for device in loop.find(self.image))
 
     def stage(self, path: Path, capability: Capability, *, readonly: bool = False) -> None:
-        if self._device(readonly=False) is None:
+        device = self._device(readonly=False)
+        if device is None:
             self._forget_unrecorded()
-            with self._attached(readonly=False, autoclear=False):
-                pass
+            device = self._attach(readonly=False)
+        self._keep_blocks(device)
+
+    def _attach(self, *, readonly: bool) -> loop.LoopDevice:
+        with loop.attach(self.image, readonly=readonly, name=self.volume.id) as device:
+            return device
 
     def release(self) -> None:
         for device in loop.find(self.image):
             loop.detach(device)
+        if held := self._wait_until_free():
+            raise FailedPrecondition(
+                f"volume {self.volume.id}: somebody still has {held[0].path} open; end that process"
+            )
 
     def publish(
         self, source: Path, target: Path, capability: Capability, *, readonly: bool
     ) -> None:
-        device = self._device(readonly=readonly or capability.readonly)
-        if device is None:
-            with self._attached(readonly=True, autoclear=False) as device:
-                pass
+        readonly = readonly or capability.readonly
+        device = self._device(readonly=readonly) or self._attach(readonly=readonly)
         mount.bind(device.path, target)
 
     def withdraw(self) -> None:

@@ -18,17 +18,26 @@ BTRFS_IOC_INO_LOOKUP = 0xD0009412
 BTRFS_IOC_QGROUP_CREATE = 0x4010942A
 BTRFS_IOC_QGROUP_LIMIT = 0x8030942B
 BTRFS_IOC_QUOTA_CTL = 0xC0109428
-BTRFS_IOC_SNAP_DESTROY = 0x5000940F
+BTRFS_IOC_SNAP_DESTROY_V2 = 0x5000943F
 BTRFS_IOC_SUBVOL_CREATE = 0x5000940E
+BTRFS_IOC_TREE_SEARCH = 0xD0009411
 BTRFS_QGROUP_LIMIT_MAX_RFER = 1
 BTRFS_QUOTA_CTL_ENABLE = 1
+BTRFS_ROOT_REF_KEY = 156
+BTRFS_ROOT_TREE_OBJECTID = 1
+BTRFS_SUBVOL_SPEC_BY_ID = 1 << 4
 
 _FS_INFO = struct.Struct("=QQ16s992x")
 _INO_LOOKUP = struct.Struct("=QQ4080x")
 _QGROUP_CREATE = struct.Struct("=QQ")
 _QGROUP_LIMIT = struct.Struct("=QQQQQQ")
 _QUOTA_CTL = struct.Struct("=QQ")
+_SEARCH_ITEM = struct.Struct("=QQQII")
+_SEARCH_KEY = struct.Struct("=QQQQQQQIIII32x")
+_SEARCH_SIZE = 4096
+_UNLIMITED = 2**64 - 1
 _VOL_ARGS = struct.Struct("=q4088s")
+_VOL_ARGS_V2 = struct.Struct("=qQQ32xQ4032x")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,12 +66,34 @@ def create_subvolume(path: Path) -> None:
     _ioctl(path.parent, BTRFS_IOC_SUBVOL_CREATE, _VOL_ARGS.pack(0, os.fsencode(path.name)))
 
 
-def delete_subvolume(path: Path) -> None:
-    """Delete the subvolume at `path`; the kernel frees its blocks in the background.
+def delete_subvolume(path: Path, number: int) -> None:
+    """Delete a subvolume by its number from the filesystem that holds the directory `path`.
 
-    ENOTEMPTY where another subvolume lies inside it.
+    The kernel frees its blocks in the background. ENOTEMPTY while another one lies inside it.
     """
-    _ioctl(path.parent, BTRFS_IOC_SNAP_DESTROY, _VOL_ARGS.pack(0, os.fsencode(path.name)))
+    argument = _VOL_ARGS_V2.pack(0, 0, BTRFS_SUBVOL_SPEC_BY_ID, number)
+    _ioctl(path, BTRFS_IOC_SNAP_DESTROY_V2, argument)
+
+
+def subvolumes_in(path: Path, number: int) -> list[int]:
+    """Return the numbers of the subvolumes directly inside subvolume `number`, wherever in it."""
+    found: list[int] = []
+    least = 0
+    while True:
+        key = _SEARCH_KEY.pack(
+            BTRFS_ROOT_TREE_OBJECTID, number, number, least, _UNLIMITED, 0, _UNLIMITED,
+            BTRFS_ROOT_REF_KEY, BTRFS_ROOT_REF_KEY, _SEARCH_SIZE, 0,
+        )  # fmt: skip
+        answer = _ioctl(path, BTRFS_IOC_TREE_SEARCH, key.ljust(_SEARCH_SIZE, b"\0"))
+        items = _SEARCH_KEY.unpack_from(answer)[9]
+        if not items:
+            return found
+        at = _SEARCH_KEY.size
+        for _ in range(items):
+            _, _, child, _, length = _SEARCH_ITEM.unpack_from(answer, at)
+            found.append(child)
+            at += _SEARCH_ITEM.size + length
+        least = found[-1] + 1
 
 
 def is_subvolume(path: Path) -> bool:

@@ -4,11 +4,13 @@ ext4, XFS and btrfs. Making and checking run the filesystem's own programs; what
 read from its superblock, and a mounted filesystem grows through its ioctl.
 """
 
+import contextlib
 import dataclasses
 import fcntl
 import os
 import struct
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 from pycsi.linux import program
@@ -44,9 +46,10 @@ class Kind:
 
 KINDS = {
     "ext4": Kind(
-        programs=("mkfs.ext4", "e2fsck", "resize2fs"),
+        programs=("mkfs.ext4", "e2fsck", "resize2fs", "e2undo"),
         # -m 0: the blocks that ext4 keeps for root are of no use in a volume.
-        make=("-F", "-q", "-m", "0"),
+        # -b 4096: smaller blocks do not fit a disk whose sectors have 4 KiB.
+        make=("-F", "-q", "-m", "0", "-b", "4096"),
         keep_blocks=("-E", "nodiscard"),
         options=dict.fromkeys(("-b", "-C", "-E", "-g", "-G", "-i", "-I", "-m", "-N"), True)
         | dict.fromkeys(("-O", "-r", "-T"), True),
@@ -136,16 +139,43 @@ def _identify_btrfs(head: bytes) -> Identity | None:
     return Identity(kind="btrfs", uuid=uuid.UUID(bytes=block[0x20:0x30]), size=size)
 
 
-def check_ext4(image: Path) -> None:
-    """Check an unmounted ext4 in the file `image`, and mend what is safe to mend."""
+def grow_unmounted_ext4(image: Path, undo: Path) -> None:
+    """Make an unmounted ext4 fill the file `image`; EAGAIN while another process does so.
+
+    What resize2fs changes is kept in the file `undo` until it has ended: `undo_growth` brings an
+    interrupted growth back. The programs share a lock on the image, for they outlive us if we die.
+    """
     mended = 1
-    program.run("e2fsck", "-f", "-p", image, ok=(0, mended))
+    with _locked(image) as fd:
+        _undo(image, undo, fd)
+        program.run("e2fsck", "-f", "-p", image, ok=(0, mended), keep=fd)
+        program.run("resize2fs", "-z", undo, image, keep=fd)
+        os.fsync(fd)
+        undo.unlink(missing_ok=True)
 
 
-def grow_unmounted_ext4(image: Path) -> None:
-    """Make an unmounted ext4 fill the file `image`."""
-    check_ext4(image)
-    program.run("resize2fs", image)
+def undo_growth(image: Path, undo: Path) -> None:
+    """Undo an interrupted `grow_unmounted_ext4`, if there was one."""
+    if undo.exists():
+        with _locked(image) as fd:
+            _undo(image, undo, fd)
+
+
+def _undo(image: Path, undo: Path, fd: int) -> None:
+    if undo.exists():
+        program.run("e2undo", "-f", undo, image, keep=fd)
+        os.fsync(fd)
+        undo.unlink()
+
+
+@contextlib.contextmanager
+def _locked(image: Path) -> Iterator[int]:
+    fd = os.open(image, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield fd
+    finally:
+        os.close(fd)
 
 
 def grow_mounted(kind: str, mountpoint: Path, size: int) -> None:

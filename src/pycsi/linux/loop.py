@@ -78,9 +78,12 @@ class LoopDevice:
 
 def _open(number: int, flags: int = os.O_RDWR) -> int:
     path = Path(f"/dev/loop{number}")
-    # Where /dev is a private tmpfs (a container) nobody makes the nodes of new devices.
-    with contextlib.suppress(FileExistsError):
-        os.mknod(path, stat.S_IFBLK | 0o660, os.makedev(LOOP_MAJOR, number))
+    try:
+        return os.open(path, flags | os.O_CLOEXEC)
+    except FileNotFoundError:
+        # Where /dev is a private tmpfs (a container) nobody makes the nodes of new devices.
+        with contextlib.suppress(FileExistsError):
+            os.mknod(path, stat.S_IFBLK | 0o660, os.makedev(LOOP_MAJOR, number))
     return os.open(path, flags | os.O_CLOEXEC)
 
 
@@ -136,24 +139,7 @@ def _configure(backing: int, flags: int, name: str, file: Path) -> tuple[int, in
     raise OSError(errno.EBUSY, "every free loop device was taken by others", os.fspath(file))
 
 
-@contextlib.contextmanager
-def hold(device: LoopDevice) -> Iterator[bool]:
-    """Keep the device from being freed through the `with` block; False where it is free already."""
-    fd = _open(device.number, os.O_RDONLY)
-    try:
-        yield _is_bound(fd)
-    finally:
-        os.close(fd)
-
-
-def _is_bound(fd: int) -> bool:
-    try:
-        fcntl.ioctl(fd, LOOP_GET_STATUS64, _LoopInfo64())
-    except OSError as error:
-        if error.errno != errno.ENXIO:
-            raise
-        return False
-    return True
+_GONE = frozenset({errno.ENXIO, errno.ENOENT, errno.ENODEV})
 
 
 def find(file: Path) -> list[LoopDevice]:
@@ -162,41 +148,65 @@ def find(file: Path) -> list[LoopDevice]:
     The kernel's record of the path is only a hint, for it depends on the mount namespace; the
     file's device and inode number decide.
     """
-    try:
-        status = file.stat()
-    except FileNotFoundError:
-        return []
     hint = f"/{file.parent.name}/{file.name}"
     found = []
     for entry in _SYSFS.glob("loop*/loop/backing_file"):
         try:
             if not os.fsdecode(entry.read_bytes()).rstrip("\n").endswith(hint):
                 continue
-            number = int(entry.parts[-3].removeprefix("loop"))
-            info = _status(number)
         except OSError as error:
-            if error.errno in {errno.ENXIO, errno.ENOENT, errno.ENODEV}:
+            if error.errno in _GONE:
                 continue  # detached since the listing
             raise
-        if (info.lo_device, info.lo_inode) == (status.st_dev, status.st_ino):
-            found.append(
-                LoopDevice(
-                    number=number,
-                    readonly=bool(info.lo_flags & LO_FLAGS_READ_ONLY),
-                    autoclear=bool(info.lo_flags & LO_FLAGS_AUTOCLEAR),
-                )
-            )
+        number = int(entry.parts[-3].removeprefix("loop"))
+        with _held(number, file) as device:
+            if device:
+                found.append(device)
     return sorted(found, key=lambda device: device.number)
 
 
-def _status(number: int) -> _LoopInfo64:
+@contextlib.contextmanager
+def hold(device: LoopDevice, file: Path) -> Iterator[bool]:
+    """Keep a device from being freed through the `with` block; False where `file` has it no more.
+
+    Between a look and this call it may have been freed, and given to another file.
+    """
+    with _held(device.number, file) as held:
+        yield held == device
+
+
+@contextlib.contextmanager
+def _held(number: int, file: Path) -> Iterator[LoopDevice | None]:
+    """Open a device and tell what it is, if it is bound to `file`."""
     info = _LoopInfo64()
-    device = _open(number, os.O_RDONLY)
     try:
-        fcntl.ioctl(device, LOOP_GET_STATUS64, info)
+        status = file.stat()
+        fd = _open(number, os.O_RDONLY)
+    except OSError as error:
+        if error.errno not in _GONE:
+            raise
+        yield None
+        return
+    try:
+        yield _status(fd, info, status.st_dev, status.st_ino)
     finally:
-        os.close(device)
-    return info
+        os.close(fd)
+
+
+def _status(fd: int, info: _LoopInfo64, device: int, inode: int) -> LoopDevice | None:
+    try:
+        fcntl.ioctl(fd, LOOP_GET_STATUS64, info)
+    except OSError as error:
+        if error.errno in _GONE:
+            return None
+        raise
+    if (info.lo_device, info.lo_inode) != (device, inode):
+        return None
+    return LoopDevice(
+        number=info.lo_number,
+        readonly=bool(info.lo_flags & LO_FLAGS_READ_ONLY),
+        autoclear=bool(info.lo_flags & LO_FLAGS_AUTOCLEAR),
+    )
 
 
 def set_capacity(device: LoopDevice) -> None:

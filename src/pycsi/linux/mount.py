@@ -144,6 +144,12 @@ def mountinfo() -> list[Mount]:
     return parse_mountinfo(os.fsdecode(Path("/proc/self/mountinfo").read_bytes()))
 
 
+def topmost(path: Path) -> Mount | None:
+    """Return the mount that one sees at `path`, or None where nothing is mounted."""
+    found = [item for item in mountinfo() if item.target == str(path)]
+    return found[-1] if found else None
+
+
 def mount_of(fd: int) -> Mount:
     """Return the mount through which `fd` was opened."""
     fdinfo = Path(f"/proc/self/fdinfo/{fd}").read_text()
@@ -204,15 +210,27 @@ def mount(
     the error's text, the option is not.
     """
     options = list(options)
+    bits = attributes | attributes_of(options)
+    with _detached(fstype, source, options, bits) as mounted:
+        _attach(mounted, target)
+
+
+def refuse_unmountable(fstype: str, source: Path) -> None:
+    """Mount the filesystem on the device `source` out of sight, read-only, and let go again."""
+    with _detached(fstype, source, ["ro"], MOUNT_ATTR_RDONLY):
+        pass
+
+
+@contextlib.contextmanager
+def _detached(fstype: str, source: Path, options: list[str], bits: int) -> Iterator[int]:
     with _closing(_fsopen(fstype.encode(), FSOPEN_CLOEXEC, path=source)) as context:
         try:
             _configure(context, source, options)
         except OSError as error:
             reason = _complaints(context) or error.strerror
             raise OSError(error.errno, reason, os.fspath(source)) from None
-        bits = attributes | attributes_of(options)
         with _closing(_fsmount(context, FSMOUNT_CLOEXEC, bits, path=source)) as mounted:
-            _attach(mounted, target)
+            yield mounted
 
 
 def _configure(context: int, source: Path, options: list[str]) -> None:

@@ -19,10 +19,17 @@ def find(name: str) -> Path | None:
     return Path(found) if found else None
 
 
-def run(name: str, *arguments: str | Path, ok: Sequence[int] = (0,), timeout: float = 600) -> str:
+def run(
+    name: str,
+    *arguments: str | Path,
+    ok: Sequence[int] = (0,),
+    keep: int | None = None,
+    timeout: float = 600,
+) -> str:
     """Run a program without a shell and return what it printed; `ok` are good exit statuses.
 
-    `timeout` is in seconds; the program is killed when it has passed.
+    The program gets the file descriptor `keep` too, so that a lock on it lasts as long as the
+    program. `timeout` is in seconds; the program is killed when it has passed.
     """
     program = find(name)
     if program is None:
@@ -36,6 +43,7 @@ def run(name: str, *arguments: str | Path, ok: Sequence[int] = (0,), timeout: fl
             stderr=subprocess.STDOUT,
             env=environment,
             cwd="/",
+            pass_fds=() if keep is None else (keep,),
             timeout=timeout,
             text=True,
             errors="replace",

@@ -79,13 +79,23 @@ def enforces_projects(path: Path) -> bool:
 
 
 def set_project(path: Path, project: int) -> None:
-    """Give the empty directory `path` a project id that everything made in it inherits."""
+    """Give the directory `path` a project id that everything made in it from now on inherits."""
+    _change_project(path, project, inherit=True)
+
+
+def clear_project(path: Path) -> None:
+    """Take the project id from the directory `path`; what is in it keeps its own."""
+    _change_project(path, 0, inherit=False)
+
+
+def _change_project(path: Path, project: int, *, inherit: bool) -> None:
     fd = _with_fd(path)
     try:
         flags, extent, extents, _, cow_extent = _FSXATTR.unpack(
             fcntl.ioctl(fd, FS_IOC_FSGETXATTR, bytes(_FSXATTR.size))
         )
-        new = _FSXATTR.pack(flags | FS_XFLAG_PROJINHERIT, extent, extents, project, cow_extent)
+        flags = flags | FS_XFLAG_PROJINHERIT if inherit else flags & ~FS_XFLAG_PROJINHERIT
+        new = _FSXATTR.pack(flags, extent, extents, project, cow_extent)
         fcntl.ioctl(fd, FS_IOC_FSSETXATTR, new)
     finally:
         os.close(fd)

@@ -1,0 +1,65 @@
+"""Deleting directory trees that somebody else has filled."""
+
+import contextlib
+import errno
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+from pycsi.linux.mount import mountinfo
+
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def refuse_mounts(path: Path) -> None:
+    """Raise EBUSY if anything is mounted at `path` or below it."""
+    place = os.path.realpath(path)
+    for item in mountinfo():
+        if item.target == place or item.target.startswith(f"{place}/"):
+            raise OSError(errno.EBUSY, "something is mounted there; unmount it", item.target)
+
+
+def remove(path: Path) -> None:
+    """Delete the directory `path` with all that is in it; absent is fine.
+
+    Nothing is followed: neither links nor mounts (EBUSY). Directories are moved up before they are
+    emptied, so a tree of any depth takes neither stack nor file descriptors.
+    """
+    if not os.path.lexists(path):
+        return
+    refuse_mounts(path)
+    with _opened(path) as root:
+        names = (f".{uuid.uuid4().hex}" for _ in iter(int, 1))
+        while entries := os.listdir(root):  # noqa: PTH208  (pathlib knows no descriptors)
+            for name in entries:
+                if not _unlink(name, root):
+                    _move_up(name, root, names)
+                    os.rmdir(name, dir_fd=root)
+    path.rmdir()
+
+
+@contextlib.contextmanager
+def _opened(path: str | Path, at: int | None = None) -> Iterator[int]:
+    fd = os.open(path, _DIRECTORY, dir_fd=at)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _unlink(name: str, directory: int) -> bool:
+    """Delete what is not a directory; return False where `name` is one."""
+    try:
+        os.unlink(name, dir_fd=directory)
+    except IsADirectoryError:
+        return False
+    return True
+
+
+def _move_up(name: str, root: int, names: Iterator[str]) -> None:
+    """Empty the directory `name` in `root`: its files are deleted, its directories move up."""
+    with _opened(name, root) as directory:
+        for entry in os.listdir(directory):  # noqa: PTH208
+            if not _unlink(entry, directory):
+                os.rename(entry, next(names), src_dir_fd=directory, dst_dir_fd=root)

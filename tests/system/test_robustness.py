@@ -1,0 +1,377 @@
+"""What users, other programs and dying processes do to volumes, and must not achieve."""
+
+import contextlib
+import errno
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+from conftest import FilesystemFactory, run
+from driver import GIB, MIB, Driver, Mode, block_capability, mount_capability, refused
+
+from pycsi.linux import btrfs, loop
+from pycsi.proto import csi_pb2 as csi
+
+DIRECTORY = {"type": "directory", "quota": "none"}
+
+
+@contextlib.contextmanager
+def bound(source: Path, target: Path) -> Iterator[None]:
+    run("mount", "--bind", source, target)
+    try:
+        yield
+    finally:
+        run("umount", target)
+
+
+def fill(path: Path) -> None:
+    """Write to `path` until not one more block goes in."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
+    for size in (MIB, 4096):
+        try:
+            while os.write(fd, bytes(size)):
+                pass
+        except OSError as error:
+            assert error.errno == errno.ENOSPC  # noqa: PT017
+    os.fsync(fd)
+    os.close(fd)
+
+
+@pytest.mark.parametrize("where", ["volumes", "trash"])
+def test_deletion_does_not_cross_mounts(
+    driver: Driver, root: None, tmp_path: Path, pool: Path, where: str
+) -> None:
+    """What is mounted inside a volume is not deleted with it."""
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "file").write_text("kept")
+    if where == "volumes":
+        volume_id = driver.create("v", parameters=DIRECTORY).volume_id
+        inside = pool / "volumes" / volume_id / "data/sub"
+    else:
+        inside = pool / "trash/old/data/sub"
+    inside.mkdir(parents=True)
+    with bound(precious, inside):
+        if where == "volumes":
+            with refused(grpc.StatusCode.FAILED_PRECONDITION, "mounted"):
+                driver.delete(volume_id)
+        else:
+            driver.restart()
+    assert (precious / "file").read_text() == "kept"
+    driver.restart()
+    if where == "volumes":
+        driver.delete(volume_id)
+    assert not inside.exists()
+
+
+def test_directories_as_deep_as_can_be(driver: Driver, root: None, tmp_path: Path) -> None:
+    """A user's deepest tree neither hinders the deletion nor the next start."""
+    volume_id = driver.create("v", parameters=DIRECTORY).volume_id
+    with driver.published(volume_id, tmp_path) as target:
+        fd = os.open(target, os.O_RDONLY)
+        for _ in range(3000):
+            os.mkdir("d", dir_fd=fd)
+            inner = os.open("d", os.O_RDONLY, dir_fd=fd)
+            os.close(fd)
+            fd = inner
+        os.close(fd)
+    driver.delete(volume_id)
+    driver.restart()
+
+
+def test_subvolumes_that_users_made(
+    filesystem: FilesystemFactory, serve: Callable[..., Driver], tmp_path: Path
+) -> None:
+    """Subvolumes and read-only snapshots inside a btrfs volume are deleted with it."""
+    pool = filesystem("btrfs", GIB)
+    driver = serve(pool)
+    volume_id = driver.create("v").volume_id
+    with driver.published(volume_id, tmp_path) as target:
+        for place in (target / "a", target / "a/b", target / "c"):
+            btrfs.create_subvolume(place)
+            (place / "file").write_text("x")
+        run("btrfs", "subvolume", "snapshot", "-r", target / "a", target / "frozen")
+        run("btrfs", "subvolume", "snapshot", "-r", target / "c", target / "a/b/frozen")
+    driver.delete(volume_id)
+    assert list((pool / "trash").iterdir()) == []
+    assert list((pool / "volumes").iterdir()) == []
+
+
+def test_record_of_another_volume(driver: Driver, root: None, pool: Path) -> None:
+    """A copied volume directory is not taken for the volume that it was copied from."""
+    kept = driver.create("kept", parameters=DIRECTORY).volume_id
+    (pool / "volumes" / kept / "data/file").write_text("kept")
+    driver.stop()
+    shutil.copytree(pool / "volumes" / kept, pool / "volumes/copy@node-1")
+    driver.start()
+    assert driver.volume_ids() == [kept]
+    with refused(grpc.StatusCode.FAILED_PRECONDITION, kept):
+        driver.delete("copy@node-1")
+    assert (pool / "volumes" / kept / "data/file").read_text() == "kept"
+
+
+def test_place_that_is_taken(driver: Driver, pool: Path) -> None:
+    """A directory that appeared at a volume's place is neither used nor deleted."""
+    precious = pool / "volumes/x@node-1/data/important"
+    precious.mkdir(parents=True)
+    with refused(grpc.StatusCode.FAILED_PRECONDITION, "x@node-1"):
+        driver.create("x", parameters=DIRECTORY)
+    assert precious.exists()
+    assert list((pool / "tmp").iterdir()) == []
+
+
+def test_device_that_somebody_keeps_open(driver: Driver, root: None, tmp_path: Path) -> None:
+    """A raw device is not reported as gone, nor used again, while a process has it open."""
+    wanted = block_capability()
+    volume_id = driver.create("v", capability=wanted).volume_id
+    staging, target = tmp_path / "staging", tmp_path / "target"
+    driver.stage(volume_id, staging, wanted)
+    driver.publish(volume_id, staging, target, wanted)
+    device = Path(f"/dev/loop{os.minor(target.stat().st_rdev)}")
+    with device.open("rb"):
+        driver.unpublish(volume_id, target)
+        with refused(grpc.StatusCode.FAILED_PRECONDITION, "open"):
+            driver.unstage(volume_id, staging)
+        with refused(grpc.StatusCode.FAILED_PRECONDITION, "not staged"):
+            driver.publish(volume_id, staging, target, wanted)
+        with refused(grpc.StatusCode.FAILED_PRECONDITION, "open"):
+            driver.stage(volume_id, staging, wanted)
+        with refused(grpc.StatusCode.FAILED_PRECONDITION):
+            driver.delete(volume_id)
+    driver.unstage(volume_id, staging)
+    driver.delete(volume_id)
+
+
+def test_nothing_is_undone_on_a_full_pool_in_vain(
+    filesystem: FilesystemFactory, serve: Callable[..., Driver], tmp_path: Path
+) -> None:
+    """Without a free byte a volume can still be unpublished, unstaged and deleted."""
+    driver = serve(filesystem("ext4", 256 * MIB))
+    volume_id = driver.create("v", 16 * MIB, parameters=DIRECTORY).volume_id
+    staging, target = tmp_path / "staging", tmp_path / "target"
+    driver.stage(volume_id, staging)
+    driver.publish(volume_id, staging, target)
+    fill(target / "fill")
+    with refused(grpc.StatusCode.RESOURCE_EXHAUSTED):
+        driver.create("w", 16 * MIB, type="image")
+    driver.unpublish(volume_id, target)
+    driver.unstage(volume_id, staging)
+    driver.delete(volume_id)
+    driver.delete(driver.create("w", 16 * MIB, type="image").volume_id)
+
+
+@pytest.mark.parametrize("fs_type", ["ext4", "xfs", "btrfs"])
+@pytest.mark.parametrize("how", ["mode", "flag"])
+def test_grown_image_can_be_mounted_read_only(
+    filesystem: FilesystemFactory,
+    serve: Callable[..., Driver],
+    tmp_path: Path,
+    fs_type: str,
+    how: str,
+) -> None:
+    """An image expanded while unused is staged read-only, and grows once it is writable."""
+    driver = serve(filesystem("xfs", 3 * GIB))
+    plain = mount_capability(fs_type)
+    volume_id = driver.create("v", 300 * MIB, capability=plain, type="image").volume_id
+    driver.expand(volume_id, 700 * MIB)
+    wanted = mount_capability(fs_type, flags=["ro"])
+    if how == "mode":
+        wanted = mount_capability(fs_type, Mode.SINGLE_NODE_READER_ONLY)
+    with driver.published(volume_id, tmp_path, wanted) as target:
+        assert os.statvfs(target).f_flag & os.ST_RDONLY
+    with driver.published(volume_id, tmp_path, plain) as target:
+        facts = os.statvfs(target)
+        assert facts.f_blocks * facts.f_frsize > 550 * MIB
+
+
+@pytest.mark.parametrize("fs_type", ["xfs", "btrfs"])
+def test_growth_through_a_read_only_publication(
+    filesystem: FilesystemFactory, serve: Callable[..., Driver], tmp_path: Path, fs_type: str
+) -> None:
+    """The published path is read-only, the staged one is not: the filesystem can grow."""
+    driver = serve(filesystem("ext4", 3 * GIB))
+    wanted = mount_capability(fs_type)
+    volume_id = driver.create("v", 300 * MIB, capability=wanted, type="image").volume_id
+    with driver.published(volume_id, tmp_path, wanted, readonly=True) as target:
+        driver.expand(volume_id, 700 * MIB)
+        driver.node_expand(volume_id, target)
+        facts = os.statvfs(target)
+        assert facts.f_blocks * facts.f_frsize > 550 * MIB
+
+
+@pytest.mark.parametrize("more", [4096, MIB])
+def test_ext4_that_cannot_use_its_last_bytes(
+    driver: Driver, root: None, tmp_path: Path, more: int
+) -> None:
+    """A remainder too small for a block group is no reason to refuse the volume."""
+    volume_id = driver.create("v", GIB, type="image").volume_id
+    driver.expand(volume_id, GIB + more)
+    for _ in range(2):
+        with driver.published(volume_id, tmp_path) as target:
+            assert driver.node_expand(volume_id, target) == GIB + more
+
+
+def test_growth_that_was_killed(driver: Driver, root: None, tmp_path: Path, pool: Path) -> None:
+    """SIGKILL of driver and resize2fs while ext4 is grown: the next staging mends and goes on."""
+    volume_id = driver.create("v", 64 * MIB, type="image").volume_id
+    with driver.published(volume_id, tmp_path) as target:
+        (target / "file").write_text("kept")
+    driver.expand(volume_id, 4 * GIB)
+    staging = tmp_path / "staging"
+    staging.mkdir()
+    image = pool / "volumes" / volume_id / "disk.img"
+    for delay in (0.0, 0.01, 0.03, 0.06, 0.1):
+        call = driver.node.NodeStageVolume.future(
+            csi.NodeStageVolumeRequest(
+                volume_id=volume_id,
+                staging_target_path=str(staging),
+                volume_capability=mount_capability(),
+            )
+        )
+        deadline = time.monotonic() + 5
+        while not call.done() and time.monotonic() < deadline:
+            programs = subprocess.run(
+                ["pgrep", "-f", f"resize2fs.*{image}"], capture_output=True, text=True, check=False
+            ).stdout.split()
+            if programs:
+                time.sleep(delay)
+                assert driver.process is not None
+                driver.process.kill()
+                subprocess.run(["kill", "-9", *programs], check=False, capture_output=True)
+                break
+        call.cancel()
+        driver.stop(signal.SIGKILL)
+        driver.start()
+        driver.unstage(volume_id, staging)
+    with driver.published(volume_id, tmp_path) as target:
+        assert (target / "file").read_text() == "kept"
+        facts = os.statvfs(target)
+        assert facts.f_blocks * facts.f_frsize > 3.8 * GIB
+    run("e2fsck", "-f", "-n", image)
+
+
+@pytest.mark.parametrize(
+    ("fs_type", "options"),
+    [("ext4", "-O journal_dev"), ("ext4", "-b 65536"), ("btrfs", "-s 65536 -n 65536")],
+)
+def test_options_for_what_cannot_be_mounted(
+    driver: Driver, root: None, pool: Path, fs_type: str, options: str
+) -> None:
+    """Options of mkfs whose result this kernel cannot mount are refused at creation."""
+    with refused(grpc.StatusCode.INVALID_ARGUMENT, "mkfsOptions"):
+        driver.create("v", GIB, capability=mount_capability(fs_type), mkfsOptions=options)
+    assert list((pool / "volumes").iterdir()) == []
+    assert list((pool / "tmp").iterdir()) == []
+
+
+def test_options_are_honoured(driver: Driver, root: None, tmp_path: Path) -> None:
+    """Good mkfs options reach mkfs."""
+    volume_id = driver.create("v", 64 * MIB, mkfsOptions="-N 12345 -O ^has_journal").volume_id
+    with driver.published(volume_id, tmp_path) as target:
+        assert 12000 < os.statvfs(target).f_files < 13000
+
+
+def test_attachment_of_a_driver_that_no_longer_attaches(
+    serve: Callable[..., Driver], pool: Path
+) -> None:
+    """Attaching was switched off: what was attached can still be deleted."""
+    driver = serve(pool, options=("--enable-attach",))
+    volume_id = driver.create("v", parameters=DIRECTORY).volume_id
+    driver.controller.ControllerPublishVolume(
+        csi.ControllerPublishVolumeRequest(
+            volume_id=volume_id, node_id="node-1", volume_capability=mount_capability()
+        )
+    )
+    with refused(grpc.StatusCode.FAILED_PRECONDITION, "attached"):
+        driver.delete(volume_id)
+    driver.stop()
+    serve(pool).delete(volume_id)
+
+
+def test_paths_above_a_pool(driver: Driver, root: None, tmp_path: Path) -> None:
+    """A path that would hide the pool is refused."""
+    volume_id = driver.create("v", parameters=DIRECTORY).volume_id
+    with refused(grpc.StatusCode.INVALID_ARGUMENT, "pool default"):
+        driver.stage(volume_id, tmp_path)
+
+
+def test_something_over_the_staged_path(driver: Driver, root: None, tmp_path: Path) -> None:
+    """What somebody has mounted over the staged path is not published."""
+    volume_id = driver.create("v", parameters=DIRECTORY).volume_id
+    staging = tmp_path / "staging"
+    driver.stage(volume_id, staging)
+    run("mount", "-t", "tmpfs", "tmpfs", staging)
+    with refused(grpc.StatusCode.FAILED_PRECONDITION):
+        driver.publish(volume_id, staging, tmp_path / "target")
+    run("umount", staging)
+    driver.unstage(volume_id, staging)
+
+
+def test_damaged_notes(driver: Driver, root: None, tmp_path: Path, pool: Path) -> None:
+    """Without readable notes a published volume still counts as published, and can be undone."""
+    volume_id = driver.create("v", parameters=DIRECTORY).volume_id
+    staging, target = tmp_path / "staging", tmp_path / "target"
+    driver.stage(volume_id, staging)
+    driver.publish(volume_id, staging, target)
+    (pool / "volumes" / volume_id / "node.json").write_text("{")
+    with refused(grpc.StatusCode.FAILED_PRECONDITION, "published"):
+        driver.unstage(volume_id, staging)
+    driver.unpublish(volume_id, target)
+    assert not target.exists()
+    driver.unstage(volume_id, staging)
+    driver.delete(volume_id)
+
+
+def test_inline_volumes_are_not_persistent_ones(
+    driver: Driver, root: None, tmp_path: Path, pool: Path
+) -> None:
+    """The id under which an inline volume is kept opens nothing."""
+    target = tmp_path / "target"
+    context = {"csi.storage.k8s.io/ephemeral": "true", "size": "32Mi"}
+    driver.publish("csi-1", None, target, context=context)
+    ours = next((pool / "volumes").iterdir()).name
+    with refused(grpc.StatusCode.NOT_FOUND):
+        driver.stage(ours, tmp_path / "staging")
+    with refused(grpc.StatusCode.NOT_FOUND):
+        driver.expand(ours, 64 * MIB)
+    driver.delete(ours)
+    assert target.is_mount()
+    run("umount", target)
+    with refused(grpc.StatusCode.ALREADY_EXISTS):
+        driver.publish("csi-1", None, target, context=context | {"size": "64Mi"})
+    driver.unpublish("csi-1", target)
+    assert list((pool / "volumes").iterdir()) == []
+
+
+def test_pool_in_a_pool_by_another_path(
+    driver: Driver, root: None, tmp_path: Path, pool: Path
+) -> None:
+    """A bind mount does not hide that one pool lies in another."""
+    (pool / "tmp/inner").mkdir()
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    driver.stop()
+    with bound(pool / "tmp/inner", elsewhere):
+        second = Driver(tmp_path / "second", [f"a={pool}", f"b={elsewhere}"])
+        second.launch()
+        assert second.process is not None
+        assert second.process.wait(20) == 1
+        second.channel.close()
+        assert "lies in pool" in second.log
+    driver.start()
+
+
+def test_thick_volume_with_extended_options(driver: Driver, root: None, pool: Path) -> None:
+    """Options of mkfs do not cost a thick volume its blocks."""
+    volume_id = driver.create(
+        "v", 64 * MIB, allocation="thick", mkfsOptions="-E stride=4"
+    ).volume_id
+    image = pool / "volumes" / volume_id / "disk.img"
+    assert image.stat().st_blocks * 512 >= 64 * MIB
+    assert loop.find(image) == []
