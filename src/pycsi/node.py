@@ -198,7 +198,7 @@ class Node(csi_pb2_grpc.NodeServicer):
         pool.check(writable=False)
         staging = Staging(pool.backend(volume))
         staging.ensure_unpublished(target)
-        if staging.in_use() is None:
+        if not staging.published():
             delete(pool, volume)
 
     # Measure and grow

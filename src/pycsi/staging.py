@@ -96,7 +96,7 @@ class Staging:
 
     # What there is
 
-    def _published(self) -> set[str]:
+    def published(self) -> set[str]:
         """Return the targets at which the volume is published now."""
         return {item.target for item in self.backend.mounts()} & self.notes.published.keys()
 
@@ -135,7 +135,7 @@ class Staging:
 
     def ensure_unstaged(self, path: Path) -> None:
         """Undo what staging at `path` did; nothing is fine."""
-        if targets := self._published() - {str(path)}:
+        if targets := self.published() - {str(path)}:
             raise FailedPrecondition(
                 f"volume {self._id} is still published at {min(targets)}; unpublish it first"
             )
@@ -159,7 +159,7 @@ class Staging:
 
         `source` is where it is staged; None for an inline volume, which is mounted at its target.
         """
-        published = self._published()
+        published = self.published()
         if self._is_repeated(target, capability.mode, arguments, published):
             return
         if source and not (str(source) in self.notes.staged and self.backend.is_staged(source)):

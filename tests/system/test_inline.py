@@ -1,5 +1,7 @@
 """Inline ephemeral volumes: created when they are published, deleted when they are unpublished."""
 
+import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -124,3 +126,22 @@ def test_never_confused_with_a_persistent_volume(
     inline.unpublish(HANDLE, target)
     for volume_id in volumes:
         assert (pool / "volumes" / volume_id / "data" / "kept").read_text() == "kept"
+
+
+def test_mounted_where_we_do_not_see_it(inline: Driver, tmp_path: Path, pool: Path) -> None:
+    """While another mount namespace keeps the volume, unpublishing says so; then it is deleted."""
+    target = tmp_path / "target"
+    inline.publish(HANDLE, None, target, context=POD | {"size": "32Mi"})
+    hidden = subprocess.Popen(
+        ["unshare", "--mount", "--propagation", "private", "sh", "-c", f"exec sleep 60 <{target}"]
+    )
+    try:
+        while Path(f"/proc/{hidden.pid}/comm").read_text().strip() != "sleep":
+            time.sleep(0.01)
+        with refused(grpc.StatusCode.FAILED_PRECONDITION, "another mount namespace"):
+            inline.unpublish(HANDLE, target)
+    finally:
+        hidden.kill()
+        hidden.wait()
+    inline.unpublish(HANDLE, target)
+    assert list((pool / "volumes").iterdir()) == []

@@ -282,16 +282,14 @@ class RawImage(_Image):
         One that was detached while somebody had it open is of no use: it will go when it is closed,
         and its number will be given to another file.
         """
-        found = None
-        for device in loop.find(self.image):
-            if device.autoclear:
+        devices = [device for device in loop.find(self.image) if device.readonly is readonly]
+        for device in devices:
+            if device.autoclear and not readonly:
                 raise FailedPrecondition(
                     f"volume {self.volume.id}: {device.path} was detached, and somebody still "
                     "has it open; end that process"
                 )
-            if device.readonly is readonly:
-                found = device
-        return found
+        return next((device for device in devices if not device.autoclear), None)
 
     def is_staged(self, path: Path) -> bool:
         return any(not (device.readonly or device.autoclear) for device in loop.find(self.image))
