@@ -4,7 +4,8 @@ from pathlib import Path
 
 from pycsi.backends import Backend
 from pycsi.backends.directory import Directory
-from pycsi.backends.image import FilesystemImage, RawImage
+from pycsi.backends.filesystem import FilesystemImage
+from pycsi.backends.raw import RawImage
 from pycsi.limits import Limiter
 from pycsi.linux.mount import Mount
 from pycsi.model import Access, Volume, VolumeType

@@ -1,0 +1,191 @@
+"""A volume that is an image with a filesystem of its own, on a loop device."""
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from pycsi.backends import attributes
+from pycsi.backends.image import Image
+from pycsi.errors import FailedPrecondition, InvalidArgument, ResourceExhausted
+from pycsi.limits import filesystem_usage
+from pycsi.linux import filesystem, loop, mount
+from pycsi.linux.program import ProgramError
+from pycsi.model import MIB, Capability, Usage
+from pycsi.parameters import DEFAULT_FILESYSTEM, mount_options
+
+_FULL = 64 * MIB
+"""With less free than this, a mkfs that failed is taken to have failed for want of room."""
+
+_WORTHWHILE = 4 * MIB
+"""Less than this is not worth a check of the whole filesystem; ext4 may not use it at all."""
+
+_DAMAGED = frozenset({errno.EINVAL, errno.EUCLEAN, errno.EBADMSG, errno.EIO})
+
+
+class FilesystemImage(Image):
+    """An image that was formatted when it was created; nothing ever formats it again.
+
+    Its loop device is freed by the kernel when the last mount has gone, so no crash can leak one.
+    """
+
+    @property
+    def _kind(self) -> str:
+        return self.volume.filesystem or DEFAULT_FILESYSTEM
+
+    @property
+    def _undo(self) -> Path:
+        return self.place / "resize.undo"
+
+    def format(self) -> None:
+        options = list(self.volume.mkfs_options)
+        try:
+            filesystem.make(self._kind, self.image, options, keep_blocks=self.volume.thick)
+        except ProgramError as error:
+            pool = os.statvfs(self.place)
+            if pool.f_bavail * pool.f_frsize < _FULL or (pool.f_files and not pool.f_favail):
+                raise ResourceExhausted(f"the pool's disk is full: {error}") from None
+            if options:
+                raise InvalidArgument(f"{error}; correct the parameter mkfsOptions") from None
+            raise
+        if options:
+            self._refuse_unmountable()
+
+    def _refuse_unmountable(self) -> None:
+        """Refuse mkfs options that make a filesystem which this kernel cannot mount."""
+        with loop.attach(self.image, readonly=True, autoclear=True, name=self.volume.id) as device:
+            try:
+                mount.refuse_unmountable(self._kind, device.path)
+            except OSError as error:
+                raise InvalidArgument(
+                    f"parameter mkfsOptions: this kernel cannot mount such a {self._kind} "
+                    f"({error.strerror}); correct it"
+                ) from None
+
+    def mounts(self) -> list[mount.Mount]:
+        devices = loop.find(self.image)
+        numbers = {device.device for device in devices}
+        paths = {str(device.path) for device in devices}
+        # The device number of a mounted btrfs is not its disk's, but its source is.
+        return [
+            item
+            for item in mount.mountinfo()
+            if item.device in numbers or (item.fstype == "btrfs" and item.source in paths)
+        ]
+
+    def stage(self, path: Path, capability: Capability, *, readonly: bool = False) -> None:
+        self._mount(path, capability, readonly=readonly)
+        try:
+            if any(item.target == str(path) for item in self._writable()):
+                self._grow_at(path)
+        except PermissionError:
+            mount.umount2(path)
+            self._grow_unmounted()
+            self._mount(path, capability, readonly=readonly)
+        except BaseException:
+            mount.umount2(path)
+            raise
+
+    def _mount(self, path: Path, capability: Capability, *, readonly: bool) -> None:
+        options = mount_options(capability.mount_flags)
+        bits = attributes(capability, readonly=readonly)
+        with self._held_device() as device:
+            try:
+                mount.mount(self._kind, device.path, path, options, bits)
+            except OSError as error:
+                if error.errno == errno.EINVAL and options:
+                    raise InvalidArgument(
+                        f"volume {self.volume.id}: {self._kind} refused the mount flags "
+                        f"({error.strerror}); correct mountOptions"
+                    ) from None
+                if error.errno not in _DAMAGED:
+                    raise
+                raise FailedPrecondition(
+                    f"volume {self.volume.id}: its {self._kind} cannot be mounted "
+                    f"({error.strerror}); look at the kernel's log and check {self.image}"
+                ) from None
+
+    @contextlib.contextmanager
+    def _held_device(self) -> Iterator[loop.LoopDevice]:
+        """Hold the loop device of the image; attach one only if there is none.
+
+        The filesystem may be mounted where we do not see it, in another mount namespace, and two
+        devices on one image would corrupt it. Mounting the same device again is harmless.
+        """
+        for device in loop.find(self.image):
+            with loop.hold(device, self.image) as still:
+                if still and not device.readonly:
+                    yield device
+                    return
+        self.forget_unrecorded()
+        filesystem.undo_growth(self.image, self._undo)
+        self._refuse_unknown()
+        with loop.attach(self.image, autoclear=True, name=self.volume.id) as device:
+            self.keep_blocks(device)
+            yield device
+
+    def _refuse_unknown(self) -> None:
+        found = filesystem.identify(self.image)
+        if found is None or found.kind != self._kind:
+            raise FailedPrecondition(
+                f"volume {self.volume.id}: {self.image} holds "
+                f"{found.kind if found else 'no filesystem that we know'}, not {self._kind}; "
+                "nothing was formatted; restore the image"
+            )
+
+    def holder(self) -> str | None:
+        devices = self.wait_until_free()
+        return f"{devices[0].path}, mounted in another mount namespace" if devices else None
+
+    # Growing
+
+    def _shortfall(self) -> int:
+        """Return by how many bytes the filesystem is smaller than the volume."""
+        places = [device.path for device in loop.find(self.image)] or [self.image]
+        found = filesystem.identify(places[0])
+        return self.volume.capacity - found.size if found else 0
+
+    def _writable(self) -> list[mount.Mount]:
+        """Return the mounts through which the filesystem can be grown."""
+        return [
+            item
+            for item in self.mounts()
+            if item.root == "/" and not item.readonly and "ro" not in item.super_options
+        ]
+
+    def _grow_at(self, path: Path) -> None:
+        if self._shortfall() > 0:
+            filesystem.grow_mounted(self._kind, path, self.volume.capacity)
+
+    def _grow_unmounted(self) -> None:
+        """Grow an ext4 where the kernel does not let us while it is mounted."""
+        if self.holder() is None and self._shortfall() >= _WORTHWHILE:
+            filesystem.grow_unmounted_ext4(self.image, self._undo)
+
+    def grow(self) -> None:
+        if self._shortfall() <= 0:
+            return
+        writable = self._writable()
+        if not writable:
+            raise FailedPrecondition(
+                f"volume {self.volume.id} is mounted read-only; it grows when it is staged writable"
+            )
+        try:
+            self._grow_at(Path(writable[0].target))
+        except PermissionError:
+            if self._shortfall() < _WORTHWHILE:
+                return
+            raise FailedPrecondition(
+                f"volume {self.volume.id}: the kernel lets only CAP_SYS_RESOURCE grow a mounted "
+                f"{self._kind}; give the driver that capability, or unpublish the volume: it "
+                "grows when it is staged next"
+            ) from None
+
+    def release(self) -> None:
+        # The kernel closes the device of an unmounted btrfs a moment after umount2 has returned.
+        if not self.mounts():
+            self.wait_until_free()
+
+    def usage(self, path: Path) -> Usage:
+        return filesystem_usage(path)

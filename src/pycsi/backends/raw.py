@@ -1,0 +1,79 @@
+"""A volume that is an image given out as a raw block device."""
+
+from pathlib import Path
+
+from pycsi.backends.image import Image
+from pycsi.errors import FailedPrecondition
+from pycsi.linux import loop, mount
+from pycsi.model import Capability, Usage
+
+
+class RawImage(Image):
+    """An image that is given out as a block device.
+
+    A read-only publication has a loop device of its own that is read-only: a read-only mount of a
+    device node would not keep anybody from writing to the device.
+    """
+
+    target_is_file = True
+
+    def mounts(self) -> list[mount.Mount]:
+        roots = {f"/loop{device.number}" for device in loop.find(self.image)}
+        return [
+            item
+            for item in mount.mountinfo()
+            if item.root in roots and item.fstype in {"devtmpfs", "tmpfs"}
+        ]
+
+    def _device(self, *, readonly: bool) -> loop.LoopDevice | None:
+        """Return the volume's device.
+
+        One that was detached while somebody had it open is of no use: it will go when it is closed,
+        and its number will be given to another file.
+        """
+        devices = [device for device in loop.find(self.image) if device.readonly is readonly]
+        for device in devices:
+            if device.autoclear and not readonly:
+                raise FailedPrecondition(
+                    f"volume {self.volume.id}: {device.path} was detached, and somebody still "
+                    "has it open; end that process"
+                )
+        return next((device for device in devices if not device.autoclear), None)
+
+    def is_staged(self, path: Path) -> bool:
+        return any(not (device.readonly or device.autoclear) for device in loop.find(self.image))
+
+    def stage(self, path: Path, capability: Capability, *, readonly: bool = False) -> None:
+        device = self._device(readonly=False)
+        if device is None:
+            self.forget_unrecorded()
+            device = self._attach(readonly=False)
+        self.keep_blocks(device)
+
+    def _attach(self, *, readonly: bool) -> loop.LoopDevice:
+        with loop.attach(self.image, readonly=readonly, name=self.volume.id) as device:
+            return device
+
+    def release(self) -> None:
+        for device in loop.find(self.image):
+            loop.detach(device)
+        if held := self.wait_until_free():
+            raise FailedPrecondition(
+                f"volume {self.volume.id}: somebody still has {held[0].path} open; end that process"
+            )
+
+    def publish(
+        self, source: Path, target: Path, capability: Capability, *, readonly: bool
+    ) -> None:
+        readonly = readonly or capability.readonly
+        device = self._device(readonly=readonly) or self._attach(readonly=readonly)
+        mount.bind(device.path, target)
+
+    def withdraw(self) -> None:
+        used = {item.root for item in self.mounts()}
+        for device in loop.find(self.image):
+            if device.readonly and f"/loop{device.number}" not in used:
+                loop.detach(device)
+
+    def usage(self, path: Path) -> Usage:
+        return Usage(total=self.image.stat().st_size)
