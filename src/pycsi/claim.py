@@ -77,7 +77,7 @@ class Claim:
                         self._reopen()
         except (OSError, RecordError, ConfigError) as error:
             raise FailedPrecondition(
-                f"pool {name}: {path} is missing ({error}); mount its disk again"
+                f"pool {name}: {path} does not hold the pool any more ({error}); mount its disk"
             ) from None
         if writable and self._readonly():
             raise FailedPrecondition(

@@ -189,8 +189,8 @@ def _directory(wanted: Parameters, reason: str, limiter: str | None) -> Make:
 
 
 def _image(wanted: Parameters, reason: str, kind: str) -> Make:
-    if wanted.quota:
-        raise InvalidArgument("parameter quota is for type: directory; an image has its own size")
+    if wanted.quota == "none":
+        raise InvalidArgument("parameter quota: none is for a directory; an image has a size")
     check_mkfs_options(kind, wanted.mkfs_options)
     if missing := filesystem.missing_programs(kind):
         raise FailedPrecondition(f"{kind}: {', '.join(missing)} not installed on this node")
@@ -206,8 +206,8 @@ def _image(wanted: Parameters, reason: str, kind: str) -> Make:
 
 
 def _thick(wanted: Parameters) -> bool:
-    if wanted.quota:
-        raise InvalidArgument("parameter quota is for type: directory; an image has its own size")
+    if wanted.quota == "none":
+        raise InvalidArgument("parameter quota: none is for a directory; an image has a size")
     return wanted.allocation == "thick"
 
 
@@ -234,7 +234,9 @@ def check_mkfs_options(kind: str, words: Iterable[str]) -> None:
         if options[option] != bool(value) or (value and not _MKFS_VALUE.fullmatch(value)):
             raise InvalidArgument(f"parameter mkfsOptions: {option} has no value that it can take")
         if value and _MKFS_REACHES_OUT.search(value):
-            raise InvalidArgument(f"parameter mkfsOptions: {option} may not name files or devices")
+            raise InvalidArgument(
+                f"parameter mkfsOptions: {option} may not name files, devices or a UUID"
+            )
 
 
 _USERLAND = frozenset({"_netdev", "auto", "noauto", "nofail", "user", "nouser"})

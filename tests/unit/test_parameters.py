@@ -74,6 +74,12 @@ def test_choice(
     assert make.minimum % BLOCK == 0
 
 
+def test_a_default_that_is_written_down_changes_nothing() -> None:
+    """What the documentation calls the default of `quota` can be given for every type."""
+    assert choose({"quota": "required"}, MOUNT) == choose({}, MOUNT)
+    assert choose({"quota": "required"}, RAW) == choose({}, RAW)
+
+
 @pytest.mark.parametrize(
     ("given", "capabilities", "word"),
     [
@@ -83,7 +89,6 @@ def test_choice(
         ({"type": "directory", "quota": "none", "mkfsOptions": "-K"}, [MOUNT], "mkfsOptions"),
         ({"type": "directory"}, [RAW], "block"),
         ({"type": "image", "quota": "none"}, [MOUNT], "quota"),
-        ({"quota": "required"}, [MOUNT], "quota"),
         ({"quota": "none"}, [RAW], "quota"),
         ({"mkfsOptions": "-b 4096"}, [RAW], "mkfsOptions"),
         ({"type": "image"}, [mounted("ntfs")], "ntfs"),
