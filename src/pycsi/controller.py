@@ -172,7 +172,9 @@ class Controller(csi_pb2_grpc.ControllerServicer):
 
     @staticmethod
     def _check_echo(volume: Volume, request: csi.ValidateVolumeCapabilitiesRequest) -> None:
-        if request.volume_context and dict(request.volume_context) != volume.context:
+        # Orchestrators add keys of their own to a context; theirs have a prefix.
+        ours = {key: value for key, value in request.volume_context.items() if "/" not in key}
+        if ours and ours != volume.context:
             raise InvalidArgument("volume_context is not this volume's")
         if request.parameters and dict(request.parameters) != volume.request.parameters:
             raise InvalidArgument("parameters are not those that the volume was created with")

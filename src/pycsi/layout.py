@@ -13,6 +13,7 @@ log = structlog.get_logger()
 
 _POOL_RECORD = "pool.json"
 _VOLUME_RECORD = "volume.json"
+NOTES_RECORD = "node.json"
 _HARMLESS = frozenset({"lost+found", f".{_POOL_RECORD}.new"})
 
 
@@ -74,6 +75,12 @@ def read_project(place: Path) -> int | None:
         return Volume.from_json(read_record(place / _VOLUME_RECORD)).project
     except (RecordError, OSError, TypeError, KeyError, ValueError):
         return None
+
+
+def write_new_volume(place: Path, volume: Volume) -> None:
+    """Write the records of a volume that is being made; the notes' file is there from the start."""
+    write_record(place / NOTES_RECORD, {"staged": {}, "published": {}}, durable=False)
+    write_volume(place, volume)
 
 
 def write_volume(place: Path, volume: Volume) -> None:

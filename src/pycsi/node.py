@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from pycsi.capabilities import Advertised
 from pycsi.config import parse_size
 from pycsi.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from pycsi.locks import Locks
-from pycsi.model import Capability, CapacityRange, Request, Usage, Volume
+from pycsi.model import Access, Capability, CapacityRange, Request, Usage, Volume
 from pycsi.pool import Pool
 from pycsi.pools import Pools
 from pycsi.proto import csi_pb2 as csi
@@ -130,6 +131,8 @@ class Node(csi_pb2_grpc.NodeServicer):
                 "have it"
             )
         wanted = _capability(request.volume_capability)
+        if wanted.access is Access.BLOCK:
+            raise InvalidArgument("an inline volume is mounted; it cannot be a block device")
         target = self._path(request.target_path, "target_path")
         found = self._pools.find_inline(request.volume_id)
         pool, volume = found or self._create_inline(wanted, request)
@@ -285,7 +288,10 @@ def _arguments(request: csi.NodeStageVolumeRequest | csi.NodePublishVolumeReques
         },
     }
     if isinstance(request, csi.NodePublishVolumeRequest):
-        data |= {"readonly": request.readonly, "staged": request.staging_target_path}
+        data |= {
+            "readonly": request.readonly,
+            "staged": os.path.normpath(request.staging_target_path),
+        }
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
 

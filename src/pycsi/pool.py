@@ -22,7 +22,7 @@ from pycsi.capacity import Capacity
 from pycsi.claim import Claim
 from pycsi.config import PoolConfig
 from pycsi.errors import FailedPrecondition, ResourceExhausted
-from pycsi.layout import Layout, read_project, write_volume
+from pycsi.layout import Layout, read_project, write_new_volume, write_volume
 from pycsi.limits import Limiter, NoLimiter, limiter_for
 from pycsi.linux.mount import Mount, syncfs
 from pycsi.linux.tree import refuse_mounts, remove
@@ -164,14 +164,14 @@ class Pool:
         """Make a volume whole and durable, and return it as recorded."""
         self.check()
         with self._room(volume.id, volume.capacity, thick=volume.thick):
-            building = self.layout.tmp / volume.id
-            self._reap(building)
+            # A name of its own: a mkfs that outlived its driver may still write into an older one.
+            building = self.layout.tmp / f"{volume.id}.{uuid.uuid4().hex[:8]}"
             building.mkdir(mode=0o700)
             place = building
             try:
                 backend = backend_for(building, volume, self.limiter, self.mount)
                 made = dataclasses.replace(volume, project=backend.create())
-                write_volume(building, made)
+                write_new_volume(building, made)
                 self._refuse_occupied(volume.id)
                 place = self.place(volume.id)
                 publish(building, place)

@@ -29,8 +29,8 @@ from pycsi.topology import NodeFacts
 
 log = structlog.get_logger()
 
-WORKERS = 64
-"""Threads for RPCs."""
+WORKERS = 256
+"""Threads for RPCs, made when they are needed."""
 
 SPARE = 8
 """How many of them only Identity may use: Probe must not wait for what takes minutes."""

@@ -16,11 +16,11 @@ from typing import Any, Self
 
 from pycsi.backends import Backend
 from pycsi.errors import AlreadyExists, FailedPrecondition, InvalidArgument
+from pycsi.layout import NOTES_RECORD
 from pycsi.linux.mount import topmost, umount2
 from pycsi.model import Capability, Mode
-from pycsi.store import RecordError, read_record, write_record
+from pycsi.store import RecordError, overwrite_record, read_record, write_record
 
-_NOTES = "node.json"
 _LONGEST_PATH = 4095
 _LONGEST_NAME = 255
 
@@ -55,7 +55,7 @@ class Notes:
     """What has been staged and published of one volume, by path."""
 
     def __init__(self, place: Path) -> None:
-        self._record = place / _NOTES
+        self._record = place / NOTES_RECORD
         self.damaged = False
         try:
             data = read_record(self._record)
@@ -78,7 +78,13 @@ class Notes:
             "staged": {path: dataclasses.asdict(note) for path, note in self.staged.items()},
             "published": {path: dataclasses.asdict(note) for path, note in self.published.items()},
         }
-        write_record(self._record, data, durable=False)
+        try:
+            write_record(self._record, data, durable=False)
+        except OSError as error:
+            if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+                raise
+            # On a full pool the volume must still be usable, if only to delete files from it.
+            overwrite_record(self._record, data)
 
 
 class Staging:
@@ -90,8 +96,9 @@ class Staging:
         if self.notes.damaged:
             # Every mount may be a staged or a published one, with whatever arguments.
             unknown = Note(arguments="", mode=Mode.SINGLE_NODE_MULTI_WRITER)
-            self.notes.staged = {item.target: unknown for item in backend.mounts()}
-            self.notes.published = dict(self.notes.staged)
+            self.notes.published = {item.target: unknown for item in backend.mounts()}
+            if not backend.target_is_file:  # a raw volume is not mounted where it is staged
+                self.notes.staged = dict(self.notes.published)
         self._id = backend.volume.id
 
     # What there is
@@ -103,7 +110,7 @@ class Staging:
     def in_use(self) -> str | None:
         """Return where the volume is in use, or None where nothing keeps it from being deleted."""
         places = [item.target for item in self.backend.mounts()]
-        places += [path for path in self.notes.staged if self.backend.is_staged(Path(path))]
+        places += [path for path in self._staging_paths() if self.backend.is_staged(Path(path))]
         return places[0] if places else self.backend.holder()
 
     def holds(self, path: Path) -> bool:
@@ -111,6 +118,10 @@ class Staging:
         if any(item.target == str(path) for item in self.backend.mounts()):
             return True
         return str(path) in self.notes.staged and self.backend.is_staged(path)
+
+    def _staging_paths(self) -> list[str]:
+        """Return the noted staging paths that there are; one that has gone says nothing."""
+        return [path for path in self.notes.staged if os.path.lexists(path)]
 
     # Changing it
 
@@ -141,7 +152,7 @@ class Staging:
             )
         self._unmount(path)
         noted = self.notes.staged.pop(str(path), None)
-        if noted or not self.notes.staged:
+        if not any(self.backend.is_staged(Path(other)) for other in self._staging_paths()):
             self.backend.release()
         if noted:
             self.notes.forget()

@@ -8,7 +8,7 @@ from pathlib import Path
 import grpc
 import pytest
 from conftest import FilesystemFactory
-from driver import GIB, MIB, Driver, mount_capability, refused
+from driver import GIB, MIB, Driver, block_capability, mount_capability, refused
 
 HANDLE = "csi-" + "0123456789abcdef" * 4
 POD = {
@@ -144,4 +144,12 @@ def test_mounted_where_we_do_not_see_it(inline: Driver, tmp_path: Path, pool: Pa
         hidden.kill()
         hidden.wait()
     inline.unpublish(HANDLE, target)
+    assert list((pool / "volumes").iterdir()) == []
+
+
+def test_block_is_refused(driver: Driver, tmp_path: Path, pool: Path) -> None:
+    """An inline volume is a mounted one; as a block device it is refused, and nothing is made."""
+    with refused(grpc.StatusCode.INVALID_ARGUMENT, "block"):
+        driver.publish(HANDLE, None, tmp_path / "t", block_capability(), context=POD)
+    assert not (tmp_path / "t").exists()
     assert list((pool / "volumes").iterdir()) == []

@@ -375,3 +375,53 @@ def test_thick_volume_with_extended_options(driver: Driver, root: None, pool: Pa
     image = pool / "volumes" / volume_id / "disk.img"
     assert image.stat().st_blocks * 512 >= 64 * MIB
     assert loop.find(image) == []
+
+
+@pytest.mark.parametrize("kind", ["ext4", "xfs"])
+def test_volumes_of_a_full_pool_can_be_used(
+    filesystem: FilesystemFactory, serve: Callable[..., Driver], tmp_path: Path, kind: str
+) -> None:
+    """Without a free byte a volume can still be staged and published, to delete files from it."""
+    driver = serve(filesystem(kind, 512 * MIB))
+    volume_id = driver.create("v", 16 * MIB, parameters=DIRECTORY).volume_id
+    image_id = driver.create("i", 16 * MIB, type="image", allocation="thick").volume_id
+    with driver.published(volume_id, tmp_path) as target:
+        fill(target / "fill")
+    with driver.published(image_id, tmp_path) as target:
+        assert target.is_mount()
+    with driver.published(volume_id, tmp_path) as target:
+        (target / "fill").unlink()
+    driver.delete(volume_id)
+
+
+def test_raw_volume_staged_at_two_paths(driver: Driver, root: None, tmp_path: Path) -> None:
+    """Unstaging one path does not take the device from the other."""
+    wanted = block_capability()
+    volume_id = driver.create("v", capability=wanted).volume_id
+    first, second, target = tmp_path / "first", tmp_path / "second", tmp_path / "target"
+    driver.stage(volume_id, first, wanted)
+    driver.stage(volume_id, second, wanted)
+    driver.unstage(volume_id, second)
+    with refused(grpc.StatusCode.FAILED_PRECONDITION, str(first)):
+        driver.delete(volume_id)
+    driver.publish(volume_id, first, target, wanted)
+    driver.unpublish(volume_id, target)
+    driver.unstage(volume_id, first)
+    driver.delete(volume_id)
+
+
+def test_damaged_notes_of_a_raw_volume(
+    driver: Driver, root: None, tmp_path: Path, pool: Path
+) -> None:
+    """A raw volume whose notes are lost can be unpublished, unstaged and deleted."""
+    wanted = block_capability()
+    volume_id = driver.create("v", capability=wanted).volume_id
+    staging, target = tmp_path / "staging", tmp_path / "target"
+    driver.stage(volume_id, staging, wanted)
+    driver.publish(volume_id, staging, target, wanted)
+    (pool / "volumes" / volume_id / "node.json").write_text("")
+    with refused(grpc.StatusCode.FAILED_PRECONDITION, "published"):
+        driver.unstage(volume_id, staging)
+    driver.unpublish(volume_id, target)
+    driver.unstage(volume_id, staging)
+    driver.delete(volume_id)
