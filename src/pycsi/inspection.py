@@ -1,7 +1,6 @@
 """Pools and volumes for people: read from the disk and the kernel, without asking the driver."""
 
 import datetime as dt
-import os
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -13,7 +12,7 @@ from pycsi.linux import mount
 from pycsi.model import Volume, show
 from pycsi.pool import capacity_of
 from pycsi.staging import Staging
-from pycsi.store import RecordError, read_record
+from pycsi.store import RecordError
 
 _LABELS = {"pvc": "csi.storage.k8s.io/pvc/name", "namespace": "csi.storage.k8s.io/pvc/namespace"}
 
@@ -22,11 +21,10 @@ class InspectionError(Exception):
     """A pool cannot be read; the text says why."""
 
 
-def _read(config: PoolConfig) -> tuple[Layout, dict[str, Any], list[Volume]]:
+def _read(config: PoolConfig) -> tuple[Layout, str, list[Volume]]:
     layout = Layout(config.path)
     try:
-        record = read_record(layout.record)
-        return layout, record, list(layout.read_volumes()[0].values())
+        return layout, layout.read_uuid(), list(layout.read_volumes()[0].values())
     except FileNotFoundError:
         raise InspectionError(
             f"pool {config.name}: {config.path} is not a pool; the driver makes it one when it "
@@ -36,26 +34,18 @@ def _read(config: PoolConfig) -> tuple[Layout, dict[str, Any], list[Volume]]:
         raise InspectionError(f"pool {config.name}: {error}; try as root") from None
 
 
-def _ground(config: PoolConfig) -> mount.Mount:
-    fd = os.open(config.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        return mount.mount_of(fd)
-    finally:
-        os.close(fd)
-
-
 def pools(configs: Sequence[PoolConfig]) -> list[dict[str, Any]]:
     """Return a row per pool; sizes are in bytes."""
     rows = []
     for config in configs:
-        _, record, found = _read(config)
-        ground = _ground(config)
+        _, uuid, found = _read(config)
+        ground = mount.mount_under(config.path)
         capacity = capacity_of(config, sum(volume.capacity for volume in found))
         rows.append(
             {
                 "name": config.name,
                 "path": str(config.path),
-                "uuid": record["uuid"],
+                "uuid": uuid,
                 "filesystem": ground.fstype,
                 "directory_limit": limiter_name(config.path, ground.fstype),
                 "volumes": len(found),
@@ -74,12 +64,12 @@ def volumes(configs: Sequence[PoolConfig]) -> list[dict[str, Any]]:
     """Return a row per volume; sizes are in bytes, times in ISO 8601."""
     rows = []
     for config in configs:
-        layout, record, found = _read(config)
-        ground = _ground(config)
+        layout, uuid, found = _read(config)
+        ground = mount.mount_under(config.path)
         limited = limiter_name(config.path, ground.fstype)
         limiter: Limiter = NoLimiter()
         if limited:
-            limiter = limiter_for(config.path, ground.fstype, record["uuid"])
+            limiter = limiter_for(config.path, ground.fstype, uuid)
         for volume in found:
             backend = backend_for(layout.volumes / volume.id, volume, limiter, ground)
             notes = Staging(backend)

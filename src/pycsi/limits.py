@@ -3,6 +3,7 @@
 A limiter makes a volume's directory, sets its limit and reads it back, measures it and removes it.
 """
 
+import contextlib
 import os
 import threading
 import uuid
@@ -218,14 +219,13 @@ def limiter_for(path: Path, fstype: str, pool_uuid: str) -> Limiter:
     Quota groups of btrfs are switched on where they are off; without the right to do so nothing
     can be limited.
     """
-    if fstype == "btrfs":
-        try:
-            if not btrfs.quota_enabled(path):
-                btrfs.enable_quota(path)
-        except PermissionError:
-            return NoLimiter()
+    if fstype == "btrfs" and not btrfs.quota_enabled(path):
+        with contextlib.suppress(PermissionError):
+            btrfs.enable_quota(path)
+    name = limiter_name(path, fstype)
+    if name == SubvolumeLimiter.name:
         return SubvolumeLimiter(path / "deleted-groups")
-    if fstype in {"xfs", "ext4"} and quota.enforces_projects(path):
+    if name == ProjectLimiter.name:
         return ProjectLimiter(ProjectIds(path / "projects.json", pool_uuid))
     return NoLimiter()
 

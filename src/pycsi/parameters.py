@@ -189,8 +189,7 @@ def _directory(wanted: Parameters, reason: str, limiter: str | None) -> Make:
 
 
 def _image(wanted: Parameters, reason: str, kind: str) -> Make:
-    if wanted.quota == "none":
-        raise InvalidArgument("parameter quota: none is for a directory; an image has a size")
+    thick = _thick(wanted)
     check_mkfs_options(kind, wanted.mkfs_options)
     if missing := filesystem.missing_programs(kind):
         raise FailedPrecondition(f"{kind}: {', '.join(missing)} not installed on this node")
@@ -200,7 +199,7 @@ def _image(wanted: Parameters, reason: str, kind: str) -> Make:
         access=Access.MOUNT,
         filesystem=kind,
         enforced=True,
-        thick=_thick(wanted),
+        thick=thick,
         mkfs_options=wanted.mkfs_options,
     )
 

@@ -17,7 +17,7 @@ from typing import Any, Self
 from pycsi.backends import Backend
 from pycsi.errors import AlreadyExists, FailedPrecondition, InvalidArgument
 from pycsi.layout import NOTES_RECORD
-from pycsi.linux.mount import topmost, umount2
+from pycsi.linux.mount import Mount, topmost, umount2
 from pycsi.model import Capability, Mode
 from pycsi.store import RecordError, overwrite_record, read_record, write_record
 
@@ -135,7 +135,7 @@ class Staging:
                     "unstage it first"
                 )
             return
-        self._refuse_foreign(path)
+        _refuse_mounted(path)
         if not path.is_dir() or path.is_symlink() or any(path.iterdir()):
             raise FailedPrecondition(
                 f"staging_target_path {path} is not an empty directory; create one"
@@ -177,7 +177,7 @@ class Staging:
             raise FailedPrecondition(
                 f"volume {self._id} is not staged at {source}; call NodeStageVolume first"
             )
-        self._refuse_foreign(target)
+        _refuse_mounted(target)
         _refuse_unfit(target, is_file=self.backend.target_is_file)
         # Notes of targets that a reboot or somebody else has unmounted say nothing any more.
         for path in self.notes.published.keys() - published:
@@ -233,21 +233,23 @@ class Staging:
             self.notes.forget()
             raise
 
-    def _refuse_foreign(self, path: Path) -> None:
-        if mounted := topmost(path):
-            raise FailedPrecondition(
-                f"{path}: something else is mounted there ({mounted.fstype} {mounted.source}); "
-                "unmount it"
-            )
-
     def _unmount(self, path: Path) -> None:
         while mounted := topmost(path):
             if mounted.id not in {item.id for item in self.backend.mounts()}:
-                raise FailedPrecondition(
-                    f"{path}: something else is mounted there ({mounted.fstype} "
-                    f"{mounted.source}); unmount it"
-                )
+                raise _foreign(mounted)
             umount2(path)
+
+
+def _refuse_mounted(path: Path) -> None:
+    if mounted := topmost(path):
+        raise _foreign(mounted)
+
+
+def _foreign(mounted: Mount) -> FailedPrecondition:
+    return FailedPrecondition(
+        f"{mounted.target}: something else is mounted there ({mounted.fstype} {mounted.source}); "
+        "unmount it"
+    )
 
 
 def _refuse_unfit(target: Path, *, is_file: bool) -> None:

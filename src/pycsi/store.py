@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from pycsi.linux.descriptor import opened
+
 SCHEMA = 1
 
 MIGRATIONS: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
@@ -22,11 +24,8 @@ class RecordError(Exception):
 
 def sync_directory(path: Path) -> None:
     """Make the names in the directory `path` durable."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
+    with opened(path, os.O_DIRECTORY) as fd:
         os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def write_record(path: Path, data: Mapping[str, Any], *, durable: bool = True) -> None:
@@ -53,13 +52,10 @@ def overwrite_record(path: Path, data: Mapping[str, Any]) -> None:
     For full disks: after a power cut the record may be damaged.
     """
     text = json.dumps({"schema": SCHEMA, **data}, separators=(",", ":")).encode()
-    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-    try:
+    with opened(path, os.O_WRONLY) as fd:
         # One call, with spaces over what is left of a longer old text: never a mixture.
         os.pwrite(fd, text.ljust(os.fstat(fd).st_size), 0)
         os.ftruncate(fd, len(text))
-    finally:
-        os.close(fd)
 
 
 def read_record(path: Path) -> dict[str, Any]:

@@ -77,8 +77,9 @@ class FilesystemImage(Image):
     def stage(self, path: Path, capability: Capability, *, readonly: bool = False) -> None:
         self._mount(path, capability, readonly=readonly)
         try:
-            if any(item.target == str(path) for item in self._writable()):
-                self._grow_at(path)
+            writable = any(item.target == str(path) for item in self._writable())
+            if writable and self._shortfall() > 0:
+                filesystem.grow_mounted(self._kind, path, self.volume.capacity)
         except PermissionError:
             mount.umount2(path)
             self._grow_unmounted()
@@ -154,17 +155,14 @@ class FilesystemImage(Image):
             if item.root == "/" and not item.readonly and "ro" not in item.super_options
         ]
 
-    def _grow_at(self, path: Path) -> None:
-        if self._shortfall() > 0:
-            filesystem.grow_mounted(self._kind, path, self.volume.capacity)
-
     def _grow_unmounted(self) -> None:
         """Grow an ext4 where the kernel does not let us while it is mounted."""
         if self.holder() is None and self._shortfall() >= _WORTHWHILE:
             filesystem.grow_unmounted_ext4(self.image, self._undo)
 
     def grow(self) -> None:
-        if self._shortfall() <= 0:
+        shortfall = self._shortfall()
+        if shortfall <= 0:
             return
         writable = self._writable()
         if not writable:
@@ -172,9 +170,10 @@ class FilesystemImage(Image):
                 f"volume {self.volume.id} is mounted read-only; it grows when it is staged writable"
             )
         try:
-            self._grow_at(Path(writable[0].target))
+            mountpoint = Path(writable[0].target)
+            filesystem.grow_mounted(self._kind, mountpoint, self.volume.capacity)
         except PermissionError:
-            if self._shortfall() < _WORTHWHILE:
+            if shortfall < _WORTHWHILE:
                 return
             raise FailedPrecondition(
                 f"volume {self.volume.id}: the kernel lets only CAP_SYS_RESOURCE grow a mounted "

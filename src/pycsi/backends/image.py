@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pycsi.backends import Backend
 from pycsi.linux import loop
+from pycsi.linux.descriptor import opened
 
 IMAGE = "disk.img"
 
@@ -22,31 +23,25 @@ class Image(Backend):
         return self.place / IMAGE
 
     def create(self) -> int | None:
-        fd = os.open(self.image, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        try:
+        with opened(self.image, os.O_RDWR | os.O_CREAT | os.O_EXCL) as fd:
             self._extend(fd, 0, self.volume.capacity)
             self.format()
             if self.volume.thick and os.fstat(fd).st_blocks * 512 < self.volume.capacity:
                 self._extend(fd, 0, self.volume.capacity)  # mkfs has freed blocks
             os.fsync(fd)
-        finally:
-            os.close(fd)
         return None
 
     def format(self) -> None:
         """Make the filesystem, if the volume has one."""
 
     def resize(self, size: int) -> None:
-        fd = os.open(self.image, os.O_RDWR | os.O_CLOEXEC)
-        try:
+        with opened(self.image, os.O_RDWR) as fd:
             before = os.fstat(fd).st_size
             if before > size:
                 os.ftruncate(fd, size)  # what an earlier call left that was never recorded
             elif before < size:
                 self._extend(fd, before, size)
                 os.fsync(fd)
-        finally:
-            os.close(fd)
 
     def _extend(self, fd: int, start: int, end: int) -> None:
         if self.volume.thick:

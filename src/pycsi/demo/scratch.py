@@ -113,11 +113,7 @@ def make_pools(root: Path, *, as_root: bool) -> list[DemoPool]:
 
 def _pool(name: str, path: Path) -> DemoPool:
     path.mkdir()
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fstype = mount.mount_of(fd).fstype
-    finally:
-        os.close(fd)
+    fstype = mount.mount_under(path).fstype
     return DemoPool(name=name, path=path, fstype=fstype, limiter=limiter_name(path, fstype))
 
 

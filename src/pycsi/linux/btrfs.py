@@ -12,6 +12,8 @@ import struct
 import uuid
 from pathlib import Path
 
+from pycsi.linux.descriptor import DIRECTORY, opened
+
 BTRFS_FIRST_FREE_OBJECTID = 256
 BTRFS_IOC_FS_INFO = 0x8400941F
 BTRFS_IOC_INO_LOOKUP = 0xD0009412
@@ -49,16 +51,14 @@ class GroupUsage:
 
 
 def _ioctl(path: Path, request: int, argument: bytes) -> bytes:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        # A mutable buffer: immutable ones are limited to 1024 bytes, and these are larger.
-        buffer = bytearray(argument)
-        fcntl.ioctl(fd, request, buffer, True)
-        return bytes(buffer)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, os.fspath(path)) from None
-    finally:
-        os.close(fd)
+    # A mutable buffer: immutable ones are limited to 1024 bytes, and these are larger.
+    buffer = bytearray(argument)
+    with opened(path, DIRECTORY) as fd:
+        try:
+            fcntl.ioctl(fd, request, buffer, True)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, os.fspath(path)) from None
+    return bytes(buffer)
 
 
 def create_subvolume(path: Path) -> None:

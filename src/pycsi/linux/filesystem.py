@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pycsi.linux import program
+from pycsi.linux.descriptor import DIRECTORY, opened
 
 BTRFS_IOC_RESIZE = 0x50009403
 EXT4_IOC_RESIZE_FS = 0x40086610
@@ -170,29 +171,25 @@ def _undo(image: Path, undo: Path, fd: int) -> None:
 
 @contextlib.contextmanager
 def _locked(image: Path) -> Iterator[int]:
-    fd = os.open(image, os.O_RDWR | os.O_CLOEXEC)
-    try:
+    with opened(image, os.O_RDWR) as fd:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield fd
-    finally:
-        os.close(fd)
 
 
 def grow_mounted(kind: str, mountpoint: Path, size: int) -> None:
     """Make the filesystem mounted at `mountpoint` as large as its device, `size` bytes."""
-    fd = os.open(mountpoint, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        if kind == "ext4":
-            blocks = size // os.fstatvfs(fd).f_bsize
-            fcntl.ioctl(fd, EXT4_IOC_RESIZE_FS, struct.pack("=Q", blocks))
-        elif kind == "xfs":
-            _grow_xfs(fd, size)
-        else:
-            fcntl.ioctl(fd, BTRFS_IOC_RESIZE, bytearray(struct.pack("=q4088s", 0, b"max")), True)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, os.fspath(mountpoint)) from None
-    finally:
-        os.close(fd)
+    with opened(mountpoint, DIRECTORY) as fd:
+        try:
+            if kind == "ext4":
+                blocks = size // os.fstatvfs(fd).f_bsize
+                fcntl.ioctl(fd, EXT4_IOC_RESIZE_FS, struct.pack("=Q", blocks))
+            elif kind == "xfs":
+                _grow_xfs(fd, size)
+            else:
+                request = bytearray(struct.pack("=q4088s", 0, b"max"))
+                fcntl.ioctl(fd, BTRFS_IOC_RESIZE, request, True)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, os.fspath(mountpoint)) from None
 
 
 def _grow_xfs(fd: int, size: int) -> None:

@@ -14,6 +14,8 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+from pycsi.linux.descriptor import closing, opened
+
 LOOP_CLR_FD = 0x4C01
 LOOP_CONFIGURE = 0x4C0A
 LOOP_CTL_GET_FREE = 0x4C82
@@ -88,11 +90,8 @@ def _open(number: int, flags: int = os.O_RDWR) -> int:
 
 
 def _free_number() -> int:
-    control = os.open("/dev/loop-control", os.O_RDWR | os.O_CLOEXEC)
-    try:
+    with opened("/dev/loop-control", os.O_RDWR) as control:
         return fcntl.ioctl(control, LOOP_CTL_GET_FREE)
-    finally:
-        os.close(control)
 
 
 @contextlib.contextmanager
@@ -105,18 +104,13 @@ def attach(
     through the `with` block, and then as long as a filesystem on it is mounted. Otherwise it
     stays until `detach`. `name` is shown by losetup(8).
     """
-    backing = os.open(file, (os.O_RDONLY if readonly else os.O_RDWR) | os.O_CLOEXEC)
-    try:
-        flags = LO_FLAGS_DIRECT_IO
-        flags |= LO_FLAGS_READ_ONLY if readonly else 0
-        flags |= LO_FLAGS_AUTOCLEAR if autoclear else 0
+    flags = LO_FLAGS_DIRECT_IO
+    flags |= LO_FLAGS_READ_ONLY if readonly else 0
+    flags |= LO_FLAGS_AUTOCLEAR if autoclear else 0
+    with opened(file, os.O_RDONLY if readonly else os.O_RDWR) as backing:
         number, device = _configure(backing, flags, name, file)
-    finally:
-        os.close(backing)
-    try:
+    with closing(device):
         yield LoopDevice(number=number, readonly=readonly, autoclear=autoclear)
-    finally:
-        os.close(device)
 
 
 def _configure(backing: int, flags: int, name: str, file: Path) -> tuple[int, int]:
@@ -178,7 +172,6 @@ def hold(device: LoopDevice, file: Path) -> Iterator[bool]:
 @contextlib.contextmanager
 def _held(number: int, file: Path) -> Iterator[LoopDevice | None]:
     """Open a device and tell what it is, if it is bound to `file`."""
-    info = _LoopInfo64()
     try:
         status = file.stat()
         fd = _open(number, os.O_RDONLY)
@@ -187,13 +180,12 @@ def _held(number: int, file: Path) -> Iterator[LoopDevice | None]:
             raise
         yield None
         return
-    try:
-        yield _status(fd, info, status.st_dev, status.st_ino)
-    finally:
-        os.close(fd)
+    with closing(fd):
+        yield _status(fd, status.st_dev, status.st_ino)
 
 
-def _status(fd: int, info: _LoopInfo64, device: int, inode: int) -> LoopDevice | None:
+def _status(fd: int, device: int, inode: int) -> LoopDevice | None:
+    info = _LoopInfo64()
     try:
         fcntl.ioctl(fd, LOOP_GET_STATUS64, info)
     except OSError as error:
@@ -211,11 +203,8 @@ def _status(fd: int, info: _LoopInfo64, device: int, inode: int) -> LoopDevice |
 
 def set_capacity(device: LoopDevice) -> None:
     """Make the device as large as its file is now."""
-    fd = _open(device.number)
-    try:
+    with closing(_open(device.number)) as fd:
         fcntl.ioctl(fd, LOOP_SET_CAPACITY)
-    finally:
-        os.close(fd)
 
 
 def forbid_discard(device: LoopDevice) -> None:
@@ -225,11 +214,9 @@ def forbid_discard(device: LoopDevice) -> None:
 
 def detach(device: LoopDevice) -> None:
     """Free the device; while it is in use the kernel does so when its last user has gone."""
-    fd = _open(device.number, os.O_RDONLY)
-    try:
-        fcntl.ioctl(fd, LOOP_CLR_FD)
-    except OSError as error:
-        if error.errno != errno.ENXIO:  # ENXIO: not bound to a file, which is what we want
-            raise
-    finally:
-        os.close(fd)
+    with closing(_open(device.number, os.O_RDONLY)) as fd:
+        try:
+            fcntl.ioctl(fd, LOOP_CLR_FD)
+        except OSError as error:
+            if error.errno != errno.ENXIO:  # ENXIO: not bound to a file, which is what we want
+                raise

@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from pycsi.linux.descriptor import closing, opened
 from pycsi.linux.libc import function, system_call
 
 AT_FDCWD = -100
@@ -160,20 +161,18 @@ def mount_of(fd: int) -> Mount:
     raise FileNotFoundError(2, "no such mount; it was detached", f"mnt_id {number}")
 
 
+def mount_under(path: Path) -> Mount:
+    """Return the mount that the directory `path` lies on."""
+    with opened(path, os.O_DIRECTORY) as fd:
+        return mount_of(fd)
+
+
 def attributes_of(options: Iterable[str]) -> int:
     """Return the attribute bits of those `options` that are in `ATTRIBUTES`."""
     bits = 0
     for option in options:
         bits |= ATTRIBUTES.get(option, 0)
     return bits
-
-
-@contextlib.contextmanager
-def _closing(fd: int) -> Iterator[int]:
-    try:
-        yield fd
-    finally:
-        os.close(fd)
 
 
 def _mount_setattr_fd(fd: int, bits: int, path: str) -> None:
@@ -186,7 +185,7 @@ def _mount_setattr_fd(fd: int, bits: int, path: str) -> None:
 
 def _attach(mount: int, target: Path) -> None:
     """Attach a detached mount at `target`, which must not be a symbolic link."""
-    with _closing(os.open(target, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)) as place:
+    with opened(target, os.O_PATH | os.O_NOFOLLOW) as place:
         flags = MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH
         _move_mount(mount, b"", place, b"", flags, path=target)
 
@@ -194,7 +193,7 @@ def _attach(mount: int, target: Path) -> None:
 def bind(source: Path, target: Path, attributes: int = 0) -> None:
     """Make `source` (a directory, file or device) visible at `target` with `MOUNT_ATTR_` bits."""
     flags = OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_SYMLINK_NOFOLLOW
-    with _closing(_open_tree(AT_FDCWD, os.fsencode(source), flags, path=source)) as clone:
+    with closing(_open_tree(AT_FDCWD, os.fsencode(source), flags, path=source)) as clone:
         if attributes:
             _mount_setattr_fd(clone, attributes, os.fspath(target))
         _attach(clone, target)
@@ -223,13 +222,13 @@ def refuse_unmountable(fstype: str, source: Path) -> None:
 
 @contextlib.contextmanager
 def _detached(fstype: str, source: Path, options: list[str], bits: int) -> Iterator[int]:
-    with _closing(_fsopen(fstype.encode(), FSOPEN_CLOEXEC, path=source)) as context:
+    with closing(_fsopen(fstype.encode(), FSOPEN_CLOEXEC, path=source)) as context:
         try:
             _configure(context, source, options)
         except OSError as error:
             reason = _complaints(context) or error.strerror
             raise OSError(error.errno, reason, os.fspath(source)) from None
-        with _closing(_fsmount(context, FSMOUNT_CLOEXEC, bits, path=source)) as mounted:
+        with closing(_fsmount(context, FSMOUNT_CLOEXEC, bits, path=source)) as mounted:
             yield mounted
 
 
@@ -266,5 +265,5 @@ def umount2(target: Path, flags: int = UMOUNT_NOFOLLOW) -> None:
 
 def syncfs(path: Path) -> None:
     """Write the filesystem that holds `path` to its disk (syncfs(2))."""
-    with _closing(os.open(path, os.O_RDONLY | os.O_CLOEXEC)) as fd:
+    with opened(path) as fd:
         _syncfs(fd, path=path)

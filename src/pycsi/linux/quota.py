@@ -8,10 +8,10 @@ import ctypes
 import dataclasses
 import errno
 import fcntl
-import os
 import struct
 from pathlib import Path
 
+from pycsi.linux.descriptor import DIRECTORY, opened
 from pycsi.linux.libc import system_call
 
 FS_DQ_BHARD = 1 << 3
@@ -54,26 +54,20 @@ class ProjectUsage:
     inodes: int
 
 
-def _command(command: int) -> int:
-    return command << 8 | PRJQUOTA
-
-
-def _with_fd(path: Path) -> int:
-    return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+def _quotactl(path: Path, command: int, project: int, argument: object) -> None:
+    with opened(path, DIRECTORY) as fd:
+        _quotactl_fd(fd, command << 8 | PRJQUOTA, project, argument, path=path)
 
 
 def enforces_projects(path: Path) -> bool:
     """Tell whether the filesystem that holds the directory `path` enforces project limits."""
     status = _QuotaStatus(qs_version=1)
-    fd = _with_fd(path)
     try:
-        _quotactl_fd(fd, _command(Q_XGETQSTATV), 0, ctypes.byref(status), path=path)
+        _quotactl(path, Q_XGETQSTATV, 0, ctypes.byref(status))
     except OSError as error:
         if error.errno in {errno.ENOSYS, errno.ESRCH, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM}:
             return False
         raise
-    finally:
-        os.close(fd)
     wanted = FS_QUOTA_PDQ_ACCT | FS_QUOTA_PDQ_ENFD
     return bool(status.qs_flags & wanted == wanted)
 
@@ -89,27 +83,21 @@ def clear_project(path: Path) -> None:
 
 
 def _change_project(path: Path, project: int, *, inherit: bool) -> None:
-    fd = _with_fd(path)
-    try:
-        flags, extent, extents, _, cow_extent = _FSXATTR.unpack(
-            fcntl.ioctl(fd, FS_IOC_FSGETXATTR, bytes(_FSXATTR.size))
-        )
+    with opened(path, DIRECTORY) as fd:
+        flags, extent, extents, _, cow_extent = _attributes(fd)
         flags = flags | FS_XFLAG_PROJINHERIT if inherit else flags & ~FS_XFLAG_PROJINHERIT
         new = _FSXATTR.pack(flags, extent, extents, project, cow_extent)
         fcntl.ioctl(fd, FS_IOC_FSSETXATTR, new)
-    finally:
-        os.close(fd)
+
+
+def _attributes(fd: int) -> tuple[int, ...]:
+    return _FSXATTR.unpack(fcntl.ioctl(fd, FS_IOC_FSGETXATTR, bytes(_FSXATTR.size)))
 
 
 def project_of(path: Path) -> int:
     """Return the project id that new files in the directory `path` inherit; 0: none."""
-    fd = _with_fd(path)
-    try:
-        flags, _, _, project, _ = _FSXATTR.unpack(
-            fcntl.ioctl(fd, FS_IOC_FSGETXATTR, bytes(_FSXATTR.size))
-        )
-    finally:
-        os.close(fd)
+    with opened(path, DIRECTORY) as fd:
+        flags, _, _, project, _ = _attributes(fd)
     return project if flags & FS_XFLAG_PROJINHERIT else 0
 
 
@@ -119,25 +107,18 @@ def set_limit(path: Path, project: int, limit: int) -> None:
     fields: list[int] = [1, FS_PROJ_QUOTA, FS_DQ_BHARD | FS_DQ_BSOFT, project, blocks, blocks]
     request = _DISK_QUOTA.pack(*fields, *[0] * 18, b"")
     buffer = ctypes.create_string_buffer(request, _DISK_QUOTA.size)
-    fd = _with_fd(path)
-    try:
-        _quotactl_fd(fd, _command(Q_XSETQLIM), project, buffer, path=path)
-    finally:
-        os.close(fd)
+    _quotactl(path, Q_XSETQLIM, project, buffer)
 
 
 def usage(path: Path, project: int) -> ProjectUsage:
     """Return limit and use of a project on the filesystem that holds the directory `path`."""
     buffer = ctypes.create_string_buffer(_DISK_QUOTA.size)
-    fd = _with_fd(path)
     try:
-        _quotactl_fd(fd, _command(Q_XGETQUOTA), project, buffer, path=path)
+        _quotactl(path, Q_XGETQUOTA, project, buffer)
     except OSError as error:
         if error.errno in {errno.ENOENT, errno.ESRCH}:  # the kernel knows nothing of this id
             return ProjectUsage(limit=0, used=0, inodes=0)
         raise
-    finally:
-        os.close(fd)
     fields = _DISK_QUOTA.unpack(buffer.raw)
     return ProjectUsage(
         limit=fields[4] * _BASIC_BLOCK, used=fields[8] * _BASIC_BLOCK, inodes=fields[9]

@@ -1,15 +1,12 @@
 """Deleting directory trees that somebody else has filled."""
 
-import contextlib
 import errno
 import os
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 
+from pycsi.linux.descriptor import DIRECTORY, opened
 from pycsi.linux.mount import mountinfo
-
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def refuse_mounts(path: Path) -> None:
@@ -29,23 +26,13 @@ def remove(path: Path) -> None:
     if not os.path.lexists(path):
         return
     refuse_mounts(path)
-    with _opened(path) as root:
-        names = (f".{uuid.uuid4().hex}" for _ in iter(int, 1))
+    with opened(path, DIRECTORY) as root:
         while entries := os.listdir(root):  # noqa: PTH208  (pathlib knows no descriptors)
             for name in entries:
                 if not _unlink(name, root):
-                    _move_up(name, root, names)
+                    _move_up(name, root)
                     os.rmdir(name, dir_fd=root)
     path.rmdir()
-
-
-@contextlib.contextmanager
-def _opened(path: str | Path, at: int | None = None) -> Iterator[int]:
-    fd = os.open(path, _DIRECTORY, dir_fd=at)
-    try:
-        yield fd
-    finally:
-        os.close(fd)
 
 
 def _unlink(name: str, directory: int) -> bool:
@@ -57,9 +44,10 @@ def _unlink(name: str, directory: int) -> bool:
     return True
 
 
-def _move_up(name: str, root: int, names: Iterator[str]) -> None:
+def _move_up(name: str, root: int) -> None:
     """Empty the directory `name` in `root`: its files are deleted, its directories move up."""
-    with _opened(name, root) as directory:
+    with opened(name, DIRECTORY, at=root) as directory:
         for entry in os.listdir(directory):  # noqa: PTH208
             if not _unlink(entry, directory):
-                os.rename(entry, next(names), src_dir_fd=directory, dst_dir_fd=root)
+                unused = f".{uuid.uuid4().hex}"
+                os.rename(entry, unused, src_dir_fd=directory, dst_dir_fd=root)
