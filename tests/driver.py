@@ -125,6 +125,23 @@ class Driver:
         self.process.send_signal(number)
         return self.process.wait(60)
 
+    @property
+    def folders(self) -> list[Path]:
+        """The directories of the pools."""
+        return [Path(pool.partition("=")[2].partition(",")[0]) for pool in self.pools]
+
+    def reaped(self) -> None:
+        """Wait until what was deleted has been freed, in the background."""
+        deadline = time.monotonic() + 30
+        while left := [
+            entry
+            for folder in self.folders
+            for entry in (folder / "trash").glob("*")
+            if ".kept." not in entry.name
+        ]:
+            assert time.monotonic() < deadline, f"not reaped: {left}"
+            time.sleep(0.01)
+
     def restart(self, number: int = signal.SIGTERM) -> None:
         self.stop(number)
         self.start()
@@ -241,6 +258,8 @@ class Driver:
         return [entry.volume.volume_id for entry in response.entries]
 
     def capacity(self, **parameters: str) -> csi.GetCapacityResponse:
+        """Ask for the capacity when nothing that was deleted counts any more."""
+        self.reaped()
         response: csi.GetCapacityResponse = self.controller.GetCapacity(
             csi.GetCapacityRequest(parameters=parameters)
         )

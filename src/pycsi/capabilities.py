@@ -29,6 +29,12 @@ _RPCS = {
 }
 """Which controller RPCs come with which capability. The others are always there."""
 
+_SERVICES = {
+    _PLUGIN.GROUP_CONTROLLER_SERVICE: "GroupController",
+    _PLUGIN.SNAPSHOT_METADATA_SERVICE: "SnapshotMetadata",
+}
+"""Which services come with which capability of the plugin."""
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Advertised:
@@ -48,6 +54,9 @@ class Advertised:
             services = csi.DESCRIPTOR.services_by_name
             off |= {rpc.name for rpc in services["Node"].methods} - {"NodeGetCapabilities"}
             off |= {"ValidateVolumeCapabilities"}
+        for flag, name in _SERVICES.items():
+            if flag not in self.plugin:
+                off |= {rpc.name for rpc in csi.DESCRIPTOR.services_by_name[name].methods}
         return frozenset(off)
 
 
@@ -67,10 +76,21 @@ def advertised(mode: DriverMode, *, attach: bool) -> Advertised:
         _CONTROLLER.LIST_VOLUMES,
         _CONTROLLER.GET_CAPACITY,
         _CONTROLLER.GET_VOLUME,
+        _CONTROLLER.VOLUME_CONDITION,
+        _CONTROLLER.CREATE_DELETE_SNAPSHOT,
+        _CONTROLLER.LIST_SNAPSHOTS,
+        _CONTROLLER.GET_SNAPSHOT,
+        _CONTROLLER.CLONE_VOLUME,
         _CONTROLLER.SINGLE_NODE_MULTI_WRITER,
     ]
+    plugin = [
+        _PLUGIN.CONTROLLER_SERVICE,
+        _PLUGIN.VOLUME_ACCESSIBILITY_CONSTRAINTS,
+        _PLUGIN.SNAPSHOT_METADATA_SERVICE,
+    ]
     if mode is DriverMode.SINGLE_NODE:
-        controller.append(_CONTROLLER.EXPAND_VOLUME)
+        controller += [_CONTROLLER.EXPAND_VOLUME, _CONTROLLER.MODIFY_VOLUME]
+        plugin.append(_PLUGIN.GROUP_CONTROLLER_SERVICE)
     if attach:
         controller += [
             _CONTROLLER.PUBLISH_UNPUBLISH_VOLUME,
@@ -78,12 +98,13 @@ def advertised(mode: DriverMode, *, attach: bool) -> Advertised:
             _CONTROLLER.LIST_VOLUMES_PUBLISHED_NODES,
         ]
     return Advertised(
-        plugin=(_PLUGIN.CONTROLLER_SERVICE, _PLUGIN.VOLUME_ACCESSIBILITY_CONSTRAINTS),
+        plugin=tuple(plugin),
         expansion=(_EXPANSION.ONLINE,),
         controller=tuple(controller),
         node=(
             _NODE.STAGE_UNSTAGE_VOLUME,
             _NODE.GET_VOLUME_STATS,
+            _NODE.VOLUME_CONDITION,
             _NODE.EXPAND_VOLUME,
             _NODE.SINGLE_NODE_MULTI_WRITER,
         ),

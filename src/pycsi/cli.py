@@ -1,20 +1,24 @@
 """The `pycsi` command. What a command needs is imported when it runs."""
 
+import contextlib
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from pycsi import __version__
 
+if TYPE_CHECKING:
+    from pycsi.config import PoolConfig
+
 _POOL_HELP = (
     "A pool of volumes: a directory on a local filesystem. May be given several times. Options "
     "after the path: reserve=SIZE or PERCENT%, overcommit=RATIO, uuid=UUID, "
-    "require-mount, allow-volatile."
+    "require-mount, allow-volatile, freeze-limit=TIME, retain-for=TIME or ever."
 )
 
 
@@ -124,22 +128,77 @@ def volumes(*, pools: tuple[str, ...], output: str) -> None:
 @main.command()
 @_pools
 @_OUTPUT
+def snapshots(*, pools: tuple[str, ...], output: str) -> None:
+    """List the snapshots in the pools, whether the driver runs or not."""
+    _show(pools, output, "snapshots")
+
+
+@main.command()
+@_pools
+@_OUTPUT
 def pools(*, pools: tuple[str, ...], output: str) -> None:
     """List the pools with their sizes and what they can do, whether the driver runs or not."""
     _show(pools, output, "pools")
 
 
-def _show(pools: tuple[str, ...], output: str, what: str) -> None:
+@main.group()
+def trash() -> None:
+    """Look at what was deleted, bring it back, or delete it for good."""
+
+
+@trash.command("list")
+@_pools
+@_OUTPUT
+def list_trash(*, pools: tuple[str, ...], output: str) -> None:
+    """List what is in the trash of the pools, whether the driver runs or not."""
+    _show(pools, output, "trash")
+
+
+@trash.command("restore")
+@_pools
+@click.argument("entry")
+def restore_trash(*, pools: tuple[str, ...], entry: str) -> None:
+    """Make the deleted volume ENTRY a volume again, with the id that it had."""
+    with _failing(pools) as parsed:
+        from pycsi import undelete
+
+        click.echo(undelete.restore(parsed, entry))
+
+
+@trash.command("empty")
+@_pools
+@click.argument("entries", nargs=-1)
+@click.option("--all", "everything", is_flag=True, help="Delete all that is in the trash.")
+def empty_trash(*, pools: tuple[str, ...], entries: tuple[str, ...], everything: bool) -> None:
+    """Delete ENTRIES of the trash for good, also those that are kept for a while."""
+    if bool(entries) is everything:
+        raise click.UsageError("give the entries to delete, or --all")
+    with _failing(pools) as parsed:
+        from pycsi import undelete
+
+        for name in undelete.empty(parsed, entries):
+            click.echo(name)
+
+
+@contextlib.contextmanager
+def _failing(pools: tuple[str, ...]) -> "Iterator[list[PoolConfig]]":
+    """Parse the pools; end the command with one line where something cannot be done."""
     from pycsi import config, inspection, logs
 
     logs.configure("text", "warning")
     try:
         if not pools:
             raise config.ConfigError("no pool: give --pool NAME=PATH, or set PYCSI_POOL")
-        parsed = [config.PoolConfig.parse(pool) for pool in pools]
-        rows: list[dict[str, Any]] = getattr(inspection, what)(parsed)
-    except (config.ConfigError, inspection.InspectionError) as error:
+        yield [config.PoolConfig.parse(pool) for pool in pools]
+    except (config.ConfigError, inspection.InspectionError, OSError) as error:
         sys.exit(f"pycsi: {error}")
+
+
+def _show(pools: tuple[str, ...], output: str, what: str) -> None:
+    from pycsi import inspection
+
+    with _failing(pools) as parsed:
+        rows: list[dict[str, Any]] = getattr(inspection, what)(parsed)
     if output == "json":
         click.echo(json.dumps(rows, indent=2))
     else:

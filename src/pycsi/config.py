@@ -4,6 +4,7 @@ import dataclasses
 import enum
 import re
 import uuid
+from collections.abc import Callable, Mapping
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ DEFAULT_POOL = "default"
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
 _SIZE = re.compile(r"(\d{1,20}(?:\.\d{1,20})?)\s*([KMGTP]i?)?B?", re.ASCII)
 _POWERS = "KMGTP"
+_DURATION = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)([smhd]?)", re.ASCII)
+_SECONDS = {"": 1, "s": 1, "m": 60, "h": 60 * 60, "d": 24 * 60 * 60}
 _LARGEST_NUMBER = 2**63 - 1
 _LONGEST_SOCKET_PATH = 107
 _LONGEST_NODE_ID = 256
@@ -47,6 +50,15 @@ def parse_size(text: str) -> int:
     return size
 
 
+def parse_duration(text: str) -> float:
+    """Return seconds for `10s`, `5m`, `12h`, `7d` or a plain number; `ValueError` for others."""
+    match = _DURATION.fullmatch(text.strip())
+    if match is None:
+        raise ValueError(f"{text!r} is no duration; write a number with s, m, h or d")
+    number, unit = match.groups()
+    return float(number) * _SECONDS[unit]
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Reserve:
     """The part of a pool's filesystem that volumes never get: bytes, or a share of its size."""
@@ -75,6 +87,9 @@ class PoolConfig:
     `uuid`: refuse to start on any pool but the one with this UUID, and on an empty directory.
     `require_mount`: refuse to start unless a filesystem is mounted at exactly this path.
     `allow_volatile`: accept a filesystem in memory, whose volumes a reboot deletes.
+    `freeze_limit`: for how many seconds at most a volume's filesystem may be frozen for a snapshot.
+    `retain_for`: for how many seconds a volume with `onDelete: retain` is kept in the trash; None
+    for ever.
     """
 
     name: str
@@ -84,6 +99,8 @@ class PoolConfig:
     uuid: str | None = None
     require_mount: bool = False
     allow_volatile: bool = False
+    freeze_limit: float = 10.0
+    retain_for: float | None = 7.0 * _SECONDS["d"]
 
     @classmethod
     def parse(cls, text: str) -> "PoolConfig":
@@ -108,25 +125,35 @@ class PoolConfig:
 
 
 def _pool_option(setting: tuple[str, str]) -> tuple[str, Any]:
-    match setting:
-        case ("reserve", text):
-            return "reserve", Reserve.parse(text)
-        case ("overcommit", text):
-            ratio = float(text)
-            if not 0 < ratio < float("inf"):
-                raise ValueError(f"overcommit {text!r} is not a positive ratio such as 1.5")
-            return "overcommit", ratio
-        case ("uuid", text):
-            return "uuid", str(uuid.UUID(text))
-        case ("require-mount", ""):
-            return "require_mount", True
-        case ("allow-volatile", ""):
-            return "allow_volatile", True
-        case (key, _):
-            raise ValueError(
-                f"unknown option {key!r}; there are reserve=, overcommit=, uuid=, require-mount "
-                "and allow-volatile"
-            )
+    key, text = setting
+    if key not in _POOL_OPTIONS or (key in _POOL_FLAGS and text):
+        raise ValueError(f"unknown option {key!r}; there are {', '.join(_POOL_OPTIONS)}")
+    return key.replace("-", "_"), _POOL_OPTIONS[key](text)
+
+
+def _ratio(text: str) -> float:
+    ratio = float(text)
+    if not 0 < ratio < float("inf"):
+        raise ValueError(f"overcommit {text!r} is not a positive ratio such as 1.5")
+    return ratio
+
+
+def _freeze_limit(text: str) -> float:
+    limit = parse_duration(text)
+    if not limit:
+        raise ValueError("freeze-limit is 0; give the time that applications can wait")
+    return limit
+
+
+_POOL_FLAGS = ("require-mount", "allow-volatile")
+_POOL_OPTIONS: Mapping[str, Callable[[str], Any]] = {
+    "reserve": Reserve.parse,
+    "overcommit": _ratio,
+    "uuid": lambda text: str(uuid.UUID(text)),
+    "freeze-limit": _freeze_limit,
+    "retain-for": lambda text: None if text == "ever" else parse_duration(text),
+    **dict.fromkeys(_POOL_FLAGS, lambda _: True),
+}
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,9 +6,10 @@ import threading
 import grpc
 from google.protobuf.wrappers_pb2 import Int64Value
 
-from pycsi import ids, parameters
+from pycsi import ids, parameters, reply
 from pycsi import request as read
 from pycsi.capabilities import Advertised
+from pycsi.controller_snapshots import ControllerSnapshots
 from pycsi.errors import (
     AlreadyExists,
     FailedPrecondition,
@@ -16,24 +17,24 @@ from pycsi.errors import (
     NotFound,
     ResourceExhausted,
 )
+from pycsi.health import examine
+from pycsi.linux.kernel import Glance
 from pycsi.locks import Locks
 from pycsi.model import Attachment, Request, Volume, VolumeType
 from pycsi.pool import Pool
 from pycsi.pools import Pools
 from pycsi.proto import csi_pb2 as csi
-from pycsi.proto import csi_pb2_grpc
+from pycsi.snapshots import filler, find_source
 from pycsi.topology import NodeFacts
-from pycsi.volumes import check_fits, delete, expand, new_volume
+from pycsi.volumes import check_fits, delete, expand, modify, new_volume
 
 
-class Controller(csi_pb2_grpc.ControllerServicer):
-    """Create, delete, grow, list and attach volumes."""
+class Controller(ControllerSnapshots):
+    """Create, delete, grow, modify, list and attach volumes; and all that is done to snapshots."""
 
     def __init__(self, says: Advertised, pools: Pools, locks: Locks, node: NodeFacts) -> None:
+        super().__init__(pools, locks, node)
         self._says = says
-        self._pools = pools
-        self._locks = locks
-        self._node = node
         self._attaching = threading.Lock()
 
     def ControllerGetCapabilities(
@@ -68,8 +69,8 @@ class Controller(csi_pb2_grpc.ControllerServicer):
                 ("capacity_range", _same_size(volume, wanted)),
                 ("volume_capabilities", _same_capabilities(volume, wanted)),
                 ("parameters", _deciding(volume) == parameters.deciding(wanted.parameters)),
-                ("mutable_parameters", not request.mutable_parameters),
-                ("volume_content_source", not request.HasField("volume_content_source")),
+                ("mutable_parameters", _same_settings(volume, wanted)),
+                ("volume_content_source", volume.request.source == wanted.source),
                 ("accessibility_requirements", self._reachable(request)),
             )
             if not same
@@ -83,22 +84,28 @@ class Controller(csi_pb2_grpc.ControllerServicer):
     def _create(
         self, volume_id: str, name: str, wanted: Request, request: csi.CreateVolumeRequest
     ) -> Volume:
-        if request.mutable_parameters:
-            raise InvalidArgument("mutable_parameters: this driver has no mutable parameters")
-        if request.HasField("volume_content_source"):
-            raise InvalidArgument("volume_content_source: this driver cannot clone or restore")
         given = parameters.parse(wanted.parameters)
-        pool = self._pools.named(given.pool)
-        make = parameters.choose(given, wanted.capabilities, limiter=pool.limiter.name)
-        size = parameters.size_for(wanted.capacity, make.minimum)
+        parameters.check_mutable(wanted.mutable)
+        origin = find_source(self._pools, wanted.source) if wanted.source else None
+        pool = origin.pool if origin and given.pool is None else self._pools.named(given.pool)
+        source = origin.volume if origin else None
+        make = parameters.choose(
+            given, wanted.capabilities, limiter=pool.limiter.name, source=source
+        )
+        size = (
+            parameters.size_from(wanted.capacity, source.capacity, make.minimum)
+            if source
+            else parameters.size_for(wanted.capacity, make.minimum)
+        )
         if not self._reachable(request):
             raise ResourceExhausted(
                 f"accessibility_requirements name other nodes than {self._node.topology_key}="
                 f"{ids.segment(self._node.id)}; ask the driver on one of those"
             )
-        return pool.create(
-            new_volume(pool, make, wanted, volume_id=volume_id, name=name, size=size)
-        )
+        volume = new_volume(pool, make, wanted, volume_id=volume_id, name=name, size=size)
+        if wanted.source is None:
+            return pool.create(volume)
+        return pool.create(volume, filler(self._pools, self._locks, wanted.source))
 
     def _reachable(self, request: csi.CreateVolumeRequest) -> bool:
         """Tell whether a volume on this node meets the requirements (TopologyRequirement)."""
@@ -145,6 +152,16 @@ class Controller(csi_pb2_grpc.ControllerServicer):
             capacity_bytes=volume.capacity, node_expansion_required=volume.filesystem is not None
         )
 
+    def ControllerModifyVolume(
+        self, request: csi.ControllerModifyVolumeRequest, context: grpc.ServicerContext
+    ) -> csi.ControllerModifyVolumeResponse:
+        read.required(request.volume_id, "volume_id")
+        read.required(request.mutable_parameters, "mutable_parameters")
+        wanted = read.string_map(request.mutable_parameters, "mutable_parameters")
+        with self._locks.hold(request.volume_id):
+            modify(*self._pools.need(request.volume_id), wanted)
+        return csi.ControllerModifyVolumeResponse()
+
     def ValidateVolumeCapabilities(
         self, request: csi.ValidateVolumeCapabilitiesRequest, context: grpc.ServicerContext
     ) -> csi.ValidateVolumeCapabilitiesResponse:
@@ -154,19 +171,20 @@ class Controller(csi_pb2_grpc.ControllerServicer):
             wanted = read.capabilities(request.volume_capabilities)
         except read.UnsupportedCapability as refusal:
             self._pools.need(request.volume_id)
-            return csi.ValidateVolumeCapabilitiesResponse(message=_short(str(refusal)))
+            return csi.ValidateVolumeCapabilitiesResponse(message=reply.short(str(refusal)))
         _, volume = self._pools.need(request.volume_id)
         try:
             for item in wanted:
                 check_fits(volume, item, InvalidArgument)
             self._check_echo(volume, request)
         except InvalidArgument as refusal:
-            return csi.ValidateVolumeCapabilitiesResponse(message=_short(str(refusal)))
+            return csi.ValidateVolumeCapabilitiesResponse(message=reply.short(str(refusal)))
         return csi.ValidateVolumeCapabilitiesResponse(
             confirmed=csi.ValidateVolumeCapabilitiesResponse.Confirmed(
                 volume_context=request.volume_context,
                 volume_capabilities=request.volume_capabilities,
                 parameters=request.parameters,
+                mutable_parameters=request.mutable_parameters,
             )
         )
 
@@ -178,8 +196,11 @@ class Controller(csi_pb2_grpc.ControllerServicer):
             raise InvalidArgument("volume_context is not this volume's")
         if request.parameters and dict(request.parameters) != volume.request.parameters:
             raise InvalidArgument("parameters are not those that the volume was created with")
-        if request.mutable_parameters:
-            raise InvalidArgument("this driver has no mutable parameters")
+        if (
+            request.mutable_parameters
+            and dict(request.mutable_parameters) != volume.request.mutable
+        ):
+            raise InvalidArgument("mutable_parameters are not those of the volume's creation")
 
     # Looking
 
@@ -189,12 +210,16 @@ class Controller(csi_pb2_grpc.ControllerServicer):
         size, after = read.page(request.max_entries, request.starting_token)
         rest = [volume for volume in self._pools.volumes() if volume.id > after]
         shown = rest[:size] if size else rest
+        conditions = self._conditions(shown)
         kind = csi.ListVolumesResponse
         return kind(
             entries=[
                 kind.Entry(
                     volume=self._volume(volume),
-                    status=kind.VolumeStatus(published_node_ids=_attached_to(volume)),
+                    status=kind.VolumeStatus(
+                        published_node_ids=_attached_to(volume),
+                        volume_condition=conditions[volume.id],
+                    ),
                 )
                 for volume in shown
             ],
@@ -209,9 +234,20 @@ class Controller(csi_pb2_grpc.ControllerServicer):
         return csi.ControllerGetVolumeResponse(
             volume=self._volume(volume),
             status=csi.ControllerGetVolumeResponse.VolumeStatus(
-                published_node_ids=_attached_to(volume)
+                published_node_ids=_attached_to(volume),
+                volume_condition=self._conditions([volume])[volume.id],
             ),
         )
+
+    def _conditions(self, volumes: list[Volume]) -> dict[str, csi.VolumeCondition]:
+        kernel = Glance()
+        return {
+            volume_id: reply.condition(found)
+            for pool in self._pools
+            for volume_id, found in examine(
+                pool, [item for item in volumes if item.pool_uuid == pool.uuid], kernel
+            ).items()
+        }
 
     def GetCapacity(
         self, request: csi.GetCapacityRequest, context: grpc.ServicerContext
@@ -234,12 +270,7 @@ class Controller(csi_pb2_grpc.ControllerServicer):
         return _capacity(available, make.minimum)
 
     def _volume(self, volume: Volume) -> csi.Volume:
-        return csi.Volume(
-            volume_id=volume.id,
-            capacity_bytes=volume.capacity,
-            volume_context=volume.context,
-            accessible_topology=[self._node.topology],
-        )
+        return reply.volume(volume, self._node.topology)
 
     # Attaching
 
@@ -302,6 +333,12 @@ def _same_capabilities(volume: Volume, wanted: Request) -> bool:
     return set(volume.request.capabilities) == set(wanted.capabilities)
 
 
+def _same_settings(volume: Volume, wanted: Request) -> bool:
+    """Tell whether the volume was created with these settings, whatever they are now."""
+    created = parameters.settings(volume.request.parameters, volume.request.mutable)
+    return created == parameters.settings(wanted.parameters, wanted.mutable)
+
+
 def _deciding(volume: Volume) -> dict[str, str]:
     return parameters.deciding(volume.request.parameters)
 
@@ -317,7 +354,3 @@ def _capacity(available: int, minimum: int) -> csi.GetCapacityResponse:
         maximum_volume_size=Int64Value(value=largest),
         minimum_volume_size=Int64Value(value=minimum),
     )
-
-
-def _short(message: str) -> str:
-    return message.encode()[: read.LONGEST_STRING].decode(errors="ignore")

@@ -18,6 +18,9 @@ DIGESTED = "sha256-"
 EPHEMERAL = "ephemeral-"
 """The prefix of the key of an inline volume; no name can lead to it."""
 
+MEMBER = "member-"
+"""The prefix of the key of a group snapshot's member; no name can lead to it."""
+
 
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:_DIGITS]
@@ -36,7 +39,7 @@ def segment(node: str) -> str:
 
 def key(name: str) -> str:
     """Return the part of an id that stands for `name`."""
-    if _SAFE.fullmatch(name) and not name.startswith((DIGESTED, EPHEMERAL)):
+    if _SAFE.fullmatch(name) and not name.startswith((DIGESTED, EPHEMERAL, MEMBER)):
         return name
     return DIGESTED + _digest(name)
 
@@ -49,6 +52,11 @@ def object_id(name: str, node: str) -> str:
 def ephemeral_id(handle: str, node: str) -> str:
     """Return our id of the inline volume to which the orchestrator gave the id `handle`."""
     return f"{EPHEMERAL}{_digest(handle)}@{segment(node)}"
+
+
+def member_id(group_id: str, volume_id: str, node: str) -> str:
+    """Return the id of the snapshot of a volume that belongs to a group snapshot."""
+    return f"{MEMBER}{_digest(f'{group_id} {volume_id}')}@{segment(node)}"
 
 
 def node_of(text: str) -> str | None:

@@ -6,13 +6,16 @@ from typing import Any, Literal
 
 from pycsi.backends.choice import backend_for
 from pycsi.config import PoolConfig
-from pycsi.layout import Layout
+from pycsi.health import Ward
+from pycsi.layout import Layout, snapshot_shelf, volume_shelf
 from pycsi.limits import Limiter, NoLimiter, limiter_for, limiter_name
 from pycsi.linux import mount
-from pycsi.model import Volume, show
+from pycsi.linux.kernel import Glance
+from pycsi.model import show
 from pycsi.pool import capacity_of
 from pycsi.staging import Staging
 from pycsi.store import RecordError
+from pycsi.trash import entries
 
 _LABELS = {"pvc": "csi.storage.k8s.io/pvc/name", "namespace": "csi.storage.k8s.io/pvc/namespace"}
 
@@ -21,39 +24,60 @@ class InspectionError(Exception):
     """A pool cannot be read; the text says why."""
 
 
-def _read(config: PoolConfig) -> tuple[Layout, str, list[Volume]]:
-    layout = Layout(config.path)
-    try:
-        return layout, layout.read_uuid(), list(layout.read_volumes()[0].values())
-    except FileNotFoundError:
-        raise InspectionError(
-            f"pool {config.name}: {config.path} is not a pool; the driver makes it one when it "
-            "starts"
-        ) from None
-    except (OSError, RecordError) as error:
-        raise InspectionError(f"pool {config.name}: {error}; try as root") from None
+class Seen:
+    """A pool as it is on the disk."""
+
+    def __init__(self, config: PoolConfig) -> None:
+        self.config = config
+        self.layout = Layout(config.path)
+        try:
+            self.uuid = self.layout.read_uuid()
+            self.volumes = volume_shelf(self.layout)
+            self.volumes.load()
+            self.snapshots = snapshot_shelf(self.layout)
+            if self.layout.snapshots.is_dir():
+                self.snapshots.load()
+            self.trash = entries(self.layout)
+            self.ground = mount.mount_under(config.path)
+        except FileNotFoundError:
+            raise InspectionError(
+                f"pool {config.name}: {config.path} is not a pool; the driver makes it one when it "
+                "starts"
+            ) from None
+        except (OSError, RecordError) as error:
+            raise InspectionError(f"pool {config.name}: {error}; try as root") from None
+
+    @property
+    def limiter(self) -> Limiter:
+        """How directories are limited there."""
+        if limiter_name(self.config.path, self.ground.fstype):
+            return limiter_for(self.config.path, self.ground.fstype, self.uuid)
+        return NoLimiter()
 
 
 def pools(configs: Sequence[PoolConfig]) -> list[dict[str, Any]]:
     """Return a row per pool; sizes are in bytes."""
     rows = []
     for config in configs:
-        _, uuid, found = _read(config)
-        ground = mount.mount_under(config.path)
-        capacity = capacity_of(config, sum(volume.capacity for volume in found))
+        seen = Seen(config)
+        in_trash = sum(entry.size() for entry in seen.trash)
+        capacity = capacity_of(config, seen.volumes.held + seen.snapshots.held + in_trash)
         rows.append(
             {
                 "name": config.name,
                 "path": str(config.path),
-                "uuid": uuid,
-                "filesystem": ground.fstype,
-                "directory_limit": limiter_name(config.path, ground.fstype),
-                "volumes": len(found),
+                "uuid": seen.uuid,
+                "filesystem": seen.ground.fstype,
+                "directory_limit": limiter_name(config.path, seen.ground.fstype),
+                "volumes": len(seen.volumes.all()),
+                "snapshots": len(seen.snapshots.all()),
                 "size": capacity.size,
                 "free": capacity.free,
                 "reserve": capacity.reserve,
                 "overcommit": capacity.overcommit,
                 "committed": capacity.committed,
+                "in_snapshots": seen.snapshots.held,
+                "in_trash": in_trash,
                 "available": capacity.available(thick=False),
             }
         )
@@ -63,16 +87,14 @@ def pools(configs: Sequence[PoolConfig]) -> list[dict[str, Any]]:
 def volumes(configs: Sequence[PoolConfig]) -> list[dict[str, Any]]:
     """Return a row per volume; sizes are in bytes, times in ISO 8601."""
     rows = []
+    kernel = Glance()
     for config in configs:
-        layout, uuid, found = _read(config)
-        ground = mount.mount_under(config.path)
-        limited = limiter_name(config.path, ground.fstype)
-        limiter: Limiter = NoLimiter()
-        if limited:
-            limiter = limiter_for(config.path, ground.fstype, uuid)
-        for volume in found:
-            backend = backend_for(layout.volumes / volume.id, volume, limiter, ground)
-            notes = Staging(backend)
+        seen = Seen(config)
+        ward = Ward(config.path, seen.ground, kernel, None)
+        limiter = seen.limiter
+        for volume in seen.volumes.all():
+            place = seen.layout.volumes / volume.id
+            backend = backend_for(place, volume, limiter, seen.ground, kernel)
             rows.append(
                 {
                     "id": volume.id,
@@ -86,9 +108,52 @@ def volumes(configs: Sequence[PoolConfig]) -> list[dict[str, Any]]:
                     "allocation": "thick" if volume.thick else "thin",
                     "size_enforced": volume.enforced,
                     "inline": volume.handle is not None,
+                    "source": None if volume.request.source is None else str(volume.request.source),
+                    **volume.settings,
                     "created": _time(volume.created),
-                    "in_use_at": notes.in_use(),
+                    "in_use_at": Staging(backend).in_use(),
+                    "condition": ward.condition(backend).message,
                     **{key: volume.request.parameters.get(of) for key, of in _LABELS.items()},
+                }
+            )
+    return rows
+
+
+def snapshots(configs: Sequence[PoolConfig]) -> list[dict[str, Any]]:
+    """Return a row per snapshot; sizes are in bytes, times in ISO 8601."""
+    return [
+        {
+            "id": snapshot.id,
+            "name": snapshot.name,
+            "pool": snapshot.volume.pool,
+            "volume": snapshot.volume.id,
+            "group": snapshot.group,
+            "type": snapshot.volume.type.value,
+            "filesystem": snapshot.volume.filesystem,
+            "size": snapshot.size,
+            "held": snapshot.held,
+            "created": _time(snapshot.created),
+        }
+        for config in configs
+        for snapshot in Seen(config).snapshots.all()
+    ]
+
+
+def trash(configs: Sequence[PoolConfig]) -> list[dict[str, Any]]:
+    """Return a row for each thing in the trash; sizes are in bytes, times in ISO 8601."""
+    rows = []
+    for config in configs:
+        for entry in Seen(config).trash:
+            record, due = entry.record(), entry.due(config.retain_for)
+            rows.append(
+                {
+                    "entry": entry.path.name,
+                    "id": entry.id,
+                    "pool": config.name,
+                    "kind": type(record).__name__.lower() if record else None,
+                    "size": entry.size(),
+                    "deleted": _time(entry.deleted),
+                    "kept_until": "ever" if due == float("inf") else _time(due) if due else None,
                 }
             )
     return rows
@@ -105,8 +170,10 @@ _COLUMNS: dict[str, dict[str, Literal["left", "right"]]] = {
         "filesystem": "left",
         "directory_limit": "left",
         "volumes": "right",
+        "snapshots": "right",
         "size": "right",
         "committed": "right",
+        "in_trash": "right",
         "available": "right",
         "free": "right",
     },
@@ -118,10 +185,28 @@ _COLUMNS: dict[str, dict[str, Literal["left", "right"]]] = {
         "capacity": "right",
         "pvc": "left",
         "in_use_at": "left",
-        "reason": "left",
+        "condition": "left",
+    },
+    "snapshots": {
+        "id": "left",
+        "pool": "left",
+        "volume": "left",
+        "group": "left",
+        "size": "right",
+        "held": "right",
+        "created": "left",
+    },
+    "trash": {
+        "entry": "left",
+        "pool": "left",
+        "kind": "left",
+        "size": "right",
+        "kept_until": "left",
     },
 }
-_SIZES = frozenset({"size", "committed", "available", "free", "capacity"})
+_SIZES = frozenset(
+    {"size", "committed", "available", "free", "capacity", "held", "in_trash", "in_snapshots"}
+)
 
 
 def print_table(what: str, rows: Sequence[dict[str, Any]]) -> None:

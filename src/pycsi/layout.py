@@ -6,13 +6,15 @@ from pathlib import Path
 
 import structlog
 
-from pycsi.model import Volume
+from pycsi.model import Group, Snapshot, Volume
+from pycsi.shelf import UNREADABLE, Shelf
 from pycsi.store import RecordError, read_record, write_record
 
 log = structlog.get_logger()
 
 _POOL_RECORD = "pool.json"
-_VOLUME_RECORD = "volume.json"
+VOLUME_RECORD = "volume.json"
+SNAPSHOT_RECORD = "snapshot.json"
 NOTES_RECORD = "node.json"
 _HARMLESS = frozenset({"lost+found", f".{_POOL_RECORD}.new"})
 
@@ -24,8 +26,20 @@ class Layout:
         self.root = root
         self.record = root / _POOL_RECORD
         self.volumes = root / "volumes"
+        self.snapshots = root / "snapshots"
+        self.groups = root / "groups"
+        self.frozen = root / "frozen"
         self.tmp = root / "tmp"
         self.trash = root / "trash"
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """The directories that every pool has."""
+        return self.volumes, self.snapshots, self.groups, self.frozen, self.tmp, self.trash
+
+    def group(self, group_id: str) -> Path:
+        """Return where the record of a group snapshot is."""
+        return self.groups / f"{group_id}.json"
 
     def read_uuid(self) -> str:
         """Return the pool's UUID from its record."""
@@ -50,32 +64,6 @@ class Layout:
         write_record(self.record, {"uuid": made, "created": time.time()})
         return made
 
-    def read_volumes(self) -> tuple[dict[str, Volume], dict[str, str]]:
-        """Return all volumes by id, and by id why the others' records cannot be read.
-
-        A volume whose record is damaged, or of a newer version, is left as it is.
-        """
-        volumes: dict[str, Volume] = {}
-        unreadable: dict[str, str] = {}
-        for place in sorted(self.volumes.iterdir()):
-            try:
-                volume = Volume.from_json(read_record(place / _VOLUME_RECORD))
-                if volume.id != place.name:
-                    raise RecordError(f"it is that of {volume.id}")
-                volumes[volume.id] = volume
-            except (RecordError, OSError, TypeError, KeyError, ValueError) as error:
-                unreadable[place.name] = f"its record cannot be read ({error})"
-                log.warning("a volume's record cannot be read", id=place.name, error=str(error))
-        return volumes, unreadable
-
-
-def read_project(place: Path) -> int | None:
-    """Return the project id in the record of the volume at `place`; None where there is none."""
-    try:
-        return Volume.from_json(read_record(place / _VOLUME_RECORD)).project
-    except (RecordError, OSError, TypeError, KeyError, ValueError):
-        return None
-
 
 def write_new_volume(place: Path, volume: Volume) -> None:
     """Write the records of a volume that is being made; the notes' file is there from the start."""
@@ -85,4 +73,38 @@ def write_new_volume(place: Path, volume: Volume) -> None:
 
 def write_volume(place: Path, volume: Volume) -> None:
     """Write a volume's record into its directory, durably."""
-    write_record(place / _VOLUME_RECORD, volume.to_json())
+    write_record(place / VOLUME_RECORD, volume.to_json())
+
+
+def write_snapshot(place: Path, snapshot: Snapshot) -> None:
+    """Write the record of a snapshot that is being made into its directory, durably."""
+    write_record(place / SNAPSHOT_RECORD, snapshot.to_json())
+
+
+def write_group(layout: Layout, group: Group) -> None:
+    """Write the record of a group snapshot, durably."""
+    write_record(layout.group(group.id), group.to_json())
+
+
+def read_groups(layout: Layout) -> dict[str, Group]:
+    """Return the group snapshots by id; a record that cannot be read is left as it is."""
+    groups = {}
+    for record in sorted(layout.groups.glob("[!.]*.json")):
+        try:
+            group = Group.from_json(read_record(record))
+            groups[group.id] = group
+        except UNREADABLE as error:
+            log.warning("a group's record cannot be read", path=str(record), error=str(error))
+    return groups
+
+
+def volume_shelf(layout: Layout) -> Shelf[Volume]:
+    """Return the pool's volumes; they have to be loaded."""
+    return Shelf(
+        layout.volumes, VOLUME_RECORD, Volume.from_json, lambda item: item.capacity, adopts=True
+    )
+
+
+def snapshot_shelf(layout: Layout) -> Shelf[Snapshot]:
+    """Return the pool's snapshots; they have to be loaded."""
+    return Shelf(layout.snapshots, SNAPSHOT_RECORD, Snapshot.from_json, lambda item: item.held)

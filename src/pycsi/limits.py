@@ -4,19 +4,24 @@ A limiter makes a volume's directory, sets its limit and reads it back, measures
 """
 
 import contextlib
+import errno
 import os
 import threading
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
 from pycsi.errors import FailedPrecondition
-from pycsi.linux import btrfs, quota, tree
+from pycsi.linux import btrfs, mount, quota, tree, treecopy
 from pycsi.model import Usage
 from pycsi.store import read_record, write_record
 
 VOLUME_ROOT_MODE = 0o755
 """Like the root of a freshly made filesystem; Kubernetes' fsGroup widens it."""
+
+
+Progress = Callable[[], None]
 
 
 class LimitError(Exception):
@@ -37,13 +42,31 @@ class Limiter(Protocol):
     def limit(self, path: Path, project: int | None, size: int) -> None:
         """Limit the directory to `size` bytes; `LimitError` where the kernel has another limit."""
 
+    def limit_of(self, path: Path, project: int | None) -> int:
+        """Return the limit that the kernel has for the directory; 0: none."""
+
     def usage(self, path: Path, project: int | None, size: int) -> Usage:
         """Measure a limited directory, without a walk."""
 
-    def remove(self, path: Path, project: int | None) -> None:
+    def shares(self, path: Path) -> bool:
+        """Tell whether `capture` takes the directory `path` at one point in time, at once."""
+
+    def capture(self, source: Path, path: Path, progress: Progress) -> None:
+        """Make the directory `path`, without a limit, with what is in the directory `source`.
+
+        `progress` is called now and then; what it raises ends the copy.
+        """
+
+    def restore(self, source: Path, path: Path, size: int | None, progress: Progress) -> int | None:
+        """Like `make`, with what is in the directory `source`."""
+
+    def remove(
+        self, path: Path, project: int | None, interrupted: Callable[[], bool] = lambda: False
+    ) -> None:
         """Delete the directory with everything in it, and its limit; absent is fine.
 
-        `project` is the recorded id; None where there is no record, or no project.
+        `project` is the recorded id; None where there is no record, or no project. `interrupted`
+        is asked now and then whether to stop, which is an `InterruptedError`.
         """
 
 
@@ -75,11 +98,28 @@ class NoLimiter:
     def limit(self, path: Path, project: int | None, size: int) -> None:
         raise LimitError(f"{path}: nothing on this filesystem limits a directory to {size} bytes")
 
+    def limit_of(self, path: Path, project: int | None) -> int:
+        return 0
+
     def usage(self, path: Path, project: int | None, size: int) -> Usage:
         return filesystem_usage(path)
 
-    def remove(self, path: Path, project: int | None) -> None:
-        tree.remove(path)
+    def shares(self, path: Path) -> bool:
+        return False
+
+    def capture(self, source: Path, path: Path, progress: Progress) -> None:
+        path.mkdir()
+        treecopy.copy(source, path, progress)
+
+    def restore(self, source: Path, path: Path, size: int | None, progress: Progress) -> int | None:
+        project = self.make(path, size)
+        treecopy.copy(source, path, progress)
+        return project
+
+    def remove(
+        self, path: Path, project: int | None, interrupted: Callable[[], bool] = lambda: False
+    ) -> None:
+        tree.remove(path, interrupted)
 
 
 class ProjectLimiter(NoLimiter):
@@ -112,7 +152,14 @@ class ProjectLimiter(NoLimiter):
         if found != size:
             raise LimitError(f"{path}: project {project} is limited to {found} bytes, not {size}")
 
-    def remove(self, path: Path, project: int | None) -> None:
+    def limit_of(self, path: Path, project: int | None) -> int:
+        if project is None or quota.project_of(path) != project:
+            return 0
+        return quota.usage(path, project).limit
+
+    def remove(
+        self, path: Path, project: int | None, interrupted: Callable[[], bool] = lambda: False
+    ) -> None:
         if not path.is_dir():
             return
         # The limit goes first: once the directory has gone nobody knows its project any more. Where
@@ -120,10 +167,10 @@ class ProjectLimiter(NoLimiter):
         if project := project or quota.project_of(path):
             quota.set_limit(path, project, 0)
         quota.clear_project(path)  # or nothing of another project could be moved up in it
-        super().remove(path, project)
+        super().remove(path, project, interrupted)
 
 
-class SubvolumeLimiter:
+class SubvolumeLimiter(NoLimiter):
     """btrfs: every directory is a subvolume, its quota group has the limit.
 
     The kernel frees a deleted subvolume in the background, and older ones keep its quota group
@@ -150,6 +197,9 @@ class SubvolumeLimiter:
         if found != size:
             raise LimitError(f"{path}: the quota group is limited to {found} bytes, not {size}")
 
+    def limit_of(self, path: Path, project: int | None) -> int:
+        return btrfs.usage(path).limit if btrfs.is_subvolume(path) else 0
+
     def usage(self, path: Path, project: int | None, size: int) -> Usage:
         # btrfs answers statvfs(3) for the whole filesystem, so the group's numbers are used.
         used = btrfs.usage(path).used
@@ -157,12 +207,41 @@ class SubvolumeLimiter:
         available = min(max(0, size - used), free.f_bavail * free.f_frsize)
         return Usage(total=size, used=used, available=available)
 
-    def remove(self, path: Path, project: int | None) -> None:
+    def shares(self, path: Path) -> bool:
+        return btrfs.is_subvolume(path)
+
+    def capture(self, source: Path, path: Path, progress: Progress) -> None:
+        if not self._snapshot(source, path, readonly=True):
+            super().capture(source, path, progress)
+
+    def restore(self, source: Path, path: Path, size: int | None, progress: Progress) -> int | None:
+        if not self._snapshot(source, path, readonly=False):
+            return super().restore(source, path, size, progress)
+        if size is not None:
+            self.limit(path, None, size)
+        return None
+
+    @staticmethod
+    def _snapshot(source: Path, path: Path, *, readonly: bool) -> bool:
+        """Make a snapshot; False where `source` is no subvolume of this filesystem."""
+        _refuse_nested(source)
+        try:
+            btrfs.snapshot(source, path, readonly=readonly)
+        except OSError as error:
+            if error.errno in {errno.EINVAL, errno.EXDEV}:
+                return False
+            raise
+        _refuse_nested(source)  # one may have been made meanwhile
+        return True
+
+    def remove(
+        self, path: Path, project: int | None, interrupted: Callable[[], bool] = lambda: False
+    ) -> None:
         self._forget_groups()
         if not os.path.lexists(path):
             return
         if not btrfs.is_subvolume(path):
-            tree.remove(path)
+            tree.remove(path, interrupted)
             return
         tree.refuse_mounts(path)
         self._deleted.mkdir(mode=0o700, exist_ok=True)
@@ -179,6 +258,17 @@ class SubvolumeLimiter:
             for entry in list(self._deleted.iterdir()):
                 if btrfs.forget_group(self._deleted, int(entry.name)):
                     entry.unlink(missing_ok=True)
+
+
+def _refuse_nested(source: Path) -> None:
+    """Refuse a volume in which somebody has made subvolumes: a snapshot would leave them out."""
+    if mount.mount_under(source).fstype != "btrfs" or not btrfs.is_subvolume(source):
+        return
+    if btrfs.subvolumes_in(source, btrfs.subvolume_number(source)):
+        raise FailedPrecondition(
+            f"{source} holds subvolumes of its own, which a snapshot would not have in it; delete "
+            "them, or move what is in them into directories"
+        )
 
 
 class ProjectIds:

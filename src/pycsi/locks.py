@@ -1,4 +1,7 @@
-"""One keyed try-lock for all services: who holds an id works on it, everybody else is told so."""
+"""One keyed try-lock for all services: who holds an id works on it, everybody else is told so.
+
+A volume's key is its id; `snapshot_key` and `group_key` make those of the others.
+"""
 
 import contextlib
 import threading
@@ -6,12 +9,24 @@ from collections.abc import Iterator
 
 from pycsi.errors import Aborted
 
+_ALONE = -1
+
+
+def snapshot_key(snapshot_id: str) -> str:
+    """Return what an operation on a snapshot holds."""
+    return f"snapshot {snapshot_id}"
+
+
+def group_key(group_id: str) -> str:
+    """Return what an operation on a group snapshot holds."""
+    return f"group snapshot {group_id}"
+
 
 class Locks:
     """The ids on which an operation is under way. Only held ids take memory."""
 
     def __init__(self) -> None:
-        self._held: set[str] = set()
+        self._held: dict[str, int] = {}
         self._mutex = threading.Lock()
 
     @contextlib.contextmanager
@@ -21,12 +36,28 @@ class Locks:
         The specification wants no waiting: "another operation pending for volume" is ABORTED, and
         the orchestrator tries again with a back-off.
         """
+        with self._taken(key, alone=True):
+            yield
+
+    @contextlib.contextmanager
+    def share(self, key: str) -> Iterator[None]:
+        """Hold `key` together with others that share it: those who only read."""
+        with self._taken(key, alone=False):
+            yield
+
+    @contextlib.contextmanager
+    def _taken(self, key: str, *, alone: bool) -> Iterator[None]:
         with self._mutex:
-            if key in self._held:
+            sharing = self._held.get(key, 0)
+            if sharing == _ALONE or (alone and sharing):
                 raise Aborted(f"{key}: another operation is under way; try again")
-            self._held.add(key)
+            self._held[key] = _ALONE if alone else sharing + 1
         try:
             yield
         finally:
             with self._mutex:
-                self._held.remove(key)
+                left = 0 if alone else self._held[key] - 1
+                if left:
+                    self._held[key] = left
+                else:
+                    del self._held[key]

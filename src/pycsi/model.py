@@ -81,20 +81,50 @@ class CapacityRange:
         return (self.required or 0) <= size and (self.limit is None or size <= self.limit)
 
 
+class SourceKind(enum.StrEnum):
+    """From what a volume can be filled."""
+
+    SNAPSHOT = "snapshot"
+    VOLUME = "volume"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """The snapshot or volume that a volume is filled from (VolumeContentSource)."""
+
+    kind: SourceKind
+    id: str
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.id}"
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        return cls(kind=SourceKind(data["kind"]), id=data["id"])
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """What CreateVolume was asked for, kept so that a retry can be compared field by field."""
+    """What CreateVolume was asked for, kept so that a retry can be compared field by field.
+
+    `mutable` are the mutable_parameters, which win over `parameters`.
+    """
 
     capabilities: tuple[Capability, ...]
     capacity: CapacityRange | None = None
     parameters: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    mutable: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    source: Source | None = None
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
+        source = data["source"]
         return cls(
             capabilities=tuple(Capability.from_json(item) for item in data["capabilities"]),
             capacity=None if data["capacity"] is None else CapacityRange(**data["capacity"]),
             parameters=dict(data["parameters"]),
+            mutable=dict(data["mutable"]),
+            source=None if source is None else Source.from_json(source),
         )
 
 
@@ -122,7 +152,8 @@ class Volume:
     `capacity` is in bytes. `reason` says why the type was chosen. `filesystem` is the one on an
     image, None for directories and raw block. `project` is the project id of a directory whose
     limit is a project quota. `handle` is the orchestrator's id of an inline volume, None for all
-    others. `created` is in seconds since the epoch.
+    others. `settings` are the mutable parameters as they are now. `created` is in seconds since the
+    epoch.
     """
 
     id: str
@@ -138,6 +169,7 @@ class Volume:
     thick: bool
     mkfs_options: tuple[str, ...]
     request: Request
+    settings: Mapping[str, str]
     created: float
     project: int | None = None
     handle: str | None = None
@@ -168,6 +200,61 @@ class Volume:
             attachment=None if attachment is None else Attachment.from_json(attachment),
             **fields,
         )
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """A snapshot, as its record says.
+
+    `volume` is its source, as that was then: what the data is made of. `held` is how many bytes of
+    the pool the snapshot can keep occupied at most; it never changes, for a snapshot does not.
+    `group` is the id of the group snapshot that it belongs to. `created` is the moment of the
+    snapshot, in seconds since the epoch.
+    """
+
+    id: str
+    name: str
+    volume: Volume
+    parameters: Mapping[str, str]
+    created: float
+    held: int = 0
+    group: str | None = None
+
+    @property
+    def size(self) -> int:
+        """What a volume needs, in bytes, to be restored from this."""
+        return self.volume.capacity
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        fields = dict(data)
+        return cls(volume=Volume.from_json(fields.pop("volume")), **fields)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """A group snapshot: `members` are the ids of its snapshots, with the UUID of each one's pool.
+
+    `sources` are the volumes, in the order of the request.
+    """
+
+    id: str
+    name: str
+    sources: tuple[str, ...]
+    members: Mapping[str, str]
+    parameters: Mapping[str, str]
+    created: float
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        fields = dict(data)
+        return cls(sources=tuple(fields.pop("sources")), **fields)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

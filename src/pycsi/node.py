@@ -8,11 +8,13 @@ from pathlib import Path
 
 import grpc
 
-from pycsi import ids, parameters
+from pycsi import ids, parameters, reply
 from pycsi import request as read
 from pycsi.capabilities import Advertised
 from pycsi.config import parse_size
 from pycsi.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
+from pycsi.health import examine
+from pycsi.linux.kernel import Glance
 from pycsi.locks import Locks
 from pycsi.model import Access, Capability, CapacityRange, Request, Usage, Volume
 from pycsi.pool import Pool
@@ -211,9 +213,17 @@ class Node(csi_pb2_grpc.NodeServicer):
     ) -> csi.NodeGetVolumeStatsResponse:
         read.required(request.volume_id, "volume_id")
         read.required(request.volume_path, "volume_path")
-        pool, volume = self._at(request.volume_id, request.volume_path)
-        usage = pool.backend(volume).usage(Path(request.volume_path))
-        return csi.NodeGetVolumeStatsResponse(usage=_usage(usage))
+        pool, volume = self._at(request.volume_id, request.volume_path, lost=True)
+        condition = examine(pool, [volume], Glance())[volume.id]
+        usage = None
+        try:
+            usage = pool.backend(volume).usage(Path(request.volume_path))
+        except OSError:
+            if not condition.abnormal:  # otherwise that says why it cannot be measured
+                raise
+        return csi.NodeGetVolumeStatsResponse(
+            usage=_usage(usage) if usage else None, volume_condition=reply.condition(condition)
+        )
 
     def NodeExpandVolume(
         self, request: csi.NodeExpandVolumeRequest, context: grpc.ServicerContext
@@ -229,13 +239,19 @@ class Node(csi_pb2_grpc.NodeServicer):
             pool.backend(volume).grow()
         return csi.NodeExpandVolumeResponse(capacity_bytes=volume.capacity)
 
-    def _at(self, volume_id: str, path: str) -> tuple[Pool, Volume]:
-        """Return the volume, persistent or inline, if it is staged or published at `path`."""
+    def _at(self, volume_id: str, path: str, *, lost: bool = False) -> tuple[Pool, Volume]:
+        """Return the volume, persistent or inline, if it is staged or published at `path`.
+
+        With `lost` also if it was, and something else is mounted there now.
+        """
         inline = None if ids.node_of(volume_id) else self._pools.find_inline(volume_id)
         pool, volume = inline or self._pools.need(volume_id)
-        pool.check(writable=False)
+        if not lost:
+            pool.check(writable=False)
         try:
-            here = Staging(pool.backend(volume)).holds(resolved(path, "volume_path"))
+            place = resolved(path, "volume_path")
+            staging = Staging(pool.backend(volume))
+            here = staging.holds(place) or (lost and staging.has_lost(place))
         except InvalidArgument:
             here = False
         if not here:

@@ -3,7 +3,7 @@
 import dataclasses
 import re
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from pycsi.errors import FailedPrecondition, InvalidArgument, OutOfRange
 from pycsi.linux import filesystem, mount
@@ -15,6 +15,7 @@ from pycsi.model import (
     Access,
     Capability,
     CapacityRange,
+    Volume,
     VolumeType,
     round_down,
     round_up,
@@ -31,12 +32,17 @@ DEFAULT_FILESYSTEM = "ext4"
 SMALLEST = MIB
 """The least size in bytes of a volume without a filesystem of its own."""
 
-_KEYS = ("pool", "type", "quota", "allocation", "mkfsOptions")
+MUTABLE = {"onDelete": ("delete", "retain")}
+"""The parameters that can be modified, with what they can be; the first is the default."""
+
+_KEYS = ("pool", "type", "quota", "allocation", "mkfsOptions", *MUTABLE)
 _CHOICES = {
     "type": ("directory", "image"),
     "quota": ("required", "none"),
     "allocation": ("thin", "thick"),
+    **MUTABLE,
 }
+_SNAPSHOT_CHOICES = {"consistency": ("point-in-time", "files")}
 _MKFS_VALUE = re.compile(r"[A-Za-z0-9_^=,.:%+-]+")
 _MKFS_REACHES_OUT = re.compile(
     r"(?:^|,)(?:device|file|logdev|name|rtdev|offset|uuid|journal_dev)(?:=|,|$)"
@@ -64,17 +70,43 @@ def deciding(raw: Mapping[str, str]) -> dict[str, str]:
     }
 
 
+def _check(
+    given: Mapping[str, str], keys: Iterable[str], choices: Mapping[str, Sequence[str]]
+) -> None:
+    allowed = tuple(keys)
+    for key, value in given.items():
+        if key not in allowed:
+            raise InvalidArgument(f"unknown parameter {key!r}; there are {', '.join(allowed)}")
+        if key in choices and value not in choices[key]:
+            raise InvalidArgument(
+                f"parameter {key} is {value!r}; it can be {' or '.join(choices[key])}"
+            )
+
+
+def settings(raw: Mapping[str, str], mutable: Mapping[str, str]) -> dict[str, str]:
+    """Return what a new volume's mutable parameters are; those in `mutable` win."""
+    check_mutable(mutable)
+    defaults = {key: choices[0] for key, choices in MUTABLE.items()}
+    given = {key: value for key, value in raw.items() if key in MUTABLE}
+    return {**defaults, **given, **mutable}
+
+
+def check_mutable(mutable: Mapping[str, str]) -> None:
+    """Refuse mutable parameters if any of them is unknown or has an impossible value."""
+    _check(mutable, MUTABLE, MUTABLE)
+
+
+def steady(raw: Mapping[str, str]) -> bool:
+    """Check a VolumeSnapshotClass's parameters; tell whether files must be of one moment."""
+    own = deciding(raw)
+    _check(own, _SNAPSHOT_CHOICES, _SNAPSHOT_CHOICES)
+    return own.get("consistency") != "files"
+
+
 def parse(raw: Mapping[str, str], keys: Iterable[str] = _KEYS) -> Parameters:
     """Check parameters; an unknown key, or one that is not in `keys`, is refused."""
-    allowed = tuple(keys)
     own = deciding(raw)
-    for key, value in own.items():
-        if key not in {*allowed, FILESYSTEM}:
-            raise InvalidArgument(f"unknown parameter {key!r}; there are {', '.join(allowed)}")
-        if key in _CHOICES and value not in _CHOICES[key]:
-            raise InvalidArgument(
-                f"parameter {key} is {value!r}; it can be {' or '.join(_CHOICES[key])}"
-            )
+    _check({key: own[key] for key in own.keys() - {FILESYSTEM}}, keys, _CHOICES)
     return Parameters(
         pool=own.get("pool"),
         type=VolumeType(own["type"]) if "type" in own else None,
@@ -110,12 +142,50 @@ class Make:
         return filesystem.KINDS[self.filesystem].minimum if self.filesystem else SMALLEST
 
 
-def choose(wanted: Parameters, capabilities: Iterable[Capability], *, limiter: str | None) -> Make:
+def choose(
+    wanted: Parameters,
+    capabilities: Iterable[Capability],
+    *,
+    limiter: str | None,
+    source: Volume | None = None,
+) -> Make:
     """Choose what to make of a request; `limiter` says how the pool limits directories, if it can.
 
-    Without capabilities (GetCapacity) a mounted volume is meant.
+    Without capabilities (GetCapacity) a mounted volume is meant. What is not asked for is as in
+    `source`, the volume that is cloned or whose snapshot is restored.
     """
     capabilities = tuple(capabilities)
+    if source is None:
+        return _choose(wanted, capabilities, limiter)
+    like_source = dataclasses.replace(
+        wanted,
+        type=wanted.type or source.type,
+        filesystem=wanted.filesystem or source.filesystem,
+    )
+    make = _choose(like_source, capabilities, limiter)
+    _check_source(make, source)
+    return dataclasses.replace(make, reason="as its source", mkfs_options=source.mkfs_options)
+
+
+def _check_source(make: Make, source: Volume) -> None:
+    """Refuse to make something of a source that it cannot be made of."""
+    if make.type is not source.type:
+        raise InvalidArgument(
+            f"the source is a volume of type {source.type}, this one would be of type {make.type}; "
+            "leave the parameter type out, or copy the files from one volume to the other"
+        )
+    if make.access is Access.MOUNT and source.access is Access.BLOCK:
+        raise InvalidArgument(
+            "the source is a raw block volume, on which anything may be: it is not mounted as a "
+            "filesystem; ask for a block volume"
+        )
+    if make.filesystem and make.filesystem != source.filesystem:
+        raise InvalidArgument(
+            f"the source has {source.filesystem}, not {make.filesystem}; leave the fs_type out"
+        )
+
+
+def _choose(wanted: Parameters, capabilities: tuple[Capability, ...], limiter: str | None) -> Make:
     access = _one({item.access for item in capabilities}, "access type") or Access.MOUNT
     kind = _one({item.filesystem for item in capabilities} - {None}, "fs_type")
     kind = kind or wanted.filesystem or DEFAULT_FILESYSTEM
@@ -286,6 +356,18 @@ def check_mount_flags(capability: Capability, type_: VolumeType, *, thick: bool)
             )
         if thick and option.partition("=")[0] == "discard":
             raise InvalidArgument(f"{where}: a thick volume is never discarded; use thin")
+
+
+def size_from(wanted: CapacityRange | None, source: int, minimum: int) -> int:
+    """Return the size for a volume that is made from a source of `source` bytes: no less."""
+    wanted = wanted or CapacityRange()
+    limit = LARGEST if wanted.limit is None else wanted.limit
+    if source > limit or (wanted.required is not None and source > round_up(wanted.required)):
+        raise OutOfRange(
+            f"the source has {source} bytes ({show(source)}), and a volume made from it has no "
+            "less; ask for at least as much"
+        )
+    return size_for(CapacityRange(required=wanted.required or source, limit=wanted.limit), minimum)
 
 
 def size_for(wanted: CapacityRange | None, minimum: int) -> int:

@@ -1,35 +1,43 @@
-"""A pool: the volumes in one directory of one filesystem, and the rules of their life.
+"""A pool: the volumes and snapshots in one directory of one filesystem, and their life's rules.
 
-A volume is a directory under `volumes/` with its record and its data. It is built under `tmp/` and
-renamed into place when it is whole; it is deleted by a rename into `trash/`, then reaped. A crash
-leaves litter under `tmp/` and `trash/`, which the next start sweeps away, and never half a volume.
+Each is a directory with its record and its data. It is built under `tmp/` and renamed into place
+when it is whole; it is deleted by a rename into `trash/`, and reaped from there in the background.
+A crash leaves litter under `tmp/`, which the next start sweeps away, and never half a volume.
 """
 
 import contextlib
 import dataclasses
 import os
 import threading
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePath
+from typing import Any
 
 import structlog
 
+from pycsi import layout, trash
 from pycsi.backends import Backend
 from pycsi.backends.choice import backend_for
-from pycsi.backends.directory import DATA
 from pycsi.capacity import Capacity
 from pycsi.claim import Claim
 from pycsi.config import PoolConfig
 from pycsi.errors import FailedPrecondition, ResourceExhausted
-from pycsi.layout import Layout, read_project, write_new_volume, write_volume
+from pycsi.freezing import Frozen, thaw_after_crash
 from pycsi.limits import Limiter, NoLimiter, limiter_for
+from pycsi.linux import clone
+from pycsi.linux.kernel import Kernel
 from pycsi.linux.mount import Mount, syncfs
-from pycsi.linux.tree import refuse_mounts, remove
-from pycsi.model import BLOCK, GIB, LARGEST, Volume, show
+from pycsi.linux.tree import refuse_mounts
+from pycsi.model import BLOCK, GIB, LARGEST, Group, Snapshot, Volume, show
+from pycsi.shelf import Shelf
 from pycsi.store import publish, sync_directory
 
 log = structlog.get_logger()
+
+_PATIENCE = 2.0
+"""Seconds to wait for room while the trash is being emptied."""
 
 _LARGEST_FILES = {"ext4": 16 * 1024 * GIB - BLOCK}
 
@@ -47,20 +55,26 @@ def capacity_of(config: PoolConfig, committed: int) -> Capacity:
     )
 
 
+def _from_nothing(backend: Backend) -> int | None:
+    return backend.create()
+
+
 class Pool:
     """An open pool. It belongs to this process: the directory is locked with flock(2)."""
 
     def __init__(self, config: PoolConfig) -> None:
         self.config = config
         self.name = config.name
-        self.layout = Layout(config.path)
+        self.layout = layout.Layout(config.path)
         self.limiter: Limiter = NoLimiter()
+        self.reflinks = False
+        self.volumes = layout.volume_shelf(self.layout)
+        self.snapshots = layout.snapshot_shelf(self.layout)
+        self.groups: dict[str, Group] = {}
+        self.trash = trash.Trash(self.layout, config.retain_for)
         self._claim = Claim(config)
         self._mutex = threading.Lock()
-        self._volumes: dict[str, Volume] = {}
-        self._unreadable: dict[str, str] = {}
-        self._pending: dict[str, int] = {}
-        self._committed = 0
+        self._pending: dict[Path, int] = {}
 
     @property
     def uuid(self) -> str:
@@ -72,25 +86,39 @@ class Pool:
         return self._claim.mount
 
     def recover(self) -> None:
-        """Sweep what a crash has left, and read the volumes. Call once, before anything else."""
-        for folder in (self.layout.volumes, self.layout.tmp, self.layout.trash):
+        """Put right what a crash has left, and read the records. Call once, before all else."""
+        for folder in self.layout.folders:
             folder.mkdir(mode=0o700, exist_ok=True)
         self.config.path.chmod(0o700)
         sync_directory(self.layout.root)
         self.limiter = limiter_for(self.config.path, self.mount.fstype, self.uuid)
-        for folder in (self.layout.tmp, self.layout.trash):
-            for entry in list(folder.iterdir()):
-                self._reap_or_log(entry)
-        self._volumes, self._unreadable = self.layout.read_volumes()
-        self._committed = sum(volume.capacity for volume in self._volumes.values())
+        self.reflinks = clone.can_share(self.layout.tmp)
+        self.volumes.load()
+        self._thaw()
+        self.snapshots.load()
+        self.groups = layout.read_groups(self.layout)
+        for litter in list(self.layout.tmp.iterdir()):
+            litter.rename(trash.doomed_place(self.layout, litter.name))
         log.info(
             "pool is open",
             pool=self.name,
             path=str(self.config.path),
             filesystem=self.mount.fstype,
             directories_limited_by=self.limiter.name,
-            volumes=len(self._volumes),
+            shares_blocks=self.reflinks,
+            volumes=len(self.volumes.all()),
+            snapshots=len(self.snapshots.all()),
         )
+
+    def _thaw(self) -> None:
+        for marker in list(self.layout.frozen.iterdir()):
+            try:
+                if volume := self.volumes.get(marker.name):
+                    thaw_after_crash(marker, self.backend(volume))
+                else:
+                    marker.unlink()
+            except (OSError, FailedPrecondition) as error:
+                log.warning("cannot be thawed", volume=marker.name, error=str(error))
 
     @property
     def whereabouts(self) -> tuple[int, PurePath]:
@@ -110,108 +138,167 @@ class Pool:
         """Raise `FailedPrecondition` unless the pool is there and the one we opened."""
         self._claim.check(writable=writable)
 
-    # Looking
+    def backend(self, volume: Volume, kernel: Kernel | None = None) -> Backend:
+        """Return the data of a volume that exists."""
+        place = self.volumes.folder / volume.id
+        return backend_for(place, volume, self.limiter, self.mount, kernel)
 
-    def get(self, volume_id: str) -> Volume | None:
-        """Return a volume, or None; `FailedPrecondition` where its record cannot be read."""
-        if reason := self._unreadable.get(volume_id):
-            raise FailedPrecondition(
-                f"volume {volume_id} is there, but {reason}; restore the record, or move the "
-                "volume's directory away, and restart the driver"
-            )
-        return self._volumes.get(volume_id)
+    def backend_of(self, snapshot: Snapshot) -> Backend:
+        """Return the data of a snapshot that exists."""
+        return self.backend_at(self.snapshots.folder / snapshot.id, snapshot.volume)
 
-    def volumes(self) -> list[Volume]:
-        with self._mutex:
-            return list(self._volumes.values())
+    def backend_at(self, place: Path, volume: Volume) -> Backend:
+        """Return the data of a volume, or of a snapshot of it, in the directory `place`."""
+        return backend_for(place, volume, self.limiter, self.mount)
 
-    def place(self, volume_id: str) -> Path:
-        """Return the directory of a volume that exists."""
-        return self.layout.volumes / volume_id
+    def frozen(self, volume: Volume, mountpoint: Path) -> Frozen:
+        """Return what is to be frozen of a volume that is mounted."""
+        return Frozen(marker=self.layout.frozen / volume.id, mountpoint=mountpoint)
 
-    def backend(self, volume: Volume) -> Backend:
-        """Return the volume's data."""
-        return backend_for(self.place(volume.id), volume, self.limiter, self.mount)
+    # Room
 
     def capacity(self) -> Capacity:
+        """Measure the pool; what is promised is counted, what is in the trash too."""
         with self._mutex:
-            return capacity_of(self.config, self._committed + sum(self._pending.values()))
+            return self._capacity()
 
-    # Changing; callers hold the volume's lock
+    def _capacity(self) -> Capacity:
+        held = self.volumes.held + self.snapshots.held + self.trash.held
+        return capacity_of(self.config, held + sum(self._pending.values()))
+
+    def _reserve(self, place: Path, size: int, *, thick: bool) -> None:
+        """Reserve `size` bytes for what shall be at `place`, or raise `ResourceExhausted`.
+
+        While the trash is being emptied it is worth waiting for a moment.
+        """
+        deadline = time.monotonic() + _PATIENCE
+        while refusal := self._try_reserve(place, size, thick=thick):
+            if time.monotonic() > deadline or not self.trash.dwindles():
+                raise ResourceExhausted(refusal)
+            time.sleep(0.01)
+
+    def _try_reserve(self, place: Path, size: int, *, thick: bool) -> str | None:
+        """Reserve room, or return why there is none."""
+        with self._mutex:
+            more = size - self._pending.get(place, 0)
+            capacity = self._capacity()
+            left = capacity.available(thick=thick)
+            if more <= left:
+                self._pending[place] = size
+                return None
+            return (
+                f"pool {self.name}: {show(more)} wanted, {show(left)} left of "
+                f"{show(capacity.limit)} (overcommit {capacity.overcommit:g}, "
+                f"{show(capacity.free)} free on disk, {show(self.trash.held)} in the trash); "
+                "free space, lower the request or raise overcommit"
+            )
 
     @contextlib.contextmanager
-    def _room(self, key: str, size: int, *, thick: bool) -> Iterator[None]:
+    def _room(self, place: Path, size: int, *, thick: bool) -> Iterator[None]:
         """Reserve `size` bytes through the `with` block, or raise `ResourceExhausted`."""
-        with self._mutex:
-            pending = sum(self._pending.values())
-            capacity = capacity_of(self.config, self._committed + pending)
-            left = capacity.available(thick=thick)
-            if size > left:
-                raise ResourceExhausted(
-                    f"pool {self.name}: {show(size)} wanted, {show(left)} left of "
-                    f"{show(capacity.limit)} (overcommit {capacity.overcommit:g}, "
-                    f"{show(capacity.free)} free on disk); free space, lower the request or "
-                    "raise overcommit"
-                )
-            self._pending[key] = size
+        self._reserve(place, size, thick=thick)
         try:
             yield
         finally:
             with self._mutex:
-                self._pending.pop(key, None)
+                self._pending.pop(place, None)
 
-    def create(self, volume: Volume) -> Volume:
-        """Make a volume whole and durable, and return it as recorded."""
+    # Changing; callers hold the volume's or the snapshot's lock
+
+    @contextlib.contextmanager
+    def _building(self, place: Path, size: int, *, thick: bool) -> Iterator[Path]:
+        """Make an empty directory for what shall be at `place`, and reserve room for it.
+
+        If the `with` block fails it is deleted, wherever it is by then.
+        """
         self.check()
-        with self._room(volume.id, volume.capacity, thick=volume.thick):
+        with self._room(place, size, thick=thick):
             # A name of its own: a mkfs that outlived its driver may still write into an older one.
-            building = self.layout.tmp / f"{volume.id}.{uuid.uuid4().hex[:8]}"
+            building = self.layout.tmp / f"{place.name}.{uuid.uuid4().hex[:8]}"
             building.mkdir(mode=0o700)
-            place = building
             try:
-                backend = backend_for(building, volume, self.limiter, self.mount)
-                made = dataclasses.replace(volume, project=backend.create())
-                write_new_volume(building, made)
-                self._refuse_occupied(volume.id)
-                place = self.place(volume.id)
-                publish(building, place)
-                self._settle()
+                yield building
             except BaseException:
-                self._reap_or_log(building)
-                if place != building:
-                    self._reap_or_log(place)
+                self._destroy_or_log(building)
                 raise
-            self._remember(made)
+
+    def create(
+        self, volume: Volume, fill: Callable[[Backend], int | None] = _from_nothing
+    ) -> Volume:
+        """Make a volume whole and durable, and return it as recorded.
+
+        `fill` makes its data and returns the project id.
+        """
+        place = self.volumes.folder / volume.id
+        with self._building(place, volume.capacity, thick=volume.thick) as building:
+            project = fill(self.backend_at(building, volume))
+            made = dataclasses.replace(volume, project=project)
+            layout.write_new_volume(building, made)
+            self._publish(building, place)
+            self._remember(self.volumes, place, made)
         return made
 
-    def _refuse_occupied(self, volume_id: str) -> None:
-        if os.path.lexists(self.place(volume_id)):
-            raise FailedPrecondition(
-                f"{self.place(volume_id)} exists, but was not there when the driver started; "
-                "restart the driver, or move it away"
-            )
+    @contextlib.contextmanager
+    def taking(self, snapshot_id: str, size: int) -> Iterator[Path]:
+        """Make an empty directory for a snapshot that will occupy about `size` bytes.
 
-    def delete(self, volume: Volume) -> None:
+        It is to be given to `keep` in the `with` block; if that fails it is deleted.
+        """
+        place = self.snapshots.folder / snapshot_id
+        with self._building(place, size, thick=not self.reflinks) as building:
+            yield building
+
+    def keep(self, building: Path, snapshot: Snapshot) -> None:
+        """Put a snapshot that is whole in its place; `remember` makes it known."""
+        place = self.snapshots.folder / snapshot.id
+        self._reserve(place, snapshot.held, thick=False)
+        layout.write_snapshot(building, snapshot)
+        self._publish(building, place)
+
+    def remember(self, snapshot: Snapshot) -> None:
+        """Make a snapshot known that is in its place."""
+        self._remember(self.snapshots, self.snapshots.folder / snapshot.id, snapshot)
+
+    def forget(self, snapshot: Snapshot) -> None:
+        """Delete a snapshot from wherever it is; absent is fine."""
+        self.check()
+        place = self.snapshots.folder / snapshot.id
+        if place.exists():
+            self.trash.throw_away(place, snapshot.id, trash.Fate.GONE)
+        self.snapshots.drop(snapshot.id)
+
+    def _publish(self, building: Path, place: Path) -> None:
+        if os.path.lexists(place):
+            raise FailedPrecondition(
+                f"{place} exists, but was not there when the driver started; restart the driver, "
+                "or move it away"
+            )
+        publish(building, place)
+        try:
+            self._settle()
+        except BaseException:
+            place.rename(building)
+            raise
+
+    def delete(self, volume: Volume, fate: trash.Fate) -> None:
         """Delete a volume that is not in use: gone when this returns, also after a power cut."""
         self.check()
-        refuse_mounts(self.place(volume.id))
-        doomed = self.layout.trash / f"{volume.id}.{uuid.uuid4().hex[:8]}"
-        publish(self.place(volume.id), doomed)
-        with self._mutex:
-            del self._volumes[volume.id]
-            self._committed -= volume.capacity
-        self._reap_or_log(doomed)
+        place = self.volumes.folder / volume.id
+        refuse_mounts(place)
+        self.trash.throw_away(place, volume.id, fate)
+        self.volumes.drop(volume.id)
 
     def resize(self, volume: Volume, size: int) -> Volume:
         """Make a volume's data larger: `size` bytes. The filesystem on an image is not grown."""
         self.check()
-        with self._room(volume.id, size - volume.capacity, thick=volume.thick):
+        place = self.volumes.folder / volume.id
+        with self._room(place, size - volume.capacity, thick=volume.thick):
             backend = self.backend(volume)
             larger = dataclasses.replace(volume, capacity=size)
             try:
                 backend.resize(size)
                 if larger != volume:
-                    self._record(larger)
+                    self.update(larger)
             except BaseException:
                 with contextlib.suppress(OSError):
                     backend.resize(volume.capacity)
@@ -222,38 +309,39 @@ class Pool:
     def update(self, volume: Volume) -> None:
         """Record a volume anew, durably."""
         self.check()
-        self._record(volume)
-
-    def _record(self, volume: Volume) -> None:
-        write_volume(self.place(volume.id), volume)
+        place = self.volumes.folder / volume.id
+        layout.write_volume(place, volume)
         self._settle()
-        self._remember(volume)
+        self._remember(self.volumes, place, volume)
 
-    def _remember(self, volume: Volume) -> None:
+    def write_group(self, group: Group) -> None:
+        """Record a group snapshot, durably: now it exists, with all its members."""
+        self.check()
+        layout.write_group(self.layout, group)
+        self.groups[group.id] = group
+
+    def delete_group(self, group_id: str) -> None:
+        """Delete the record of a group snapshot, durably; absent is fine."""
+        self.check()
+        self.layout.group(group_id).unlink(missing_ok=True)
+        sync_directory(self.layout.groups)
+        self.groups.pop(group_id, None)
+
+    def _remember(self, shelf: Shelf[Volume] | Shelf[Snapshot], place: Path, item: Any) -> None:
         with self._mutex:
-            self._pending.pop(volume.id, None)
-            before = self._volumes.get(volume.id)
-            self._committed += volume.capacity - (before.capacity if before else 0)
-            self._volumes[volume.id] = volume
+            self._pending.pop(place, None)
+            shelf.put(item)
 
     def _settle(self) -> None:
         # On btrfs a new subvolume and its limit are durable with the next commit, not by fsync.
         if self.mount.fstype == "btrfs":
             syncfs(self.layout.root)
 
-    def _reap_or_log(self, place: Path) -> None:
-        """Delete what is left of a volume; what cannot be deleted waits for the next start.
-
-        Nothing that a volume's user has put into it may keep the pool from being opened.
-        """
-        try:
-            self._reap(place)
-        except Exception as error:  # noqa: BLE001
-            log.warning("cannot be deleted now", path=str(place), error=str(error))
-
-    def _reap(self, place: Path) -> None:
-        """Delete what is left of a volume under `tmp/` or `trash/`."""
+    def _destroy_or_log(self, place: Path) -> None:
+        """Delete what was half built; what cannot be deleted waits for the next start."""
         if not place.exists():
             return
-        self.limiter.remove(place / DATA, read_project(place))
-        remove(place)
+        try:
+            trash.destroy(place, self.limiter)
+        except Exception as error:  # noqa: BLE001  (the reason of the failure counts, not this one)
+            log.warning("cannot be deleted now", path=str(place), error=str(error))

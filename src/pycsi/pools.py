@@ -2,11 +2,15 @@
 
 from collections.abc import Iterable, Iterator
 
+import structlog
+
 from pycsi import ids
 from pycsi.config import DEFAULT_POOL, ConfigError
 from pycsi.errors import InvalidArgument, NotFound
-from pycsi.model import Volume
+from pycsi.model import Group, Snapshot, Volume
 from pycsi.pool import Pool
+
+log = structlog.get_logger()
 
 
 class Pools:
@@ -22,6 +26,37 @@ class Pools:
 
     def __iter__(self) -> Iterator[Pool]:
         return iter(self._pools.values())
+
+    def recover(self) -> None:
+        """Put right what a crash has left in the pools. Call once, before anything else."""
+        for pool in self:
+            pool.recover()
+        for group in [group for pool in self for group in pool.groups.values()]:
+            if not self._is_whole(group):
+                log.warning("a group snapshot is not whole and is deleted", group=group.id)
+                self.delete_group(group)
+        for pool in self:
+            for snapshot in pool.snapshots.all():
+                # By the record's name: one that cannot be read is no reason to delete anything.
+                if snapshot.group and not pool.layout.group(snapshot.group).exists():
+                    pool.forget(snapshot)
+
+    def _is_whole(self, group: Group) -> bool:
+        """Tell whether every open pool that has members of the group has its record."""
+        theirs = [pool for pool in self if pool.uuid in group.members.values()]
+        return all(pool.layout.group(group.id).exists() for pool in theirs)
+
+    def delete_group(self, group: Group) -> None:
+        """Delete a group snapshot with its members, as far as the pools are open.
+
+        The records go first: a member without its group's record is deleted at the next start.
+        """
+        for pool in self:
+            if pool.uuid in group.members.values():
+                pool.delete_group(group.id)
+        for member in group.members:
+            if found := self.find_snapshot(member):
+                found[0].forget(found[1])
 
     def check(self) -> None:
         """Raise `FailedPrecondition` unless every pool is there and the one it was."""
@@ -54,7 +89,7 @@ class Pools:
 
     def _find(self, volume_id: str) -> tuple[Pool, Volume] | None:
         for pool in self._pools.values():
-            if volume := pool.get(volume_id):
+            if volume := pool.volumes.get(volume_id):
                 return pool, volume
         return None
 
@@ -73,12 +108,41 @@ class Pools:
 
     def volumes(self) -> list[Volume]:
         """Return all volumes that the orchestrator created, ordered by id."""
-        every = [volume for pool in self._pools.values() for volume in pool.volumes()]
+        every = [volume for pool in self for volume in pool.volumes.all()]
         return sorted((item for item in every if item.handle is None), key=lambda item: item.id)
+
+    # Snapshots
+
+    def find_snapshot(self, snapshot_id: str) -> tuple[Pool, Snapshot] | None:
+        """Return a snapshot and its pool, or None."""
+        for pool in self._pools.values():
+            if snapshot := pool.snapshots.get(snapshot_id):
+                return pool, snapshot
+        return None
+
+    def need_snapshot(self, snapshot_id: str) -> tuple[Pool, Snapshot]:
+        """Return a snapshot and its pool, or raise `NotFound` that says where it would be."""
+        if found := self.find_snapshot(snapshot_id):
+            return found
+        if node := self.elsewhere(snapshot_id):
+            raise NotFound(f"snapshot {snapshot_id} is on node {node}; this is node {self.node}")
+        raise NotFound(f"there is no snapshot {snapshot_id!r} on node {self.node}")
+
+    def snapshots(self) -> list[Snapshot]:
+        """Return all snapshots, ordered by id."""
+        every = [snapshot for pool in self for snapshot in pool.snapshots.all()]
+        return sorted(every, key=lambda item: item.id)
+
+    def find_group(self, group_id: str) -> Group | None:
+        """Return a group snapshot, or None."""
+        for pool in self._pools.values():
+            if group := pool.groups.get(group_id):
+                return group
+        return None
 
     def filesystems(self) -> set[str]:
         """Return the kinds of filesystem that there are images of."""
-        kinds = {volume.filesystem for pool in self for volume in pool.volumes()}
+        kinds = {volume.filesystem for pool in self for volume in pool.volumes.all()}
         return {kind for kind in kinds if kind}
 
 

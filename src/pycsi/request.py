@@ -10,7 +10,7 @@ from typing import Protocol
 
 from pycsi.errors import Aborted, InvalidArgument
 from pycsi.ids import node_of
-from pycsi.model import Access, Capability, CapacityRange, Mode, Request
+from pycsi.model import Access, Capability, CapacityRange, Mode, Request, Source, SourceKind
 from pycsi.proto import csi_pb2 as csi
 
 LONGEST_STRING = 128
@@ -113,7 +113,23 @@ def create_volume(request: csi.CreateVolumeRequest) -> Request:
             capacity_range(request.capacity_range) if request.HasField("capacity_range") else None
         ),
         parameters=string_map(request.parameters, "parameters"),
+        mutable=string_map(request.mutable_parameters, "mutable_parameters"),
+        source=(
+            source(request.volume_content_source)
+            if request.HasField("volume_content_source")
+            else None
+        ),
     )
+
+
+def source(message: csi.VolumeContentSource) -> Source:
+    """Read from what a volume is to be made."""
+    kind = message.WhichOneof("type")
+    if kind is None:
+        raise InvalidArgument("volume_content_source: set snapshot or volume")
+    object_id = message.snapshot.snapshot_id if kind == "snapshot" else message.volume.volume_id
+    required(object_id, f"volume_content_source.{kind}.{kind}_id")
+    return Source(kind=SourceKind(kind), id=object_id)
 
 
 def page(max_entries: int, starting_token: str) -> tuple[int, str]:

@@ -21,7 +21,17 @@ from pycsi.redaction import redacted
 
 log = structlog.get_logger()
 
-_IDENTIFYING = ("volume_id", "name", "node_id", "source_volume_id", "snapshot_id", "target_path")
+_IDENTIFYING = (
+    "volume_id",
+    "name",
+    "node_id",
+    "source_volume_id",
+    "snapshot_id",
+    "group_snapshot_id",
+    "base_snapshot_id",
+    "target_snapshot_id",
+    "target_path",
+)
 _ROUTINE = frozenset({"Probe"})
 """Called every few seconds: a success is logged at debug level only."""
 
@@ -81,39 +91,59 @@ class Interceptor(grpc.ServerInterceptor):
         wrapped = self._wrapped.get(path)
         if wrapped is None:
             handler = continuation(handler_call_details)
-            if handler is None or handler.unary_unary is None:
+            if handler is None:
+                return None
+            coders = (handler.request_deserializer, handler.response_serializer)
+            if handler.unary_stream is not None:
+                streams = functools.partial(self._stream, path, handler.unary_stream)
+                wrapped = grpc.unary_stream_rpc_method_handler(streams, *coders)
+            elif handler.unary_unary is not None:
+                answers = functools.partial(self._call, path, handler.unary_unary)
+                wrapped = grpc.unary_unary_rpc_method_handler(answers, *coders)
+            else:
                 return handler
-            wrapped = grpc.unary_unary_rpc_method_handler(
-                functools.partial(self._call, path, handler.unary_unary),
-                request_deserializer=handler.request_deserializer,
-                response_serializer=handler.response_serializer,
-            )
             self._wrapped[path] = wrapped
         return wrapped
 
     def _call(
         self, path: str, method: Method, request: Message, context: grpc.ServicerContext
     ) -> Message:
+        with self._told(path, request, context):
+            response: Message = method(request, context)
+        return response
+
+    def _stream(
+        self, path: str, method: Method, request: Message, context: grpc.ServicerContext
+    ) -> Iterator[Message]:
+        with self._told(path, request, context):
+            yield from method(request, context)
+
+    @contextlib.contextmanager
+    def _told(self, path: str, request: Message, context: grpc.ServicerContext) -> Iterator[None]:
+        """Let an RPC run in the `with` block; log and count it, and answer what it raises."""
         service, _, name = path.lstrip("/").partition("/")
         start = time.perf_counter()
         failure: Exception | None = None
         code, message = grpc.StatusCode.OK, ""
         try:
             with self._admitted(service, name):
-                response: Message = method(request, context)
+                yield
+        except GeneratorExit:
+            code = grpc.StatusCode.CANCELLED  # the caller of a stream has hung up
+            raise
         except Exception as error:  # noqa: BLE001  (the boundary: everything becomes a status)
             failure = error
             code, message = status_of(error)
-        seconds = time.perf_counter() - start
-        self._observe(name, code.name, seconds)
-        outcome: dict[str, Any] = {"code": code.name, "duration_ms": round(seconds * 1000, 3)}
-        if message:
-            outcome["error"] = message
-        with contextlib.suppress(OSError):  # nobody reads the log: that is not the caller's fault
-            self._log(name, request, outcome, failure)
+        finally:
+            seconds = time.perf_counter() - start
+            self._observe(name, code.name, seconds)
+            outcome: dict[str, Any] = {"code": code.name, "duration_ms": round(seconds * 1000, 3)}
+            if message:
+                outcome["error"] = message
+            with contextlib.suppress(OSError):  # nobody reads the log: not the caller's fault
+                self._log(name, request, outcome, failure)
         if failure is not None:
             context.abort(code, message)
-        return response
 
     @contextlib.contextmanager
     def _admitted(self, service: str, name: str) -> Iterator[None]:

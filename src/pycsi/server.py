@@ -17,6 +17,7 @@ from pycsi import __version__
 from pycsi.capabilities import advertised
 from pycsi.config import Config, ConfigError, DriverMode
 from pycsi.controller import Controller
+from pycsi.group import Group
 from pycsi.identity import Identity
 from pycsi.locks import Locks
 from pycsi.metrics import Metrics
@@ -24,7 +25,9 @@ from pycsi.node import Node
 from pycsi.pool import Pool
 from pycsi.pools import Pools
 from pycsi.proto import csi_pb2_grpc
+from pycsi.reaper import Reaper
 from pycsi.rpc import Interceptor, Observer
+from pycsi.snapshot_metadata import SnapshotMetadata
 from pycsi.topology import NodeFacts
 
 log = structlog.get_logger()
@@ -55,14 +58,18 @@ def serve(config: Config) -> None:
                 pool = Pool(pool_config)
                 opened.callback(pool.close)
                 pools.append(pool)
+        open_pools = Pools(pools, config.node_id)
         ready = threading.Event()
         executor = ThreadPoolExecutor(WORKERS, thread_name_prefix="rpc")
-        server = _build(config, Pools(pools, config.node_id), ready, executor)
+        server = _build(config, open_pools, ready, executor)
         opened.enter_context(_bound(server, config.socket))
         server.start()
         try:
-            for pool in pools:
-                pool.recover()
+            open_pools.recover()
+            for pool in open_pools:
+                reaper = Reaper(pool)
+                opened.callback(reaper.stop)
+                reaper.start()
             ready.set()
             log.info(
                 "serving", endpoint=f"unix://{config.socket}", mode=config.mode, version=__version__
@@ -96,6 +103,8 @@ def _build(
     csi_pb2_grpc.add_IdentityServicer_to_server(identity, server)  # type: ignore[no-untyped-call]
     csi_pb2_grpc.add_ControllerServicer_to_server(controller, server)  # type: ignore[no-untyped-call]
     csi_pb2_grpc.add_NodeServicer_to_server(Node(says, pools, locks, node), server)  # type: ignore[no-untyped-call]
+    csi_pb2_grpc.add_GroupControllerServicer_to_server(Group(pools, locks, node), server)  # type: ignore[no-untyped-call]
+    csi_pb2_grpc.add_SnapshotMetadataServicer_to_server(SnapshotMetadata(pools, locks), server)  # type: ignore[no-untyped-call]
     return server
 
 

@@ -119,6 +119,11 @@ class Staging:
             return True
         return str(path) in self.notes.staged and self.backend.is_staged(path)
 
+    def has_lost(self, path: Path) -> bool:
+        """Tell whether the volume was staged or published at `path`, where something else is."""
+        noted = str(path) in self.notes.staged or str(path) in self.notes.published
+        return noted and topmost(path) is not None
+
     def _staging_paths(self) -> list[str]:
         """Return the noted staging paths that there are; one that has gone says nothing."""
         return [path for path in self.notes.staged if os.path.lexists(path)]

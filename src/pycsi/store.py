@@ -12,9 +12,18 @@ from typing import Any
 
 from pycsi.linux.descriptor import opened
 
-SCHEMA = 1
+SCHEMA = 2
 
-MIGRATIONS: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
+
+def _volumes_have_settings(data: dict[str, Any]) -> dict[str, Any]:
+    """Bring a record to schema 2: volumes have settings, and may be filled from a source."""
+    if "request" in data:
+        data["request"] |= {"mutable": {}, "source": None}
+        data["settings"] = {"onDelete": "delete"}
+    return data
+
+
+MIGRATIONS: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _volumes_have_settings}
 """For each schema number before `SCHEMA`, the step that makes a record of the next one."""
 
 

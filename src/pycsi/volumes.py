@@ -1,12 +1,15 @@
 """What Controller and Node both do to a volume. Callers hold the volume's lock."""
 
+import dataclasses
 import time
+from collections.abc import Mapping
 
 from pycsi import parameters
 from pycsi.errors import FailedPrecondition, InvalidArgument, OutOfRange
 from pycsi.model import Capability, CapacityRange, Request, Volume, VolumeType
 from pycsi.pool import Pool
 from pycsi.staging import Staging
+from pycsi.trash import Fate
 
 
 def new_volume(
@@ -34,6 +37,7 @@ def new_volume(
         thick=make.thick,
         mkfs_options=make.mkfs_options,
         request=wanted,
+        settings=parameters.settings(wanted.parameters, wanted.mutable),
         created=time.time(),
         handle=handle,
     )
@@ -47,7 +51,14 @@ def delete(pool: Pool, volume: Volume) -> None:
             f"volume {volume.id} is in use at {where}; unpublish and unstage it first"
         )
     staging.backend.release()
-    pool.delete(volume)
+    retained = volume.settings["onDelete"] == "retain" and volume.handle is None
+    pool.delete(volume, Fate.KEPT if retained else Fate.GONE)
+
+
+def modify(pool: Pool, volume: Volume, mutable: Mapping[str, str]) -> None:
+    """Change settings of a volume: all of `mutable`, or none; others stay as they are."""
+    parameters.check_mutable(mutable)
+    pool.update(dataclasses.replace(volume, settings={**volume.settings, **mutable}))
 
 
 def expand(pool: Pool, volume: Volume, wanted: CapacityRange) -> Volume:

@@ -119,15 +119,16 @@ class SlowPrograms:
 
 def pool_of(driver: Driver, number: int = 0) -> Path:
     """Return where a pool of the driver lies."""
-    return Path(driver.pools[number].partition("=")[2].partition(",")[0])
+    return driver.folders[number]
 
 
 def on_disk(driver: Driver) -> set[str]:
-    """Return what lies in the pool besides its own records."""
+    """Return what lies in the pool besides its own records, when the trash has been emptied."""
+    driver.reaped()
     pool = pool_of(driver)
     return {
         f"{folder}/{entry.name}"
-        for folder in ("volumes", "tmp", "trash")
+        for folder in ("volumes", "snapshots", "groups", "frozen", "tmp", "trash")
         for entry in (pool / folder).iterdir()
     }
 

@@ -64,6 +64,7 @@ def test_thin(
     for fields in kinds:
         assert promise_is_kept(driver, **fields) == largest
         driver.delete("fits@node-1")
+        driver.reaped()
 
 
 @pytest.mark.parametrize("kind", ["ext4", "xfs", "btrfs"])

@@ -58,7 +58,10 @@ def existing(shared: Driver) -> Driver:
         ({"accessibility_requirements": on_node("node-1")}, {OK}),
         ({"accessibility_requirements": on_node("node-1", "node-2")}, {OK}),
         ({"accessibility_requirements": on_node("node-2")}, {EXISTS}),
-        ({"volume_content_source": csi.VolumeContentSource()}, {EXISTS}),
+        (
+            {"volume_content_source": csi.VolumeContentSource()},
+            {EXISTS, grpc.StatusCode.INVALID_ARGUMENT},
+        ),
         ({"secrets": {"user": "x"}}, {OK}),
     ],
 )

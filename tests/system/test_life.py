@@ -80,6 +80,7 @@ def test_image(
     driver.delete(volume.volume_id)
     assert driver.volume_ids() == []
     assert list((pool / "volumes").iterdir()) == []
+    driver.reaped()
     assert list((pool / "trash").iterdir()) == []
 
 

@@ -83,6 +83,7 @@ def test_directories_as_deep_as_can_be(driver: Driver, root: None, tmp_path: Pat
         os.close(fd)
     driver.delete(volume_id)
     driver.restart()
+    driver.reaped()
 
 
 def test_subvolumes_that_users_made(
@@ -99,6 +100,7 @@ def test_subvolumes_that_users_made(
         run("btrfs", "subvolume", "snapshot", "-r", target / "a", target / "frozen")
         run("btrfs", "subvolume", "snapshot", "-r", target / "c", target / "a/b/frozen")
     driver.delete(volume_id)
+    driver.reaped()
     assert list((pool / "trash").iterdir()) == []
     assert list((pool / "volumes").iterdir()) == []
 
@@ -163,6 +165,7 @@ def test_nothing_is_undone_on_a_full_pool_in_vain(
     driver.unpublish(volume_id, target)
     driver.unstage(volume_id, staging)
     driver.delete(volume_id)
+    driver.reaped()
     driver.delete(driver.create("w", 16 * MIB, type="image").volume_id)
 
 

@@ -15,9 +15,9 @@ FILES = sorted(path for path in SOURCE.rglob("*.py") if "proto" not in path.part
 LONGEST_FILE = 400
 LONGEST_FUNCTION = 60
 
-SERVICES = {"identity", "controller", "node", "group", "metadata", "snapshot_metadata"}
-SPEAK_GRPC = SERVICES | {"server", "rpc", "errors"}
-SPEAK_PROTOBUF = SERVICES | {"request", "capabilities", "topology", "redaction", "server"}
+SERVICES = {"identity", "controller", "node", "group", "snapshot_metadata"}
+SPEAK_GRPC = SERVICES | {"controller_snapshots", "server", "rpc", "errors"}
+SPEAK_PROTOBUF = SPEAK_GRPC | {"request", "reply", "capabilities", "topology", "redaction"}
 FLOCK = {"pool", "claim"}
 """What locks a pool's directory: flock(2) needs nothing that is not in the standard library."""
 

@@ -18,6 +18,8 @@ from pycsi.model import (
     CapacityRange,
     Mode,
     Request,
+    Source,
+    SourceKind,
     Volume,
     VolumeType,
     round_down,
@@ -41,6 +43,8 @@ REQUESTS = st.builds(
     capacity=st.none()
     | st.builds(CapacityRange, required=st.none() | SIZES, limit=st.none() | SIZES),
     parameters=MAPS,
+    mutable=MAPS,
+    source=st.none() | st.builds(Source, kind=st.sampled_from(SourceKind), id=TEXT),
 )
 VOLUMES = st.builds(
     Volume,
@@ -57,6 +61,7 @@ VOLUMES = st.builds(
     thick=st.booleans(),
     mkfs_options=st.lists(TEXT, max_size=3).map(tuple),
     request=REQUESTS,
+    settings=MAPS,
     created=st.floats(0, 2**40),
     project=st.none() | st.integers(0, 2**32 - 1),
     handle=st.none() | TEXT,
@@ -105,7 +110,7 @@ def test_half_written_record_is_never_seen(tmp_path: Path) -> None:
         b'{"schema": "1"}',
         b'{"schema": null}',
         b'{"schema": -1}',
-        b'{"schema": 2}',
+        b'{"schema": 3}',
         b'{"schema": 1e9}',
         b"\xff\xfe",
         b"\0" * 100,

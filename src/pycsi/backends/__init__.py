@@ -8,25 +8,38 @@
 """
 
 import abc
+from collections.abc import Iterator
 from pathlib import Path
 
-from pycsi.limits import Limiter
+from pycsi.limits import Limiter, Progress
+from pycsi.linux.kernel import Kernel
 from pycsi.linux.mount import MOUNT_ATTR_RDONLY, Mount, attributes_of, bind, topmost
 from pycsi.model import Capability, Usage, Volume
 from pycsi.parameters import mount_options
 
 
 class Backend(abc.ABC):
-    """The data of `volume` in the directory `place`, on a filesystem mounted as `ground`."""
+    """The data of `volume` in the directory `place`, on a filesystem mounted as `ground`.
+
+    `kernel` is asked what is mounted.
+    """
 
     target_is_file = False
     """Whether a volume of this kind is published at a file, as a device, or at a directory."""
 
-    def __init__(self, place: Path, volume: Volume, limiter: Limiter, ground: Mount) -> None:
+    def __init__(
+        self, place: Path, volume: Volume, limiter: Limiter, ground: Mount, kernel: Kernel
+    ) -> None:
         self.place = place
         self.volume = volume
         self.limiter = limiter
         self.ground = ground
+        self.kernel = kernel
+
+    @property
+    @abc.abstractmethod
+    def content(self) -> Path:
+        """The directory or the file that the data is in."""
 
     @abc.abstractmethod
     def create(self) -> int | None:
@@ -74,6 +87,61 @@ class Backend(abc.ABC):
 
     def withdraw(self) -> None:
         """Free what published targets took and no longer need."""
+
+    # Health
+
+    @abc.abstractmethod
+    def faults(self) -> Iterator[str]:
+        """Yield what is wrong with the data, each found by looking at it now."""
+
+    # Snapshots
+
+    @property
+    def shares(self) -> bool:
+        """Whether a capture of this is taken at one point in time, at once, by sharing blocks."""
+        return False
+
+    @abc.abstractmethod
+    def occupied(self) -> int:
+        """Return how many bytes of the pool the data occupies, shared blocks included."""
+
+    def written_at(self) -> str | None:
+        """Return where somebody may be writing to the volume now, or None where nobody can."""
+        writable = [item.target for item in self.mounts() if not item.readonly]
+        return writable[0] if writable else self.holder()
+
+    def freezable(self) -> Path | None:
+        """Return where the volume's own filesystem, which is in use, can be frozen."""
+        return None
+
+    def prepare_capture(self) -> None:
+        """Bring the volume to a state of which a capture is good; nobody may use it if idle."""
+
+    @abc.abstractmethod
+    def capture(self, source: "Backend", progress: Progress, *, steady: bool) -> None:
+        """Become a snapshot's copy of `source`, which is of the same kind.
+
+        Without `steady` it need not be of one point in time. `progress` is called now and then;
+        what it raises ends the copy.
+        """
+
+    @abc.abstractmethod
+    def restore(self, source: "Backend", progress: Progress) -> int | None:
+        """Become a volume's copy of `source`, of one point in time; return its project id.
+
+        The volume may be larger than its source, not smaller; `adapt` is still to be called.
+        """
+
+    @abc.abstractmethod
+    def adapt(self, project: int | None) -> None:
+        """Make what `restore` has copied, and returned `project` for, this volume's own.
+
+        Then it is as large as it shall be, durable, and usable beside its source.
+        """
+
+    @abc.abstractmethod
+    def sync(self) -> None:
+        """Make the data durable."""
 
 
 def attributes(capability: Capability, *, readonly: bool) -> int:

@@ -7,14 +7,18 @@ from pycsi.backends.directory import Directory
 from pycsi.backends.filesystem import FilesystemImage
 from pycsi.backends.raw import RawImage
 from pycsi.limits import Limiter
+from pycsi.linux.kernel import Kernel
 from pycsi.linux.mount import Mount
 from pycsi.model import Access, Volume, VolumeType
 
 
-def backend_for(place: Path, volume: Volume, limiter: Limiter, ground: Mount) -> Backend:
+def backend_for(
+    place: Path, volume: Volume, limiter: Limiter, ground: Mount, kernel: Kernel | None = None
+) -> Backend:
     """Return the data of `volume` in the directory `place` as a backend."""
+    kind: type[Backend] = FilesystemImage
     if volume.type is VolumeType.DIRECTORY:
-        return Directory(place, volume, limiter, ground)
-    if volume.access is Access.BLOCK:
-        return RawImage(place, volume, limiter, ground)
-    return FilesystemImage(place, volume, limiter, ground)
+        kind = Directory
+    elif volume.access is Access.BLOCK:
+        kind = RawImage
+    return kind(place, volume, limiter, ground, kernel or Kernel())

@@ -1,49 +1,130 @@
 """A volume that is a directory, limited by a quota where it is enforced."""
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 from pycsi.backends import Backend, attributes
-from pycsi.limits import filesystem_usage
-from pycsi.linux import mount
-from pycsi.model import Capability, Usage
+from pycsi.errors import FailedPrecondition, OutOfRange
+from pycsi.limits import Progress, filesystem_usage
+from pycsi.linux import mount, treecopy
+from pycsi.model import Capability, Usage, show
 from pycsi.store import sync_directory
 
 DATA = "data"
+
+T = TypeVar("T")
+
+_ATTEMPTS = 3
+"""How often a directory that is written to is copied in the hope of a quiet moment."""
 
 
 class Directory(Backend):
     """`<place>/data`: a subvolume on btrfs, a plain directory elsewhere."""
 
     @property
-    def data(self) -> Path:
+    def content(self) -> Path:
         return self.place / DATA
 
     def create(self) -> int | None:
         size = self.volume.capacity if self.volume.enforced else None
-        project = self.limiter.make(self.data, size)
-        sync_directory(self.data)
+        project = self.limiter.make(self.content, size)
+        sync_directory(self.content)
         return project
 
     def resize(self, size: int) -> None:
         if self.volume.enforced:
-            self.limiter.limit(self.data, self.volume.project, size)
+            self.limiter.limit(self.content, self.volume.project, size)
 
     def mounts(self) -> list[mount.Mount]:
-        inside = self.data.resolve().relative_to(self.ground.target)
+        inside = self.content.resolve().relative_to(self.ground.target)
         root = f"{self.ground.root.rstrip('/')}/{inside}"
         return [
             item
-            for item in mount.mountinfo()
+            for item in self.kernel.mounts()
             if item.device == self.ground.device
             and (item.root == root or item.root.startswith(f"{root}/"))
         ]
 
     def stage(self, path: Path, capability: Capability, *, readonly: bool = False) -> None:
         if self.volume.enforced:
-            self.limiter.limit(self.data, self.volume.project, self.volume.capacity)
-        mount.bind(self.data, path, attributes(capability, readonly=readonly))
+            self.limiter.limit(self.content, self.volume.project, self.volume.capacity)
+        mount.bind(self.content, path, attributes(capability, readonly=readonly))
 
     def usage(self, path: Path) -> Usage:
         if not self.volume.enforced:
             return filesystem_usage(path)
-        return self.limiter.usage(self.data, self.volume.project, self.volume.capacity)
+        return self.limiter.usage(self.content, self.volume.project, self.volume.capacity)
+
+    # Health
+
+    def faults(self) -> Iterator[str]:
+        if not self.content.is_dir() or self.content.is_symlink():
+            yield f"its directory is missing: {self.content}"
+        elif self.volume.enforced:
+            limit = self.limiter.limit_of(self.content, self.volume.project)
+            if limit != self.volume.capacity:
+                found = show(limit) if limit else "gone"
+                yield f"its limit is {found}; stage it again to restore that"
+
+    # Snapshots
+
+    @property
+    def shares(self) -> bool:
+        return self.limiter.shares(self.content)
+
+    def occupied(self) -> int:
+        if self.shares or (self.volume.enforced and self.volume.project):
+            return self.limiter.usage(self.content, self.volume.project, 0).used or 0
+        return treecopy.occupied(self.content)
+
+    def capture(self, source: Backend, progress: Progress, *, steady: bool) -> None:
+        self._copy(
+            source,
+            lambda: self.limiter.capture(source.content, self.content, progress),
+            steady=steady,
+        )
+
+    def restore(self, source: Backend, progress: Progress) -> int | None:
+        size = self.volume.capacity if self.volume.enforced else None
+        return self._copy(
+            source,
+            lambda: self.limiter.restore(source.content, self.content, size, progress),
+            steady=True,
+        )
+
+    def _copy(self, source: Backend, copy: Callable[[], T], *, steady: bool) -> T:
+        if source.shares or not steady or source.written_at() is None:
+            return copy()
+        for _ in range(_ATTEMPTS):
+            # What is mapped into memory is written first, or later changes would not be noticed.
+            mount.syncfs(source.content)
+            since = treecopy.fence()
+            try:
+                made = copy()
+                treecopy.refuse_changed(source.content, since)
+            except treecopy.TreeChangedError as change:
+                changed = str(change)
+                self.limiter.remove(self.content, None)
+            else:
+                return made
+        raise FailedPrecondition(
+            f"volume {source.volume.id} was written to while its files were copied ({changed}): "
+            "that is no point in time. Stop what writes; or use type: image, or a pool on btrfs; "
+            "or accept files of different moments, with consistency: files in the "
+            "VolumeSnapshotClass"
+        )
+
+    def adapt(self, project: int | None) -> None:
+        size = self.volume.capacity
+        if self.volume.enforced:
+            used = self.limiter.usage(self.content, project, size).used or 0
+            if used > size:
+                raise OutOfRange(
+                    f"the source, whose size was not enforced, holds {show(used)}; ask for more "
+                    f"than {show(size)}"
+                )
+        self.sync()
+
+    def sync(self) -> None:
+        mount.syncfs(self.content)

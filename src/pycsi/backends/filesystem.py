@@ -10,7 +10,7 @@ from pycsi.backends import attributes
 from pycsi.backends.image import Image
 from pycsi.errors import FailedPrecondition, InvalidArgument, ResourceExhausted
 from pycsi.limits import filesystem_usage
-from pycsi.linux import filesystem, loop, mount
+from pycsi.linux import btrfs, filesystem, loop, mount
 from pycsi.linux.program import ProgramError
 from pycsi.model import MIB, Capability, Usage
 from pycsi.parameters import DEFAULT_FILESYSTEM, mount_options
@@ -22,6 +22,15 @@ _WORTHWHILE = 4 * MIB
 """Less than this is not worth a check of the whole filesystem; ext4 may not use it at all."""
 
 _DAMAGED = frozenset({errno.EINVAL, errno.EUCLEAN, errno.EBADMSG, errno.EIO})
+
+
+def _answers(mountpoint: str) -> bool:
+    """Tell whether a directory can be read: not in an XFS that was shut down."""
+    try:
+        next(Path(mountpoint).iterdir(), None)
+    except OSError as error:
+        return error.errno != errno.EIO
+    return True
 
 
 class FilesystemImage(Image):
@@ -64,13 +73,13 @@ class FilesystemImage(Image):
                 ) from None
 
     def mounts(self) -> list[mount.Mount]:
-        devices = loop.find(self.image)
+        devices = self.kernel.loops(self.image)
         numbers = {device.device for device in devices}
         paths = {str(device.path) for device in devices}
         # The device number of a mounted btrfs is not its disk's, but its source is.
         return [
             item
-            for item in mount.mountinfo()
+            for item in self.kernel.mounts()
             if item.device in numbers or (item.fstype == "btrfs" and item.source in paths)
         ]
 
@@ -135,6 +144,89 @@ class FilesystemImage(Image):
                 "nothing was formatted; restore the image"
             )
 
+    # Health
+
+    def faults(self) -> Iterator[str]:
+        yield from super().faults()
+        mounted = self.mounts()
+        if not mounted and self.image.exists():
+            found = filesystem.identify(self.image)
+            if found is None or found.kind != self._kind:
+                yield f"its image holds {found.kind if found else 'foreign data'}, not {self._kind}"
+            elif found.errors:
+                yield f"its {self._kind} has counted {found.errors} errors; check it"
+        for item in mounted[:1]:
+            if errors := self._errors(item):
+                yield f"its {self._kind} has counted {errors} errors; look at the kernel's log"
+        for item in mounted:
+            if "ro" in item.super_options and not item.readonly:
+                yield f"its {self._kind} has gone read-only; look at the kernel's log"
+            elif "shutdown" in item.super_options or not _answers(item.target):
+                yield f"its {self._kind} has been shut down; look at the kernel's log"
+
+    def _errors(self, mounted: mount.Mount) -> int:
+        if self._kind == "btrfs":
+            return btrfs.errors(Path(mounted.target))
+        return filesystem.errors(mounted.device) if self._kind == "ext4" else 0
+
+    # Snapshots
+
+    def freezable(self) -> Path | None:
+        mounted = self.mounts()
+        return Path(mounted[0].target) if mounted else None
+
+    def written_at(self) -> str | None:
+        # A read-only mount may be one of several, and what is mounted elsewhere is not seen here.
+        mounted = self.mounts()
+        writable = [item.target for item in mounted if "ro" not in item.super_options]
+        return writable[0] if writable else None if mounted else self.holder()
+
+    def prepare_capture(self) -> None:
+        """Have the kernel recover what a crash has left; a mounted one was recovered then."""
+        if self.mounts():
+            return
+        if holder := self.holder():
+            raise FailedPrecondition(
+                f"volume {self.volume.id} is in use by {holder}: it cannot be frozen from here"
+            )
+        with self._held_device() as device:
+            self._recover(device.path)
+        self.wait_until_free()
+
+    def _recover(self, device: Path, *options: str) -> None:
+        """Mount and unmount the filesystem where nobody sees it; make it as large as it can be."""
+        try:
+            with (
+                mount.detached(self._kind, device, options) as mounted,
+                contextlib.suppress(PermissionError),
+            ):
+                filesystem.grow_mounted(self._kind, Path(), self.volume.capacity, at=mounted)
+        except OSError as error:
+            if error.errno not in _DAMAGED:
+                raise
+            raise FailedPrecondition(
+                f"{self.image} holds a {self._kind} that cannot be mounted ({error.strerror}); "
+                "look at the kernel's log and check it"
+            ) from None
+
+    def adapt(self, project: int | None) -> None:
+        """Make the copied filesystem recovered, mountable beside its source, and as large.
+
+        A btrfs gets its UUID first, because until then it must not be mounted beside its source; an
+        XFS afterwards, because its log has to be empty for that.
+        """
+        super().adapt(project)
+        if self._kind == "btrfs":
+            filesystem.renew_uuid(self._kind, self.image)
+        with loop.attach(self.image, autoclear=True, name=self.volume.id) as device:
+            self.keep_blocks(device)
+            self._recover(device.path, *(["nouuid"] if self._kind == "xfs" else []))
+        self.wait_until_free()
+        if self._kind == "xfs":
+            filesystem.renew_uuid(self._kind, self.image)
+        self._grow_unmounted()
+        self.sync()
+
     def holder(self) -> str | None:
         devices = self.wait_until_free()
         return f"{devices[0].path}, mounted in another mount namespace" if devices else None
@@ -157,7 +249,7 @@ class FilesystemImage(Image):
 
     def _grow_unmounted(self) -> None:
         """Grow an ext4 where the kernel does not let us while it is mounted."""
-        if self.holder() is None and self._shortfall() >= _WORTHWHILE:
+        if self._kind == "ext4" and self.holder() is None and self._shortfall() >= _WORTHWHILE:
             filesystem.grow_unmounted_ext4(self.image, self._undo)
 
     def grow(self) -> None:

@@ -2,12 +2,16 @@
 
 import contextlib
 import os
+import stat
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from pycsi.backends import Backend
-from pycsi.linux import loop
+from pycsi.limits import Progress
+from pycsi.linux import clone, loop
 from pycsi.linux.descriptor import opened
+from pycsi.model import show
 
 IMAGE = "disk.img"
 
@@ -19,15 +23,19 @@ class Image(Backend):
     """`<place>/disk.img`, sparse or fully allocated."""
 
     @property
-    def image(self) -> Path:
+    def content(self) -> Path:
         return self.place / IMAGE
+
+    @property
+    def image(self) -> Path:
+        return self.content
 
     def create(self) -> int | None:
         with opened(self.image, os.O_RDWR | os.O_CREAT | os.O_EXCL) as fd:
-            self._extend(fd, 0, self.volume.capacity)
+            self._extend(fd, 0)
             self.format()
             if self.volume.thick and os.fstat(fd).st_blocks * 512 < self.volume.capacity:
-                self._extend(fd, 0, self.volume.capacity)  # mkfs has freed blocks
+                self._extend(fd, 0)  # mkfs has freed blocks
             os.fsync(fd)
         return None
 
@@ -43,8 +51,9 @@ class Image(Backend):
                 self._extend(fd, before, size)
                 os.fsync(fd)
 
-    def _extend(self, fd: int, start: int, end: int) -> None:
-        if self.volume.thick:
+    def _extend(self, fd: int, start: int, end: int | None = None) -> None:
+        end = self.volume.capacity if end is None else end
+        if self.volume.thick and end > start:
             os.posix_fallocate(fd, start, end - start)
         else:
             os.ftruncate(fd, end)
@@ -70,3 +79,57 @@ class Image(Backend):
         while (devices := loop.find(self.image)) and time.monotonic() < deadline:
             time.sleep(0.01)
         return devices
+
+    # Health
+
+    def faults(self) -> Iterator[str]:
+        try:
+            status = self.image.lstat()
+        except FileNotFoundError:
+            yield f"its image is missing: {self.image}"
+            return
+        if not stat.S_ISREG(status.st_mode) or status.st_size < self.volume.capacity:
+            yield f"its image is not a file of {show(self.volume.capacity)}: {self.image}"
+
+    # Snapshots
+
+    @property
+    def shares(self) -> bool:
+        return clone.can_share(self.place)
+
+    def occupied(self) -> int:
+        return self.image.stat().st_blocks * 512
+
+    def capture(self, source: Backend, progress: Progress, *, steady: bool) -> None:
+        with (
+            opened(source.content) as old,
+            opened(self.image, os.O_RDWR | os.O_CREAT | os.O_EXCL) as new,
+        ):
+            if not clone.share(old, new):
+                clone.copy(old, new, progress)
+            os.ftruncate(new, source.volume.capacity)  # without what was not recorded yet
+
+    def restore(self, source: Backend, progress: Progress) -> int | None:
+        self.capture(source, progress, steady=True)
+        return None
+
+    def adapt(self, project: int | None) -> None:
+        if self.volume.thick and self.shares:
+            self._own_blocks()
+        with opened(self.image, os.O_RDWR) as fd:
+            self._extend(fd, 0 if self.volume.thick else os.fstat(fd).st_size)
+            os.fsync(fd)
+
+    def _own_blocks(self) -> None:
+        """Replace blocks that are shared: a thick volume needs no new ones when it is written."""
+        aside = self.image.with_suffix(".new")
+        with (
+            opened(self.image) as old,
+            opened(aside, os.O_RDWR | os.O_CREAT | os.O_EXCL) as new,
+        ):
+            clone.copy(old, new, lambda: None)
+        aside.rename(self.image)
+
+    def sync(self) -> None:
+        with opened(self.image) as fd:
+            os.fsync(fd)

@@ -18,10 +18,10 @@ class RawImage(Image):
     target_is_file = True
 
     def mounts(self) -> list[mount.Mount]:
-        roots = {f"/loop{device.number}" for device in loop.find(self.image)}
+        roots = {f"/loop{device.number}" for device in self.kernel.loops(self.image)}
         return [
             item
-            for item in mount.mountinfo()
+            for item in self.kernel.mounts()
             if item.root in roots and item.fstype in {"devtmpfs", "tmpfs"}
         ]
 
@@ -41,7 +41,8 @@ class RawImage(Image):
         return next((device for device in devices if not device.autoclear), None)
 
     def is_staged(self, path: Path) -> bool:
-        return any(not (device.readonly or device.autoclear) for device in loop.find(self.image))
+        devices = self.kernel.loops(self.image)
+        return any(not (device.readonly or device.autoclear) for device in devices)
 
     def stage(self, path: Path, capability: Capability, *, readonly: bool = False) -> None:
         device = self._device(readonly=False)
@@ -77,3 +78,22 @@ class RawImage(Image):
 
     def usage(self, path: Path) -> Usage:
         return Usage(total=self.image.stat().st_size)
+
+    # Snapshots
+
+    def written_at(self) -> str | None:
+        """Return the device if it is attached: whoever has it open can write to it."""
+        writable = [device.path for device in loop.find(self.image) if not device.readonly]
+        return str(writable[0]) if writable else None
+
+    def prepare_capture(self) -> None:
+        """Write what waits in the device's cache; a copy that takes time is for idle volumes."""
+        if (device := self.written_at()) is None:
+            return
+        if not self.shares:
+            raise FailedPrecondition(
+                f"volume {self.volume.id} is staged as {device}, and its pool cannot share blocks: "
+                "a copy of what is written meanwhile is no point in time; unstage it first, or use "
+                "a pool on XFS or btrfs"
+            )
+        loop.flush(Path(device))

@@ -20,6 +20,7 @@ BTRFS_IOC_INO_LOOKUP = 0xD0009412
 BTRFS_IOC_QGROUP_CREATE = 0x4010942A
 BTRFS_IOC_QGROUP_LIMIT = 0x8030942B
 BTRFS_IOC_QUOTA_CTL = 0xC0109428
+BTRFS_IOC_SNAP_CREATE_V2 = 0x50009417
 BTRFS_IOC_SNAP_DESTROY_V2 = 0x5000943F
 BTRFS_IOC_SUBVOL_CREATE = 0x5000940E
 BTRFS_IOC_TREE_SEARCH = 0xD0009411
@@ -27,6 +28,7 @@ BTRFS_QGROUP_LIMIT_MAX_RFER = 1
 BTRFS_QUOTA_CTL_ENABLE = 1
 BTRFS_ROOT_REF_KEY = 156
 BTRFS_ROOT_TREE_OBJECTID = 1
+BTRFS_SUBVOL_RDONLY = 1 << 1
 BTRFS_SUBVOL_SPEC_BY_ID = 1 << 4
 
 _FS_INFO = struct.Struct("=QQ16s992x")
@@ -40,6 +42,7 @@ _SEARCH_SIZE = 4096
 _UNLIMITED = 2**64 - 1
 _VOL_ARGS = struct.Struct("=q4088s")
 _VOL_ARGS_V2 = struct.Struct("=qQQ32xQ4032x")
+_VOL_ARGS_V2_NAME = struct.Struct("=qQQ32x4040s")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +67,17 @@ def _ioctl(path: Path, request: int, argument: bytes) -> bytes:
 def create_subvolume(path: Path) -> None:
     """Make an empty subvolume at `path`."""
     _ioctl(path.parent, BTRFS_IOC_SUBVOL_CREATE, _VOL_ARGS.pack(0, os.fsencode(path.name)))
+
+
+def snapshot(source: Path, path: Path, *, readonly: bool) -> None:
+    """Make a subvolume at `path` with what is in the subvolume `source` now, sharing its blocks.
+
+    Subvolumes inside `source` are left out.
+    """
+    flags = BTRFS_SUBVOL_RDONLY if readonly else 0
+    with opened(source, DIRECTORY) as fd:
+        argument = _VOL_ARGS_V2_NAME.pack(fd, 0, flags, os.fsencode(path.name))
+        _ioctl(path.parent, BTRFS_IOC_SNAP_CREATE_V2, argument)
 
 
 def delete_subvolume(path: Path, number: int) -> None:
@@ -108,9 +122,21 @@ def subvolume_number(path: Path) -> int:
     return number
 
 
-def _groups(path: Path) -> Path:
+def _sysfs(path: Path) -> Path:
     _, _, fsid = _FS_INFO.unpack(_ioctl(path, BTRFS_IOC_FS_INFO, bytes(_FS_INFO.size)))
-    return Path(f"/sys/fs/btrfs/{uuid.UUID(bytes=fsid)}/qgroups")
+    return Path(f"/sys/fs/btrfs/{uuid.UUID(bytes=fsid)}")
+
+
+def _groups(path: Path) -> Path:
+    return _sysfs(path) / "qgroups"
+
+
+def errors(path: Path) -> int:
+    """Return how many errors the devices of the filesystem that holds `path` have counted."""
+    counted = 0
+    for entry in _sysfs(path).glob("devinfo/*/error_stats"):
+        counted += sum(int(line.split()[1]) for line in entry.read_text().splitlines())
+    return counted
 
 
 def quota_enabled(path: Path) -> bool:

@@ -57,14 +57,14 @@ KINDS = {
         minimum=16 * MIB,
     ),
     "xfs": Kind(
-        programs=("mkfs.xfs",),
+        programs=("mkfs.xfs", "xfs_db"),
         make=("-f", "-q"),
         keep_blocks=("-K",),
         options=dict.fromkeys(("-b", "-d", "-i", "-l", "-m", "-n", "-s"), True) | {"-K": False},
         minimum=300 * MIB,
     ),
     "btrfs": Kind(
-        programs=("mkfs.btrfs",),
+        programs=("mkfs.btrfs", "btrfstune"),
         make=("-f", "-q"),
         keep_blocks=("-K",),
         options=dict.fromkeys(("-d", "-m", "-n", "-s", "-O", "-R"), True)
@@ -77,11 +77,12 @@ KINDS = {
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Identity:
-    """What a superblock says: the kind, its UUID and its size in bytes."""
+    """What a superblock says: the kind, its UUID, its size in bytes, how many errors it has met."""
 
     kind: str
     uuid: uuid.UUID
     size: int
+    errors: int = 0
 
 
 def missing_programs(kind: str) -> list[str]:
@@ -121,7 +122,10 @@ def _identify_ext4(head: bytes) -> Identity | None:
     has_64_bit = 0x80
     blocks = low | (high << 32 if incompatible & has_64_bit else 0)
     return Identity(
-        kind="ext4", uuid=uuid.UUID(bytes=block[0x68:0x78]), size=blocks * (1024 << log_size)
+        kind="ext4",
+        uuid=uuid.UUID(bytes=block[0x68:0x78]),
+        size=blocks * (1024 << log_size),
+        errors=struct.unpack_from("<I", block, 0x194)[0],
     )
 
 
@@ -138,6 +142,15 @@ def _identify_btrfs(head: bytes) -> Identity | None:
         return None
     (size,) = struct.unpack_from("<Q", block, 0x70)
     return Identity(kind="btrfs", uuid=uuid.UUID(bytes=block[0x20:0x30]), size=size)
+
+
+def errors(device: int) -> int:
+    """Return how many errors the ext4 that is mounted from the device number `device` has met."""
+    disk = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}").resolve().name
+    try:
+        return int(Path(f"/sys/fs/ext4/{disk}/errors_count").read_text())
+    except FileNotFoundError:  # not ext4, or not mounted any more
+        return 0
 
 
 def grow_unmounted_ext4(image: Path, undo: Path) -> None:
@@ -176,9 +189,12 @@ def _locked(image: Path) -> Iterator[int]:
         yield fd
 
 
-def grow_mounted(kind: str, mountpoint: Path, size: int) -> None:
-    """Make the filesystem mounted at `mountpoint` as large as its device, `size` bytes."""
-    with opened(mountpoint, DIRECTORY) as fd:
+def grow_mounted(kind: str, mountpoint: Path, size: int, *, at: int | None = None) -> None:
+    """Make the filesystem mounted at `mountpoint` as large as its device, `size` bytes.
+
+    `mountpoint` is relative to the descriptor `at` if that is given.
+    """
+    with opened(mountpoint, DIRECTORY, at=at) as fd:
         try:
             if kind == "ext4":
                 blocks = size // os.fstatvfs(fd).f_bsize
@@ -190,6 +206,18 @@ def grow_mounted(kind: str, mountpoint: Path, size: int) -> None:
                 fcntl.ioctl(fd, BTRFS_IOC_RESIZE, request, True)
         except OSError as error:
             raise OSError(error.errno, error.strerror, os.fspath(mountpoint)) from None
+
+
+def renew_uuid(kind: str, image: Path) -> None:
+    """Give an unmounted copy of an XFS or btrfs a UUID of its own.
+
+    Two filesystems with one UUID cannot be mounted side by side: XFS refuses the second, btrfs
+    takes it for the first. XFS must have been unmounted properly, for its log is cleared.
+    """
+    if kind == "xfs":
+        program.run("xfs_db", "-x", "-c", "uuid generate", image)
+    elif kind == "btrfs":
+        program.run("btrfstune", "-f", "-m", image)
 
 
 def _grow_xfs(fd: int, size: int) -> None:

@@ -159,6 +159,18 @@ def find(file: Path) -> list[LoopDevice]:
     return sorted(found, key=lambda device: device.number)
 
 
+def bound() -> dict[tuple[int, int], list[LoopDevice]]:
+    """Return all loop devices that are bound, by device and inode number of their files."""
+    found: dict[tuple[int, int], list[LoopDevice]] = {}
+    for entry in _SYSFS.glob("loop*/loop"):
+        number = int(entry.parts[-2].removeprefix("loop"))
+        with contextlib.suppress(OSError), closing(_open(number, os.O_RDONLY)) as fd:
+            info = _LoopInfo64()
+            fcntl.ioctl(fd, LOOP_GET_STATUS64, info)
+            found.setdefault((info.lo_device, info.lo_inode), []).append(_described(info))
+    return found
+
+
 @contextlib.contextmanager
 def hold(device: LoopDevice, file: Path) -> Iterator[bool]:
     """Keep a device from being freed through the `with` block; False where `file` has it no more.
@@ -194,6 +206,10 @@ def _status(fd: int, device: int, inode: int) -> LoopDevice | None:
         raise
     if (info.lo_device, info.lo_inode) != (device, inode):
         return None
+    return _described(info)
+
+
+def _described(info: _LoopInfo64) -> LoopDevice:
     return LoopDevice(
         number=info.lo_number,
         readonly=bool(info.lo_flags & LO_FLAGS_READ_ONLY),
@@ -205,6 +221,12 @@ def set_capacity(device: LoopDevice) -> None:
     """Make the device as large as its file is now."""
     with closing(_open(device.number)) as fd:
         fcntl.ioctl(fd, LOOP_SET_CAPACITY)
+
+
+def flush(path: Path) -> None:
+    """Write what was written to the device `path` through its cache to its file."""
+    with opened(path) as fd:
+        os.fsync(fd)
 
 
 def forbid_discard(device: LoopDevice) -> None:

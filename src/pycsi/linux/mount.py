@@ -10,7 +10,7 @@ import ctypes
 import dataclasses
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from pycsi.linux.descriptor import closing, opened
@@ -210,29 +210,35 @@ def mount(
     """
     options = list(options)
     bits = attributes | attributes_of(options)
-    with _detached(fstype, source, options, bits) as mounted:
+    with detached(fstype, source, options, bits) as mounted:
         _attach(mounted, target)
 
 
 def refuse_unmountable(fstype: str, source: Path) -> None:
     """Mount the filesystem on the device `source` out of sight, read-only, and let go again."""
-    with _detached(fstype, source, ["ro"], MOUNT_ATTR_RDONLY):
+    with detached(fstype, source, ["ro"], MOUNT_ATTR_RDONLY):
         pass
 
 
 @contextlib.contextmanager
-def _detached(fstype: str, source: Path, options: list[str], bits: int) -> Iterator[int]:
+def detached(
+    fstype: str, source: Path, options: Sequence[str] = (), attributes: int = 0
+) -> Iterator[int]:
+    """Mount the filesystem on the device `source` where nobody sees it, through the block.
+
+    The descriptor of the mount is for openat(2) only. The mount ends with it, and so with us.
+    """
     with closing(_fsopen(fstype.encode(), FSOPEN_CLOEXEC, path=source)) as context:
         try:
             _configure(context, source, options)
         except OSError as error:
             reason = _complaints(context) or error.strerror
             raise OSError(error.errno, reason, os.fspath(source)) from None
-        with closing(_fsmount(context, FSMOUNT_CLOEXEC, bits, path=source)) as mounted:
+        with closing(_fsmount(context, FSMOUNT_CLOEXEC, attributes, path=source)) as mounted:
             yield mounted
 
 
-def _configure(context: int, source: Path, options: list[str]) -> None:
+def _configure(context: int, source: Path, options: Sequence[str]) -> None:
     _fsconfig(context, FSCONFIG_SET_STRING, b"source", os.fsencode(source), 0)
     for option in options:
         if option in DEFAULTS or (option in ATTRIBUTES and option != "ro"):

@@ -3,6 +3,7 @@
 import errno
 import os
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 
 from pycsi.linux.descriptor import DIRECTORY, opened
@@ -17,11 +18,12 @@ def refuse_mounts(path: Path) -> None:
             raise OSError(errno.EBUSY, "something is mounted there; unmount it", item.target)
 
 
-def remove(path: Path) -> None:
+def remove(path: Path, interrupted: Callable[[], bool] = lambda: False) -> None:
     """Delete the directory `path` with all that is in it; absent is fine.
 
     Nothing is followed: neither links nor mounts (EBUSY). Directories are moved up before they are
-    emptied, so a tree of any depth takes neither stack nor file descriptors.
+    emptied, so a tree of any depth takes neither stack nor file descriptors. `interrupted` is asked
+    now and then whether to stop, which is an `InterruptedError`.
     """
     if not os.path.lexists(path):
         return
@@ -29,6 +31,8 @@ def remove(path: Path) -> None:
     with opened(path, DIRECTORY) as root:
         while entries := os.listdir(root):  # noqa: PTH208  (pathlib knows no descriptors)
             for name in entries:
+                if interrupted():
+                    raise InterruptedError(errno.EINTR, "stopped half way", os.fspath(path))
                 if not _unlink(name, root):
                     _move_up(name, root)
                     os.rmdir(name, dir_fd=root)

@@ -1,0 +1,147 @@
+"""Which parts of an image hold data, and which differ between two: ranges, in order, streamed.
+
+Memory is bounded, whatever the number of extents. Ranges are half open, in bytes.
+"""
+
+import dataclasses
+import heapq
+import os
+from collections.abc import Iterable, Iterator
+
+from pycsi.linux.fiemap import Extent, extents
+from pycsi.model import BLOCK
+
+Range = tuple[int, int]
+
+_STEP = 1024 * 1024
+_WINDOW = 1024 * 1024 * 1024
+"""How much of a file is compared by its extents at a time."""
+
+
+def allocated(fd: int, start: int, size: int) -> Iterator[Range]:
+    """Yield the ranges of an image of `size` bytes that hold data, from `start` on."""
+    return _joined(_clipped(_data(fd, start), start, size))
+
+
+def changed(base: int, target: int, start: int, size: int, *, by_extents: bool) -> Iterator[Range]:
+    """Yield the ranges from `start` on in which `target`, of `size` bytes, may differ from `base`.
+
+    With `by_extents` only where the two have other blocks, otherwise where their data differs;
+    that is right in any case, but reads both. Both images are open files that nobody changes.
+    """
+    if by_extents:
+        return _joined(_clipped(_changed_extents(base, target, start, size), start, size))
+    return _joined(_clipped(_changed_data(base, target, start, size), start, size))
+
+
+def _joined(ranges: Iterable[Range]) -> Iterator[Range]:
+    """Join ranges that touch or overlap; they come in order of their starts."""
+    pending: Range | None = None
+    for start, end in ranges:
+        if pending and start <= pending[1]:
+            pending = pending[0], max(end, pending[1])
+            continue
+        if pending:
+            yield pending
+        pending = start, end
+    if pending:
+        yield pending
+
+
+def _clipped(ranges: Iterable[Range], least: int, most: int) -> Iterator[Range]:
+    for start, end in ranges:
+        first, last = max(start, least), min(end, most)
+        if first < last:
+            yield first, last
+
+
+def _data(fd: int, start: int) -> Iterator[Range]:
+    return ((extent.start, extent.end) for extent in extents(fd, start) if extent.written)
+
+
+# By extents
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Piece:
+    """A part of a file, and what is there: two pieces with one content have the same data.
+
+    `content` is None for zeros, and the distance from the offset to the blocks' place otherwise.
+    """
+
+    start: int
+    end: int
+    content: object
+
+
+def _pieces(fd: int, start: int, end: int) -> list[_Piece]:
+    """Return what is in a part of a file, without gaps."""
+    found: list[_Piece] = []
+    at = start
+    for extent in extents(fd, start):
+        if extent.start >= end:
+            break
+        first, last = max(extent.start, start), min(extent.end, end)
+        if first > at:
+            found.append(_Piece(at, first, None))
+        found.append(_Piece(first, last, _content(extent)))
+        at = last
+    if at < end:
+        found.append(_Piece(at, end, None))
+    return found
+
+
+def _content(extent: Extent) -> object:
+    if not extent.written:
+        return None
+    if extent.located:
+        return extent.physical - extent.start
+    # Where the blocks are is not told (compressed, or within other data): like no other.
+    return object()
+
+
+def _changed_extents(base: int, target: int, start: int, size: int) -> Iterator[Range]:
+    for at in range(start, size, _WINDOW):
+        end = min(at + _WINDOW, size)
+        while True:
+            before, after = _pieces(base, at, end), _pieces(target, at, end)
+            # A filesystem may move blocks (btrfs balance). What the base did not move meanwhile
+            # cannot have become a place of the target's.
+            if before == _pieces(base, at, end):
+                break
+        yield from _different(before, after)
+
+
+def _different(before: list[_Piece], after: list[_Piece]) -> Iterator[Range]:
+    """Yield where two descriptions of one part of a file differ."""
+    left, right = iter(before), iter(after)
+    one, other = next(left, None), next(right, None)
+    while one and other:
+        start, end = max(one.start, other.start), min(one.end, other.end)
+        if start < end and one.content != other.content:
+            yield start, end
+        if one.end == end:
+            one = next(left, None)
+        if other.end == end:
+            other = next(right, None)
+
+
+# By data
+
+
+def _changed_data(base: int, target: int, start: int, size: int) -> Iterator[Range]:
+    either = heapq.merge(_data(base, start), _data(target, start))
+    for first, last in _joined(_clipped(either, start, size)):
+        for at in range(first, last, _STEP):
+            yield from _different_blocks(base, target, at, min(at + _STEP, last))
+
+
+def _different_blocks(base: int, target: int, start: int, end: int) -> Iterator[Range]:
+    old = os.pread(base, end - start, start).ljust(end - start, b"\0")
+    new = os.pread(target, end - start, start).ljust(end - start, b"\0")
+    if old == new:
+        return
+    one, other = memoryview(old), memoryview(new)
+    for at in range(0, end - start, BLOCK):
+        if one[at : at + BLOCK] != other[at : at + BLOCK]:
+            yield start + at, min(start + at + BLOCK, end)

@@ -1,0 +1,102 @@
+"""The part of the Controller service that deals with snapshots."""
+
+import grpc
+
+from pycsi import ids, parameters, reply
+from pycsi import request as read
+from pycsi.errors import AlreadyExists, FailedPrecondition, InvalidArgument
+from pycsi.locks import Locks, snapshot_key
+from pycsi.model import Snapshot
+from pycsi.pools import Pools
+from pycsi.proto import csi_pb2 as csi
+from pycsi.proto import csi_pb2_grpc
+from pycsi.snapshots import Member, take
+from pycsi.topology import NodeFacts
+
+
+class ControllerSnapshots(csi_pb2_grpc.ControllerServicer):
+    """Take, delete, list and describe snapshots."""
+
+    def __init__(self, pools: Pools, locks: Locks, node: NodeFacts) -> None:
+        self._pools = pools
+        self._locks = locks
+        self._node = node
+
+    def CreateSnapshot(
+        self, request: csi.CreateSnapshotRequest, context: grpc.ServicerContext
+    ) -> csi.CreateSnapshotResponse:
+        read.required(request.source_volume_id, "source_volume_id")
+        name = read.name(request.name)
+        given = read.string_map(request.parameters, "parameters")
+        steady = parameters.steady(given)
+        snapshot_id = ids.object_id(name, self._node.id)
+        with self._locks.hold(snapshot_key(snapshot_id)):
+            if found := self._pools.find_snapshot(snapshot_id):
+                _, snapshot = found
+                _compare(snapshot, request)
+            else:
+                with self._locks.hold(request.source_volume_id):
+                    pool, volume = self._pools.need(request.source_volume_id)
+                    member = Member(
+                        pool=pool,
+                        volume=volume,
+                        id=snapshot_id,
+                        name=name,
+                        parameters=given,
+                        steady=steady,
+                    )
+                    snapshot = take(self._pools, member)
+        return csi.CreateSnapshotResponse(snapshot=reply.snapshot(snapshot))
+
+    def DeleteSnapshot(
+        self, request: csi.DeleteSnapshotRequest, context: grpc.ServicerContext
+    ) -> csi.DeleteSnapshotResponse:
+        read.required(request.snapshot_id, "snapshot_id")
+        with self._locks.hold(snapshot_key(request.snapshot_id)):
+            if found := self._pools.find_snapshot(request.snapshot_id):
+                pool, snapshot = found
+                if snapshot.group:
+                    raise InvalidArgument(
+                        f"snapshot {snapshot.id} belongs to the group snapshot {snapshot.group}; "
+                        "delete that"
+                    )
+                pool.forget(snapshot)
+            elif node := self._pools.elsewhere(request.snapshot_id):
+                raise FailedPrecondition(
+                    f"snapshot {request.snapshot_id} is on node {node}, this is node "
+                    f"{self._pools.node}; ask the driver there"
+                )
+        return csi.DeleteSnapshotResponse()
+
+    def ListSnapshots(
+        self, request: csi.ListSnapshotsRequest, context: grpc.ServicerContext
+    ) -> csi.ListSnapshotsResponse:
+        size, after = read.page(request.max_entries, request.starting_token)
+        rest = [
+            snapshot
+            for snapshot in self._pools.snapshots()
+            if snapshot.id > after
+            and request.snapshot_id in {"", snapshot.id}
+            and request.source_volume_id in {"", snapshot.volume.id}
+        ]
+        shown = rest[:size] if size else rest
+        kind = csi.ListSnapshotsResponse
+        return kind(
+            entries=[kind.Entry(snapshot=reply.snapshot(item)) for item in shown],
+            next_token=read.token(shown[-1].id) if len(shown) < len(rest) else "",
+        )
+
+    def GetSnapshot(
+        self, request: csi.GetSnapshotRequest, context: grpc.ServicerContext
+    ) -> csi.GetSnapshotResponse:
+        read.required(request.snapshot_id, "snapshot_id")
+        _, snapshot = self._pools.need_snapshot(request.snapshot_id)
+        return csi.GetSnapshotResponse(snapshot=reply.snapshot(snapshot))
+
+
+def _compare(snapshot: Snapshot, request: csi.CreateSnapshotRequest) -> None:
+    """Refuse a request that the existing snapshot of its name does not satisfy."""
+    if snapshot.volume.id != request.source_volume_id:
+        raise AlreadyExists(
+            f"snapshot {snapshot.name!r} exists, of volume {snapshot.volume.id}; use another name"
+        )

@@ -1,0 +1,102 @@
+"""Whether volumes are well: said from evidence that is looked at now, never from memory.
+
+The first fault found is told. A volume that is well says so too, for the specification wants a
+message in any case.
+"""
+
+import dataclasses
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from pycsi.backends import Backend
+from pycsi.errors import CsiError
+from pycsi.linux import btrfs, filesystem
+from pycsi.linux.kernel import Kernel
+from pycsi.linux.mount import Mount
+from pycsi.model import Usage, Volume
+from pycsi.pool import Pool
+from pycsi.staging import Staging
+
+_FULL = 0.95
+"""The share in use from which a volume, or its pool, is nearly full."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Condition:
+    """A volume's condition, for people."""
+
+    abnormal: bool
+    message: str
+
+
+class Ward:
+    """Looks after the volumes on one filesystem; `fault` is what is wrong with the pool itself."""
+
+    def __init__(self, path: Path, ground: Mount, kernel: Kernel, fault: str | None) -> None:
+        self._path = path
+        self._ground = ground
+        self.kernel = kernel
+        self._fault = fault or self._ground_fault()
+
+    def _ground_fault(self) -> str | None:
+        try:
+            counted = 0
+            if self._ground.fstype == "ext4":
+                counted = filesystem.errors(self._ground.device)
+            elif self._ground.fstype == "btrfs":
+                counted = btrfs.errors(self._path)
+            facts = os.statvfs(self._path)
+        except OSError as error:
+            return f"the pool's disk: {error.strerror}"
+        if counted:
+            return f"the pool's {self._ground.fstype} has counted {counted} errors"
+        self._low = facts.f_bavail < facts.f_blocks * (1 - _FULL)
+        return None
+
+    def condition(self, backend: Backend) -> Condition:
+        """Examine a volume; `backend` sees with this ward's `kernel`."""
+        if self._fault:
+            return Condition(abnormal=True, message=self._fault)
+        try:
+            fault = next(self._faults(backend), None)
+        except (OSError, ValueError, CsiError) as error:
+            fault = f"cannot be examined: {error}"
+        return Condition(abnormal=fault is not None, message=fault or "healthy")
+
+    def _faults(self, backend: Backend) -> Iterator[str]:
+        yield from backend.faults()
+        yield from self._misplaced(backend)
+        if (usage := _usage(backend)) and (usage.used or 0) >= usage.total * _FULL:
+            yield f"nearly full: {usage.used} of {usage.total} bytes are used"
+        if self._low and not backend.volume.thick:
+            yield "the pool's disk is nearly full: what is written may not find room"
+
+    def _misplaced(self, backend: Backend) -> Iterator[str]:
+        """Yield where something else is mounted instead of the volume: its device was lost."""
+        noted = Staging(backend).notes
+        own = {item.target for item in backend.mounts()}
+        for item in self.kernel.mounts():
+            if item.target in noted.staged | noted.published and item.target not in own:
+                yield f"lost: at {item.target} is {item.fstype} {item.source}, not the volume"
+
+
+def _usage(backend: Backend) -> Usage | None:
+    """Measure a volume where that is possible without mounting it."""
+    if backend.volume.filesystem is None and backend.volume.enforced:
+        return None if backend.target_is_file else backend.usage(backend.content)
+    mounted = backend.mounts()
+    if backend.volume.filesystem and mounted:
+        return backend.usage(Path(mounted[0].target))
+    return None
+
+
+def examine(pool: Pool, volumes: list[Volume], kernel: Kernel) -> dict[str, Condition]:
+    """Return the condition of volumes of a pool, by id."""
+    fault = None
+    try:
+        pool.check()
+    except CsiError as error:
+        fault = str(error)
+    ward = Ward(pool.config.path, pool.mount, kernel, fault)
+    return {volume.id: ward.condition(pool.backend(volume, kernel)) for volume in volumes}

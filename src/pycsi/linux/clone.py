@@ -1,0 +1,67 @@
+"""Copies of files: by sharing their blocks (ioctl_ficlone(2)), or of their data, holes kept."""
+
+import errno
+import fcntl
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from pycsi.linux.descriptor import opened
+
+FICLONE = 0x40049409
+
+_CANNOT = frozenset({errno.EINVAL, errno.ENOSYS, errno.ENOTTY, errno.EOPNOTSUPP, errno.EXDEV})
+_BLOCK = 4096
+_STEP = 1024 * 1024
+
+
+def share(source: int, target: int) -> bool:
+    """Let the file `target` have all the blocks of the file `source`, at one point in time.
+
+    False where the filesystem cannot share blocks, or the two are not on one. Both are open files.
+    """
+    try:
+        fcntl.ioctl(target, FICLONE, source)
+    except OSError as error:
+        if error.errno in _CANNOT:
+            return False
+        raise
+    return True
+
+
+def can_share(directory: Path) -> bool:
+    """Tell whether files in `directory` can share blocks, by trying."""
+    with (
+        opened(directory, os.O_TMPFILE | os.O_RDWR) as one,
+        opened(directory, os.O_TMPFILE | os.O_RDWR) as other,
+    ):
+        os.pwrite(one, bytes(_BLOCK), 0)
+        return share(one, other)
+
+
+def copy(source: int, target: int, progress: Callable[[], None]) -> None:
+    """Copy the data of the open file `source` into the empty file `target`, and not its holes.
+
+    No blocks are shared. `progress` is called every mebibyte; what it raises ends the copy.
+    """
+    os.ftruncate(target, os.fstat(source).st_size)
+    buffer = memoryview(bytearray(_STEP))
+    end = 0
+    while (start := _seek(source, end, os.SEEK_DATA)) is not None:
+        end = _seek(source, start, os.SEEK_HOLE) or start
+        while start < end:
+            progress()
+            count = os.preadv(source, [buffer[: end - start]], start)
+            if not count:
+                return  # the file has been truncated since
+            start += os.pwrite(target, buffer[:count], start)
+
+
+def _seek(fd: int, offset: int, whence: int) -> int | None:
+    """Return where after `offset` the next data or hole begins; None where there is no more."""
+    try:
+        return os.lseek(fd, offset, whence)
+    except OSError as error:
+        if error.errno == errno.ENXIO:
+            return None
+        raise

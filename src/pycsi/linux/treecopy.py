@@ -1,0 +1,257 @@
+"""Copying directory trees that somebody else has filled, and may be changing.
+
+Like `cp -a --reflink=auto`: hard links, extended attributes, ACLs, owners, modes, times and holes
+are kept. Unlike it, nothing that is swapped for a symbolic link meanwhile leads out of the tree:
+each name is opened in the directory that it was found in, and no link is followed. A tree of any
+depth takes neither stack nor descriptors.
+"""
+
+import contextlib
+import errno
+import os
+import stat
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Self
+
+from pycsi.linux import clone
+from pycsi.linux.descriptor import DIRECTORY, opened
+
+CLOCK_REALTIME_COARSE = 5
+"""The clock that files get their times from."""
+
+_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOATIME
+_REPLACED = frozenset({errno.ENOENT, errno.ELOOP, errno.ENOTDIR, errno.ENXIO, errno.ESTALE})
+_SECTOR = 512
+_NOT_KEPT = ("security.selinux", "btrfs.")
+
+
+class TreeChangedError(Exception):
+    """Somebody has changed the tree while it was read."""
+
+
+class _Cursor:
+    """A directory in a tree, from which one goes down and up again without following links."""
+
+    def __init__(self, root: Path) -> None:
+        self.fd = os.open(root, DIRECTORY | os.O_CLOEXEC)
+        self._filesystem = os.fstat(self.fd).st_dev
+        self._above: list[tuple[int, int]] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self.fd)
+
+    @property
+    def at_root(self) -> bool:
+        return not self._above
+
+    def enter(self, name: str) -> None:
+        """Go down into the directory `name`; EXDEV where that is another filesystem's."""
+        here = self._identity(self.fd)
+        self._move(name, lambda found: found[0] == self._filesystem)
+        self._above.append(here)
+
+    def leave(self) -> None:
+        """Go up again; `TreeChangedError` where up is not where one came from."""
+        expected = self._above.pop()
+        self._move("..", lambda found: found == expected)
+
+    def _move(self, name: str, fits: Callable[[tuple[int, int]], bool]) -> None:
+        try:
+            fd = os.open(name, DIRECTORY | os.O_CLOEXEC, dir_fd=self.fd)
+        except OSError as error:
+            if error.errno in _REPLACED:
+                raise FileNotFoundError(error.errno, "replaced", name) from None
+            raise
+        found = self._identity(fd)
+        if not fits(found):
+            os.close(fd)
+            if name == "..":
+                raise TreeChangedError("a directory was moved")
+            raise OSError(errno.EXDEV, "a subvolume, or another filesystem, begins here", name)
+        os.close(self.fd)
+        self.fd = fd
+
+    @staticmethod
+    def _identity(fd: int) -> tuple[int, int]:
+        status = os.fstat(fd)
+        return status.st_dev, status.st_ino
+
+
+def fence() -> int:
+    """Return a moment in nanoseconds: what changes from now on gets a later time."""
+    now = time.clock_gettime_ns(CLOCK_REALTIME_COARSE)
+    while time.clock_gettime_ns(CLOCK_REALTIME_COARSE) <= now:
+        time.sleep(0.001)
+    return now
+
+
+def _walk(root: Path, visit: Callable[[str, os.stat_result | None], None]) -> None:
+    """Call `visit` with the name and the status of all that is in the tree, and of its root.
+
+    The status is None where something disappears while it is looked at.
+    """
+    with _Cursor(root) as place:
+        visit(".", os.fstat(place.fd))
+        pending = [os.listdir(place.fd)]
+        while True:
+            while pending[-1]:
+                name = pending[-1].pop()
+                try:
+                    status = os.stat(name, dir_fd=place.fd, follow_symlinks=False)
+                    visit(name, status)
+                    if stat.S_ISDIR(status.st_mode):
+                        place.enter(name)
+                        pending.append(os.listdir(place.fd))
+                except FileNotFoundError:
+                    visit(name, None)
+            pending.pop()
+            if place.at_root:
+                return
+            place.leave()
+
+
+def refuse_changed(root: Path, since: int) -> None:
+    """Raise `TreeChangedError` if anything in the tree has changed after the moment `since`."""
+
+    def refuse_later(name: str, status: os.stat_result | None) -> None:
+        if status is None or status.st_ctime_ns > since:
+            raise TreeChangedError(f"{name!r} was changed")
+
+    _walk(root, refuse_later)
+
+
+def occupied(root: Path) -> int:
+    """Return how many bytes what is in the tree occupies; of a tree that changes, about."""
+    total = 0
+    seen: set[int] = set()
+
+    def count(_: str, status: os.stat_result | None) -> None:
+        nonlocal total
+        if status is None:
+            return
+        if status.st_nlink == 1 or stat.S_ISDIR(status.st_mode):
+            total += status.st_blocks * _SECTOR
+        elif status.st_ino not in seen:
+            seen.add(status.st_ino)
+            total += status.st_blocks * _SECTOR
+
+    _walk(root, count)
+    return total
+
+
+def copy(source: Path, target: Path, progress: Callable[[], None]) -> None:
+    """Copy what is in the directory `source` into the empty directory `target`.
+
+    `progress` is called for each file and each mebibyte; what it raises ends the copy. What
+    disappears while it is looked at is left out: `refuse_changed` tells.
+    """
+    # A second name of each file that has several, until the end, to make the others from.
+    links = target / f".links-{uuid.uuid4().hex}"
+    links.mkdir(mode=0o700)
+    with opened(links, DIRECTORY) as linked, _Cursor(source) as here, _Cursor(target) as there:
+        _copy_tree(here, there, linked, progress)
+        for name in os.listdir(linked):
+            os.unlink(name, dir_fd=linked)
+        links.rmdir()
+        _keep_attributes(here.fd, there.fd)
+
+
+def _copy_tree(here: _Cursor, there: _Cursor, linked: int, progress: Callable[[], None]) -> None:
+    pending = [os.listdir(here.fd)]
+    while True:
+        while pending[-1]:
+            progress()
+            name = pending[-1].pop()
+            with contextlib.suppress(FileNotFoundError):
+                status = os.stat(name, dir_fd=here.fd, follow_symlinks=False)
+                if not stat.S_ISDIR(status.st_mode):
+                    _copy_once(name, status, here.fd, there.fd, linked, progress)
+                    continue
+                here.enter(name)
+                os.mkdir(name, 0o700, dir_fd=there.fd)
+                there.enter(name)
+                pending.append(os.listdir(here.fd))
+        pending.pop()
+        if here.at_root:
+            return
+        _keep_attributes(here.fd, there.fd)
+        here.leave()
+        there.leave()
+
+
+def _copy_once(  # noqa: PLR0917  (two directories, and what to do with a name in them)
+    name: str,
+    status: os.stat_result,
+    here: int,
+    there: int,
+    linked: int,
+    progress: Callable[[], None],
+) -> None:
+    """Copy what is not a directory, or link to the copy of another name of the same file."""
+    key = str(status.st_ino)
+    if status.st_nlink > 1:
+        with contextlib.suppress(FileNotFoundError):
+            os.link(key, name, src_dir_fd=linked, dst_dir_fd=there, follow_symlinks=False)
+            return
+    if stat.S_ISREG(status.st_mode):
+        _copy_file(name, here, there, progress)
+    else:
+        _copy_special(name, status, here, there)
+    if status.st_nlink > 1:
+        os.link(name, key, src_dir_fd=there, dst_dir_fd=linked, follow_symlinks=False)
+
+
+def _copy_file(name: str, here: int, there: int, progress: Callable[[], None]) -> None:
+    with contextlib.ExitStack() as open_files:
+        try:
+            source = open_files.enter_context(opened(name, _FILE, at=here))
+            regular = stat.S_ISREG(os.fstat(source).st_mode)
+        except OSError as error:
+            if error.errno not in _REPLACED:
+                raise
+            regular = False
+        if not regular:
+            raise FileNotFoundError(errno.ENOENT, "replaced", name)
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
+        target = open_files.enter_context(opened(name, flags, at=there))
+        if os.fstat(source).st_size and not clone.share(source, target):
+            clone.copy(source, target, progress)
+        _keep_attributes(source, target)
+
+
+def _copy_special(name: str, status: os.stat_result, here: int, there: int) -> None:
+    """Copy a symbolic link, FIFO, socket or device node."""
+    if stat.S_ISLNK(status.st_mode):
+        os.symlink(os.readlink(name, dir_fd=here), name, dir_fd=there)
+    else:
+        os.mknod(name, status.st_mode, status.st_rdev, dir_fd=there)
+    os.chown(name, status.st_uid, status.st_gid, dir_fd=there, follow_symlinks=False)
+    if not stat.S_ISLNK(status.st_mode):
+        os.chmod(name, stat.S_IMODE(status.st_mode), dir_fd=there)  # what was made just now
+    # There is no descriptor of such a file; these paths name it in the directory that is open.
+    _keep_xattrs(f"/proc/self/fd/{here}/{name}", f"/proc/self/fd/{there}/{name}")
+    times = (status.st_atime_ns, status.st_mtime_ns)
+    os.utime(name, ns=times, dir_fd=there, follow_symlinks=False)
+
+
+def _keep_attributes(source: int, target: int) -> None:
+    """Give the open file `target` the owner, mode, attributes and times of `source`."""
+    status = os.fstat(source)
+    os.fchown(target, status.st_uid, status.st_gid)
+    os.fchmod(target, stat.S_IMODE(status.st_mode))
+    _keep_xattrs(source, target)
+    os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def _keep_xattrs(source: int | str, target: int | str) -> None:
+    follow = isinstance(source, int)
+    for name in os.listxattr(source, follow_symlinks=follow):
+        if not name.startswith(_NOT_KEPT):
+            value = os.getxattr(source, name, follow_symlinks=follow)
+            os.setxattr(target, name, value, follow_symlinks=follow)

@@ -1,0 +1,127 @@
+"""All the volumes, or all the snapshots, of a pool: a directory with a record for each."""
+
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
+
+import structlog
+
+from pycsi.errors import FailedPrecondition
+from pycsi.ids import node_of
+from pycsi.store import RecordError, read_record
+
+log = structlog.get_logger()
+
+UNREADABLE = (RecordError, OSError, TypeError, KeyError, ValueError)
+"""What reading a record that is damaged, or of a newer version, raises."""
+
+
+class Kept(Protocol):
+    """What has an id: a volume or a snapshot."""
+
+    @property
+    def id(self) -> str: ...
+
+
+T = TypeVar("T", bound=Kept)
+
+
+class Shelf(Generic[T]):
+    """The directories in `folder`, whose records named `record` are read by `parse`.
+
+    `size_of` says how many bytes of the pool one of them counts for. With `adopts`, what others
+    have put there since is found: `pycsi trash restore` does so while the driver runs.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        record: str,
+        parse: Callable[[Mapping[str, Any]], T],
+        size_of: Callable[[T], int],
+        *,
+        adopts: bool = False,
+    ) -> None:
+        self.folder = folder
+        self._record = record
+        self._parse = parse
+        self._size_of = size_of
+        self._adopts = adopts
+        self._mutex = threading.RLock()
+        self._items: dict[str, T] = {}
+        self._unreadable: dict[str, str] = {}
+        self._held = 0
+        self._changed = -1
+
+    @property
+    def held(self) -> int:
+        """How many bytes of the pool all of them count for."""
+        self._adopt_all()
+        return self._held
+
+    def load(self) -> None:
+        """Read the records. One that is damaged, or of a newer version, is left as it is."""
+        for place in sorted(self.folder.iterdir()):
+            self._read(place)
+
+    def _read(self, place: Path) -> T | None:
+        try:
+            item = self._parse(read_record(place / self._record))
+            if item.id != place.name:
+                raise RecordError(f"it is that of {item.id}")
+        except UNREADABLE as error:
+            self._unreadable[place.name] = f"its record cannot be read ({error})"
+            log.warning("a record cannot be read", path=str(place), error=str(error))
+            return None
+        self.put(item)
+        return item
+
+    def get(self, object_id: str) -> T | None:
+        """Return one, or None; `FailedPrecondition` where its record cannot be read."""
+        if reason := self._unreadable.get(object_id):
+            raise FailedPrecondition(
+                f"{object_id} is there, but {reason}; restore the record, or move "
+                f"{self.folder / object_id} away, and restart the driver"
+            )
+        with self._mutex:
+            item = self._items.get(object_id)
+            if item is None and self._adopts and node_of(object_id):
+                # Only what is an id may become a path.
+                place = self.folder / object_id
+                item = self._read(place) if place.is_dir() else None
+            return item
+
+    def all(self) -> list[T]:
+        self._adopt_all()
+        with self._mutex:
+            return list(self._items.values())
+
+    def _adopt_all(self) -> None:
+        """Read what is new in the folder, if the kernel says that the folder has changed."""
+        if not self._adopts:
+            return
+        try:
+            changed = self.folder.stat().st_mtime_ns
+            if changed == self._changed:
+                return
+            with self._mutex:
+                for place in self.folder.iterdir():
+                    if place.name not in {*self._items, *self._unreadable}:
+                        self._read(place)
+                self._changed = changed
+        except OSError:  # the pool's disk is away: `Pool.check` says so where it matters
+            return
+
+    def put(self, item: T) -> None:
+        """Remember a new one, or an old one with a new record."""
+        with self._mutex:
+            before = self._items.get(item.id)
+            self._held += self._size_of(item) - (self._size_of(before) if before else 0)
+            self._items[item.id] = item
+
+    def drop(self, object_id: str) -> None:
+        """Forget one; absent is fine."""
+        with self._mutex:
+            if before := self._items.pop(object_id, None):
+                self._held -= self._size_of(before)

@@ -1,0 +1,181 @@
+"""The trash of a pool: what was deleted and still occupies it.
+
+An entry is the deleted directory itself, renamed to `<id>.<seconds since the epoch>.<fate>.<hex>`:
+one rename deletes it and says when, and what is to become of it. Whoever reaps or restores an entry
+renames it first, so of two who try one succeeds; a leading dot marks one that is being reaped.
+"""
+
+import contextlib
+import dataclasses
+import enum
+import re
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Self
+
+import structlog
+
+from pycsi.backends.directory import DATA
+from pycsi.backends.image import IMAGE
+from pycsi.layout import SNAPSHOT_RECORD, VOLUME_RECORD, Layout
+from pycsi.limits import Limiter
+from pycsi.linux.tree import refuse_mounts, remove
+from pycsi.model import Snapshot, Volume
+from pycsi.shelf import UNREADABLE
+from pycsi.store import publish, read_record
+
+log = structlog.get_logger()
+
+_ENTRY = re.compile(
+    r"(?P<doomed>\.?)(?P<id>.+)\.(?P<deleted>\d{1,12})\.(?P<fate>gone|kept)\.[0-9a-f]{8}"
+)
+_DOOMED = "."
+
+
+class Fate(enum.StrEnum):
+    """What becomes of an entry: reaped soon, or kept for the pool's `retain-for`."""
+
+    GONE = "gone"
+    KEPT = "kept"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """A deleted volume or snapshot. `deleted` is in seconds since the epoch."""
+
+    path: Path
+    id: str
+    deleted: int
+    fate: Fate
+    doomed: bool
+
+    @classmethod
+    def parse(cls, path: Path) -> Self:
+        """Read an entry's name; what has none of ours is doomed."""
+        match = _ENTRY.fullmatch(path.name)
+        if match is None:
+            return cls(path=path, id=path.name, deleted=0, fate=Fate.GONE, doomed=True)
+        return cls(
+            path=path,
+            id=match["id"],
+            deleted=int(match["deleted"]),
+            fate=Fate(match["fate"]),
+            doomed=bool(match["doomed"]),
+        )
+
+    def due(self, retain_for: float | None) -> float:
+        """Return when this is to be reaped, in seconds since the epoch."""
+        if self.doomed or self.fate is Fate.GONE:
+            return 0
+        return float("inf") if retain_for is None else self.deleted + retain_for
+
+    def record(self) -> Volume | Snapshot | None:
+        """Return what this was, or None where the record has gone already."""
+        with contextlib.suppress(*UNREADABLE):
+            if (self.path / SNAPSHOT_RECORD).exists():
+                return Snapshot.from_json(read_record(self.path / SNAPSHOT_RECORD))
+            return Volume.from_json(read_record(self.path / VOLUME_RECORD))
+        return None
+
+    def size(self) -> int:
+        """Return how many bytes of the pool this counts for."""
+        match self.record():
+            case Volume() as volume:
+                return volume.capacity
+            case Snapshot() as snapshot:
+                return snapshot.held
+        return 0
+
+
+def entries(layout: Layout) -> list[Entry]:
+    """Return what is in the trash, the oldest first."""
+    found = [Entry.parse(path) for path in layout.trash.iterdir()]
+    return sorted(found, key=lambda entry: (entry.deleted, entry.path.name))
+
+
+def doomed_place(layout: Layout, name: str) -> Path:
+    """Return a place in the trash for litter: what was never whole, and nobody may restore."""
+    return layout.trash / f"{_DOOMED}{name}.{uuid.uuid4().hex[:8]}"
+
+
+def reap(entry: Entry, limiter: Limiter, interrupted: Callable[[], bool]) -> None:
+    """Remove an entry for good; another one may have taken it, or may go on with it later."""
+    refuse_mounts(entry.path)
+    doomed = entry.path
+    if not entry.path.name.startswith(_DOOMED):
+        doomed = entry.path.with_name(f"{_DOOMED}{entry.path.name}")
+        try:
+            entry.path.rename(doomed)
+        except FileNotFoundError:
+            return
+    destroy(doomed, limiter, interrupted)
+
+
+def destroy(place: Path, limiter: Limiter, interrupted: Callable[[], bool] = lambda: False) -> None:
+    """Delete what is left of a volume or snapshot, its record last."""
+    volume = Entry.parse(place).record()
+    project = volume.project if isinstance(volume, Volume) else None
+    limiter.remove(place / DATA, project, interrupted)
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        (place / IMAGE).unlink()
+    remove(place, interrupted)
+
+
+class Trash:
+    """The trash of an open pool, and how much of the pool it occupies.
+
+    `filled` is set when something is thrown away.
+    """
+
+    def __init__(self, layout: Layout, retain_for: float | None) -> None:
+        self._layout = layout
+        self._retain_for = retain_for
+        self.filled = threading.Event()
+        self._mutex = threading.Lock()
+        self._sizes: dict[str, int] = {}
+        self._changed = -1
+
+    def dwindles(self) -> bool:
+        """Tell whether there is something that is being freed, or will be at once."""
+        return any(entry.due(self._retain_for) <= time.time() for entry in entries(self._layout))
+
+    @property
+    def held(self) -> int:
+        """How many bytes of the pool are in the trash."""
+        with self._mutex, contextlib.suppress(OSError):
+            changed = self._layout.trash.stat().st_mtime_ns
+            if changed != self._changed:
+                # By the name without the dot: what is half reaped may have lost its record.
+                known = self._sizes
+                self._sizes = {
+                    name: known[name] if name in known else entry.size()
+                    for entry in entries(self._layout)
+                    for name in [entry.path.name.lstrip(_DOOMED)]
+                }
+                self._changed = changed
+        return sum(self._sizes.values())
+
+    def throw_away(self, place: Path, object_id: str, fate: Fate) -> None:
+        """Delete the directory `place` of an object, by one rename: durable when this returns."""
+        name = f"{object_id}.{int(time.time())}.{fate}.{uuid.uuid4().hex[:8]}"
+        publish(place, self._layout.trash / name)
+        self.filled.set()
+
+    def reap(self, limiter: Limiter, interrupted: Callable[[], bool]) -> float:
+        """Remove what is due; return in how many seconds the next is, infinite where none is."""
+        wait = float("inf")
+        for entry in entries(self._layout):
+            left = entry.due(self._retain_for) - time.time()
+            if left > 0:
+                wait = min(wait, left)
+                continue
+            try:
+                reap(entry, limiter, interrupted)
+            except InterruptedError:
+                break
+            except Exception as error:  # noqa: BLE001  (a user's data may not stop the others')
+                log.warning("cannot be deleted now", path=str(entry.path), error=str(error))
+        return wait

@@ -1,0 +1,63 @@
+"""What a person does with the trash of pools, while their driver runs or not.
+
+Everything is one rename, so a driver that reaps an entry at the same time does it or leaves it to
+us. A running driver finds a volume that was brought back: it sees that the folder has changed.
+"""
+
+import errno
+import os
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from pycsi.config import PoolConfig
+from pycsi.inspection import InspectionError, Seen
+from pycsi.model import Volume
+from pycsi.store import publish
+from pycsi.trash import Entry, reap
+
+_TICK = 0.02
+"""Seconds after which a file time differs from an earlier one for certain."""
+
+
+def restore(configs: Iterable[PoolConfig], name: str) -> str:
+    """Make the volume that is the entry `name` a volume again; return its id."""
+    for seen, entry in _found(configs, [name]):
+        if not isinstance(entry.record(), Volume) or entry.doomed:
+            raise InspectionError(f"{name} is no volume that is whole; it cannot be restored")
+        place = seen.layout.volumes / entry.id
+        try:
+            publish(entry.path, place)
+        except OSError as error:
+            if error.errno not in {errno.EEXIST, errno.ENOTEMPTY}:
+                raise
+            raise InspectionError(
+                f"there is a volume {entry.id} again; delete that first, or leave this one be"
+            ) from None
+        _tell(seen.layout.volumes)
+    return entry.id
+
+
+def empty(configs: Iterable[PoolConfig], names: Sequence[str]) -> list[str]:
+    """Delete the entries `names` for good, or all if there are none; return what was deleted."""
+    deleted = []
+    for seen, entry in _found(configs, names):
+        reap(entry, seen.limiter, lambda: False)
+        deleted.append(entry.path.name)
+    return deleted
+
+
+def _tell(folder: Path) -> None:
+    """Change the folder's time again, lest a driver has looked in the very tick of the change."""
+    time.sleep(_TICK)
+    os.utime(folder)
+
+
+def _found(configs: Iterable[PoolConfig], names: Sequence[str]) -> list[tuple[Seen, Entry]]:
+    """Return the entries called `names`, or all if there are none, with their pools."""
+    every = [(seen, entry) for config in configs for seen in [Seen(config)] for entry in seen.trash]
+    known = {entry.path.name for _, entry in every}
+    for name in names:
+        if name not in known:
+            raise InspectionError(f"there is no {name!r} in the trash; see: pycsi trash list")
+    return [item for item in every if not names or item[1].path.name in names]
