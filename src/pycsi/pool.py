@@ -229,8 +229,10 @@ class Pool:
 
         `fill` makes its data and returns the project id.
         """
-        place = self.volumes.folder / volume.id
-        with self._building(place, volume.capacity, thick=volume.thick) as building:
+        with (
+            self.volumes.coming(volume.id) as place,
+            self._building(place, volume.capacity, thick=volume.thick) as building,
+        ):
             project = fill(self.backend_at(building, volume))
             made = dataclasses.replace(volume, project=project)
             layout.write_new_volume(building, made)

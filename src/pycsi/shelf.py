@@ -1,7 +1,8 @@
 """All the volumes, or all the snapshots, of a pool: a directory with a record for each."""
 
+import contextlib
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -51,6 +52,7 @@ class Shelf(Generic[T]):
         self._mutex = threading.RLock()
         self._items: dict[str, T] = {}
         self._unreadable: dict[str, str] = {}
+        self._coming: set[str] = set()
         self._held = 0
         self._changed = -1
 
@@ -86,10 +88,11 @@ class Shelf(Generic[T]):
             )
         with self._mutex:
             item = self._items.get(object_id)
+            # Only what is an id may become a path.
             if item is None and self._adopts and node_of(object_id):
-                # Only what is an id may become a path.
                 place = self.folder / object_id
-                item = self._read(place) if place.is_dir() else None
+                if object_id not in self._coming and place.is_dir():
+                    item = self._read(place)
             return item
 
     def all(self) -> list[T]:
@@ -106,12 +109,27 @@ class Shelf(Generic[T]):
             if changed == self._changed:
                 return
             with self._mutex:
+                known = {*self._items, *self._unreadable, *self._coming}
                 for place in self.folder.iterdir():
-                    if place.name not in {*self._items, *self._unreadable}:
+                    if place.name not in known:
                         self._read(place)
                 self._changed = changed
         except OSError:  # the pool's disk is away: `Pool.check` says so where it matters
             return
+
+    @contextlib.contextmanager
+    def coming(self, object_id: str) -> Iterator[Path]:
+        """Keep what is made in the `with` block from being adopted: it is put here when it is done.
+
+        Yields where it will be.
+        """
+        with self._mutex:
+            self._coming.add(object_id)
+        try:
+            yield self.folder / object_id
+        finally:
+            with self._mutex:
+                self._coming.remove(object_id)
 
     def put(self, item: T) -> None:
         """Remember a new one, or an old one with a new record."""
