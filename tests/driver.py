@@ -43,6 +43,16 @@ def block_capability(
     )
 
 
+def from_snapshot(snapshot_id: str) -> csi.VolumeContentSource:
+    kind = csi.VolumeContentSource
+    return kind(snapshot=kind.SnapshotSource(snapshot_id=snapshot_id))
+
+
+def from_volume(volume_id: str) -> csi.VolumeContentSource:
+    kind = csi.VolumeContentSource
+    return kind(volume=kind.VolumeSource(volume_id=volume_id))
+
+
 @contextlib.contextmanager
 def refused(code: grpc.StatusCode, *words: str) -> Iterator[None]:
     """Expect an RPC to fail with `code` and a message that holds all `words`."""
@@ -103,6 +113,8 @@ class Driver:
         self.identity = csi_pb2_grpc.IdentityStub(self.channel)  # type: ignore[no-untyped-call]
         self.controller = csi_pb2_grpc.ControllerStub(self.channel)  # type: ignore[no-untyped-call]
         self.node = csi_pb2_grpc.NodeStub(self.channel)  # type: ignore[no-untyped-call]
+        self.group = csi_pb2_grpc.GroupControllerStub(self.channel)  # type: ignore[no-untyped-call]
+        self.metadata = csi_pb2_grpc.SnapshotMetadataStub(self.channel)  # type: ignore[no-untyped-call]
 
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + 60
@@ -164,12 +176,14 @@ class Driver:
         limit: int = 0,
         capability: csi.VolumeCapability | None = None,
         parameters: dict[str, str] | None = None,
+        source: csi.VolumeContentSource | None = None,
         **more: str,
     ) -> csi.Volume:
         request = csi.CreateVolumeRequest(
             name=name,
             volume_capabilities=[capability or mount_capability()],
             parameters={**(parameters or {}), **more},
+            volume_content_source=source,
         )
         if size is not None:
             request.capacity_range.CopyFrom(
@@ -177,6 +191,62 @@ class Driver:
             )
         volume: csi.Volume = self.controller.CreateVolume(request).volume
         return volume
+
+    def snapshot(self, name: str, volume_id: str, **parameters: str) -> csi.Snapshot:
+        snapshot: csi.Snapshot = self.controller.CreateSnapshot(
+            csi.CreateSnapshotRequest(name=name, source_volume_id=volume_id, parameters=parameters)
+        ).snapshot
+        return snapshot
+
+    def delete_snapshot(self, snapshot_id: str) -> None:
+        self.controller.DeleteSnapshot(csi.DeleteSnapshotRequest(snapshot_id=snapshot_id))
+
+    def snapshots(self, **filters: str) -> list[csi.Snapshot]:
+        response = self.controller.ListSnapshots(csi.ListSnapshotsRequest(**filters))
+        return [entry.snapshot for entry in response.entries]
+
+    def snapshot_group(self, name: str, *volume_ids: str) -> csi.VolumeGroupSnapshot:
+        group: csi.VolumeGroupSnapshot = self.group.CreateVolumeGroupSnapshot(
+            csi.CreateVolumeGroupSnapshotRequest(name=name, source_volume_ids=volume_ids)
+        ).group_snapshot
+        return group
+
+    def allocated(self, snapshot_id: str, start: int = 0, most: int = 0) -> list[tuple[int, int]]:
+        """Return the ranges of a snapshot that hold data: offsets and lengths."""
+        request = csi.GetMetadataAllocatedRequest(
+            snapshot_id=snapshot_id, starting_offset=start, max_results=most
+        )
+        return [
+            (block.byte_offset, block.size_bytes)
+            for message in self.metadata.GetMetadataAllocated(request)
+            for block in message.block_metadata
+        ]
+
+    def delta(self, base: str, target: str, start: int = 0, most: int = 0) -> list[tuple[int, int]]:
+        """Return the ranges in which two snapshots differ: offsets and lengths."""
+        request = csi.GetMetadataDeltaRequest(
+            base_snapshot_id=base,
+            target_snapshot_id=target,
+            starting_offset=start,
+            max_results=most,
+        )
+        return [
+            (block.byte_offset, block.size_bytes)
+            for message in self.metadata.GetMetadataDelta(request)
+            for block in message.block_metadata
+        ]
+
+    def modify(self, volume_id: str, **mutable: str) -> None:
+        self.controller.ControllerModifyVolume(
+            csi.ControllerModifyVolumeRequest(volume_id=volume_id, mutable_parameters=mutable)
+        )
+
+    def condition(self, volume_id: str) -> csi.VolumeCondition:
+        response = self.controller.ControllerGetVolume(
+            csi.ControllerGetVolumeRequest(volume_id=volume_id)
+        )
+        condition: csi.VolumeCondition = response.status.volume_condition
+        return condition
 
     def delete(self, volume_id: str) -> None:
         self.controller.DeleteVolume(csi.DeleteVolumeRequest(volume_id=volume_id))

@@ -53,7 +53,7 @@ class Moment:
 def frozen(volumes: Iterable[Frozen], limit: float) -> Iterator[Moment]:
     """Freeze the filesystems through the `with` block, but for `limit` seconds at most.
 
-    The block is to call `check` now and then, and after its last step.
+    Where there are none it may take any time. It is to call `check` now and then.
     """
     moment = Moment()
     with contextlib.ExitStack() as undo:
@@ -62,11 +62,12 @@ def frozen(volumes: Iterable[Frozen], limit: float) -> Iterator[Moment]:
         ]
         for _, volume in places:
             syncfs(volume.mountpoint)  # now, while nobody has to wait for it
-        watchdog = threading.Timer(limit, _expire, [moment, [fd for fd, _ in places]])
-        watchdog.daemon = True
-        watchdog.start()
-        undo.callback(watchdog.join)
-        undo.callback(watchdog.cancel)
+        if places:
+            watchdog = threading.Timer(limit, _expire, [moment, [fd for fd, _ in places]])
+            watchdog.daemon = True
+            watchdog.start()
+            undo.callback(watchdog.join)
+            undo.callback(watchdog.cancel)
         for fd, volume in places:
             undo.enter_context(_frozen(fd, volume))
             moment.check()

@@ -63,7 +63,7 @@ class FilesystemImage(Image):
 
     def _refuse_unmountable(self) -> None:
         """Refuse mkfs options that make a filesystem which this kernel cannot mount."""
-        with loop.attach(self.image, readonly=True, autoclear=True, name=self.volume.id) as device:
+        with self._attached(readonly=True) as device:
             try:
                 mount.refuse_unmountable(self._kind, device.path)
             except OSError as error:
@@ -131,7 +131,20 @@ class FilesystemImage(Image):
         self.forget_unrecorded()
         filesystem.undo_growth(self.image, self._undo)
         self._refuse_unknown()
-        with loop.attach(self.image, autoclear=True, name=self.volume.id) as device:
+        with self._attached() as device:
+            yield device
+
+    @contextlib.contextmanager
+    def _attached(self, *, readonly: bool = False) -> Iterator[loop.LoopDevice]:
+        """Attach a loop device that the kernel frees when the last mount of it has gone."""
+        found = filesystem.identify(self.image)
+        with loop.attach(
+            self.image,
+            sector=found.sector if found else loop.SMALLEST_SECTOR,
+            readonly=readonly,
+            autoclear=True,
+            name=self.volume.id,
+        ) as device:
             self.keep_blocks(device)
             yield device
 
@@ -218,8 +231,7 @@ class FilesystemImage(Image):
         super().adapt(project)
         if self._kind == "btrfs":
             filesystem.renew_uuid(self._kind, self.image)
-        with loop.attach(self.image, autoclear=True, name=self.volume.id) as device:
-            self.keep_blocks(device)
+        with self._attached() as device:
             self._recover(device.path, *(["nouuid"] if self._kind == "xfs" else []))
         self.wait_until_free()
         if self._kind == "xfs":

@@ -27,6 +27,7 @@ MIB = 1024 * 1024
 
 _BTRFS_SUPERBLOCK = 64 * 1024
 _EXT_SUPERBLOCK = 1024
+_SECTOR = 4096
 _HEAD = _BTRFS_SUPERBLOCK + 4096
 
 
@@ -77,11 +78,15 @@ KINDS = {
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Identity:
-    """What a superblock says: the kind, its UUID, its size in bytes, how many errors it has met."""
+    """What a superblock says: the kind, its UUID, and its size in bytes.
+
+    `sector` is the largest sector in bytes that its disk may have, `errors` how many it has met.
+    """
 
     kind: str
     uuid: uuid.UUID
     size: int
+    sector: int
     errors: int = 0
 
 
@@ -97,7 +102,9 @@ def make(kind: str, image: Path, options: list[str], *, keep_blocks: bool = Fals
     """
     facts = KINDS[kind]
     kept = facts.keep_blocks if keep_blocks else ()
-    program.run(f"mkfs.{kind}", *facts.make, *kept, *options, image)
+    # A file that shares blocks takes direct I/O of whole blocks only.
+    sectors = ("-s", f"size={_SECTOR}") if kind == "xfs" and "-s" not in options else ()
+    program.run(f"mkfs.{kind}", *facts.make, *sectors, *kept, *options, image)
 
 
 def identify(image: Path) -> Identity | None:
@@ -125,6 +132,7 @@ def _identify_ext4(head: bytes) -> Identity | None:
         kind="ext4",
         uuid=uuid.UUID(bytes=block[0x68:0x78]),
         size=blocks * (1024 << log_size),
+        sector=min(1024 << log_size, _SECTOR),
         errors=struct.unpack_from("<I", block, 0x194)[0],
     )
 
@@ -133,7 +141,12 @@ def _identify_xfs(head: bytes) -> Identity | None:
     if head[:4] != b"XFSB":
         return None
     block_size, blocks = struct.unpack_from(">IQ", head, 4)
-    return Identity(kind="xfs", uuid=uuid.UUID(bytes=head[32:48]), size=block_size * blocks)
+    return Identity(
+        kind="xfs",
+        uuid=uuid.UUID(bytes=head[32:48]),
+        size=block_size * blocks,
+        sector=struct.unpack_from(">H", head, 102)[0],
+    )
 
 
 def _identify_btrfs(head: bytes) -> Identity | None:
@@ -141,7 +154,7 @@ def _identify_btrfs(head: bytes) -> Identity | None:
     if block[0x40:0x48] != b"_BHRfS_M":
         return None
     (size,) = struct.unpack_from("<Q", block, 0x70)
-    return Identity(kind="btrfs", uuid=uuid.UUID(bytes=block[0x20:0x30]), size=size)
+    return Identity(kind="btrfs", uuid=uuid.UUID(bytes=block[0x20:0x30]), size=size, sector=_SECTOR)
 
 
 def errors(device: int) -> int:

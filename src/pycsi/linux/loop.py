@@ -26,6 +26,9 @@ LO_FLAGS_AUTOCLEAR = 4
 LO_FLAGS_DIRECT_IO = 16
 LO_FLAGS_READ_ONLY = 1
 
+SMALLEST_SECTOR = 512
+"""The sector that every filesystem and every partition table can do with."""
+
 _ATTEMPTS = 64
 _SYSFS = Path("/sys/block")
 
@@ -96,9 +99,17 @@ def _free_number() -> int:
 
 @contextlib.contextmanager
 def attach(
-    file: Path, *, readonly: bool = False, autoclear: bool = False, name: str = ""
+    file: Path,
+    *,
+    sector: int = SMALLEST_SECTOR,
+    readonly: bool = False,
+    autoclear: bool = False,
+    name: str = "",
 ) -> Iterator[LoopDevice]:
     """Bind a free loop device to `file`, with direct I/O where the file's filesystem can.
+
+    `sector` is the device's logical block size in bytes. The kernel's own choice would depend on
+    whether the file has blocks in common with another, which may change from one time to the next.
 
     With `autoclear` the kernel frees the device when its last user has gone: the device lives
     through the `with` block, and then as long as a filesystem on it is mounted. Otherwise it
@@ -108,14 +119,15 @@ def attach(
     flags |= LO_FLAGS_READ_ONLY if readonly else 0
     flags |= LO_FLAGS_AUTOCLEAR if autoclear else 0
     with opened(file, os.O_RDONLY if readonly else os.O_RDWR) as backing:
-        number, device = _configure(backing, flags, name, file)
+        number, device = _configure(backing, flags, sector, name, file)
     with closing(device):
         yield LoopDevice(number=number, readonly=readonly, autoclear=autoclear)
 
 
-def _configure(backing: int, flags: int, name: str, file: Path) -> tuple[int, int]:
+def _configure(backing: int, flags: int, sector: int, name: str, file: Path) -> tuple[int, int]:
     config = _LoopConfig()
     config.fd = backing
+    config.block_size = sector
     config.info.lo_file_name = name.encode()[:63]
     config.info.lo_flags = flags
     for _ in range(_ATTEMPTS):

@@ -228,7 +228,13 @@ def _copy_file(name: str, here: int, there: int, progress: Callable[[], None]) -
 def _copy_special(name: str, status: os.stat_result, here: int, there: int) -> None:
     """Copy a symbolic link, FIFO, socket or device node."""
     if stat.S_ISLNK(status.st_mode):
-        os.symlink(os.readlink(name, dir_fd=here), name, dir_fd=there)
+        try:
+            leads_to = os.readlink(name, dir_fd=here)
+        except OSError as error:
+            if error.errno == errno.EINVAL:  # it is no link any more
+                raise FileNotFoundError(errno.ENOENT, "replaced", name) from None
+            raise
+        os.symlink(leads_to, name, dir_fd=there)
     else:
         os.mknod(name, status.st_mode, status.st_rdev, dir_fd=there)
     os.chown(name, status.st_uid, status.st_gid, dir_fd=there, follow_symlinks=False)
