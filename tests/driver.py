@@ -201,8 +201,10 @@ class Driver:
     def delete_snapshot(self, snapshot_id: str) -> None:
         self.controller.DeleteSnapshot(csi.DeleteSnapshotRequest(snapshot_id=snapshot_id))
 
-    def snapshots(self, **filters: str) -> list[csi.Snapshot]:
-        response = self.controller.ListSnapshots(csi.ListSnapshotsRequest(**filters))
+    def snapshots(self, source_volume_id: str = "", snapshot_id: str = "") -> list[csi.Snapshot]:
+        response = self.controller.ListSnapshots(
+            csi.ListSnapshotsRequest(source_volume_id=source_volume_id, snapshot_id=snapshot_id)
+        )
         return [entry.snapshot for entry in response.entries]
 
     def snapshot_group(self, name: str, *volume_ids: str) -> csi.VolumeGroupSnapshot:

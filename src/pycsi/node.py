@@ -215,9 +215,10 @@ class Node(csi_pb2_grpc.NodeServicer):
         read.required(request.volume_path, "volume_path")
         pool, volume = self._at(request.volume_id, request.volume_path, lost=True)
         condition = examine(pool, [volume], Glance())[volume.id]
-        usage = None
+        backend, usage = pool.backend(volume), None
         try:
-            usage = pool.backend(volume).usage(Path(request.volume_path))
+            if Staging(backend).holds(resolved(request.volume_path, "volume_path")):
+                usage = backend.usage(Path(request.volume_path))
         except OSError:
             if not condition.abnormal:  # otherwise that says why it cannot be measured
                 raise

@@ -20,8 +20,6 @@ from pycsi.proto import csi_pb2 as csi
 OK = grpc.StatusCode.OK
 TOPOLOGY = "topology.pycsi.storage/node"
 
-MultiDriver = Callable[..., Driver]
-
 
 @pytest.fixture(autouse=True)
 def _nothing_is_left(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:

@@ -54,7 +54,8 @@ def check_delta(driver: Driver, base: str, target: str) -> list[tuple[int, int]]
     check_order(ranges, len(new))
     bits = covered(ranges, len(new))
     step = 4096
-    for at in range(0, len(new), step):
+    parts = [at for at in range(0, len(new), MIB) if old[at : at + MIB] != new[at : at + MIB]]
+    for at in (at for part in parts for at in range(part, min(part + MIB, len(new)), step)):
         if old[at : at + step] != new[at : at + step]:
             here = bits[at : at + step]
             assert here.count(1) == len(here), f"the change at {at} is missing"
@@ -199,12 +200,10 @@ def test_pages_and_resumption(
             driver.delta(base, after, start)
         with refused(Code.OUT_OF_RANGE, "starting_offset"):
             driver.allocated(after, start)
-    for method in (
-        lambda: driver.delta(base, after, most=-1),
-        lambda: driver.allocated(after, most=-1),
-    ):
-        with refused(Code.INVALID_ARGUMENT, "max_results"):
-            method()
+    with refused(Code.INVALID_ARGUMENT, "max_results"):
+        driver.delta(base, after, most=-1)
+    with refused(Code.INVALID_ARGUMENT, "max_results"):
+        driver.allocated(after, most=-1)
 
 
 def test_stream_of_a_snapshot_that_is_deleted(

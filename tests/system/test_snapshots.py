@@ -489,3 +489,28 @@ def test_nested_subvolumes_are_refused(
             driver.create("c", source=from_volume(volume_id))
         run("btrfs", "subvolume", "delete", target / "sub")
         driver.snapshot("s", volume_id)
+
+
+def test_room_for_snapshots(filesystem: FilesystemFactory, serve: Callable[..., Driver]) -> None:
+    """A snapshot counts for what it can keep occupied, until it has been freed."""
+    pool = filesystem("ext4", GIB)
+    driver = serve(pool)
+    volume_id = driver.create("v", 256 * MIB, capability=block_capability()).volume_id
+    before = driver.capacity(quota="none").available_capacity
+    driver.snapshot("empty", volume_id)
+    assert driver.capacity(quota="none").available_capacity == before
+    (pool / "volumes" / volume_id / "disk.img").write_bytes(os.urandom(256 * MIB))
+    for number in range(3):
+        driver.snapshot(f"s{number}", volume_id)
+        left = driver.capacity(quota="none").available_capacity
+        assert left == pytest.approx(before - 256 * MIB * (number + 1), abs=2 * MIB)
+        if left < 256 * MIB:
+            break
+    with refused(grpc.StatusCode.RESOURCE_EXHAUSTED, "256 MiB wanted"):
+        driver.snapshot("more", volume_id)
+    assert not list((pool / "tmp").iterdir())
+    driver.restart()
+    assert driver.capacity(quota="none").available_capacity == left
+    for snapshot in driver.snapshots():
+        driver.delete_snapshot(snapshot.snapshot_id)
+    assert driver.capacity(quota="none").available_capacity == before

@@ -1,0 +1,145 @@
+"""A frozen filesystem thaws whatever happens to the driver."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import grpc
+import pytest
+from conftest import FilesystemFactory, run
+from driver import GIB, MIB, Driver, mount_capability, refused
+
+from pycsi.linux.descriptor import DIRECTORY, opened
+from pycsi.linux.freeze import freeze, thaw
+from pycsi.proto import csi_pb2 as csi
+
+
+def writable_within(target: Path, seconds: float) -> bool:
+    """Tell whether a file can be written and synchronised in time."""
+    writer = subprocess.Popen(
+        [sys.executable, "-c", f"import os; open({str(target / 'probe')!r}, 'w'); os.sync()"]
+    )
+    try:
+        return writer.wait(seconds) == 0
+    except subprocess.TimeoutExpired:
+        return False
+    finally:
+        writer.kill()
+
+
+def is_frozen(target: Path) -> bool:
+    """Tell whether the filesystem is frozen, without waiting for it."""
+    with opened(target, DIRECTORY) as fd:
+        if freeze(fd):
+            thaw(fd)
+            return False
+    return True
+
+
+@pytest.mark.parametrize("kind", ["ext4", "xfs", "btrfs"])
+def test_killed_between_freeze_and_thaw(
+    filesystem: FilesystemFactory, serve: Callable[..., Driver], tmp_path: Path, kind: str
+) -> None:
+    """After SIGKILL the next start thaws: the filesystem is writable within a second of serving.
+
+    The pool cannot share blocks and the image is large, so there is time to kill the driver.
+    """
+    pool = filesystem("ext4", 3 * GIB)
+    driver = serve(f"default={pool},freeze-limit=60s")
+    capability = mount_capability(kind)
+    volume_id = driver.create("v", GIB, capability=capability, type="image").volume_id
+    staging, target = tmp_path / "staging", tmp_path / "target"
+    driver.stage(volume_id, staging, capability)
+    driver.publish(volume_id, staging, target, capability)
+    (target / "file").write_bytes(os.urandom(700 * MIB))
+    os.sync()
+    marker = pool / "frozen" / volume_id
+    taking = driver.controller.CreateSnapshot.future(
+        csi.CreateSnapshotRequest(name="s", source_volume_id=volume_id)
+    )
+    deadline = time.monotonic() + 30
+    while not (marker.exists() and is_frozen(target)):
+        assert time.monotonic() < deadline
+        assert not taking.done()
+    driver.stop(signal.SIGKILL)
+    assert marker.exists()
+    assert is_frozen(target)
+    driver.start()
+    assert writable_within(target, 1)
+    assert not marker.exists()
+    assert driver.snapshots() == []
+    driver.reaped()
+    assert list((pool / "tmp").iterdir()) == []
+    driver.unpublish(volume_id, target)
+    driver.unstage(volume_id, staging)
+    assert driver.snapshot("s", volume_id).ready_to_use
+
+
+def test_marker_without_a_freeze(driver: Driver, root: None, tmp_path: Path, pool: Path) -> None:
+    """A marker is not believed: after a reboot nothing is frozen, and nothing may be mounted."""
+    volume_id = driver.create("v", type="image").volume_id
+    with driver.published(volume_id, tmp_path) as target:
+        for name in (volume_id, "gone@node-1"):
+            (pool / "frozen" / name).touch()
+        driver.restart(signal.SIGKILL)
+        assert list((pool / "frozen").iterdir()) == []
+        assert writable_within(target, 1)
+    (pool / "frozen" / volume_id).touch()
+    driver.restart()
+    assert list((pool / "frozen").iterdir()) == []
+
+
+def test_frozen_by_somebody_else(
+    filesystem: FilesystemFactory, serve: Callable[..., Driver], tmp_path: Path
+) -> None:
+    """Another one's freeze is neither used nor ended, not by a start either."""
+    pool = filesystem("xfs", GIB)
+    driver = serve(pool)
+    volume_id = driver.create("v", type="image").volume_id
+    with driver.published(volume_id, tmp_path) as target:
+        run("fsfreeze", "--freeze", target)
+        try:
+            with refused(grpc.StatusCode.FAILED_PRECONDITION, "frozen by somebody else"):
+                driver.snapshot("s", volume_id)
+            assert is_frozen(target)
+            driver.restart()
+            assert is_frozen(target)
+        finally:
+            run("fsfreeze", "--unfreeze", target)
+        assert driver.snapshot("s", volume_id).ready_to_use
+
+
+def test_read_only_filesystem(
+    filesystem: FilesystemFactory, serve: Callable[..., Driver], tmp_path: Path
+) -> None:
+    """A volume that is mounted read-only has its snapshot too."""
+    driver = serve(filesystem("xfs", GIB))
+    volume_id = driver.create("v", type="image").volume_id
+    capability = mount_capability(flags=["ro"])
+    with driver.published(volume_id, tmp_path, capability):
+        assert driver.snapshot("s", volume_id).ready_to_use
+
+
+def test_full_pool(
+    filesystem: FilesystemFactory, serve: Callable[..., Driver], tmp_path: Path
+) -> None:
+    """A snapshot for which there is no room on the disk leaves nothing, and nothing frozen."""
+    pool = filesystem("ext4", GIB)
+    driver = serve(f"default={pool},overcommit=10")
+    volume_id = driver.create("v", 512 * MIB, type="image").volume_id
+    with driver.published(volume_id, tmp_path) as target:
+        (target / "file").write_bytes(os.urandom(300 * MIB))
+        os.sync()
+        (pool.parent / "ballast").write_bytes(bytes(450 * MIB))
+        with refused(grpc.StatusCode.RESOURCE_EXHAUSTED):
+            driver.snapshot("s", volume_id)
+        assert writable_within(target, 5)
+        (pool.parent / "ballast").unlink()
+        assert driver.snapshots() == []
+        assert driver.snapshot("s", volume_id).ready_to_use
+    for folder in ("tmp", "frozen"):
+        assert list((pool / folder).iterdir()) == []

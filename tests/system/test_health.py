@@ -1,0 +1,216 @@
+"""VolumeCondition: what is wrong with a volume is told, from what there is to see."""
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from conftest import FilesystemFactory, run
+from driver import GIB, MIB, Driver, block_capability, mount_capability
+
+from pycsi.linux import loop, mount
+from pycsi.proto import csi_pb2 as csi
+
+
+def abnormal(driver: Driver, volume_id: str, *words: str) -> None:
+    """Expect the volume to be unwell, wherever that is told."""
+    condition = driver.condition(volume_id)
+    assert condition.abnormal, condition.message
+    assert len(condition.message.encode()) <= 128
+    for word in words:
+        assert word in condition.message
+    listed = {
+        entry.volume.volume_id: entry.status.volume_condition
+        for entry in driver.controller.ListVolumes(csi.ListVolumesRequest()).entries
+    }
+    assert listed[volume_id] == condition
+
+
+def well(driver: Driver, *volume_ids: str) -> None:
+    for volume_id in volume_ids:
+        condition = driver.condition(volume_id)
+        assert not condition.abnormal, condition.message
+        assert condition.message
+
+
+def test_healthy(
+    filesystem: FilesystemFactory, serve: Callable[..., Driver], tmp_path: Path
+) -> None:
+    """Volumes of each kind are well, in use or not, also read-only, and after a reboot."""
+    driver = serve(filesystem("btrfs", 2 * GIB))
+    kinds = {
+        "directory": (mount_capability(), {}),
+        "ext4": (mount_capability("ext4"), {"type": "image"}),
+        "xfs": (mount_capability("xfs"), {"type": "image"}),
+        "btrfs": (mount_capability("btrfs"), {"type": "image"}),
+        "block": (block_capability(), {}),
+    }
+    for name, (capability, parameters) in kinds.items():
+        size = 16 * MIB if name in {"directory", "ext4", "block"} else 300 * MIB
+        volume_id = driver.create(
+            name, size, capability=capability, parameters=parameters
+        ).volume_id
+        well(driver, volume_id)
+        for readonly in (False, True):
+            with driver.published(volume_id, tmp_path, capability, readonly=readonly) as target:
+                well(driver, volume_id)
+                stats = driver.stats(volume_id, target)
+                assert not stats.volume_condition.abnormal, stats.volume_condition.message
+                assert stats.volume_condition.message
+        (tmp_path / f"staging-{volume_id}").mkdir(exist_ok=True)
+        well(driver, volume_id)
+
+
+def test_missing_data(driver: Driver, root: None, pool: Path) -> None:
+    """Data that is gone, or is not what it was."""
+    directory = driver.create("d", type="directory", quota="none").volume_id
+    image = driver.create("i", type="image").volume_id
+    short = driver.create("s", type="image").volume_id
+    other = driver.create("o", type="image").volume_id
+    block = driver.create("b", capability=block_capability()).volume_id
+    well(driver, directory, image, short, other, block)
+    volumes = pool / "volumes"
+    shutil.rmtree(volumes / directory / "data")
+    (volumes / image / "disk.img").unlink()
+    os.truncate(volumes / short / "disk.img", 4 * MIB)
+    (volumes / other / "disk.img").write_bytes(bytes(64 * MIB))
+    shutil.rmtree(volumes / block)
+    abnormal(driver, directory, "missing")
+    abnormal(driver, image, "missing")
+    abnormal(driver, short, "64 MiB")
+    abnormal(driver, other, "foreign data")
+    abnormal(driver, block, "missing")
+
+
+def test_other_filesystem(driver: Driver, root: None, pool: Path) -> None:
+    volume_id = driver.create("v", 320 * MIB, type="image").volume_id
+    run("mkfs.xfs", "-q", "-f", pool / "volumes" / volume_id / "disk.img")
+    abnormal(driver, volume_id, "xfs", "not ext4")
+
+
+def test_image_that_was_replaced(driver: Driver, root: None, tmp_path: Path, pool: Path) -> None:
+    """What is mounted is not the volume's image any more."""
+    volume_id = driver.create("v", type="image").volume_id
+    image = pool / "volumes" / volume_id / "disk.img"
+    with driver.published(volume_id, tmp_path) as target:
+        aside = image.with_name("aside")
+        image.rename(aside)
+        shutil.copy(aside, image)
+        abnormal(driver, volume_id, "lost")
+        stats = driver.stats(volume_id, target)
+        assert stats.volume_condition.abnormal
+        assert not stats.usage
+        image.unlink()
+        aside.rename(image)
+        well(driver, volume_id)
+
+
+def test_lost_loop_device(driver: Driver, root: None, tmp_path: Path, pool: Path) -> None:
+    """A raw volume's device was taken away below its pod."""
+    volume_id = driver.create("v", capability=block_capability()).volume_id
+    image = pool / "volumes" / volume_id / "disk.img"
+    with driver.published(volume_id, tmp_path, block_capability()) as target:
+        (device,) = loop.find(image)
+        loop.detach(device)
+        abnormal(driver, volume_id, "lost")
+        assert driver.stats(volume_id, target).volume_condition.abnormal
+        with loop.attach(image):
+            pass
+        if loop.find(image)[0] != device:  # somebody else has the number now
+            mount.umount2(target)
+
+
+def test_filesystem_gone_read_only(driver: Driver, root: None, tmp_path: Path) -> None:
+    volume_id = driver.create("v", type="image").volume_id
+    with driver.published(volume_id, tmp_path) as target:
+        run("mount", "-o", "remount,ro", tmp_path / f"staging-{volume_id}")
+        # The mount itself stays writable: that is how the kernel does it on an error.
+        run("mount", "-o", "remount,bind,rw", tmp_path / f"staging-{volume_id}")
+        abnormal(driver, volume_id, "read-only")
+        assert driver.stats(volume_id, target).volume_condition.abnormal
+
+
+def test_errors_of_ext4(driver: Driver, root: None, tmp_path: Path) -> None:
+    """The filesystem's own counter is told, while it is mounted and afterwards."""
+    volume_id = driver.create("v", type="image").volume_id
+    with driver.published(volume_id, tmp_path) as target:
+        device = next(item.source for item in mount.mountinfo() if item.target == str(target))
+        Path(f"/sys/fs/ext4/{Path(device).name}/trigger_fs_error").write_text("test")
+        abnormal(driver, volume_id, "errors")
+    abnormal(driver, volume_id, "errors")
+
+
+def test_xfs_that_was_shut_down(driver: Driver, root: None, tmp_path: Path) -> None:
+    capability = mount_capability("xfs")
+    volume_id = driver.create("v", 300 * MIB, capability=capability, type="image").volume_id
+    with driver.published(volume_id, tmp_path, capability) as target:
+        run("xfs_io", "-x", "-c", "shutdown", target)
+        abnormal(driver, volume_id, "shut down")
+
+
+def test_limit_that_was_removed(
+    filesystem: FilesystemFactory, serve: Callable[..., Driver], tmp_path: Path
+) -> None:
+    pool = filesystem("btrfs", GIB)
+    driver = serve(pool)
+    volume_id = driver.create("v").volume_id
+    well(driver, volume_id)
+    run("btrfs", "qgroup", "limit", "none", pool / "volumes" / volume_id / "data")
+    abnormal(driver, volume_id, "gone")
+    with driver.published(volume_id, tmp_path):
+        well(driver, volume_id)
+
+
+def test_nearly_full(
+    filesystem: FilesystemFactory, serve: Callable[..., Driver], tmp_path: Path
+) -> None:
+    """A volume that is nearly full, and those on a disk that is."""
+    pool = filesystem("btrfs", GIB)
+    driver = serve(f"default={pool},overcommit=10")
+    full = driver.create("full", 32 * MIB).volume_id
+    other = driver.create("other", 32 * MIB).volume_id
+    thick = driver.create("thick", 32 * MIB, type="image", allocation="thick").volume_id
+    with driver.published(full, tmp_path) as target:
+        (target / "file").write_bytes(os.urandom(31 * MIB))
+        os.sync()
+        abnormal(driver, full, "nearly full")
+        well(driver, other)
+    with (pool.parent / "ballast").open("wb") as ballast:
+        try:
+            while ballast.write(os.urandom(4 * MIB)):
+                ballast.flush()
+        except OSError:
+            pass
+    os.sync()
+    abnormal(driver, other, "disk is nearly full")
+    well(driver, thick)
+    (pool.parent / "ballast").unlink()
+
+
+def test_pool_that_was_replaced(
+    filesystem: FilesystemFactory, serve: Callable[..., Driver], tmp_path: Path
+) -> None:
+    pool = filesystem("ext4", GIB)
+    driver = serve(pool)
+    volume_id = driver.create("v", type="image").volume_id
+    run("mount", "-t", "tmpfs", "tmpfs", pool)
+    try:
+        abnormal(driver, volume_id, "pool default")
+    finally:
+        run("umount", pool)
+    well(driver, volume_id)
+
+
+def test_command(driver: Driver, root: None, pool: Path) -> None:
+    """`pycsi volumes` tells the same, without the driver."""
+    volume_id = driver.create("v", type="image").volume_id
+    driver.snapshot("s", volume_id)
+    (pool / "volumes" / volume_id / "disk.img").unlink()
+    driver.stop()
+    said = {
+        what: run(sys.executable, "-m", "pycsi", what, f"--pool={driver.pools[0]}")
+        for what in ("volumes", "snapshots", "pools")
+    }
+    assert "missing" in said["volumes"]
+    assert "s@node-1" in said["snapshots"]
+    driver.start()
