@@ -4,6 +4,7 @@ A limiter makes a volume's directory, sets its limit and reads it back, measures
 """
 
 import contextlib
+import dataclasses
 import errno
 import os
 import threading
@@ -156,6 +157,13 @@ class ProjectLimiter(NoLimiter):
         if project is None or quota.project_of(path) != project:
             return 0
         return quota.usage(path, project).limit
+
+    def usage(self, path: Path, project: int | None, size: int) -> Usage:
+        measured = filesystem_usage(path)
+        if project is None:
+            return measured
+        # statvfs(3) shows no more than the limit, which root may have exceeded.
+        return dataclasses.replace(measured, used=quota.usage(path, project).used)
 
     def remove(
         self, path: Path, project: int | None, interrupted: Callable[[], bool] = lambda: False

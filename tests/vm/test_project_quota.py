@@ -9,10 +9,12 @@ import os
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import grpc
 import pytest
 from conftest import IN_VM, FilesystemFactory
-from driver import GIB, MIB, Driver
+from driver import GIB, MIB, Driver, from_snapshot, from_volume
 
 from pycsi.linux import quota
 from pycsi.proto import csi_pb2 as csi
@@ -86,6 +88,7 @@ def test_directory_is_limited(pool: Path, serve: Callable[..., Driver], place: P
         assert any(reason in said for reason in REFUSALS)
         assert 56 * MIB < written <= 64 * MIB
     driver.delete(volume.volume_id)
+    driver.reaped()
     assert quota.usage(pool, project).limit == 0
 
 
@@ -117,10 +120,63 @@ def test_a_lost_limit_is_set_again_when_staging(
     volume = driver.create("data", 64 * MIB)
     data = pool / "volumes" / volume.volume_id / "data"
     quota.set_limit(data, quota.project_of(data), 0)
+    condition = driver.condition(volume.volume_id)
+    assert condition.abnormal
+    assert "gone" in condition.message
     with driver.published(volume.volume_id, place) as target:
         facts = os.statvfs(target)
         assert facts.f_blocks * facts.f_frsize == 64 * MIB
     driver.delete(volume.volume_id)
+
+
+def test_copies_are_limited_for_themselves(
+    pool: Path, serve: Callable[..., Driver], place: Path
+) -> None:
+    """A snapshot counts for nobody; a volume restored from it, or cloned, has its own limit."""
+    driver = serve(pool)
+    volume = driver.create("data", 64 * MIB)
+    data = pool / "volumes" / volume.volume_id / "data"
+    with driver.published(volume.volume_id, place) as target:
+        write_as_nobody(target / "fill", 32 * MIB)
+        os.link(target / "fill", target / "link")
+        snapshot = driver.snapshot("s", volume.volume_id)
+        used = quota.usage(data, quota.project_of(data)).used
+        assert 32 * MIB <= used < 34 * MIB
+    held = pool / "snapshots" / snapshot.snapshot_id / "data"
+    assert quota.project_of(held) == 0
+    sources = {"r": from_snapshot(snapshot.snapshot_id), "c": from_volume(volume.volume_id)}
+    for name, source in sources.items():
+        copy = driver.create(name, 128 * MIB, source=source)
+        own = pool / "volumes" / copy.volume_id / "data"
+        project = quota.project_of(own)
+        assert project not in {0, quota.project_of(data)}
+        assert quota.usage(own, project).limit == 128 * MIB
+        assert 32 * MIB <= quota.usage(own, project).used < 34 * MIB
+        with driver.published(copy.volume_id, place) as target:
+            assert (target / "link").samefile(target / "fill")
+            written, said = write_as_nobody(target / "more", 128 * MIB)
+            assert any(reason in said for reason in REFUSALS)
+            assert 90 * MIB < written <= 96 * MIB
+        driver.delete(copy.volume_id)
+    driver.delete_snapshot(snapshot.snapshot_id)
+    driver.delete(volume.volume_id)
+
+
+def test_unlimited_source_that_holds_too_much(
+    pool: Path, serve: Callable[..., Driver], place: Path
+) -> None:
+    """A copy with a limit is not made where it would begin beyond it."""
+    driver = serve(pool)
+    volume = driver.create("data", 16 * MIB, quota="none")
+    with driver.published(volume.volume_id, place) as target:
+        write_as_nobody(target / "fill", 32 * MIB)
+    source = from_volume(volume.volume_id)
+    with pytest.raises(grpc.RpcError) as refusal:
+        driver.create("c", 16 * MIB, source=source)
+    error: Any = refusal.value
+    assert error.code() in {grpc.StatusCode.OUT_OF_RANGE, grpc.StatusCode.RESOURCE_EXHAUSTED}
+    assert driver.create("d", 64 * MIB, source=source).capacity_bytes == 64 * MIB
+    assert set(driver.volume_ids()) == {"d@node-1", volume.volume_id}
 
 
 def test_without_limits_nothing_is_enforced_and_it_says_so(
