@@ -9,14 +9,21 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import ParamSpec
 
 import pytest
 from conftest import FilesystemFactory, needs
 from driver import GIB
 
 import pycsi
+from pycsi.demo import claims, copies, files
+from pycsi.demo.claims import Disproved
+from pycsi.model import BLOCK, MIB
+from pycsi.proto import csi_pb2 as csi
+
+P = ParamSpec("P")
 
 NOBODY = 65534
 DEMO = ("-m", "pycsi", "demo", "--directory")
@@ -26,6 +33,26 @@ AS_ROOT = (
     "Image with xfs",
     "Raw block volume",
     "Inline ephemeral volume",
+    "Directory volume, 64 MiB: snapshot, restore and clone in use",
+    "Image with ext4, 128 MiB: snapshot, restore and clone in use",
+    "Two images with ext4: group snapshot",
+    "Raw block volume, 64 MiB: two snapshots in use",
+    "onDelete: retain",
+)
+SERVICES = (
+    "blocks shared",
+    "snapshot restored",
+    "volume cloned",
+    "snapshot idempotent",
+    "outlives source",
+    "members listed",
+    "one moment",
+    "not deleted alone",
+    "blocks restored",
+    "allocated blocks",
+    "changed blocks",
+    "kept in trash",
+    "brought back",
 )
 
 
@@ -42,6 +69,14 @@ def show(directory: Path) -> str:
 def programs(root: None) -> None:
     for kind in ("btrfs", "ext4", "xfs"):
         needs(f"mkfs.{kind}", met=shutil.which(f"mkfs.{kind}") is not None)
+
+
+def proved(output: str) -> str:
+    """Return what the summary says was proved, without its lines' breaks."""
+    lines = iter(output.splitlines())
+    header = next(line for line in lines if line.startswith(" SHOWN "))
+    column = slice(header.index("PROVED"), header.index("TIME") - 1)
+    return " ".join(word for line in lines for word in line[column].split())
 
 
 def driver_of(output: str) -> Path:
@@ -72,6 +107,9 @@ def test_all_is_proved(programs: None, tmp_path: Path) -> None:
     for title in AS_ROOT:
         assert title in output
     assert "left out" not in output
+    summary = proved(output)
+    for claim in SERVICES:
+        assert claim in summary
     assert "All that was shown was proved" in output
     assert max(map(len, output.splitlines())) <= 80
     assert "\x1b" not in output
@@ -132,10 +170,11 @@ def test_disproved_claim_fails(programs: None, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("words", ["the device has exactly", "old, from", "all are listed"])
 def test_interrupted_demo_leaves_nothing(
-    programs: None, tmp_path: Path, number: signal.Signals
+    programs: None, tmp_path: Path, number: signal.Signals, words: str
 ) -> None:
-    with demo_until("the device has exactly", tmp_path) as (demo, output):
+    with demo_until(words, tmp_path) as (demo, output):
         demo.send_signal(number)
     assert demo.returncode == 128 + signal.SIGINT
     assert not driver_of(output).exists()
@@ -240,3 +279,215 @@ def test_without_root_and_user_namespaces(tmp_path: Path) -> None:
     assert done.stderr.count("\n") == 1
     assert "run it with sudo" in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+# What is claimed of copies can be disproved.
+
+
+def disproved(claim: Callable[P, str], *args: P.args, **kwargs: P.kwargs) -> str:
+    """Return what was expected, and not found."""
+    with pytest.raises(Disproved) as failure:
+        claim(*args, **kwargs)
+    return failure.value.expected
+
+
+Contents = tuple[Path, files.Inventory, files.Inventory]
+
+
+@pytest.fixture
+def contents(tmp_path: Path) -> Contents:
+    """Return a directory as it is now, what was in it before, and what is in it now."""
+    folder = tmp_path / "contents"
+    folder.mkdir()
+    old = files.fill(folder, 2 * MIB)
+    return folder, old, files.change(folder)
+
+
+def test_contents_of_another_time(contents: Contents) -> None:
+    folder, old, new = contents
+    assert copies.volume_cloned(folder, old, new)
+    assert copies.snapshot_restored(folder, new, old)
+    assert copies.outlives_source(folder, new)
+    disproved(copies.snapshot_restored, folder, old, new)
+    disproved(copies.volume_cloned, folder, new, old)
+    disproved(copies.outlives_source, folder, old)
+
+
+def test_change_that_is_none(contents: Contents) -> None:
+    """A restored volume proves nothing if its source has not changed."""
+    folder, _, new = contents
+    assert "has changed" in disproved(copies.snapshot_restored, folder, new, new)
+    assert "has changed" in disproved(copies.volume_cloned, folder, new, new)
+
+
+def _break_link(folder: Path) -> None:
+    link = folder / "second-name"
+    data = link.read_bytes()
+    link.unlink()
+    link.write_bytes(data)
+    link.chmod(0o640)
+
+
+def _fill_hole(folder: Path) -> None:
+    file = folder / "holes"
+    file.write_bytes(file.read_bytes())
+
+
+def _spoil_byte(folder: Path) -> None:
+    with (folder / "data").open("r+b") as file:
+        file.seek(12345)
+        byte = file.read(1)
+        file.seek(12345)
+        file.write(bytes([byte[0] ^ 1]))
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        _break_link,
+        _fill_hole,
+        _spoil_byte,
+        lambda folder: (folder / "data").chmod(0o600),
+        lambda folder: (folder / "holes").unlink(),
+        lambda folder: (folder / "intruder").touch(),
+    ],
+    ids=["link", "hole", "byte", "mode", "missing", "more"],
+)
+def test_copy_that_is_not_the_same(tmp_path: Path, spoil: Callable[[Path], None]) -> None:
+    expected = files.fill(tmp_path, MIB)
+    assert copies.outlives_source(tmp_path, expected)
+    spoil(tmp_path)
+    disproved(copies.outlives_source, tmp_path, expected)
+
+
+def test_blocks_that_are_not_shared(filesystem: FilesystemFactory) -> None:
+    """A copy that has blocks of its own, or shares those of another, is none that shares."""
+    pool = filesystem("btrfs", GIB)
+    for name in ("volume", "shared", "copy"):
+        (pool / name).mkdir()
+    source = pool / "volume" / "disk.img"
+    source.write_bytes(os.urandom(MIB))
+    subprocess.run(["cp", "--reflink=always", source, pool / "shared"], check=True)
+    subprocess.run(["cp", "--reflink=never", source, pool / "copy"], check=True)
+    assert copies.blocks_shared(pool / "shared", pool / "volume", MIB)
+    disproved(copies.blocks_shared, pool / "shared", pool / "volume", 2 * MIB)
+    disproved(copies.blocks_shared, pool / "copy", pool / "volume", MIB)
+
+
+def test_name_of_two_snapshots() -> None:
+    one = csi.Snapshot(snapshot_id="s", source_volume_id="v")
+    other = csi.Snapshot(snapshot_id="t", source_volume_id="v")
+    assert copies.snapshot_idempotent(one, one, "exists, of volume v")
+    disproved(copies.snapshot_idempotent, one, other, "exists, of volume v")
+    disproved(copies.snapshot_idempotent, one, one, "out of order")
+
+
+def _group(*volumes: str, name: str = "g") -> csi.VolumeGroupSnapshot:
+    members = [
+        csi.Snapshot(snapshot_id=f"s-{volume}", source_volume_id=volume, group_snapshot_id=name)
+        for volume in volumes
+    ]
+    return csi.VolumeGroupSnapshot(group_snapshot_id="g", snapshots=members)
+
+
+def test_members_that_are_missing() -> None:
+    both, one = _group("a", "b"), _group("a")
+    assert copies.members_listed(both, both.snapshots, ["a", "b"])
+    disproved(copies.members_listed, one, both.snapshots, ["a", "b"])
+    disproved(copies.members_listed, both, one.snapshots, ["a", "b"])
+    disproved(copies.members_listed, both, _group("a", "b", name="h").snapshots, ["a", "b"])
+
+
+def test_member_that_is_deleted_alone() -> None:
+    both = _group("a", "b")
+    assert copies.not_deleted_alone(both, "belongs to g", both.snapshots)
+    disproved(copies.not_deleted_alone, both, "belongs to g", both.snapshots[1:])
+    disproved(copies.not_deleted_alone, both, "out of order", both.snapshots)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "last", "true"),
+    [
+        (5, 5, 9, True),
+        (5, 4, 9, True),
+        (4, 5, 9, False),
+        (5, 3, 9, False),
+        (9, 9, 9, False),
+    ],
+)
+def test_moments(first: int, second: int, last: int, true: bool) -> None:  # noqa: FBT001
+    if true:
+        assert copies.one_moment(first, second, last)
+    else:
+        disproved(copies.one_moment, first, second, last)
+
+
+def test_device_that_is_not_as_before(tmp_path: Path) -> None:
+    device = tmp_path / "device"
+    expected = os.urandom(4 * BLOCK)
+    device.write_bytes(expected)
+    assert copies.blocks_restored(device, expected)
+    disproved(copies.blocks_restored, device, expected[:-BLOCK])
+    disproved(copies.blocks_restored, device, expected[:-BLOCK] + bytes(BLOCK))
+
+
+@pytest.mark.parametrize(
+    ("ranges", "true"),
+    [
+        ([(BLOCK, 2 * BLOCK), (3 * BLOCK, 4 * BLOCK)], True),
+        ([(BLOCK, 2 * BLOCK)], False),
+        ([(BLOCK, 2 * BLOCK), (3 * BLOCK, 4 * BLOCK - 1)], False),
+        ([(BLOCK, 4 * BLOCK)], False),
+        ([(0, 4 * BLOCK)], False),
+        ([], False),
+    ],
+    ids=["exact", "missed", "short", "needless", "all", "none"],
+)
+def test_ranges(ranges: list[tuple[int, int]], true: bool) -> None:  # noqa: FBT001
+    """Ranges have to be exactly those that hold data, or that differ."""
+    one, other, zeros = os.urandom(BLOCK), os.urandom(BLOCK), bytes(BLOCK)
+    data = zeros + one + zeros + other
+    before, after = one + other + one + other, one + one + one + one
+    if true:
+        assert copies.allocated_blocks(data, ranges)
+        assert copies.changed_blocks(before, after, ranges)
+    else:
+        disproved(copies.allocated_blocks, data, ranges)
+        disproved(copies.changed_blocks, before, after, ranges)
+
+
+def test_change_of_no_block() -> None:
+    disproved(copies.changed_blocks, bytes(BLOCK), bytes(BLOCK), [])
+
+
+def test_volume_that_is_not_kept(tmp_path: Path) -> None:
+    kept = tmp_path / "trash" / "v.1.kept.0"
+    kept.mkdir(parents=True)
+    disproved(copies.kept_in_trash, tmp_path, "v", [kept.name])
+    (kept / "volume.json").touch()
+    assert copies.kept_in_trash(tmp_path, "v", [kept.name])
+    disproved(copies.kept_in_trash, tmp_path, "v", [])
+    (tmp_path / "volumes" / "v").mkdir(parents=True)
+    disproved(copies.kept_in_trash, tmp_path, "v", [kept.name])
+
+
+def test_volume_that_is_not_brought_back() -> None:
+    assert copies.brought_back("v", 0, "v")
+    disproved(copies.brought_back, "v", 1, "v")
+    disproved(copies.brought_back, "v", 0, "w")
+
+
+@pytest.mark.parametrize("folder", ["volumes", "snapshots", "groups", "frozen", "tmp", "trash"])
+def test_what_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str) -> None:
+    monkeypatch.setattr(claims, "PATIENCE", 0.1)
+    pool, pods = tmp_path / "pool", tmp_path / "pods"
+    for name in ("volumes", "snapshots", "groups", "frozen", "tmp", "trash"):
+        (pool / name).mkdir(parents=True)
+    pods.mkdir()
+    assert claims.nothing_left(pool, pods)
+    (pool / folder / "left").touch()
+    assert folder in disproved(claims.nothing_left, pool, pods)
+    (pool / folder / "left").unlink()
+    (pods / "volume").mkdir()
+    (pods / "volume" / "target-pod").touch()
+    assert "target" in disproved(claims.nothing_left, pool, pods)

@@ -2,8 +2,8 @@
 
     run            a mount namespace of our own, so that nothing can be left behind
      └ show        a scratch directory with pools, a driver on them, the stages, the summary
-        └ lives    what an orchestrator calls in the life of a volume, and what is then claimed
-           └ claims    each proves one thing with the files and devices themselves, or fails
+        └ lives, services    what an orchestrator calls in the life of a volume, and for its data
+           └ claims, copies    each proves one thing with the files and devices themselves
 
 It uses the driver as an orchestrator does: as another process, by gRPC on a unix socket.
 """

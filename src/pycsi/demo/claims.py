@@ -3,10 +3,12 @@
 A claim returns one sentence, or raises `Disproved`. Its name is what the summary says of it.
 """
 
+import contextlib
 import errno
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from pycsi.linux import mount
@@ -15,6 +17,10 @@ from pycsi.model import BLOCK, MIB, Usage, show
 KEPT = "kept"
 """The file that a volume gets first, and has to have ever after."""
 
+PATIENCE = 60.0
+"""Seconds in which what was deleted has to go: a driver frees it at the lowest priority."""
+
+_FOLDERS = ("volumes", "snapshots", "groups", "frozen", "tmp", "trash")
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _LEAST_SHARE = 0.6  # what a filesystem leaves of its size to files; XFS logs, ext4 inode tables
 _READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}
@@ -30,7 +36,8 @@ class Disproved(Exception):
         self.found = found
 
 
-def _expect(expected: str, found: object, *, true: bool) -> None:
+def expect(expected: str, found: object, *, true: bool) -> None:
+    """Raise `Disproved` unless it is `true` that what was `found` is what was `expected`."""
     if not true:
         raise Disproved(expected=expected, found=str(found))
 
@@ -39,24 +46,24 @@ def _expect(expected: str, found: object, *, true: bool) -> None:
 
 
 def creation_idempotent(first: str, again: str) -> str:
-    _expect(f"the same request gives {first} again", again, true=first == again)
+    expect(f"the same request gives {first} again", again, true=first == again)
     return "the same request again gives the same volume"
 
 
 def no_other_size(reason: str) -> str:
-    _expect("the reason names capacity_range", reason, true="capacity_range" in reason)
+    expect("the reason names capacity_range", reason, true="capacity_range" in reason)
     return "its name with another size is refused"
 
 
 def capacity_counted(before: int, after: int, size: int) -> str:
     """Prove what GetCapacity promises before and after a volume of `size` bytes was made."""
     found = f"{before - after} bytes less"
-    _expect(f"GetCapacity promises {size} bytes less", found, true=before - after == size)
+    expect(f"GetCapacity promises {size} bytes less", found, true=before - after == size)
     return f"the pool promises {show(size)} less than before"
 
 
 def room_returned(before: int, after: int) -> str:
-    _expect(f"GetCapacity promises {before} bytes again", after, true=before == after)
+    expect(f"GetCapacity promises {before} bytes again", after, true=before == after)
     return f"all the room is back: {show(after)}"
 
 
@@ -81,21 +88,21 @@ def _write(path: Path, data: bytes, limit: int) -> tuple[int, OSError | None]:
 
 def keeps_files(target: Path) -> str:
     written, error = _write(target / KEPT, _TEXT, len(_TEXT))
-    _expect("a file can be written", error, true=error is None)
+    expect("a file can be written", error, true=error is None)
     read = (target / KEPT).read_bytes()
-    _expect(f"{_TEXT!r} is read back", read, true=read == _TEXT)
+    expect(f"{_TEXT!r} is read back", read, true=read == _TEXT)
     return f"a file of {written} bytes was written, synchronised and read back"
 
 
 def shared(target: Path) -> str:
     found = (target / KEPT).read_bytes()
-    _expect("the second target shows the same file", found, true=found == _TEXT)
+    expect("the second target shows the same file", found, true=found == _TEXT)
     return "the second target shows the same file"
 
 
 def data_survives(target: Path) -> str:
     found = (target / KEPT).read_bytes()
-    _expect(f"the file still holds {_TEXT!r}", found, true=found == _TEXT)
+    expect(f"the file still holds {_TEXT!r}", found, true=found == _TEXT)
     return "the file is still there after unpublish, unstage, stage and publish"
 
 
@@ -104,9 +111,9 @@ def size_enforced(target: Path, size: int) -> str:
     before = _used_by_files(target)
     written, error = _write(target / f"fill-{size}", os.urandom(MIB), 2 * size)
     number = error.errno if error else None
-    _expect("writing past the size is ENOSPC or EDQUOT", error, true=number in _FULL)
+    expect("writing past the size is ENOSPC or EDQUOT", error, true=number in _FULL)
     total = before + written
-    _expect(
+    expect(
         f"between {_LEAST_SHARE:.0%} and 100% of {show(size)} fit",
         show(total),
         true=_LEAST_SHARE * size < total <= size,
@@ -125,7 +132,7 @@ def _used_by_files(target: Path) -> int:
 def read_only(target: Path) -> str:
     _, error = _write(target / "intruder", _TEXT, len(_TEXT))
     number = error.errno if error else None
-    _expect("writing is EROFS", error or "it was written", true=number == errno.EROFS)
+    expect("writing is EROFS", error or "it was written", true=number == errno.EROFS)
     shared(target)
     return "the read-only target refuses a write, EROFS, and shows the file"
 
@@ -137,7 +144,7 @@ def statvfs_size(target: Path, size: int) -> str:
     facts = os.statvfs(target)
     total = facts.f_blocks * facts.f_frsize
     expected = f"statvfs shows {_LEAST_SHARE:.0%} to 100% of {show(size)}"
-    _expect(expected, show(total), true=_LEAST_SHARE * size < total <= size)
+    expect(expected, show(total), true=_LEAST_SHARE * size < total <= size)
     return f"statvfs shows {show(total)} of {show(size)}; the rest is the filesystem's own"
 
 
@@ -145,7 +152,7 @@ def stats_agree(target: Path, usage: Usage, size: int | None) -> str:
     """Prove that NodeGetVolumeStats says what statvfs does, or `size` where that is the limit."""
     facts = os.statvfs(target)
     total = size or facts.f_blocks * facts.f_frsize
-    _expect(f"NodeGetVolumeStats says {total} bytes", usage.total, true=usage.total == total)
+    expect(f"NodeGetVolumeStats says {total} bytes", usage.total, true=usage.total == total)
     used = f"{show(usage.used)} used of " if usage.used else ""
     return f"NodeGetVolumeStats agrees: {used}{show(usage.total)}"
 
@@ -153,7 +160,7 @@ def stats_agree(target: Path, usage: Usage, size: int | None) -> str:
 def expanded(controller: int, node: int, wanted: int) -> str:
     """Prove that both expansions have answered with the capacity that was wanted."""
     said = f"ControllerExpandVolume says {controller}, NodeExpandVolume {node}"
-    _expect(f"both say {wanted} bytes", said, true=controller == node == wanted)
+    expect(f"both say {wanted} bytes", said, true=controller == node == wanted)
     return f"both expansions say that it has {show(wanted)} now"
 
 
@@ -165,10 +172,10 @@ def _pattern(size: int) -> bytes:
 
 
 def device_size(device: Path, size: int) -> str:
-    _expect("a block device", device, true=device.is_block_device())
+    expect("a block device", device, true=device.is_block_device())
     with device.open("rb") as file:
         found = file.seek(0, os.SEEK_END)
-    _expect(f"a device of {size} bytes", found, true=found == size)
+    expect(f"a device of {size} bytes", found, true=found == size)
     return f"the device has exactly {show(size)}"
 
 
@@ -181,7 +188,7 @@ def keeps_blocks(device: Path, size: int) -> str:
         try:
             file.write(_pattern(size))
         except OSError as error:
-            _expect("a write past the end is ENOSPC", error, true=error.errno == errno.ENOSPC)
+            expect("a write past the end is ENOSPC", error, true=error.errno == errno.ENOSPC)
         else:
             raise Disproved(expected="no block past the end", found="one could be written")
     blocks_survive(device, size)
@@ -194,13 +201,13 @@ def blocks_survive(device: Path, size: int) -> str:
         file.seek(size - BLOCK)
         found = file.read(BLOCK)
     expected = f"the pattern in the last block of {show(size)}"
-    _expect(expected, found[:40], true=found == _pattern(size))
+    expect(expected, found[:40], true=found == _pattern(size))
     return f"the pattern is still in the block that ends at {show(size)}"
 
 
 def same_device(first: Path, other: Path) -> str:
     numbers = first.stat().st_rdev, other.stat().st_rdev
-    _expect("both targets are one device", numbers, true=numbers[0] == numbers[1])
+    expect("both targets are one device", numbers, true=numbers[0] == numbers[1])
     return "the second target is the same device"
 
 
@@ -208,7 +215,7 @@ def read_only_device(device: Path, size: int) -> str:
     """Prove that the device refuses a writer: when it is opened, or when it is written to."""
     _, error = _write(device, b"\0" * BLOCK, BLOCK)
     number = error.errno if error else None
-    _expect("writing is EROFS, EACCES or EPERM", error, true=number in _READ_ONLY)
+    expect("writing is EROFS, EACCES or EPERM", error, true=number in _READ_ONLY)
     blocks_survive(device, size)
     return f"the read-only device refuses a write, {errno.errorcode[number or 0]}, and can be read"
 
@@ -217,29 +224,30 @@ def read_only_device(device: Path, size: int) -> str:
 
 
 def ended(status: int) -> str:
-    _expect("the driver ends with status 0 on SIGTERM", status, true=status == 0)
+    expect("the driver ends with status 0 on SIGTERM", status, true=status == 0)
     return "the driver ended on SIGTERM with status 0"
 
 
 def nothing_left(pool: Path, folder: Path) -> str:
-    """Prove that of the pool's only volume, now deleted, no mount, device, target or file is left.
+    """Prove that a pool, of which all was deleted, is empty, and no mount, device or target left.
 
-    `folder` is where it was staged and published.
+    `folder` is where its volumes were staged and published.
     """
     _expect_none("no mount", lambda: _mounts_below(folder))
     _expect_none("no loop device", lambda: _loops_on(pool))
-    _expect_none("no target", lambda: sorted(item.name for item in folder.glob("target-*")))
-    _expect_none("nothing in volumes/", lambda: _entries(pool / "volumes"))
-    _expect_none("nothing in trash/", lambda: _entries(pool / "trash"))
+    _expect_none("no target", lambda: sorted(item.name for item in folder.rglob("target-*")))
+    for name in _FOLDERS:
+        _expect_none(f"nothing in {name}/", partial(_entries, pool / name))
     return "nothing is left: no mount, no loop device, no target, no file in the pool"
 
 
 def _expect_none(claim: str, look: Callable[[], list[str]]) -> None:
-    # The kernel frees a loop device when the last user has gone, which may be a moment later.
-    deadline = time.monotonic() + 5
+    # A driver empties its trash in the background, and the kernel frees a loop device when the last
+    # user has gone: both may be a moment later.
+    deadline = time.monotonic() + PATIENCE
     while (found := look()) and time.monotonic() < deadline:
         time.sleep(0.02)
-    _expect(claim, ", ".join(found), true=not found)
+    expect(claim, ", ".join(found), true=not found)
 
 
 def _mounts_below(folder: Path) -> list[str]:
@@ -247,8 +255,11 @@ def _mounts_below(folder: Path) -> list[str]:
 
 
 def _loops_on(pool: Path) -> list[str]:
-    files = [entry.read_text() for entry in Path("/sys/block").glob("loop*/loop/backing_file")]
-    return [file.strip() for file in files if file.startswith(f"{pool}/volumes/")]
+    files = []
+    for entry in Path("/sys/block").glob("loop*/loop/backing_file"):
+        with contextlib.suppress(OSError):  # freed since the listing
+            files.append(entry.read_text().strip())
+    return [file for file in files if file.startswith(f"{pool}/")]
 
 
 def _entries(folder: Path) -> list[str]:

@@ -1,6 +1,7 @@
 """The orchestrator's side of the socket: every call is timed, shown, and must end as expected."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,11 @@ from pycsi.proto import csi_pb2_grpc
 _DEADLINE = 60.0
 
 
+def _consumed(stream: Any) -> Callable[..., list[Any]]:
+    """Return an RPC that answers with all the messages of one that streams them."""
+    return lambda request, timeout: list(stream(request, timeout=timeout))
+
+
 class Client:
     """Calls the services at a socket."""
 
@@ -26,11 +32,15 @@ class Client:
         stubs = (
             csi_pb2_grpc.IdentityStub,
             csi_pb2_grpc.ControllerStub,
+            csi_pb2_grpc.GroupControllerStub,
             csi_pb2_grpc.NodeStub,
+            csi_pb2_grpc.SnapshotMetadataStub,
         )
         self._methods: dict[str, Any] = {}
         for stub in stubs:
-            self._methods |= vars(stub(self._channel))
+            for name, method in vars(stub(self._channel)).items():
+                streams = isinstance(method, grpc.UnaryStreamMultiCallable)
+                self._methods[name] = _consumed(method) if streams else method
 
     def close(self) -> None:
         self._channel.close()
@@ -51,7 +61,7 @@ class Client:
         raise Disproved(expected="a driver that is ready", found=driver.last_words)
 
     def call(self, method: str, request: object, detail: str = "") -> Any:
-        """Call an RPC that must succeed, and return its response."""
+        """Call an RPC that must succeed, and return its response; all of them if it streams."""
         response, _ = self._timed(method, request, detail, grpc.StatusCode.OK)
         return response
 

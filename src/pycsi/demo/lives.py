@@ -20,6 +20,12 @@ class Proofs:
         self._screen = screen
         self._names: dict[str, None] = {}
 
+    def say(self, text: str) -> None:
+        self._screen.answer(text)
+
+    def run(self, command: str) -> None:
+        self._screen.command(command)
+
     def prove(self, claim: Callable[P, str], *args: P.args, **kwargs: P.kwargs) -> None:
         self._screen.proved(claim(*args, **kwargs))
         self._names[claim.__name__.replace("_", " ")] = None
@@ -38,7 +44,7 @@ def mounted(volume: Volume, proofs: Proofs) -> None:
     _shared(volume, proofs)
     if volume.plan.online:
         _expanded(volume, proofs, volume.expand(), target)
-    _withdrawn(volume, target)
+    volume.withdraw(target)
     offline = None if volume.plan.online else volume.expand()
     volume.stage()
     target = volume.publish("pod-4")
@@ -67,7 +73,7 @@ def raw_block(volume: Volume, proofs: Proofs) -> None:
     proofs.prove(claims.device_size, target, larger)
     proofs.prove(claims.blocks_survive, target, size)
     proofs.prove(claims.keeps_blocks, target, larger)
-    _withdrawn(volume, target)
+    volume.withdraw(target)
     volume.stage()
     target = volume.publish("pod-4")
     proofs.prove(claims.blocks_survive, target, larger)
@@ -119,12 +125,7 @@ def _shared(volume: Volume, proofs: Proofs) -> None:
     volume.unpublish(other)
 
 
-def _withdrawn(volume: Volume, target: Path) -> None:
-    volume.unpublish(target)
-    volume.unstage()
-
-
 def _dead(volume: Volume, proofs: Proofs, target: Path) -> None:
-    _withdrawn(volume, target)
+    volume.withdraw(target)
     volume.delete()
     proofs.prove(claims.nothing_left, volume.plan.pool.path, volume.folder)

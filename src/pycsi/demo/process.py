@@ -1,4 +1,4 @@
-"""The driver that is shown: `pycsi serve`, a process of its own."""
+"""The driver that is shown: `pycsi serve`, a process of its own; and other commands."""
 
 import contextlib
 import os
@@ -15,6 +15,20 @@ NODE = "demo-node"
 
 _PATIENCE = 30
 _TAIL = 8
+
+
+def run(*words: str) -> tuple[int, str]:
+    """Run `pycsi` with other arguments; return its exit status and what it printed."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pycsi", *words],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=_PATIENCE,
+        env=_environment(),
+    )
+    return done.returncode, (done.stdout + done.stderr).strip()
 
 
 def _environment() -> dict[str, str]:

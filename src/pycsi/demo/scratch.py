@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pycsi.limits import SubvolumeLimiter, limiter_name
-from pycsi.linux import filesystem, loop, mount
+from pycsi.linux import clone, filesystem, loop, mount
 from pycsi.model import GIB, show
 
 PACKAGES = {"btrfs": "btrfs-progs", "ext4": "e2fsprogs", "xfs": "xfsprogs"}
@@ -29,12 +29,17 @@ class CannotWork(Exception):
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class DemoPool:
-    """A pool for the driver. `limiter` says how it limits directories, None where it cannot."""
+    """A pool for the driver.
+
+    `limiter` says how it limits directories, None where it cannot; `shares`: its files can share
+    blocks.
+    """
 
     name: str
     path: Path
     fstype: str
     limiter: str | None
+    shares: bool
 
     @property
     def option(self) -> str:
@@ -95,26 +100,35 @@ def lacking(kind: str, root: Path) -> str | None:
 
 
 def make_pools(root: Path, *, as_root: bool) -> list[DemoPool]:
-    """Make the pool `default`, and another that limits directories where that one does not."""
+    """Make the pool `default`, and another that does what that one does not.
+
+    That is to limit directories, and to share blocks.
+    """
     if as_root and loops_available():
         _check_room(root)
     first = _pool("default", root / "default")
-    if first.limiter and as_root:
+    if first.limiter and first.shares and as_root:
         return [first]
     can_have_disk = as_root and loops_available() and lacking("btrfs", root) is None
-    if first.limiter is None and first.fstype != "btrfs":
+    if first.fstype != "btrfs" and (first.limiter is None or as_root):
         return [first, _on_disk("btrfs", root)] if can_have_disk else [first]
     # What is left: quotas that only root can set, or that the driver would switch on for good.
     if can_have_disk:
         return [_on_disk("default", root)]
     mount.mount("tmpfs", Path("pycsi-demo"), first.path)
-    return [dataclasses.replace(first, fstype="tmpfs", limiter=None)]
+    return [dataclasses.replace(first, fstype="tmpfs", limiter=None, shares=False)]
 
 
 def _pool(name: str, path: Path) -> DemoPool:
     path.mkdir()
     fstype = mount.mount_under(path).fstype
-    return DemoPool(name=name, path=path, fstype=fstype, limiter=limiter_name(path, fstype))
+    return DemoPool(
+        name=name,
+        path=path,
+        fstype=fstype,
+        limiter=limiter_name(path, fstype),
+        shares=clone.can_share(path),
+    )
 
 
 def _on_disk(name: str, root: Path) -> DemoPool:
@@ -127,7 +141,9 @@ def _on_disk(name: str, root: Path) -> DemoPool:
     path.mkdir(exist_ok=True)
     with loop.attach(image, autoclear=True, name="pycsi-demo") as device:
         mount.mount("btrfs", device.path, path)
-    return DemoPool(name=name, path=path, fstype="btrfs", limiter=SubvolumeLimiter.name)
+    return DemoPool(
+        name=name, path=path, fstype="btrfs", limiter=SubvolumeLimiter.name, shares=True
+    )
 
 
 def _check_room(root: Path) -> None:

@@ -10,8 +10,8 @@ from rich.text import Text
 NARROWEST = 80
 WIDEST = 110
 
-_CALL = 24
-_STATUS = 14
+_CALL = 27
+_STATUS = 16
 _TIME = 10
 
 
@@ -52,6 +52,10 @@ class Screen:
         """Print what an RPC has said."""
         self._labelled("says", "dim", text)
 
+    def command(self, text: str) -> None:
+        """Print a command that is run beside the driver."""
+        self._labelled("runs", "dim", text)
+
     def proved(self, text: str) -> None:
         self._labelled("proved", "bold green", text)
 
@@ -67,9 +71,9 @@ class Screen:
         self._console.print(row)
 
     def summary(self, rows: Sequence[tuple[str, str, str, str]]) -> None:
-        """Print a table of volumes: name, what it was made of, what was proved, total time."""
+        """Print a table of stages: name, what it was made of, what was proved, total time."""
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        table.add_column("VOLUME", no_wrap=True)
+        table.add_column("SHOWN", no_wrap=True)
         table.add_column("MADE OF", overflow="fold")
         table.add_column("PROVED", overflow="fold", ratio=1)
         table.add_column("TIME", justify="right", no_wrap=True)

@@ -1,4 +1,4 @@
-"""The show: pools, a driver on them, one stage for each kind of volume, and a summary."""
+"""The show: pools, a driver on them, the stages, and a summary."""
 
 import time
 from collections.abc import Sequence
@@ -22,7 +22,8 @@ from pycsi.proto import csi_pb2 as csi
 _WITH_ROOT = (
     "That is what can be shown without root: it takes root to get loop devices and to set quotas. "
     "As root (sudo) the demo adds an enforced size of a directory, images with ext4 and xfs, a raw "
-    "block volume and an inline ephemeral volume."
+    "block volume, an inline ephemeral volume, snapshots that share blocks, a group snapshot and "
+    "changed blocks."
 )
 
 
@@ -124,7 +125,7 @@ class Performance:
         return promises
 
     def _show(self, act: Stage) -> None:
-        """Show a volume's life, or say what is missing for it."""
+        """Show a stage, or say what is missing for it."""
         self._screen.title(act.title)
         name, made_of = act.plan.name, act.plan.made_of
         if act.remark:

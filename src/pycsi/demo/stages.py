@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from pycsi.demo import lives
+from pycsi.demo import lives, services
 from pycsi.demo.lives import Proofs
 from pycsi.demo.scratch import DemoPool, lacking, loops_available
 from pycsi.demo.volume import Plan, Volume
@@ -31,16 +31,22 @@ def stages(pools: Sequence[DemoPool], root: Path, *, as_root: bool) -> list[Stag
     limited = next((pool for pool in pools if pool.limiter), None)
     directory = _directory(limited) if limited else _unlimited_directory(pools[0])
     if not as_root:
-        return [directory]
+        return [directory, _copied_directory(directory.plan), _retained(directory.plan)]
     if limited is None and (lacks := _lacking("btrfs", root)):
         how = f"It would be limited on btrfs, or by project quota; for btrfs: {lacks}"
         directory = dataclasses.replace(directory, remark=how)
+    sharing = next((pool for pool in pools if pool.shares), None)
     return [
         directory,
         _image(pools[0], "ext4", 64 * MIB, root, online=False),
         _image(pools[0], "xfs", 320 * MIB, root, online=True),
         _raw_block(pools[0]),
         _inline(limited or pools[0], root),
+        _copied_directory(directory.plan),
+        _copied_image(sharing or pools[0], root),
+        _grouped(sharing or pools[0], root),
+        _compared(sharing, pools[0], root),
+        _retained(directory.plan),
     ]
 
 
@@ -111,6 +117,43 @@ def _inline(pool: DemoPool, root: Path) -> Stage:
     title = f"Inline ephemeral volume, {show(plan.size)}, which comes and goes with its pod"
     lacks = _lacking(kind, root) if kind else None
     return Stage(title=title, plan=plan, life=lives.inline, lacks=lacks)
+
+
+def _copied_directory(directory: Plan) -> Stage:
+    plan = dataclasses.replace(directory, name="tree")
+    title = f"Directory volume, {show(plan.size)}: snapshot, restore and clone in use"
+    return Stage(title=title, plan=plan, life=services.copied)
+
+
+def _copied_image(pool: DemoPool, root: Path) -> Stage:
+    plan = dataclasses.replace(
+        _image(pool, "ext4", 128 * MIB, root, online=False).plan, name="disk"
+    )
+    title = f"Image with ext4, {show(plan.size)}: snapshot, restore and clone in use"
+    return Stage(title=title, plan=plan, life=services.copied, lacks=_lacking("ext4", root))
+
+
+def _grouped(pool: DemoPool, root: Path) -> Stage:
+    image = _image(pool, "ext4", 32 * MIB, root, online=False).plan
+    plan = dataclasses.replace(image, name="group", made_of="two images with ext4")
+    title = "Two images with ext4: group snapshot while both are written to"
+    return Stage(title=title, plan=plan, life=services.grouped, lacks=_lacking("ext4", root))
+
+
+def _compared(sharing: DemoPool | None, other: DemoPool, root: Path) -> Stage:
+    plan = dataclasses.replace(_raw_block(sharing or other).plan, name="changes")
+    lacks = _lacking(None, root)
+    if sharing is None:
+        btrfs = _lacking("btrfs", root)
+        lacks = lacks or f"a device in use needs a pool that shares blocks; for btrfs: {btrfs}"
+    title = f"Raw block volume, {show(plan.size)}: two snapshots in use, and what changed between"
+    return Stage(title=title, plan=plan, life=services.compared, lacks=lacks)
+
+
+def _retained(directory: Plan) -> Stage:
+    plan = dataclasses.replace(directory, name="trash")
+    title = "Directory volume with onDelete: retain, deleted and brought back"
+    return Stage(title=title, plan=plan, life=services.retained)
 
 
 def _lacking(kind: str | None, root: Path) -> str | None:

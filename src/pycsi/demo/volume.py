@@ -44,13 +44,20 @@ class Plan:
 
 
 class Volume:
-    """One volume, staged and published below `folder`."""
+    """One volume, staged and published below `folder`. `source` is what it is made from."""
 
-    def __init__(self, client: Client, plan: Plan, folder: Path) -> None:
+    def __init__(
+        self,
+        client: Client,
+        plan: Plan,
+        folder: Path,
+        source: csi.VolumeContentSource | None = None,
+    ) -> None:
         self.plan = plan
         self.folder = folder
         self.id = ""
-        self._client = client
+        self.client = client
+        self._source = source
         self._staging = folder / "staging"
         self._staging.mkdir(parents=True)
 
@@ -62,12 +69,13 @@ class Volume:
             capacity_range=csi.CapacityRange(required_bytes=size),
             volume_capabilities=[self.plan.capability],
             parameters=self.plan.parameters,
+            volume_content_source=self._source,
         )
 
     def create(self, detail: str = "") -> str:
         request = self._create_request(self.plan.size)
         detail = detail or f"{self.plan.name}, {show(self.plan.size)}"
-        response: csi.CreateVolumeResponse = self._client.call("CreateVolume", request, detail)
+        response: csi.CreateVolumeResponse = self.client.call("CreateVolume", request, detail)
         self.id = response.volume.volume_id
         return self.id
 
@@ -75,27 +83,58 @@ class Volume:
         """Ask for a volume of the same name that is larger; return the reason of the refusal."""
         request = self._create_request(self.plan.larger)
         detail = f"{self.plan.name}, {show(self.plan.larger)}"
-        return self._client.refused("CreateVolume", request, "ALREADY_EXISTS", detail)
+        return self.client.refused("CreateVolume", request, "ALREADY_EXISTS", detail)
 
     def expand(self) -> int:
         request = csi.ControllerExpandVolumeRequest(
             volume_id=self.id, capacity_range=csi.CapacityRange(required_bytes=self.plan.larger)
         )
-        response: csi.ControllerExpandVolumeResponse = self._client.call(
+        response: csi.ControllerExpandVolumeResponse = self.client.call(
             "ControllerExpandVolume", request, f"to {show(self.plan.larger)}"
         )
         return response.capacity_bytes
 
+    def modify(self, **mutable: str) -> None:
+        """Change mutable parameters of the volume."""
+        request = csi.ControllerModifyVolumeRequest(volume_id=self.id, mutable_parameters=mutable)
+        detail = ", ".join(f"{key}: {value}" for key, value in mutable.items())
+        self.client.call("ControllerModifyVolume", request, detail)
+
     def delete(self) -> None:
         request = csi.DeleteVolumeRequest(volume_id=self.id)
-        self._client.call("DeleteVolume", request, self.plan.name)
+        self.client.call("DeleteVolume", request, self.plan.name)
+
+    def refuse_deleted(self) -> None:
+        """Ask for the volume, which is deleted."""
+        request = csi.ControllerGetVolumeRequest(volume_id=self.id)
+        self.client.refused("ControllerGetVolume", request, "NOT_FOUND", self.plan.name)
+
+    def another(self, name: str, source: csi.VolumeContentSource | None = None) -> "Volume":
+        """Return a volume like this one that is still to be created."""
+        name = f"{self.plan.name}-{name}"
+        plan = dataclasses.replace(self.plan, name=name)
+        return Volume(self.client, plan, self.folder.with_name(name), source)
+
+    def restored(self, name: str, snapshot: csi.Snapshot) -> "Volume":
+        """Create a volume from a snapshot."""
+        source = csi.VolumeContentSource.SnapshotSource(snapshot_id=snapshot.snapshot_id)
+        made = self.another(name, csi.VolumeContentSource(snapshot=source))
+        made.create(f"{name}, from {snapshot.snapshot_id.partition('@')[0]}")
+        return made
+
+    def cloned(self, name: str) -> "Volume":
+        """Create a volume from this one."""
+        source = csi.VolumeContentSource.VolumeSource(volume_id=self.id)
+        made = self.another(name, csi.VolumeContentSource(volume=source))
+        made.create(f"{name}, from {self.plan.name}")
+        return made
 
     def capacity(self) -> int:
         """Return how many bytes the pool still promises to volumes of this kind."""
         request = csi.GetCapacityRequest(
             parameters=self.plan.parameters, volume_capabilities=[self.plan.capability]
         )
-        response: csi.GetCapacityResponse = self._client.call(
+        response: csi.GetCapacityResponse = self.client.call(
             "GetCapacity", request, f"pool {self.plan.pool.name}"
         )
         return response.available_capacity
@@ -108,13 +147,23 @@ class Volume:
             staging_target_path=str(self._staging),
             volume_capability=self.plan.capability,
         )
-        self._client.call("NodeStageVolume", request)
+        self.client.call("NodeStageVolume", request)
 
     def unstage(self) -> None:
         request = csi.NodeUnstageVolumeRequest(
             volume_id=self.id, staging_target_path=str(self._staging)
         )
-        self._client.call("NodeUnstageVolume", request)
+        self.client.call("NodeUnstageVolume", request)
+
+    def use(self) -> Path:
+        """Stage and publish the volume for one pod, and return the target."""
+        self.stage()
+        return self.publish("pod-1")
+
+    def withdraw(self, target: Path) -> None:
+        """Unpublish the volume from its last target, and unstage it."""
+        self.unpublish(target)
+        self.unstage()
 
     def publish(self, name: str, *, readonly: bool = False) -> Path:
         """Publish the volume at a target for the pod `name`, and return that."""
@@ -127,7 +176,7 @@ class Volume:
             readonly=readonly,
         )
         detail = f"for {name}{', read-only' if readonly else ''}"
-        self._client.call("NodePublishVolume", request, detail)
+        self.client.call("NodePublishVolume", request, detail)
         return target
 
     def publish_inline(self, handle: str, size: str) -> Path:
@@ -140,21 +189,21 @@ class Volume:
             volume_capability=self.plan.capability,
             volume_context={EPHEMERAL: "true", "size": size, **self.plan.parameters},
         )
-        self._client.call("NodePublishVolume", request, f"inline, size: {size}")
+        self.client.call("NodePublishVolume", request, f"inline, size: {size}")
         return target
 
     def unpublish(self, target: Path) -> None:
         request = csi.NodeUnpublishVolumeRequest(volume_id=self.id, target_path=str(target))
-        self._client.call("NodeUnpublishVolume", request, target.name.replace("target-", "for "))
+        self.client.call("NodeUnpublishVolume", request, target.name.replace("target-", "for "))
 
     def grow(self, target: Path) -> int:
         """Have the node make what is published at `target` as large as the volume."""
         request = csi.NodeExpandVolumeRequest(volume_id=self.id, volume_path=str(target))
-        response: csi.NodeExpandVolumeResponse = self._client.call("NodeExpandVolume", request)
+        response: csi.NodeExpandVolumeResponse = self.client.call("NodeExpandVolume", request)
         return response.capacity_bytes
 
     def stats(self, target: Path) -> Usage:
         request = csi.NodeGetVolumeStatsRequest(volume_id=self.id, volume_path=str(target))
-        response: csi.NodeGetVolumeStatsResponse = self._client.call("NodeGetVolumeStats", request)
+        response: csi.NodeGetVolumeStatsResponse = self.client.call("NodeGetVolumeStats", request)
         bytes_ = next(item for item in response.usage if item.unit == csi.VolumeUsage.BYTES)
         return Usage(total=bytes_.total, used=bytes_.used, available=bytes_.available)
