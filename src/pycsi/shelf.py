@@ -2,6 +2,7 @@
 
 import contextlib
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
@@ -16,6 +17,19 @@ log = structlog.get_logger()
 
 UNREADABLE = (RecordError, OSError, TypeError, KeyError, ValueError)
 """What reading a record that is damaged, or of a newer version, raises."""
+
+
+_TICK = 50_000_000
+
+
+def changed_at(folder: Path) -> int | None:
+    """Return when a folder has changed last, or None where it may change again at the same time.
+
+    File times advance in ticks of up to 10 ms: two changes in one tick have one time. So a folder
+    that has changed just now is to be read again.
+    """
+    changed = folder.stat().st_mtime_ns
+    return changed if abs(time.time_ns() - changed) > _TICK else None
 
 
 class Kept(Protocol):
@@ -54,7 +68,7 @@ class Shelf(Generic[T]):
         self._unreadable: dict[str, str] = {}
         self._coming: set[str] = set()
         self._held = 0
-        self._changed = -1
+        self._changed: int | None = None
 
     @property
     def held(self) -> int:
@@ -105,8 +119,8 @@ class Shelf(Generic[T]):
         if not self._adopts:
             return
         try:
-            changed = self.folder.stat().st_mtime_ns
-            if changed == self._changed:
+            changed = changed_at(self.folder)
+            if changed is not None and changed == self._changed:
                 return
             with self._mutex:
                 known = {*self._items, *self._unreadable, *self._coming}

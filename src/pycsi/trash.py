@@ -24,7 +24,7 @@ from pycsi.layout import SNAPSHOT_RECORD, VOLUME_RECORD, Layout
 from pycsi.limits import Limiter
 from pycsi.linux.tree import refuse_mounts, remove
 from pycsi.model import Snapshot, Volume
-from pycsi.shelf import UNREADABLE
+from pycsi.shelf import UNREADABLE, changed_at
 from pycsi.store import publish, read_record
 
 log = structlog.get_logger()
@@ -136,7 +136,7 @@ class Trash:
         self.filled = threading.Event()
         self._mutex = threading.Lock()
         self._sizes: dict[str, int] = {}
-        self._changed = -1
+        self._changed: int | None = None
 
     def dwindles(self) -> bool:
         """Tell whether there is something that is being freed, or will be at once."""
@@ -146,8 +146,8 @@ class Trash:
     def held(self) -> int:
         """How many bytes of the pool are in the trash."""
         with self._mutex, contextlib.suppress(OSError):
-            changed = self._layout.trash.stat().st_mtime_ns
-            if changed != self._changed:
+            changed = changed_at(self._layout.trash)
+            if changed is None or changed != self._changed:
                 # By the name without the dot: what is half reaped may have lost its record.
                 known = self._sizes
                 self._sizes = {

@@ -5,19 +5,13 @@ us. A running driver finds a volume that was brought back: it sees that the fold
 """
 
 import errno
-import os
-import time
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 from pycsi.config import PoolConfig
 from pycsi.inspection import InspectionError, Seen
 from pycsi.model import Volume
 from pycsi.store import publish
 from pycsi.trash import Entry, reap
-
-_TICK = 0.02
-"""Seconds after which a file time differs from an earlier one for certain."""
 
 
 def restore(configs: Iterable[PoolConfig], name: str) -> str:
@@ -34,7 +28,6 @@ def restore(configs: Iterable[PoolConfig], name: str) -> str:
             raise InspectionError(
                 f"there is a volume {entry.id} again; delete that first, or leave this one be"
             ) from None
-        _tell(seen.layout.volumes)
     return entry.id
 
 
@@ -45,12 +38,6 @@ def empty(configs: Iterable[PoolConfig], names: Sequence[str]) -> list[str]:
         reap(entry, seen.limiter, lambda: False)
         deleted.append(entry.path.name)
     return deleted
-
-
-def _tell(folder: Path) -> None:
-    """Change the folder's time again, lest a driver has looked in the very tick of the change."""
-    time.sleep(_TICK)
-    os.utime(folder)
 
 
 def _found(configs: Iterable[PoolConfig], names: Sequence[str]) -> list[tuple[Seen, Entry]]:

@@ -11,6 +11,7 @@ from pycsi.linux.descriptor import opened
 FICLONE = 0x40049409
 
 _CANNOT = frozenset({errno.EINVAL, errno.ENOSYS, errno.ENOTTY, errno.EOPNOTSUPP, errno.EXDEV})
+_NO_TMPFILE = frozenset({errno.EISDIR, errno.ENOENT, errno.EOPNOTSUPP})
 _BLOCK = 4096
 _STEP = 1024 * 1024
 
@@ -31,12 +32,17 @@ def share(source: int, target: int) -> bool:
 
 def can_share(directory: Path) -> bool:
     """Tell whether files in `directory` can share blocks, by trying."""
-    with (
-        opened(directory, os.O_TMPFILE | os.O_RDWR) as one,
-        opened(directory, os.O_TMPFILE | os.O_RDWR) as other,
-    ):
-        os.pwrite(one, bytes(_BLOCK), 0)
-        return share(one, other)
+    try:
+        with (
+            opened(directory, os.O_TMPFILE | os.O_RDWR) as one,
+            opened(directory, os.O_TMPFILE | os.O_RDWR) as other,
+        ):
+            os.pwrite(one, bytes(_BLOCK), 0)
+            return share(one, other)
+    except OSError as error:
+        if error.errno in _NO_TMPFILE:
+            return False
+        raise
 
 
 def copy(source: int, target: int, progress: Callable[[], None]) -> None:
