@@ -19,16 +19,17 @@ from pycsi.proto import csi_pb2 as csi
 
 
 def writable_within(target: Path, seconds: float) -> bool:
-    """Tell whether a file can be written and synchronised in time."""
-    writer = subprocess.Popen(
-        [sys.executable, "-c", f"import os; open({str(target / 'probe')!r}, 'w'); os.sync()"]
-    )
+    """Tell whether a file can be made and written in time: a frozen filesystem lets nobody begin.
+
+    It is not synchronised: how long that takes says how busy the disk is.
+    """
+    begin = f"open({str(target / 'probe')!r}, 'w').write('x')"
+    writer = subprocess.Popen([sys.executable, "-S", "-c", begin])
     try:
         return writer.wait(seconds) == 0
     except subprocess.TimeoutExpired:
-        return False
-    finally:
         writer.kill()
+        return False
 
 
 def is_frozen(target: Path) -> bool:
