@@ -13,6 +13,7 @@ from pycsi.model import BLOCK
 
 Range = tuple[int, int]
 
+_ATTEMPTS = 10
 _STEP = 1024 * 1024
 _WINDOW = 1024 * 1024 * 1024
 """How much of a file is compared by its extents at a time."""
@@ -64,14 +65,26 @@ def _data(fd: int, start: int) -> Iterator[Range]:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Piece:
-    """A part of a file, and what is there: two pieces with one content have the same data.
+    """A part of a file, and what is there: None for zeros, or where the blocks are.
 
-    `content` is None for zeros, and the distance from the offset to the blocks' place otherwise.
+    Two pieces with blocks at the same place have the same data, if that place is exact.
     """
 
     start: int
     end: int
-    content: object
+    place: "_Place | None"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Place:
+    """`distance` is from an offset in the file to the place of its byte on the disk.
+
+    It is not `exact` where the blocks are compressed, or within others: then it tells whether
+    something has moved, but nothing of what is there.
+    """
+
+    distance: int
+    exact: bool
 
 
 def _pieces(fd: int, start: int, end: int) -> list[_Piece]:
@@ -84,32 +97,31 @@ def _pieces(fd: int, start: int, end: int) -> list[_Piece]:
         first, last = max(extent.start, start), min(extent.end, end)
         if first > at:
             found.append(_Piece(at, first, None))
-        found.append(_Piece(first, last, _content(extent)))
+        found.append(_Piece(first, last, _place(extent)))
         at = last
     if at < end:
         found.append(_Piece(at, end, None))
     return found
 
 
-def _content(extent: Extent) -> object:
+def _place(extent: Extent) -> _Place | None:
     if not extent.written:
         return None
-    if extent.located:
-        return extent.physical - extent.start
-    # Where the blocks are is not told (compressed, or within other data): like no other.
-    return object()
+    return _Place(extent.physical - extent.start, exact=extent.located)
 
 
 def _changed_extents(base: int, target: int, start: int, size: int) -> Iterator[Range]:
     for at in range(start, size, _WINDOW):
         end = min(at + _WINDOW, size)
-        while True:
+        for _ in range(_ATTEMPTS):
             before, after = _pieces(base, at, end), _pieces(target, at, end)
             # A filesystem may move blocks (btrfs balance). What the base did not move meanwhile
             # cannot have become a place of the target's.
             if before == _pieces(base, at, end):
+                yield from _different(before, after)
                 break
-        yield from _different(before, after)
+        else:
+            yield at, end
 
 
 def _different(before: list[_Piece], after: list[_Piece]) -> Iterator[Range]:
@@ -118,12 +130,16 @@ def _different(before: list[_Piece], after: list[_Piece]) -> Iterator[Range]:
     one, other = next(left, None), next(right, None)
     while one and other:
         start, end = max(one.start, other.start), min(one.end, other.end)
-        if start < end and one.content != other.content:
+        if start < end and not _same(one.place, other.place):
             yield start, end
         if one.end == end:
             one = next(left, None)
         if other.end == end:
             other = next(right, None)
+
+
+def _same(one: _Place | None, other: _Place | None) -> bool:
+    return one == other and (one is None or one.exact)
 
 
 # By data

@@ -18,7 +18,6 @@ from pycsi.errors import (
     ResourceExhausted,
 )
 from pycsi.health import examine
-from pycsi.linux.kernel import Glance
 from pycsi.locks import Locks
 from pycsi.model import Attachment, Request, Volume, VolumeType
 from pycsi.pool import Pool
@@ -103,9 +102,9 @@ class Controller(ControllerSnapshots):
                 f"{ids.segment(self._node.id)}; ask the driver on one of those"
             )
         volume = new_volume(pool, make, wanted, volume_id=volume_id, name=name, size=size)
-        if wanted.source is None:
+        if wanted.source is None or origin is None:
             return pool.create(volume)
-        return pool.create(volume, filler(self._pools, self._locks, wanted.source))
+        return pool.create(volume, filler(self._pools, self._locks, wanted.source, origin))
 
     def _reachable(self, request: csi.CreateVolumeRequest) -> bool:
         """Tell whether a volume on this node meets the requirements (TopologyRequirement)."""
@@ -208,9 +207,9 @@ class Controller(ControllerSnapshots):
         self, request: csi.ListVolumesRequest, context: grpc.ServicerContext
     ) -> csi.ListVolumesResponse:
         size, after = read.page(request.max_entries, request.starting_token)
-        rest = [volume for volume in self._pools.volumes() if volume.id > after]
+        rest = [(pool, volume) for pool, volume in self._pools.located() if volume.id > after]
         shown = rest[:size] if size else rest
-        conditions = self._conditions(shown)
+        conditions = examine(shown)
         kind = csi.ListVolumesResponse
         return kind(
             entries=[
@@ -218,36 +217,27 @@ class Controller(ControllerSnapshots):
                     volume=self._volume(volume),
                     status=kind.VolumeStatus(
                         published_node_ids=_attached_to(volume),
-                        volume_condition=conditions[volume.id],
+                        volume_condition=reply.condition(conditions[volume.id]),
                     ),
                 )
-                for volume in shown
+                for _, volume in shown
             ],
-            next_token=read.token(shown[-1].id) if len(shown) < len(rest) else "",
+            next_token=read.token(shown[-1][1].id) if len(shown) < len(rest) else "",
         )
 
     def ControllerGetVolume(
         self, request: csi.ControllerGetVolumeRequest, context: grpc.ServicerContext
     ) -> csi.ControllerGetVolumeResponse:
         read.required(request.volume_id, "volume_id")
-        _, volume = self._pools.need(request.volume_id)
+        pool, volume = self._pools.need(request.volume_id)
+        condition = examine([(pool, volume)])[volume.id]
         return csi.ControllerGetVolumeResponse(
             volume=self._volume(volume),
             status=csi.ControllerGetVolumeResponse.VolumeStatus(
                 published_node_ids=_attached_to(volume),
-                volume_condition=self._conditions([volume])[volume.id],
+                volume_condition=reply.condition(condition),
             ),
         )
-
-    def _conditions(self, volumes: list[Volume]) -> dict[str, csi.VolumeCondition]:
-        kernel = Glance()
-        return {
-            volume_id: reply.condition(found)
-            for pool in self._pools
-            for volume_id, found in examine(
-                pool, [item for item in volumes if item.pool_uuid == pool.uuid], kernel
-            ).items()
-        }
 
     def GetCapacity(
         self, request: csi.GetCapacityRequest, context: grpc.ServicerContext

@@ -55,12 +55,12 @@ class ControllerSnapshots(csi_pb2_grpc.ControllerServicer):
         with self._locks.hold(snapshot_key(request.snapshot_id)):
             if found := self._pools.find_snapshot(request.snapshot_id):
                 pool, snapshot = found
-                if snapshot.group:
+                if snapshot.group and self._pools.find_group(snapshot.group):
                     raise InvalidArgument(
                         f"snapshot {snapshot.id} belongs to the group snapshot {snapshot.group}; "
                         "delete that"
                     )
-                pool.forget(snapshot)
+                pool.forget(snapshot.id)
             elif node := self._pools.elsewhere(request.snapshot_id):
                 raise FailedPrecondition(
                     f"snapshot {request.snapshot_id} is on node {node}, this is node "

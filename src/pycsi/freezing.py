@@ -17,7 +17,7 @@ from pycsi.backends import Backend
 from pycsi.errors import FailedPrecondition
 from pycsi.linux.descriptor import DIRECTORY, opened
 from pycsi.linux.freeze import freeze, thaw
-from pycsi.linux.mount import syncfs
+from pycsi.linux.mount import mount_of, syncfs
 
 log = structlog.get_logger()
 
@@ -28,10 +28,10 @@ class OverdueError(Exception):
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Frozen:
-    """A volume to freeze: its marker, and the directory at which it is mounted."""
+    """A volume to freeze, whose filesystem is mounted, and the place of its marker."""
 
     marker: Path
-    mountpoint: Path
+    backend: Backend
 
 
 class Moment:
@@ -43,9 +43,13 @@ class Moment:
     def end(self) -> None:
         self._over.set()
 
+    @property
+    def over(self) -> bool:
+        return self._over.is_set()
+
     def check(self) -> None:
         """Raise `OverdueError` if the time is over."""
-        if self._over.is_set():
+        if self.over:
             raise OverdueError
 
 
@@ -57,19 +61,20 @@ def frozen(volumes: Iterable[Frozen], limit: float) -> Iterator[Moment]:
     """
     moment = Moment()
     with contextlib.ExitStack() as undo:
-        places = [
-            (undo.enter_context(opened(volume.mountpoint, DIRECTORY)), volume) for volume in volumes
+        opened_volumes = [
+            (undo.enter_context(_opened_volume(volume.backend)), volume) for volume in volumes
         ]
-        for _, volume in places:
-            syncfs(volume.mountpoint)  # now, while nobody has to wait for it
-        if places:
-            watchdog = threading.Timer(limit, _expire, [moment, [fd for fd, _ in places]])
+        for fd, _ in opened_volumes:
+            syncfs(fd)  # now, while nobody has to wait for it
+        if opened_volumes:
+            descriptors = [fd for fd, _ in opened_volumes]
+            watchdog = threading.Timer(limit, _expire, [moment, descriptors])
             watchdog.daemon = True
             watchdog.start()
             undo.callback(watchdog.join)
             undo.callback(watchdog.cancel)
-        for fd, volume in places:
-            undo.enter_context(_frozen(fd, volume))
+        for fd, volume in opened_volumes:
+            undo.enter_context(_frozen(fd, volume, moment))
             moment.check()
         yield moment
         moment.check()
@@ -83,26 +88,54 @@ def _expire(moment: Moment, descriptors: list[int]) -> None:
 
 
 @contextlib.contextmanager
-def _frozen(fd: int, volume: Frozen) -> Iterator[None]:
+def _frozen(fd: int, volume: Frozen, moment: Moment) -> Iterator[None]:
+    name = volume.backend.volume.id
     volume.marker.touch()
     try:
-        if not freeze(fd):
-            raise FailedPrecondition(
-                f"{volume.mountpoint} is frozen by somebody else; thaw it (fsfreeze --unfreeze)"
-            )
-        try:
-            yield
-        finally:
-            thaw(fd)
+        ours = freeze(fd)
+    except BaseException:
+        volume.marker.unlink()
+        raise
+    if not ours:
+        volume.marker.unlink()
+        raise FailedPrecondition(
+            f"the filesystem of volume {name} is frozen by somebody else; thaw it (fsfreeze "
+            "--unfreeze)"
+        )
+    try:
+        yield
     finally:
-        volume.marker.unlink(missing_ok=True)
+        was_frozen = thaw(fd)
+        volume.marker.unlink()
+    if not (was_frozen or moment.over):
+        raise FailedPrecondition(
+            f"the filesystem of volume {name} was thawed by somebody else while it was copied; "
+            "have nothing else freeze it at that time"
+        )
+
+
+@contextlib.contextmanager
+def _opened_volume(backend: Backend) -> Iterator[int]:
+    """Open a directory of the volume's own filesystem, wherever that can be reached."""
+    with contextlib.ExitStack() as found:
+        for item in backend.mounts():
+            with contextlib.suppress(OSError), contextlib.ExitStack() as tried:
+                fd = tried.enter_context(opened(Path(item.target), DIRECTORY))
+                # Something else may be mounted over it: then that is what was opened.
+                if mount_of(fd).id == item.id:
+                    found.push(tried.pop_all())
+                    yield fd
+                    return
+    raise FailedPrecondition(
+        f"volume {backend.volume.id}: its filesystem cannot be reached, for something else is "
+        "mounted over it; unmount that"
+    )
 
 
 def thaw_after_crash(marker: Path, backend: Backend) -> None:
     """Thaw a volume that an earlier driver may have left frozen."""
-    for mount in backend.mounts():
-        with opened(Path(mount.target), DIRECTORY) as fd:
+    if backend.mounts():
+        with _opened_volume(backend) as fd:
             if thaw(fd):
-                log.warning("thawed, after a crash", volume=backend.volume.id, path=mount.target)
-        break
+                log.warning("thawed, after a crash", volume=backend.volume.id)
     marker.unlink(missing_ok=True)

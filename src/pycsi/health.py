@@ -6,13 +6,13 @@ message in any case.
 
 import dataclasses
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from pycsi.backends import Backend
 from pycsi.errors import CsiError
 from pycsi.linux import btrfs, filesystem
-from pycsi.linux.kernel import Kernel
+from pycsi.linux.kernel import Glance, Kernel
 from pycsi.linux.mount import Mount
 from pycsi.model import Usage, Volume
 from pycsi.pool import Pool
@@ -74,10 +74,11 @@ class Ward:
 
     def _misplaced(self, backend: Backend) -> Iterator[str]:
         """Yield where something else is mounted instead of the volume: its device was lost."""
-        noted = Staging(backend).notes
-        own = {item.target for item in backend.mounts()}
-        for item in self.kernel.mounts():
-            if item.target in noted.staged | noted.published and item.target not in own:
+        notes = Staging(backend).notes
+        suspects = {*notes.staged, *notes.published}
+        suspects -= {item.target for item in backend.mounts()}
+        for item in self.kernel.mounts() if suspects else ():
+            if item.target in suspects:
                 yield f"lost: at {item.target} is {item.fstype} {item.source}, not the volume"
 
 
@@ -91,12 +92,28 @@ def _usage(backend: Backend) -> Usage | None:
     return None
 
 
-def examine(pool: Pool, volumes: list[Volume], kernel: Kernel) -> dict[str, Condition]:
-    """Return the condition of volumes of a pool, by id."""
+def examine(volumes: Iterable[tuple[Pool, Volume]]) -> dict[str, Condition]:
+    """Return the condition of volumes, which come with their pools, by id."""
+    kernel = Glance()
+    wards: dict[str, Ward] = {}
+    found = {}
+    for pool, volume in volumes:
+        ward = wards.get(pool.name) or wards.setdefault(pool.name, _ward(pool, kernel))
+        condition = ward.condition(pool.backend(volume, kernel))
+        if condition.abnormal:
+            # Nobody was kept from changing it meanwhile: what is true still is so when looked at
+            # again, with the record that there is now.
+            ward = _ward(pool, Kernel())
+            now = pool.volumes.get(volume.id) or volume
+            condition = ward.condition(pool.backend(now))
+        found[volume.id] = condition
+    return found
+
+
+def _ward(pool: Pool, kernel: Kernel) -> Ward:
     fault = None
     try:
         pool.check()
     except CsiError as error:
         fault = str(error)
-    ward = Ward(pool.config.path, pool.mount, kernel, fault)
-    return {volume.id: ward.condition(pool.backend(volume, kernel)) for volume in volumes}
+    return Ward(pool.config.path, pool.mount, kernel, fault)

@@ -100,9 +100,7 @@ def read_groups(layout: Layout) -> dict[str, Group]:
 
 def volume_shelf(layout: Layout) -> Shelf[Volume]:
     """Return the pool's volumes; they have to be loaded."""
-    return Shelf(
-        layout.volumes, VOLUME_RECORD, Volume.from_json, lambda item: item.capacity, adopts=True
-    )
+    return Shelf(layout.volumes, VOLUME_RECORD, Volume.from_json, lambda item: item.capacity)
 
 
 def snapshot_shelf(layout: Layout) -> Shelf[Snapshot]:

@@ -6,6 +6,7 @@ A limiter makes a volume's directory, sets its limit and reads it back, measures
 import contextlib
 import dataclasses
 import errno
+import itertools
 import os
 import threading
 import uuid
@@ -17,6 +18,8 @@ from pycsi.errors import FailedPrecondition
 from pycsi.linux import btrfs, mount, quota, tree, treecopy
 from pycsi.model import Usage
 from pycsi.store import read_record, write_record
+
+_FORGOTTEN_AT_ONCE = 16
 
 VOLUME_ROOT_MODE = 0o755
 """Like the root of a freshly made filesystem; Kubernetes' fsGroup widens it."""
@@ -258,12 +261,14 @@ class SubvolumeLimiter(NoLimiter):
         for number in numbers:
             numbers += btrfs.subvolumes_in(self._deleted, number)
         for number in reversed(numbers):
-            (self._deleted / str(number)).touch()
+            # On a full disk deleting comes first: a group that is left counts nothing.
+            with contextlib.suppress(OSError):
+                (self._deleted / str(number)).touch()
             btrfs.delete_subvolume(self._deleted, number)
 
     def _forget_groups(self) -> None:
         if self._deleted.is_dir():
-            for entry in list(self._deleted.iterdir()):
+            for entry in itertools.islice(self._deleted.iterdir(), _FORGOTTEN_AT_ONCE):
                 if btrfs.forget_group(self._deleted, int(entry.name)):
                     entry.unlink(missing_ok=True)
 

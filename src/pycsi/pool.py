@@ -85,16 +85,20 @@ class Pool:
         """The filesystem that the pool lies on."""
         return self._claim.mount
 
+    def load(self) -> None:
+        """Read the volumes, and thaw those that a crash has left frozen. Call once, first."""
+        if not self.layout.frozen.is_dir():
+            for folder in self.layout.folders:
+                folder.mkdir(mode=0o700, exist_ok=True)
+        self.volumes.load()
+        self._thaw()
+
     def recover(self) -> None:
-        """Put right what a crash has left, and read the records. Call once, before all else."""
-        for folder in self.layout.folders:
-            folder.mkdir(mode=0o700, exist_ok=True)
+        """Put right what else a crash has left, and read the other records. Call once."""
         self.config.path.chmod(0o700)
         sync_directory(self.layout.root)
         self.limiter = limiter_for(self.config.path, self.mount.fstype, self.uuid)
-        self.reflinks = clone.can_share(self.layout.tmp)
-        self.volumes.load()
-        self._thaw()
+        self.reflinks = clone.can_share(self.layout.record)
         self.snapshots.load()
         self.groups = layout.read_groups(self.layout)
         for litter in list(self.layout.tmp.iterdir()):
@@ -151,9 +155,9 @@ class Pool:
         """Return the data of a volume, or of a snapshot of it, in the directory `place`."""
         return backend_for(place, volume, self.limiter, self.mount)
 
-    def frozen(self, volume: Volume, mountpoint: Path) -> Frozen:
+    def to_freeze(self, backend: Backend) -> Frozen:
         """Return what is to be frozen of a volume that is mounted."""
-        return Frozen(marker=self.layout.frozen / volume.id, mountpoint=mountpoint)
+        return Frozen(marker=self.layout.frozen / backend.volume.id, backend=backend)
 
     # Room
 
@@ -209,7 +213,7 @@ class Pool:
     def _building(self, place: Path, size: int, *, thick: bool) -> Iterator[Path]:
         """Make an empty directory for what shall be at `place`, and reserve room for it.
 
-        If the `with` block fails it is deleted, wherever it is by then.
+        If the `with` block fails it is deleted, unless it was published.
         """
         self.check()
         with self._room(place, size, thick=thick):
@@ -241,13 +245,14 @@ class Pool:
         return made
 
     @contextlib.contextmanager
-    def taking(self, snapshot_id: str, size: int) -> Iterator[Path]:
+    def taking(self, snapshot_id: str, size: int, *, thick: bool) -> Iterator[Path]:
         """Make an empty directory for a snapshot that will occupy about `size` bytes.
 
-        It is to be given to `keep` in the `with` block; if that fails it is deleted.
+        Of a thick volume these are bytes of its own, now. The directory is to be given to `keep` in
+        the `with` block; if that fails it is deleted.
         """
         place = self.snapshots.folder / snapshot_id
-        with self._building(place, size, thick=not self.reflinks) as building:
+        with self._building(place, size, thick=thick or not self.reflinks) as building:
             yield building
 
     def keep(self, building: Path, snapshot: Snapshot) -> None:
@@ -261,13 +266,13 @@ class Pool:
         """Make a snapshot known that is in its place."""
         self._remember(self.snapshots, self.snapshots.folder / snapshot.id, snapshot)
 
-    def forget(self, snapshot: Snapshot) -> None:
-        """Delete a snapshot from wherever it is; absent is fine."""
+    def forget(self, snapshot_id: str) -> None:
+        """Delete a snapshot, also one whose record cannot be read; absent is fine."""
         self.check()
-        place = self.snapshots.folder / snapshot.id
+        place = self.snapshots.folder / snapshot_id
         if place.exists():
-            self.trash.throw_away(place, snapshot.id, trash.Fate.GONE)
-        self.snapshots.drop(snapshot.id)
+            self.trash.throw_away(place, snapshot_id, trash.Fate.GONE)
+        self.snapshots.drop(snapshot_id)
 
     def _publish(self, building: Path, place: Path) -> None:
         if os.path.lexists(place):
@@ -275,11 +280,12 @@ class Pool:
                 f"{place} exists, but was not there when the driver started; restart the driver, "
                 "or move it away"
             )
-        publish(building, place)
         try:
+            publish(building, place)
             self._settle()
         except BaseException:
-            place.rename(building)
+            with contextlib.suppress(FileNotFoundError):  # it was not renamed at all
+                place.rename(building)
             raise
 
     def delete(self, volume: Volume, fate: trash.Fate) -> None:
@@ -287,7 +293,8 @@ class Pool:
         self.check()
         place = self.volumes.folder / volume.id
         refuse_mounts(place)
-        self.trash.throw_away(place, volume.id, fate)
+        if place.exists():
+            self.trash.throw_away(place, volume.id, fate)
         self.volumes.drop(volume.id)
 
     def resize(self, volume: Volume, size: int) -> Volume:

@@ -1,12 +1,13 @@
 """All pools of this process, and finding a volume among them."""
 
+import functools
 from collections.abc import Iterable, Iterator
 
 import structlog
 
 from pycsi import ids
 from pycsi.config import DEFAULT_POOL, ConfigError
-from pycsi.errors import InvalidArgument, NotFound
+from pycsi.errors import CsiError, InvalidArgument, NotFound
 from pycsi.model import Group, Snapshot, Volume
 from pycsi.pool import Pool
 
@@ -30,7 +31,38 @@ class Pools:
     def recover(self) -> None:
         """Put right what a crash has left in the pools. Call once, before anything else."""
         for pool in self:
+            try:
+                pool.load()
+            except OSError:
+                log.exception("cannot be read", pool=pool.name)  # `recover` fails for good
+        for pool in self:
             pool.recover()
+        self._ignore_doubles()
+        for pool in self:
+            pool.volumes.adopts = functools.partial(self._adopts, pool)
+        try:
+            self._delete_partial_groups()
+        except (OSError, CsiError) as error:
+            log.warning("parts of group snapshots cannot be deleted now", error=str(error))
+
+    def _ignore_doubles(self) -> None:
+        """Of two volumes with one id, which a person has made, keep to the one made last."""
+        for pool in self:
+            for other in self:
+                for volume in other.volumes.all() if other is not pool else []:
+                    newer = pool.volumes.get(volume.id) if volume.id in pool.volumes else None
+                    if newer and newer.created >= volume.created:
+                        log.error(
+                            "ignored: it is in another pool too", id=volume.id, pool=other.name
+                        )
+                        other.volumes.drop(volume.id)
+
+    def _adopts(self, pool: Pool, volume: Volume) -> bool:
+        """Tell whether a volume that somebody has put into a pool is welcome."""
+        elsewhere = any(volume.id in other.volumes for other in self if other is not pool)
+        return volume.pool_uuid == pool.uuid and not elsewhere
+
+    def _delete_partial_groups(self) -> None:
         for group in [group for pool in self for group in pool.groups.values()]:
             if not self._is_whole(group):
                 log.warning("a group snapshot is not whole and is deleted", group=group.id)
@@ -39,7 +71,7 @@ class Pools:
             for snapshot in pool.snapshots.all():
                 # By the record's name: one that cannot be read is no reason to delete anything.
                 if snapshot.group and not pool.layout.group(snapshot.group).exists():
-                    pool.forget(snapshot)
+                    pool.forget(snapshot.id)
 
     def _is_whole(self, group: Group) -> bool:
         """Tell whether every open pool that has members of the group has its record."""
@@ -54,9 +86,10 @@ class Pools:
         for pool in self:
             if pool.uuid in group.members.values():
                 pool.delete_group(group.id)
-        for member in group.members:
-            if found := self.find_snapshot(member):
-                found[0].forget(found[1])
+        for member, pool_uuid in group.members.items():
+            for pool in self:
+                if pool.uuid == pool_uuid:
+                    pool.forget(member)
 
     def check(self) -> None:
         """Raise `FailedPrecondition` unless every pool is there and the one it was."""
@@ -106,10 +139,15 @@ class Pools:
             raise NotFound(f"volume {volume_id} is on node {node}; this is node {self.node}")
         raise NotFound(f"there is no volume {volume_id!r} on node {self.node}")
 
+    def located(self) -> list[tuple[Pool, Volume]]:
+        """Return all volumes that the orchestrator created, with their pools, ordered by id."""
+        every = [(pool, volume) for pool in self for volume in pool.volumes.all()]
+        created = [(pool, volume) for pool, volume in every if volume.handle is None]
+        return sorted(created, key=lambda item: item[1].id)
+
     def volumes(self) -> list[Volume]:
         """Return all volumes that the orchestrator created, ordered by id."""
-        every = [volume for pool in self for volume in pool.volumes.all()]
-        return sorted((item for item in every if item.handle is None), key=lambda item: item.id)
+        return [volume for _, volume in self.located()]
 
     # Snapshots
 

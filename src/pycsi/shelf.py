@@ -45,8 +45,9 @@ T = TypeVar("T", bound=Kept)
 class Shelf(Generic[T]):
     """The directories in `folder`, whose records named `record` are read by `parse`.
 
-    `size_of` says how many bytes of the pool one of them counts for. With `adopts`, what others
-    have put there since is found: `pycsi trash restore` does so while the driver runs.
+    `size_of` says how many bytes of the pool one of them counts for. Where `adopts` is set, what
+    others have put there since is found, if `adopts` agrees: `pycsi trash restore` does so while
+    the driver runs.
     """
 
     def __init__(
@@ -55,14 +56,12 @@ class Shelf(Generic[T]):
         record: str,
         parse: Callable[[Mapping[str, Any]], T],
         size_of: Callable[[T], int],
-        *,
-        adopts: bool = False,
     ) -> None:
         self.folder = folder
         self._record = record
         self._parse = parse
         self._size_of = size_of
-        self._adopts = adopts
+        self.adopts: Callable[[T], bool] | None = None
         self._mutex = threading.RLock()
         self._items: dict[str, T] = {}
         self._unreadable: dict[str, str] = {}
@@ -79,7 +78,8 @@ class Shelf(Generic[T]):
     def load(self) -> None:
         """Read the records. One that is damaged, or of a newer version, is left as it is."""
         for place in sorted(self.folder.iterdir()):
-            self._read(place)
+            if item := self._read(place):
+                self.put(item)
 
     def _read(self, place: Path) -> T | None:
         try:
@@ -90,8 +90,18 @@ class Shelf(Generic[T]):
             self._unreadable[place.name] = f"its record cannot be read ({error})"
             log.warning("a record cannot be read", path=str(place), error=str(error))
             return None
+        return item
+
+    def _adopt(self, place: Path) -> T | None:
+        """Take up what somebody else has put at `place`, if that is welcome."""
+        item = self._read(place)
+        if item is None or self.adopts is None or not self.adopts(item):
+            return None
         self.put(item)
         return item
+
+    def __contains__(self, object_id: str) -> bool:
+        return object_id in self._items
 
     def get(self, object_id: str) -> T | None:
         """Return one, or None; `FailedPrecondition` where its record cannot be read."""
@@ -103,10 +113,10 @@ class Shelf(Generic[T]):
         with self._mutex:
             item = self._items.get(object_id)
             # Only what is an id may become a path.
-            if item is None and self._adopts and node_of(object_id):
+            if item is None and self.adopts and node_of(object_id):
                 place = self.folder / object_id
                 if object_id not in self._coming and place.is_dir():
-                    item = self._read(place)
+                    item = self._adopt(place)
             return item
 
     def all(self) -> list[T]:
@@ -116,7 +126,7 @@ class Shelf(Generic[T]):
 
     def _adopt_all(self) -> None:
         """Read what is new in the folder, if the kernel says that the folder has changed."""
-        if not self._adopts:
+        if self.adopts is None:
             return
         try:
             changed = changed_at(self.folder)
@@ -126,7 +136,7 @@ class Shelf(Generic[T]):
                 known = {*self._items, *self._unreadable, *self._coming}
                 for place in self.folder.iterdir():
                     if place.name not in known:
-                        self._read(place)
+                        self._adopt(place)
                 self._changed = changed
         except OSError:  # the pool's disk is away: `Pool.check` says so where it matters
             return
@@ -155,5 +165,6 @@ class Shelf(Generic[T]):
     def drop(self, object_id: str) -> None:
         """Forget one; absent is fine."""
         with self._mutex:
+            self._unreadable.pop(object_id, None)
             if before := self._items.pop(object_id, None):
                 self._held -= self._size_of(before)

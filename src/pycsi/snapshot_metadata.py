@@ -56,16 +56,18 @@ class SnapshotMetadata(csi_pb2_grpc.SnapshotMetadataServicer):
         read.required(request.target_snapshot_id, "target_snapshot_id")
         results = _results(request.max_results)
         with contextlib.ExitStack() as files:
-            _, base, old = self._open(request.base_snapshot_id, files)
+            base_pool, base, old = self._open(request.base_snapshot_id, files)
             pool, target, new = self._open(request.target_snapshot_id, files)
-            if base.volume.id != target.volume.id:
+            if _volume(base) != _volume(target):
                 raise InvalidArgument(
                     f"the snapshots are of different volumes, {base.volume.id} and "
-                    f"{target.volume.id}; give two of one volume"
+                    f"{target.volume.id} (one that was deleted and made again is another); give "
+                    "two of one volume"
                 )
+            by_extents = pool.reflinks and base_pool is pool
             _check_offset(request.starting_offset, target)
             found = blocks.changed(
-                old, new, request.starting_offset, target.size, by_extents=pool.reflinks
+                old, new, request.starting_offset, target.size, by_extents=by_extents
             )
             for batch in _batches(found, results):
                 yield csi.GetMetadataDeltaResponse(
@@ -86,6 +88,11 @@ class SnapshotMetadata(csi_pb2_grpc.SnapshotMetadataServicer):
             pool.check(writable=False)
             image = files.enter_context(opened(pool.backend_of(snapshot).content, os.O_RDONLY))
         return pool, snapshot, image
+
+
+def _volume(snapshot: Snapshot) -> tuple[str, str, float]:
+    """Return what tells a volume from all others, also from later ones of the same name."""
+    return snapshot.volume.id, snapshot.volume.pool_uuid, snapshot.volume.created
 
 
 def _results(wanted: int) -> int:

@@ -6,13 +6,17 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+import structlog
+
 from pycsi.backends import Backend
-from pycsi.errors import FailedPrecondition, NotFound, ResourceExhausted
+from pycsi.errors import Aborted, CsiError, FailedPrecondition, NotFound, ResourceExhausted
 from pycsi.freezing import Frozen, Moment, OverdueError, frozen
 from pycsi.locks import Locks, snapshot_key
 from pycsi.model import Group, Snapshot, Source, SourceKind, Volume, show
 from pycsi.pool import Pool
 from pycsi.pools import Pools
+
+log = structlog.get_logger()
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +74,9 @@ def _take(pools: Pools, members: Sequence[Member], group: Group | None) -> list[
     sources = [member.pool.backend(member.volume) for member in members]
     with contextlib.ExitStack() as building:
         places = [
-            building.enter_context(member.pool.taking(member.id, source.occupied()))
+            building.enter_context(
+                member.pool.taking(member.id, source.occupied(), thick=member.volume.thick)
+            )
             for member, source in zip(members, sources, strict=True)
         ]
         copies = [
@@ -95,7 +101,7 @@ def _keep(
     kept: list[Snapshot] = []
     try:
         for member, place, data in copied:
-            data.sync()
+            data.settle()
             snapshot = member.snapshot(created, data.occupied())
             member.pool.keep(place, snapshot)
             kept.append(snapshot)
@@ -103,7 +109,10 @@ def _keep(
             _record(pools, dataclasses.replace(group, created=created))
     except BaseException:
         for (member, _, _), snapshot in zip(copied, kept, strict=False):
-            member.pool.forget(snapshot)
+            try:
+                member.pool.forget(snapshot.id)
+            except (OSError, CsiError) as error:
+                log.warning("cannot be taken back now", snapshot=snapshot.id, error=str(error))
         raise
     for (member, _, _), snapshot in zip(copied, kept, strict=True):
         member.pool.remember(snapshot)
@@ -131,7 +140,7 @@ def still(pools: Pools, sources: Sequence[Backend], limit: float) -> Iterator[Mo
     """
     for source in sources:
         source.prepare_capture()
-    restless = [source for source in sources if source.freezable() is None and source.written_at()]
+    restless = [source for source in sources if not source.freezable() and source.written_at()]
     if len(restless) > 1:
         names = ", ".join(source.volume.id for source in restless)
         raise FailedPrecondition(
@@ -147,19 +156,19 @@ def still(pools: Pools, sources: Sequence[Backend], limit: float) -> Iterator[Mo
 
 def _to_freeze(pools: Pools, sources: Sequence[Backend]) -> Iterator[Frozen]:
     for source in sources:
-        if mountpoint := source.freezable():
+        if source.freezable():
             pool, _ = pools.need(source.volume.id)
-            yield pool.frozen(source.volume, mountpoint)
+            yield pool.to_freeze(source)
 
 
 def _overdue(pools: Pools, sources: Sequence[Backend], limit: float) -> str:
     quick = [f"{pool.name} ({pool.mount.fstype})" for pool in pools if pool.reflinks]
     sizes = ", ".join(f"{item.volume.id} ({show(item.occupied())})" for item in sources)
-    there = f"pool {' or '.join(quick)} would" if quick else "a pool on XFS or btrfs would"
+    there = f"{' or '.join(quick)} would" if quick else "one on XFS or btrfs would"
     return (
         f"the copy of {sizes} took longer than freeze-limit, {limit:g} s, for which the filesystem "
-        f"may be frozen: this pool cannot share blocks, {there} do it at once. Take the snapshot "
-        "while the volume is not staged, or raise the pool's freeze-limit"
+        f"may be frozen: no blocks could be shared. In one and the same pool {there} do it at "
+        "once. Or copy the volume while it is not staged, or raise the pool's freeze-limit"
     )
 
 
@@ -190,17 +199,24 @@ def find_source(pools: Pools, source: Source) -> Origin:
     raise NotFound(f"volume_content_source: there is no {source} on node {pools.node}")
 
 
-def filler(pools: Pools, locks: Locks, source: Source) -> Callable[[Backend], int | None]:
-    """Return what fills a new volume from a source, and returns its project id."""
+def filler(
+    pools: Pools, locks: Locks, source: Source, origin: Origin
+) -> Callable[[Backend], int | None]:
+    """Return what fills a new volume from `source`, which was found as `origin`.
+
+    It returns the project id. `Aborted` where the source is not the same any more.
+    """
 
     def from_snapshot(new: Backend) -> int | None:
         with locks.share(snapshot_key(source.id)):
             pool, snapshot = pools.need_snapshot(source.id)
+            _refuse_changed(source, origin.volume, snapshot.volume)
             return new.restore(pool.backend_of(snapshot), lambda: None)
 
     def from_volume(new: Backend) -> int | None:
         with locks.hold(source.id):
             pool, volume = pools.need(source.id)
+            _refuse_changed(source, origin.volume, volume)
             original = pool.backend(volume)
             with still(pools, [original], pool.config.freeze_limit) as moment:
                 return new.restore(original, moment.check)
@@ -208,7 +224,13 @@ def filler(pools: Pools, locks: Locks, source: Source) -> Callable[[Backend], in
     def fill(new: Backend) -> int | None:
         fetch = from_snapshot if source.kind is SourceKind.SNAPSHOT else from_volume
         project = fetch(new)
-        new.adapt(project)
+        new.adapt(origin.volume, project)
         return project
 
     return fill
+
+
+def _refuse_changed(source: Source, before: Volume, now: Volume) -> None:
+    """Refuse a source that has grown, or was replaced, since the new volume's size was decided."""
+    if (now.created, now.capacity) != (before.created, before.capacity):
+        raise Aborted(f"{source} was changed meanwhile; try again")

@@ -121,7 +121,8 @@ def destroy(place: Path, limiter: Limiter, interrupted: Callable[[], bool] = lam
     limiter.remove(place / DATA, project, interrupted)
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         (place / IMAGE).unlink()
-    remove(place, interrupted)
+    with contextlib.suppress(FileNotFoundError):  # somebody else was as quick
+        remove(place, interrupted)
 
 
 class Trash:

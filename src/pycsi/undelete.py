@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 
 from pycsi.config import PoolConfig
 from pycsi.inspection import InspectionError, Seen
+from pycsi.layout import Layout
 from pycsi.model import Volume
 from pycsi.store import publish
 from pycsi.trash import Entry, reap
@@ -16,19 +17,27 @@ from pycsi.trash import Entry, reap
 
 def restore(configs: Iterable[PoolConfig], name: str) -> str:
     """Make the volume that is the entry `name` a volume again; return its id."""
+    configs = tuple(configs)
     for seen, entry in _found(configs, [name]):
         if not isinstance(entry.record(), Volume) or entry.doomed:
             raise InspectionError(f"{name} is no volume that is whole; it cannot be restored")
         place = seen.layout.volumes / entry.id
+        for config in configs:
+            if (Layout(config.path).volumes / entry.id).exists():
+                raise _there_again(entry)
         try:
             publish(entry.path, place)
         except OSError as error:
             if error.errno not in {errno.EEXIST, errno.ENOTEMPTY}:
                 raise
-            raise InspectionError(
-                f"there is a volume {entry.id} again; delete that first, or leave this one be"
-            ) from None
+            raise _there_again(entry) from None
     return entry.id
+
+
+def _there_again(entry: Entry) -> InspectionError:
+    return InspectionError(
+        f"there is a volume {entry.id} again; delete that first, or leave this one be"
+    )
 
 
 def empty(configs: Iterable[PoolConfig], names: Sequence[str]) -> list[str]:

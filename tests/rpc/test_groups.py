@@ -188,3 +188,16 @@ def test_members_without_their_group(serve: Callable[..., Driver], driver: Drive
     (driver.folders[0] / "groups" / f"{group.group_snapshot_id}.json").write_text("damaged")
     driver.start()
     assert len(driver.snapshots()) == 3
+
+
+def test_group_with_a_damaged_member(driver: Driver) -> None:
+    """A group goes with all its members, whether their records can be read or not."""
+    volumes = [driver.create(f"v{n}", 4 * MIB, parameters=FILES).volume_id for n in range(3)]
+    group = driver.snapshot_group("g", *volumes)
+    members = ids(group)
+    (driver.folders[0] / "snapshots" / members[0] / "snapshot.json").write_text("damaged")
+    driver.restart()
+    assert len(driver.snapshots()) == 2
+    delete(driver, group.group_snapshot_id, *members)
+    assert driver.snapshots() == []
+    assert on_disk(driver) == {f"volumes/{item}" for item in volumes}

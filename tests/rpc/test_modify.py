@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+from conftest import needs
 from driver import MIB, Driver, mount_capability, refused
 from rpc.conftest import code_of
 
@@ -218,4 +220,66 @@ def test_deletion_answers_at_once(driver: Driver, pool: Path) -> None:
     assert list((pool / "trash").iterdir()), "20,000 files were deleted before the answer"
     driver.stop()  # in the middle of the tree
     driver.start()
+    driver.reaped()
+
+
+def test_restore_beside_another_pool(serve: Callable[..., Driver], tmp_path: Path) -> None:
+    """No volume comes back beside one of its name in another pool, asked or not."""
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    driver = serve(*(f"{name}={tmp_path / name}" for name in ("a", "b")))
+    driver.delete(create(driver, "v", {"onDelete": "retain"}, pool="a").volume_id)
+    (entry,) = trash(driver)
+    made = create(driver, "v", {}, pool="b")
+    done = command(driver, "restore", entry)
+    assert (done.returncode, trash(driver)) == (1, [entry])
+    # As who knows of one pool only.
+    (tmp_path / "a/trash" / entry).rename(tmp_path / "a/volumes/v@node-1")
+    assert driver.volume_ids() == [made.volume_id]
+    driver.restart()
+    assert driver.volume_ids() == [made.volume_id]
+    assert create(driver, "v", {}, pool="b") == made
+    driver.delete(made.volume_id)
+    driver.reaped()
+    assert not (tmp_path / "b/volumes/v@node-1").exists()
+
+
+def test_volumes_of_another_pool_are_not_adopted(
+    driver: Driver, pool: Path, serve: Callable[..., Driver], tmp_path: Path
+) -> None:
+    """What lies in the folder and is another pool's is neither listed nor counted."""
+    other = tmp_path / "other"
+    other.mkdir()
+    second = serve(f"other={other}")
+    foreign = create(second, "foreign", {}, pool="other").volume_id
+    available = driver.capacity(quota="none").available_capacity
+    shutil.copytree(other / "volumes" / foreign, pool / "volumes" / foreign)
+    assert driver.volume_ids() == []
+    driver.delete(foreign)
+    assert (pool / "volumes" / foreign).exists()
+    assert driver.capacity(quota="none").available_capacity <= available
+
+
+@pytest.mark.parametrize("what", ["", "data"])
+def test_delete_what_somebody_has_deleted(driver: Driver, pool: Path, what: str) -> None:
+    """A volume whose directory has gone is gone."""
+    volume_id = create(driver, "v", {}).volume_id
+    shutil.rmtree(pool / "volumes" / volume_id / what)
+    for _ in range(2):
+        driver.delete(volume_id)
+    assert driver.volume_ids() == []
+    create(driver, "v", {})
+
+
+@pytest.mark.parametrize("flag", ["+i", "+a"])
+def test_protected_files_are_reaped(driver: Driver, pool: Path, flag: str) -> None:
+    """Marks that keep root from deleting do not keep a deleted volume's room."""
+    volume_id = create(driver, "v", {}).volume_id
+    data = pool / "volumes" / volume_id / "data"
+    (data / "sub/deep").mkdir(parents=True)
+    for place in (data, data / "sub", data / "sub/deep"):
+        (place / "file").touch()
+    done = subprocess.run(["chattr", "-R", flag, data], check=False, capture_output=True)
+    needs("files that can be made immutable", met=done.returncode == 0)
+    driver.delete(volume_id)
     driver.reaped()

@@ -14,6 +14,7 @@ from driver import (
     Driver,
     block_capability,
     from_snapshot,
+    from_volume,
     mount_capability,
     refused,
 )
@@ -251,3 +252,35 @@ def test_what_has_no_blocks(driver: Driver) -> None:
         driver.delta(of_one, "")
     restored = driver.create("r", 4 * MIB, capability=BLOCK, source=from_snapshot(of_one))
     assert restored.volume_id
+
+
+def test_compressed_extents(
+    filesystem: FilesystemFactory, serve: Callable[..., Driver], tmp_path: Path
+) -> None:
+    """Of what is compressed the place is not known: it counts as changed, and the stream ends."""
+    plain = filesystem("ext4", GIB)
+    squeezed = filesystem("btrfs", GIB, options="compress-force=zstd")
+    driver = serve(f"plain={plain}", f"default={squeezed}")
+    source = driver.create("w", SIZE, capability=BLOCK, pool="plain").volume_id
+    (plain / "volumes" / source / "disk.img").write_bytes((b"hello" * SIZE)[:SIZE])
+    volume_id = driver.create(
+        "v", SIZE, capability=BLOCK, pool="default", source=from_volume(source)
+    ).volume_id
+    one = driver.snapshot("one", volume_id).snapshot_id
+    two = driver.snapshot("two", volume_id).snapshot_id
+    assert sum(length for _, length in driver.delta(one, two)) == SIZE
+    assert sum(length for _, length in driver.allocated(one)) == SIZE
+
+
+def test_volume_that_was_made_again(serve: Callable[..., Driver], tmp_path: Path) -> None:
+    """Snapshots of a volume and of a later one of its name are of different volumes."""
+    pools = [tmp_path / "a", tmp_path / "b"]
+    for pool in pools:
+        pool.mkdir()
+    driver = serve(*(f"{pool.name}={pool}" for pool in pools))
+    for pool in pools:
+        volume_id = driver.create("v", 4 * MIB, capability=BLOCK, pool=pool.name).volume_id
+        driver.snapshot(pool.name, volume_id)
+        driver.delete(volume_id)
+    with refused(Code.INVALID_ARGUMENT, "made again"):
+        driver.delta("a@node-1", "b@node-1")

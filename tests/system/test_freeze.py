@@ -1,5 +1,7 @@
 """A frozen filesystem thaws whatever happens to the driver."""
 
+import contextlib
+import errno
 import os
 import signal
 import subprocess
@@ -30,6 +32,19 @@ def writable_within(target: Path, seconds: float) -> bool:
     except subprocess.TimeoutExpired:
         writer.kill()
         return False
+
+
+def fill(path: Path) -> None:
+    """Write to `path` until not one more block goes in."""
+    with opened(path, os.O_WRONLY | os.O_CREAT) as fd:
+        for size in (MIB, 4096):
+            try:
+                while os.write(fd, bytes(size)):
+                    pass
+            except OSError as error:
+                assert error.errno == errno.ENOSPC  # noqa: PT017
+        with contextlib.suppress(OSError):
+            os.fsync(fd)
 
 
 def is_frozen(target: Path) -> bool:
@@ -144,3 +159,71 @@ def test_full_pool(
         assert driver.snapshot("s", volume_id).ready_to_use
     for folder in ("tmp", "frozen"):
         assert list((pool / folder).iterdir()) == []
+
+
+def test_thawed_by_somebody_else(
+    filesystem: FilesystemFactory, serve: Callable[..., Driver], tmp_path: Path
+) -> None:
+    """A freeze that did not last is noticed: the copy is of no point in time."""
+    pool = filesystem("ext4", 3 * GIB)
+    driver = serve(f"default={pool},freeze-limit=60s")
+    volume_id = driver.create("v", GIB, type="image").volume_id
+    with driver.published(volume_id, tmp_path) as target, opened(target, DIRECTORY) as fd:
+        (target / "file").write_bytes(os.urandom(500 * MIB))
+        os.sync()
+        taking = driver.controller.CreateSnapshot.future(
+            csi.CreateSnapshotRequest(name="s", source_volume_id=volume_id)
+        )
+        deadline = time.monotonic() + 30
+        while not thaw(fd):
+            assert time.monotonic() < deadline
+            assert not taking.done()
+        with refused(grpc.StatusCode.FAILED_PRECONDITION, "thawed by somebody else"):
+            taking.result()
+        assert driver.snapshots() == []
+        assert not list((pool / "frozen").iterdir())
+
+
+def test_something_over_the_staged_path(
+    filesystem: FilesystemFactory, serve: Callable[..., Driver], tmp_path: Path
+) -> None:
+    """It is the volume's filesystem that is frozen and thawed, whatever lies over a path of it."""
+    pool, other = filesystem("xfs", GIB), filesystem("ext4", 100 * MIB)
+    driver = serve(pool)
+    volume_id = driver.create("v", type="image").volume_id
+    with driver.published(volume_id, tmp_path) as target:
+        staging = tmp_path / f"staging-{volume_id}"
+        run("mount", "--bind", other, staging)
+        try:
+            driver.snapshot("s", volume_id)
+            (pool / "frozen" / volume_id).touch()
+            run("fsfreeze", "--freeze", target)
+            driver.restart(signal.SIGKILL)
+            assert writable_within(target, 1)
+            assert not list((pool / "frozen").iterdir())
+            run("mount", "--bind", other, target)
+            with refused(grpc.StatusCode.FAILED_PRECONDITION, "mounted over it"):
+                driver.snapshot("t", volume_id)
+            run("umount", target)
+        finally:
+            run("umount", staging)
+
+
+@pytest.mark.parametrize("kind", ["ext4", "btrfs", "xfs"])
+def test_start_on_a_full_disk(
+    filesystem: FilesystemFactory, serve: Callable[..., Driver], tmp_path: Path, kind: str
+) -> None:
+    """The driver starts, and thaws, although not one block is left."""
+    pool = filesystem(kind, 400 * MIB)
+    driver = serve(f"default={pool},overcommit=10")
+    volume_id = driver.create("v", 64 * MIB, type="image").volume_id
+    with driver.published(volume_id, tmp_path) as target:
+        (pool / "frozen" / volume_id).touch()
+        run("fsfreeze", "--freeze", target)
+        driver.stop(signal.SIGKILL)
+        fill(pool.parent / "ballast")
+        driver.start()
+        assert not is_frozen(target)
+        assert not list((pool / "frozen").iterdir())
+        (pool.parent / "ballast").unlink()
+        os.sync()

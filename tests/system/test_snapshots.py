@@ -514,3 +514,92 @@ def test_room_for_snapshots(filesystem: FilesystemFactory, serve: Callable[..., 
     for snapshot in driver.snapshots():
         driver.delete_snapshot(snapshot.snapshot_id)
     assert driver.capacity(quota="none").available_capacity == before
+
+
+COUNTER = """
+import mmap, os, struct, sys
+maps = []
+for name in sys.argv[1:]:
+    fd = os.open(name, os.O_RDWR | os.O_CREAT)
+    os.ftruncate(fd, 4096)
+    maps.append(mmap.mmap(fd, 4096))
+number = 0
+while True:
+    number += 1
+    for item in maps:
+        item[:8] = struct.pack("<Q", number)
+"""
+
+
+def test_directory_that_is_mapped_into_memory(
+    filesystem: FilesystemFactory, serve: Callable[..., Driver], tmp_path: Path
+) -> None:
+    """Pages that are dirty already are changed without a system call, and noticed all the same."""
+    driver = serve(filesystem("ext4", GIB))
+    volume_id = driver.create("v", parameters=DIRECTORY).volume_id
+    with driver.published(volume_id, tmp_path) as target:
+        for number in range(100):
+            (target / f"f{number}").write_bytes(os.urandom(65536))
+        files = target / "a", target / "z"
+        process = subprocess.Popen([sys.executable, "-c", COUNTER, *files])
+        try:
+            while not all(file.exists() and any(file.read_bytes()) for file in files):
+                time.sleep(0.01)
+            for number in range(3):
+                with refused(grpc.StatusCode.FAILED_PRECONDITION, "written to"):
+                    driver.snapshot(f"s{number}", volume_id)
+        finally:
+            process.kill()
+            process.wait()
+        driver.snapshot("s", volume_id)
+
+
+def test_snapshot_of_a_thick_volume(
+    filesystem: FilesystemFactory, serve: Callable[..., Driver], tmp_path: Path
+) -> None:
+    """A thick volume can be written to on a full disk, also after its snapshots and clones."""
+    pool = filesystem("xfs", GIB)
+    driver = serve(f"default={pool},overcommit=4")
+    volume_id = driver.create("v", 128 * MIB, type="image", allocation="thick").volume_id
+    image = image_of(pool, volume_id)
+    with driver.published(volume_id, tmp_path) as target:
+        (target / "file").write_bytes(os.urandom(64 * MIB))
+        os.sync()
+        taken = driver.snapshot("s", volume_id).snapshot_id
+        driver.create("c", 128 * MIB, source=from_volume(volume_id))
+        assert shared(image) == 0
+        assert shared(pool / "snapshots" / taken / "disk.img") == 0
+        with (pool.parent / "ballast").open("wb") as ballast, contextlib.suppress(OSError):
+            while ballast.write(bytes(MIB)):
+                ballast.flush()
+        with (target / "file").open("r+b") as file:
+            file.write(os.urandom(64 * MIB))
+            os.fsync(file.fileno())
+        with refused(grpc.StatusCode.RESOURCE_EXHAUSTED):
+            driver.snapshot("t", volume_id)
+        (pool.parent / "ballast").unlink()
+
+
+@pytest.mark.parametrize("ground", ["xfs", "btrfs"])
+def test_sectors_stay_the_same(
+    filesystem: FilesystemFactory, serve: Callable[..., Driver], tmp_path: Path, ground: str
+) -> None:
+    """A device has the sectors that it had when it is staged again after a snapshot."""
+    driver = serve(filesystem(ground, 2 * GIB))
+    block = block_capability()
+    small = mount_capability("xfs")
+    raw = driver.create("raw", 16 * MIB, capability=block).volume_id
+    image = driver.create(
+        "image", 300 * MIB, capability=small, type="image", mkfsOptions="-s size=512"
+    ).volume_id
+    for number in range(2):
+        with driver.published(raw, tmp_path, block) as target:
+            assert run("blockdev", "--getss", target).strip() == "512"
+        with driver.published(image, tmp_path, small) as target:
+            (target / f"file{number}").write_text("x")
+        source = from_snapshot(driver.snapshot(f"raw{number}", raw).snapshot_id)
+        driver.create(f"raw-copy{number}", 16 * MIB, capability=block, source=source)
+        source = from_snapshot(driver.snapshot(f"image{number}", image).snapshot_id)
+        copy = driver.create(f"copy{number}", 300 * MIB, capability=small, source=source)
+        with driver.published(copy.volume_id, tmp_path, small) as target:
+            assert (target / f"file{number}").exists()

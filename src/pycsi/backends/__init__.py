@@ -110,9 +110,9 @@ class Backend(abc.ABC):
         writable = [item.target for item in self.mounts() if not item.readonly]
         return writable[0] if writable else self.holder()
 
-    def freezable(self) -> Path | None:
-        """Return where the volume's own filesystem, which is in use, can be frozen."""
-        return None
+    def freezable(self) -> bool:
+        """Tell whether the volume is in use, as a filesystem of its own that can be frozen."""
+        return False
 
     def prepare_capture(self) -> None:
         """Bring the volume to a state of which a capture is good; nobody may use it if idle."""
@@ -133,15 +133,15 @@ class Backend(abc.ABC):
         """
 
     @abc.abstractmethod
-    def adapt(self, project: int | None) -> None:
-        """Make what `restore` has copied, and returned `project` for, this volume's own.
+    def adapt(self, source: Volume, project: int | None) -> None:
+        """Make what `restore` has copied from `source`, returning `project`, this volume's own.
 
         Then it is as large as it shall be, durable, and usable beside its source.
         """
 
     @abc.abstractmethod
-    def sync(self) -> None:
-        """Make the data durable."""
+    def settle(self) -> None:
+        """Make what `capture` has copied durable, when the source may be written to again."""
 
 
 def attributes(capability: Capability, *, readonly: bool) -> int:

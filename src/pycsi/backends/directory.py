@@ -8,7 +8,7 @@ from pycsi.backends import Backend, attributes
 from pycsi.errors import FailedPrecondition, OutOfRange
 from pycsi.limits import Progress, filesystem_usage
 from pycsi.linux import mount, treecopy
-from pycsi.model import Capability, Usage, show
+from pycsi.model import Capability, Usage, Volume, show
 from pycsi.store import sync_directory
 
 DATA = "data"
@@ -97,9 +97,10 @@ class Directory(Backend):
         if source.shares or not steady or source.written_at() is None:
             return copy()
         for _ in range(_ATTEMPTS):
-            # What is mapped into memory is written first, or later changes would not be noticed.
-            mount.syncfs(source.content)
+            # In this order: a page that is mapped into memory and dirty already is changed without
+            # anybody's notice, until it has been written.
             since = treecopy.fence()
+            mount.syncfs(source.content)
             try:
                 made = copy()
                 treecopy.refuse_changed(source.content, since)
@@ -115,7 +116,7 @@ class Directory(Backend):
             "VolumeSnapshotClass"
         )
 
-    def adapt(self, project: int | None) -> None:
+    def adapt(self, source: Volume, project: int | None) -> None:
         size = self.volume.capacity
         if self.volume.enforced:
             used = self.limiter.usage(self.content, project, size).used or 0
@@ -124,7 +125,7 @@ class Directory(Backend):
                     f"the source, whose size was not enforced, holds {show(used)}; ask for more "
                     f"than {show(size)}"
                 )
-        self.sync()
+        self.settle()
 
-    def sync(self) -> None:
+    def settle(self) -> None:
         mount.syncfs(self.content)

@@ -11,8 +11,9 @@ from pycsi.backends.image import Image
 from pycsi.errors import FailedPrecondition, InvalidArgument, ResourceExhausted
 from pycsi.limits import filesystem_usage
 from pycsi.linux import btrfs, filesystem, loop, mount
+from pycsi.linux.descriptor import opened
 from pycsi.linux.program import ProgramError
-from pycsi.model import MIB, Capability, Usage
+from pycsi.model import MIB, Capability, Usage, Volume
 from pycsi.parameters import DEFAULT_FILESYSTEM, mount_options
 
 _FULL = 64 * MIB
@@ -184,9 +185,8 @@ class FilesystemImage(Image):
 
     # Snapshots
 
-    def freezable(self) -> Path | None:
-        mounted = self.mounts()
-        return Path(mounted[0].target) if mounted else None
+    def freezable(self) -> bool:
+        return bool(self.mounts())
 
     def written_at(self) -> str | None:
         # A read-only mount may be one of several, and what is mounted elsewhere is not seen here.
@@ -204,7 +204,7 @@ class FilesystemImage(Image):
             )
         with self._held_device() as device:
             self._recover(device.path)
-        self.wait_until_free()
+        self.require_free()
 
     def _recover(self, device: Path, *options: str) -> None:
         """Mount and unmount the filesystem where nobody sees it; make it as large as it can be."""
@@ -222,22 +222,23 @@ class FilesystemImage(Image):
                 "look at the kernel's log and check it"
             ) from None
 
-    def adapt(self, project: int | None) -> None:
+    def adapt(self, source: Volume, project: int | None) -> None:
         """Make the copied filesystem recovered, mountable beside its source, and as large.
 
         A btrfs gets its UUID first, because until then it must not be mounted beside its source; an
         XFS afterwards, because its log has to be empty for that.
         """
-        super().adapt(project)
+        super().adapt(source, project)
         if self._kind == "btrfs":
             filesystem.renew_uuid(self._kind, self.image)
         with self._attached() as device:
             self._recover(device.path, *(["nouuid"] if self._kind == "xfs" else []))
-        self.wait_until_free()
+        self.require_free()
         if self._kind == "xfs":
             filesystem.renew_uuid(self._kind, self.image)
         self._grow_unmounted()
-        self.sync()
+        with opened(self.image) as fd:
+            os.fsync(fd)
 
     def holder(self) -> str | None:
         devices = self.wait_until_free()

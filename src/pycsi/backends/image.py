@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pycsi.backends import Backend
+from pycsi.errors import FailedPrecondition
 from pycsi.limits import Progress
 from pycsi.linux import clone, loop
 from pycsi.linux.descriptor import opened
-from pycsi.model import show
+from pycsi.model import Volume, show
 
 IMAGE = "disk.img"
 
@@ -73,6 +74,13 @@ class Image(Backend):
             with contextlib.suppress(OSError):  # /sys may be read-only; see check_mount_flags
                 loop.forbid_discard(device)
 
+    def require_free(self) -> None:
+        """Refuse to go on while a loop device has the image."""
+        if held := self.wait_until_free():
+            raise FailedPrecondition(
+                f"volume {self.volume.id}: somebody still has {held[0].path} open; end that process"
+            )
+
     def wait_until_free(self) -> list[loop.LoopDevice]:
         """Give the kernel time to free the devices; return those that are still in use."""
         deadline = time.monotonic() + _PATIENCE
@@ -95,7 +103,7 @@ class Image(Backend):
 
     @property
     def shares(self) -> bool:
-        return clone.can_share(self.place)
+        return clone.can_share(self.image)
 
     def occupied(self) -> int:
         return self.image.stat().st_blocks * 512
@@ -113,15 +121,18 @@ class Image(Backend):
         self.capture(source, progress, steady=True)
         return None
 
-    def adapt(self, project: int | None) -> None:
-        if self.volume.thick and self.shares:
+    def adapt(self, source: Volume, project: int | None) -> None:
+        if (self.volume.thick or source.thick) and self.shares:
             self._own_blocks()
         with opened(self.image, os.O_RDWR) as fd:
             self._extend(fd, 0 if self.volume.thick else os.fstat(fd).st_size)
             os.fsync(fd)
 
     def _own_blocks(self) -> None:
-        """Replace blocks that are shared: a thick volume needs no new ones when it is written."""
+        """Replace blocks that are shared by copies.
+
+        A thick volume that shared them would need new ones when it is written, and find none.
+        """
         aside = self.image.with_suffix(".new")
         with (
             opened(self.image) as old,
@@ -130,6 +141,8 @@ class Image(Backend):
             clone.copy(old, new, lambda: None)
         aside.rename(self.image)
 
-    def sync(self) -> None:
+    def settle(self) -> None:
+        if self.volume.thick and self.shares:
+            self._own_blocks()
         with opened(self.image) as fd:
             os.fsync(fd)

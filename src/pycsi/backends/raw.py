@@ -58,10 +58,7 @@ class RawImage(Image):
     def release(self) -> None:
         for device in loop.find(self.image):
             loop.detach(device)
-        if held := self.wait_until_free():
-            raise FailedPrecondition(
-                f"volume {self.volume.id}: somebody still has {held[0].path} open; end that process"
-            )
+        self.require_free()
 
     def publish(
         self, source: Path, target: Path, capability: Capability, *, readonly: bool

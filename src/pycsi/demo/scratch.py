@@ -122,12 +122,12 @@ def make_pools(root: Path, *, as_root: bool) -> list[DemoPool]:
 def _pool(name: str, path: Path) -> DemoPool:
     path.mkdir()
     fstype = mount.mount_under(path).fstype
+    with tempfile.NamedTemporaryFile(dir=path) as probe:  # gone before the driver looks
+        probe.write(b"probe")
+        probe.flush()
+        shares = clone.can_share(Path(probe.name))
     return DemoPool(
-        name=name,
-        path=path,
-        fstype=fstype,
-        limiter=limiter_name(path, fstype),
-        shares=clone.can_share(path),
+        name=name, path=path, fstype=fstype, limiter=limiter_name(path, fstype), shares=shares
     )
 
 

@@ -269,7 +269,10 @@ def umount2(target: Path, flags: int = UMOUNT_NOFOLLOW) -> None:
     _umount2(os.fsencode(target), flags, path=target)
 
 
-def syncfs(path: Path) -> None:
-    """Write the filesystem that holds `path` to its disk (syncfs(2))."""
-    with opened(path) as fd:
-        _syncfs(fd, path=path)
+def syncfs(place: Path | int) -> None:
+    """Write the filesystem that holds a path or an open file to its disk (syncfs(2))."""
+    if isinstance(place, int):
+        _syncfs(place)
+        return
+    with opened(place) as fd:
+        _syncfs(fd, path=place)

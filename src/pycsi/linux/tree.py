@@ -1,13 +1,23 @@
 """Deleting directory trees that somebody else has filled."""
 
+import contextlib
 import errno
+import fcntl
 import os
+import struct
 import uuid
 from collections.abc import Callable
 from pathlib import Path
 
 from pycsi.linux.descriptor import DIRECTORY, opened
 from pycsi.linux.mount import mountinfo
+
+FS_APPEND_FL = 0x20
+FS_IMMUTABLE_FL = 0x10
+FS_IOC_GETFLAGS = 0x80086601
+FS_IOC_SETFLAGS = 0x40086602
+
+_PROTECTED = FS_APPEND_FL | FS_IMMUTABLE_FL
 
 
 def refuse_mounts(path: Path) -> None:
@@ -29,6 +39,7 @@ def remove(path: Path, interrupted: Callable[[], bool] = lambda: False) -> None:
         return
     refuse_mounts(path)
     with opened(path, DIRECTORY) as root:
+        _clear_protection(root)
         while entries := os.listdir(root):  # noqa: PTH208  (pathlib knows no descriptors)
             for name in entries:
                 if interrupted():
@@ -42,16 +53,40 @@ def remove(path: Path, interrupted: Callable[[], bool] = lambda: False) -> None:
 def _unlink(name: str, directory: int) -> bool:
     """Delete what is not a directory; return False where `name` is one."""
     try:
-        os.unlink(name, dir_fd=directory)
+        try:
+            os.unlink(name, dir_fd=directory)
+        except PermissionError:
+            _unprotect(name, directory)
+            os.unlink(name, dir_fd=directory)
     except IsADirectoryError:
         return False
     return True
 
 
+def _unprotect(name: str, directory: int) -> None:
+    """Let what is immutable or append-only (chattr(1)) be deleted or moved."""
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+    with contextlib.suppress(OSError), opened(name, flags, at=directory) as fd:
+        _clear_protection(fd)
+
+
+def _clear_protection(fd: int) -> None:
+    """Clear the marks of an open file, where its filesystem knows them and we may."""
+    with contextlib.suppress(OSError):
+        (marks,) = struct.unpack("=i", fcntl.ioctl(fd, FS_IOC_GETFLAGS, bytes(4)))
+        if marks & _PROTECTED:
+            fcntl.ioctl(fd, FS_IOC_SETFLAGS, struct.pack("=i", marks & ~_PROTECTED))
+
+
 def _move_up(name: str, root: int) -> None:
     """Empty the directory `name` in `root`: its files are deleted, its directories move up."""
     with opened(name, DIRECTORY, at=root) as directory:
+        _clear_protection(directory)
         for entry in os.listdir(directory):  # noqa: PTH208
             if not _unlink(entry, directory):
                 unused = f".{uuid.uuid4().hex}"
-                os.rename(entry, unused, src_dir_fd=directory, dst_dir_fd=root)
+                try:
+                    os.rename(entry, unused, src_dir_fd=directory, dst_dir_fd=root)
+                except PermissionError:
+                    _unprotect(entry, directory)
+                    os.rename(entry, unused, src_dir_fd=directory, dst_dir_fd=root)
