@@ -242,16 +242,22 @@ class Node(csi_pb2_grpc.NodeServicer):
     def _at(self, volume_id: str, path: str, *, lost: bool = False) -> tuple[Pool, Volume]:
         """Return the volume, persistent or inline, if it is staged or published at `path`.
 
-        With `lost` also if it was, and something else is mounted there now.
+        With `lost` also if it was, and something else is mounted there now; of a pool that is away
+        it is not known what was.
         """
         inline = None if ids.node_of(volume_id) else self._pools.find_inline(volume_id)
         pool, volume = inline or self._pools.need(volume_id)
-        if not lost:
+        away = False
+        try:
             pool.check(writable=False)
+        except FailedPrecondition:
+            if not lost:
+                raise
+            away = True
         try:
             place = resolved(path, "volume_path")
             staging = Staging(pool.backend(volume))
-            here = staging.holds(place) or (lost and staging.has_lost(place))
+            here = staging.holds(place) or (lost and staging.has_lost(place, known=not away))
         except InvalidArgument:
             here = False
         if not here:

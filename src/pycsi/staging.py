@@ -119,10 +119,13 @@ class Staging:
             return True
         return str(path) in self.notes.staged and self.backend.is_staged(path)
 
-    def has_lost(self, path: Path) -> bool:
-        """Tell whether the volume was staged or published at `path`, where something else is."""
+    def has_lost(self, path: Path, *, known: bool) -> bool:
+        """Tell whether the volume was staged or published at `path`, where something else is.
+
+        Where that is not `known`, for the notes are away, it may have been.
+        """
         noted = str(path) in self.notes.staged or str(path) in self.notes.published
-        return noted and topmost(path) is not None
+        return (noted or not known) and topmost(path) is not None
 
     def _staging_paths(self) -> list[str]:
         """Return the noted staging paths that there are; one that has gone says nothing."""

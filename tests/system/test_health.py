@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from conftest import FilesystemFactory, run
-from driver import GIB, MIB, Driver, block_capability, mount_capability
+from driver import GIB, MIB, Driver, block_capability, mount_capability, refused
 
 from pycsi.linux import loop, mount
 from pycsi.proto import csi_pb2 as csi
@@ -194,12 +194,17 @@ def test_pool_that_was_replaced(
     pool = filesystem("ext4", GIB)
     driver = serve(pool)
     volume_id = driver.create("v", type="image").volume_id
-    run("mount", "-t", "tmpfs", "tmpfs", pool)
-    try:
-        abnormal(driver, volume_id, "pool default")
-    finally:
-        run("umount", pool)
-    well(driver, volume_id)
+    with driver.published(volume_id, tmp_path) as target:
+        run("mount", "-t", "tmpfs", "tmpfs", pool)
+        try:
+            abnormal(driver, volume_id, "pool default")
+            stats = driver.stats(volume_id, target)
+            assert stats.volume_condition == driver.condition(volume_id)
+            with refused(grpc.StatusCode.NOT_FOUND):
+                driver.stats(volume_id, tmp_path / "elsewhere")
+        finally:
+            run("umount", pool)
+        well(driver, volume_id)
 
 
 def test_command(driver: Driver, root: None, pool: Path) -> None:

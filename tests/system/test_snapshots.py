@@ -3,6 +3,7 @@
 import contextlib
 import os
 import stat
+import struct
 import subprocess
 import sys
 import time
@@ -254,6 +255,13 @@ def test_thick_copies_share_nothing(
         assert len((target / "file").read_bytes()) == 16 * MIB
 
 
+def acl(rights: int) -> bytes:
+    """Return an ACL that gives a certain user `rights`, as it is stored (acl(5))."""
+    owner, user, group, mask, other = 0x01, 0x02, 0x04, 0x10, 0x20
+    entries = [(owner, 7, -1), (user, rights, 4321), (group, 5, -1), (mask, 7, -1), (other, 0, -1)]
+    return struct.pack("<I", 2) + b"".join(struct.pack("<HHi", *entry) for entry in entries)
+
+
 def fill_tree(root: Path) -> None:
     """Make one of everything that a directory can hold."""
     (root / "sub/deep").mkdir(parents=True)
@@ -272,8 +280,8 @@ def fill_tree(root: Path) -> None:
     (root / "sub/file").chmod(0o4711)
     os.setxattr(root / "sub/file", "user.color", b"red")
     os.setxattr(root / "sub/file", "trusted.color", b"blue")
-    run("setfacl", "-m", "u:4321:rw", root / "sub/deep")
-    run("setfacl", "-d", "-m", "u:4321:r", root / "sub/deep")
+    os.setxattr(root / "sub/deep", "system.posix_acl_access", acl(7))
+    os.setxattr(root / "sub/deep", "system.posix_acl_default", acl(4))
     os.chown(root, 99, 98)
     root.chmod(0o1777)
     os.utime(root / "sub/file", ns=(1, 2))
