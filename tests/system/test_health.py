@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import grpc
 from conftest import FilesystemFactory, run
 from driver import GIB, MIB, Driver, block_capability, mount_capability, refused
 
