@@ -6,7 +6,7 @@ Memory is bounded, whatever the number of extents. Ranges are half open, in byte
 import dataclasses
 import heapq
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from pycsi.linux.fiemap import Extent, extents
 from pycsi.model import BLOCK
@@ -24,15 +24,23 @@ def allocated(fd: int, start: int, size: int) -> Iterator[Range]:
     return _joined(_clipped(_data(fd, start), start, size))
 
 
-def changed(base: int, target: int, start: int, size: int, *, by_extents: bool) -> Iterator[Range]:
+def changed(
+    base: int,
+    target: int,
+    start: int,
+    size: int,
+    progress: Callable[[], None],
+    *,
+    by_extents: bool,
+) -> Iterator[Range]:
     """Yield the ranges from `start` on in which `target`, of `size` bytes, may differ from `base`.
 
     With `by_extents` only where the two have other blocks, otherwise where their data differs;
     that is right in any case, but reads both. Both images are open files that nobody changes.
+    `progress` is called now and then, also where nothing differs; what it raises ends it.
     """
-    if by_extents:
-        return _joined(_clipped(_changed_extents(base, target, start, size), start, size))
-    return _joined(_clipped(_changed_data(base, target, start, size), start, size))
+    compare = _changed_extents if by_extents else _changed_data
+    return _joined(_clipped(compare(base, target, start, size, progress), start, size))
 
 
 def _joined(ranges: Iterable[Range]) -> Iterator[Range]:
@@ -110,8 +118,11 @@ def _place(extent: Extent) -> _Place | None:
     return _Place(extent.physical - extent.start, exact=extent.located)
 
 
-def _changed_extents(base: int, target: int, start: int, size: int) -> Iterator[Range]:
+def _changed_extents(
+    base: int, target: int, start: int, size: int, progress: Callable[[], None]
+) -> Iterator[Range]:
     for at in range(start, size, _WINDOW):
+        progress()
         end = min(at + _WINDOW, size)
         for _ in range(_ATTEMPTS):
             before, after = _pieces(base, at, end), _pieces(target, at, end)
@@ -145,10 +156,13 @@ def _same(one: _Place | None, other: _Place | None) -> bool:
 # By data
 
 
-def _changed_data(base: int, target: int, start: int, size: int) -> Iterator[Range]:
+def _changed_data(
+    base: int, target: int, start: int, size: int, progress: Callable[[], None]
+) -> Iterator[Range]:
     either = heapq.merge(_data(base, start), _data(target, start))
     for first, last in _joined(_clipped(either, start, size)):
         for at in range(first, last, _STEP):
+            progress()
             yield from _different_blocks(base, target, at, min(at + _STEP, last))
 
 

@@ -33,7 +33,7 @@ class ControllerSnapshots(csi_pb2_grpc.ControllerServicer):
         with self._locks.hold(snapshot_key(snapshot_id)):
             if found := self._pools.find_snapshot(snapshot_id):
                 _, snapshot = found
-                _compare(snapshot, request)
+                self._compare_snapshot(snapshot, request.source_volume_id)
             else:
                 with self._locks.hold(request.source_volume_id):
                     pool, volume = self._pools.need(request.source_volume_id)
@@ -47,6 +47,20 @@ class ControllerSnapshots(csi_pb2_grpc.ControllerServicer):
                     )
                     snapshot = take(self._pools, member)
         return csi.CreateSnapshotResponse(snapshot=reply.snapshot(snapshot))
+
+    def _compare_snapshot(self, snapshot: Snapshot, volume_id: str) -> None:
+        """Refuse a request that the existing snapshot of its name does not satisfy."""
+        if snapshot.volume.id != volume_id:
+            raise AlreadyExists(
+                f"snapshot {snapshot.name!r} exists, of volume {snapshot.volume.id}; use another "
+                "name"
+            )
+        found = self._pools.find(volume_id)
+        if found and found[1].created != snapshot.volume.created:
+            raise AlreadyExists(
+                f"snapshot {snapshot.name!r} exists, of an earlier volume {volume_id} that was "
+                "deleted; use another name"
+            )
 
     def DeleteSnapshot(
         self, request: csi.DeleteSnapshotRequest, context: grpc.ServicerContext
@@ -92,11 +106,3 @@ class ControllerSnapshots(csi_pb2_grpc.ControllerServicer):
         read.required(request.snapshot_id, "snapshot_id")
         _, snapshot = self._pools.need_snapshot(request.snapshot_id)
         return csi.GetSnapshotResponse(snapshot=reply.snapshot(snapshot))
-
-
-def _compare(snapshot: Snapshot, request: csi.CreateSnapshotRequest) -> None:
-    """Refuse a request that the existing snapshot of its name does not satisfy."""
-    if snapshot.volume.id != request.source_volume_id:
-        raise AlreadyExists(
-            f"snapshot {snapshot.name!r} exists, of volume {snapshot.volume.id}; use another name"
-        )

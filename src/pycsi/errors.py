@@ -57,6 +57,12 @@ class Aborted(CsiError):
     code = grpc.StatusCode.ABORTED
 
 
+class Cancelled(CsiError):
+    """The caller does not wait for the answer any more."""
+
+    code = grpc.StatusCode.CANCELLED
+
+
 class Unavailable(CsiError):
     """The driver is starting or stopping; try again."""
 

@@ -107,7 +107,8 @@ class Group(csi_pb2_grpc.GroupControllerServicer):
 
 
 def _refuse_repeated(volume_ids: Sequence[str]) -> None:
-    for volume_id in volume_ids:
+    for number, volume_id in enumerate(volume_ids):
+        read.required(volume_id, f"source_volume_ids[{number}]")
         if list(volume_ids).count(volume_id) > 1:
             raise InvalidArgument(f"source_volume_ids: {volume_id} is there more than once")
 

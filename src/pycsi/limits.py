@@ -53,16 +53,19 @@ class Limiter(Protocol):
         """Measure a limited directory, without a walk."""
 
     def shares(self, path: Path) -> bool:
-        """Tell whether `capture` takes the directory `path` at one point in time, at once."""
+        """Tell whether `capture` within the pool is at one point in time, at once."""
 
-    def capture(self, source: Path, path: Path, progress: Progress) -> None:
+    def capture(self, source: Path, path: Path, progress: Progress) -> bool:
         """Make the directory `path`, without a limit, with what is in the directory `source`.
 
-        `progress` is called now and then; what it raises ends the copy.
+        Tell whether that was at one point in time. `progress` is called now and then; what it
+        raises ends the copy.
         """
 
-    def restore(self, source: Path, path: Path, size: int | None, progress: Progress) -> int | None:
-        """Like `make`, with what is in the directory `source`."""
+    def restore(
+        self, source: Path, path: Path, size: int | None, progress: Progress
+    ) -> tuple[int | None, bool]:
+        """Like `make`, with what is in the directory `source`; and whether at one point in time."""
 
     def remove(
         self, path: Path, project: int | None, interrupted: Callable[[], bool] = lambda: False
@@ -111,14 +114,17 @@ class NoLimiter:
     def shares(self, path: Path) -> bool:
         return False
 
-    def capture(self, source: Path, path: Path, progress: Progress) -> None:
+    def capture(self, source: Path, path: Path, progress: Progress) -> bool:
         path.mkdir()
         treecopy.copy(source, path, progress)
+        return False
 
-    def restore(self, source: Path, path: Path, size: int | None, progress: Progress) -> int | None:
+    def restore(
+        self, source: Path, path: Path, size: int | None, progress: Progress
+    ) -> tuple[int | None, bool]:
         project = self.make(path, size)
         treecopy.copy(source, path, progress)
-        return project
+        return project, False
 
     def remove(
         self, path: Path, project: int | None, interrupted: Callable[[], bool] = lambda: False
@@ -173,6 +179,7 @@ class ProjectLimiter(NoLimiter):
     ) -> None:
         if not path.is_dir():
             return
+        tree.unprotect(path)
         # The limit goes first: once the directory has gone nobody knows its project any more. Where
         # there is a record the directory is not asked: its owner may have given it another's id.
         if project := project or quota.project_of(path):
@@ -221,16 +228,19 @@ class SubvolumeLimiter(NoLimiter):
     def shares(self, path: Path) -> bool:
         return btrfs.is_subvolume(path)
 
-    def capture(self, source: Path, path: Path, progress: Progress) -> None:
-        if not self._snapshot(source, path, readonly=True):
-            super().capture(source, path, progress)
+    def capture(self, source: Path, path: Path, progress: Progress) -> bool:
+        if self._snapshot(source, path, readonly=True):
+            return True
+        return super().capture(source, path, progress)
 
-    def restore(self, source: Path, path: Path, size: int | None, progress: Progress) -> int | None:
+    def restore(
+        self, source: Path, path: Path, size: int | None, progress: Progress
+    ) -> tuple[int | None, bool]:
         if not self._snapshot(source, path, readonly=False):
             return super().restore(source, path, size, progress)
         if size is not None:
             self.limit(path, None, size)
-        return None
+        return None, True
 
     @staticmethod
     def _snapshot(source: Path, path: Path, *, readonly: bool) -> bool:
@@ -255,6 +265,8 @@ class SubvolumeLimiter(NoLimiter):
             tree.remove(path, interrupted)
             return
         tree.refuse_mounts(path)
+        btrfs.make_writable(path)
+        tree.unprotect(path)
         self._deleted.mkdir(mode=0o700, exist_ok=True)
         # Any user may have made subvolumes inside, one in another: the innermost go first.
         numbers = [btrfs.subvolume_number(path)]

@@ -85,13 +85,20 @@ class Pool:
         """The filesystem that the pool lies on."""
         return self._claim.mount
 
-    def load(self) -> None:
-        """Read the volumes, and thaw those that a crash has left frozen. Call once, first."""
-        if not self.layout.frozen.is_dir():
+    def load(self) -> str | None:
+        """Read the volumes, and thaw those that a crash has left frozen. Call once, first.
+
+        Return what is wrong with the pool, if it cannot be used.
+        """
+        try:
             for folder in self.layout.folders:
-                folder.mkdir(mode=0o700, exist_ok=True)
-        self.volumes.load()
-        self._thaw()
+                if not folder.is_dir():
+                    folder.mkdir(mode=0o700)
+            self.volumes.load()
+            self._thaw()
+        except OSError as error:
+            return f"pool {self.name}: {error}"
+        return None
 
     def recover(self) -> None:
         """Put right what else a crash has left, and read the other records. Call once."""
@@ -323,18 +330,16 @@ class Pool:
         self._settle()
         self._remember(self.volumes, place, volume)
 
-    def write_group(self, group: Group) -> None:
+    def write_group_record(self, group: Group) -> None:
         """Record a group snapshot, durably: now it exists, with all its members."""
         self.check()
         layout.write_group(self.layout, group)
-        self.groups[group.id] = group
 
-    def delete_group(self, group_id: str) -> None:
+    def delete_group_record(self, group_id: str) -> None:
         """Delete the record of a group snapshot, durably; absent is fine."""
         self.check()
         self.layout.group(group_id).unlink(missing_ok=True)
         sync_directory(self.layout.groups)
-        self.groups.pop(group_id, None)
 
     def _remember(self, shelf: Shelf[Volume] | Shelf[Snapshot], place: Path, item: Any) -> None:
         with self._mutex:

@@ -30,11 +30,9 @@ class Pools:
 
     def recover(self) -> None:
         """Put right what a crash has left in the pools. Call once, before anything else."""
-        for pool in self:
-            try:
-                pool.load()
-            except OSError:
-                log.exception("cannot be read", pool=pool.name)  # `recover` fails for good
+        failures = [failure for pool in self if (failure := pool.load())]
+        if failures:  # not before what can be thawed is thawed
+            raise ConfigError("; ".join(failures))
         for pool in self:
             pool.recover()
         self._ignore_doubles()
@@ -52,10 +50,7 @@ class Pools:
                 for volume in other.volumes.all() if other is not pool else []:
                     newer = pool.volumes.get(volume.id) if volume.id in pool.volumes else None
                     if newer and newer.created >= volume.created:
-                        log.error(
-                            "ignored: it is in another pool too", id=volume.id, pool=other.name
-                        )
-                        other.volumes.drop(volume.id)
+                        other.volumes.ignore(volume.id)
 
     def _adopts(self, pool: Pool, volume: Volume) -> bool:
         """Tell whether a volume that somebody has put into a pool is welcome."""
@@ -83,13 +78,14 @@ class Pools:
 
         The records go first: a member without its group's record is deleted at the next start.
         """
-        for pool in self:
-            if pool.uuid in group.members.values():
-                pool.delete_group(group.id)
+        theirs = {pool.uuid: pool for pool in self if pool.uuid in group.members.values()}
+        for pool in theirs.values():
+            pool.delete_group_record(group.id)
         for member, pool_uuid in group.members.items():
-            for pool in self:
-                if pool.uuid == pool_uuid:
-                    pool.forget(member)
+            if pool_uuid in theirs:
+                theirs[pool_uuid].forget(member)
+        for pool in theirs.values():  # only now: if a member cannot be deleted it is tried again
+            pool.groups.pop(group.id, None)
 
     def check(self) -> None:
         """Raise `FailedPrecondition` unless every pool is there and the one it was."""

@@ -35,6 +35,9 @@ _IDENTIFYING = (
 _ROUTINE = frozenset({"Probe"})
 """Called every few seconds: a success is logged at debug level only."""
 
+_STREAMS = 16
+"""How many streams there can be at a time: a reader that is slow holds a thread each."""
+
 _LONGEST_MESSAGE = 1024
 _DEBUG = 10
 _IDENTITY = "csi.v1.Identity"
@@ -77,6 +80,7 @@ class Interceptor(grpc.ServerInterceptor):
         self._unimplemented = unimplemented
         self._ready = ready
         self._places = threading.BoundedSemaphore(most)
+        self._streams = threading.BoundedSemaphore(_STREAMS)
         self._observe = observe
         self._wrapped: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
         self._prefix = os.urandom(4).hex()
@@ -116,7 +120,12 @@ class Interceptor(grpc.ServerInterceptor):
         self, path: str, method: Method, request: Message, context: grpc.ServicerContext
     ) -> Iterator[Message]:
         with self._told(path, request, context):
-            yield from method(request, context)
+            if not self._streams.acquire(blocking=False):
+                raise Aborted(f"{_STREAMS} streams are open already; try again")
+            try:
+                yield from method(request, context)
+            finally:
+                self._streams.release()
 
     @contextlib.contextmanager
     def _told(self, path: str, request: Message, context: grpc.ServicerContext) -> Iterator[None]:

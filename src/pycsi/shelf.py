@@ -66,6 +66,7 @@ class Shelf(Generic[T]):
         self._items: dict[str, T] = {}
         self._unreadable: dict[str, str] = {}
         self._coming: set[str] = set()
+        self._ignored: set[str] = set()
         self._held = 0
         self._changed: int | None = None
 
@@ -95,7 +96,10 @@ class Shelf(Generic[T]):
     def _adopt(self, place: Path) -> T | None:
         """Take up what somebody else has put at `place`, if that is welcome."""
         item = self._read(place)
-        if item is None or self.adopts is None or not self.adopts(item):
+        if item is None or self.adopts is None:
+            return None
+        if not self.adopts(item):
+            self.ignore(item.id)
             return None
         self.put(item)
         return item
@@ -115,7 +119,7 @@ class Shelf(Generic[T]):
             # Only what is an id may become a path.
             if item is None and self.adopts and node_of(object_id):
                 place = self.folder / object_id
-                if object_id not in self._coming and place.is_dir():
+                if object_id not in self._coming | self._ignored and place.is_dir():
                     item = self._adopt(place)
             return item
 
@@ -133,7 +137,7 @@ class Shelf(Generic[T]):
             if changed is not None and changed == self._changed:
                 return
             with self._mutex:
-                known = {*self._items, *self._unreadable, *self._coming}
+                known = {*self._items, *self._unreadable, *self._coming, *self._ignored}
                 for place in self.folder.iterdir():
                     if place.name not in known:
                         self._adopt(place)
@@ -161,6 +165,15 @@ class Shelf(Generic[T]):
             before = self._items.get(item.id)
             self._held += self._size_of(item) - (self._size_of(before) if before else 0)
             self._items[item.id] = item
+
+    def ignore(self, object_id: str) -> None:
+        """Forget one that lies there, and do not find it again: nobody may reach it by its id."""
+        log.error(
+            "ignored: another pool's, or another pool has one of its id",
+            path=str(self.folder / object_id),
+        )
+        self.drop(object_id)
+        self._ignored.add(object_id)
 
     def drop(self, object_id: str) -> None:
         """Forget one; absent is fine."""

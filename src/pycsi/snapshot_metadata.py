@@ -13,7 +13,7 @@ import grpc
 
 from pycsi import blocks
 from pycsi import request as read
-from pycsi.errors import InvalidArgument, OutOfRange
+from pycsi.errors import Cancelled, InvalidArgument, OutOfRange
 from pycsi.linux.descriptor import opened
 from pycsi.locks import Locks, snapshot_key
 from pycsi.model import Snapshot, VolumeType
@@ -66,8 +66,13 @@ class SnapshotMetadata(csi_pb2_grpc.SnapshotMetadataServicer):
                 )
             by_extents = pool.reflinks and base_pool is pool
             _check_offset(request.starting_offset, target)
+
+            def progress() -> None:
+                if not context.is_active():
+                    raise Cancelled("the caller has gone")
+
             found = blocks.changed(
-                old, new, request.starting_offset, target.size, by_extents=by_extents
+                old, new, request.starting_offset, target.size, progress, by_extents=by_extents
             )
             for batch in _batches(found, results):
                 yield csi.GetMetadataDeltaResponse(

@@ -116,6 +116,10 @@ def _keep(
         raise
     for (member, _, _), snapshot in zip(copied, kept, strict=True):
         member.pool.remember(snapshot)
+    if group:
+        for pool in pools:
+            if pool.uuid in group.members.values():
+                pool.groups[group.id] = dataclasses.replace(group, created=created)
     return kept
 
 
@@ -124,10 +128,10 @@ def _record(pools: Pools, group: Group) -> None:
     try:
         for pool in pools:
             if pool.uuid in group.members.values():
-                pool.write_group(group)
+                pool.write_group_record(group)
     except BaseException:
         for pool in pools:
-            pool.delete_group(group.id)
+            pool.delete_group_record(group.id)
         raise
 
 

@@ -1,7 +1,7 @@
 """What a person does with the trash of pools, while their driver runs or not.
 
-Everything is one rename, so a driver that reaps an entry at the same time does it or leaves it to
-us. A running driver finds a volume that was brought back: it sees that the folder has changed.
+A volume is brought back by one rename, so of a driver that reaps it and us one succeeds. A running
+driver finds it: it sees that the folder has changed.
 """
 
 import errno

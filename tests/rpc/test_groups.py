@@ -109,7 +109,7 @@ def test_other_groups(shared: Driver, volumes: list[str]) -> None:
         ("g", ["gone@node-1"], Code.NOT_FOUND),
         ("g", ["gone@node-2"], Code.NOT_FOUND),
         ("g", ["v0@node-1"], Code.INVALID_ARGUMENT),
-        ("g", [""], Code.NOT_FOUND),
+        ("g", [""], Code.INVALID_ARGUMENT),
     ],
 )
 def test_groups_that_cannot_be(

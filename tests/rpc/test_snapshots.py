@@ -270,3 +270,13 @@ def test_volume_with_snapshots_is_deleted(shared: Driver, volume: str) -> None:
     assert again == volume
     with refused(Code.OUT_OF_RANGE):
         shared.create("source-2", 2 * MIB, parameters=FILES, source=source)
+
+
+def test_name_of_an_earlier_volumes_snapshot(shared: Driver, volume: str) -> None:
+    """A snapshot of a volume that was deleted is not one of the volume that has its name now."""
+    taken = shared.snapshot("s", volume)
+    shared.delete(volume)
+    assert shared.snapshot("s", volume) == taken  # a retry whose first answer was lost
+    shared.create("source", 4 * MIB, parameters=FILES)
+    with refused(Code.ALREADY_EXISTS, "earlier volume"):
+        shared.snapshot("s", volume)

@@ -611,3 +611,77 @@ def test_sectors_stay_the_same(
         copy = driver.create(f"copy{number}", 300 * MIB, capability=small, source=source)
         with driver.published(copy.volume_id, tmp_path, small) as target:
             assert (target / f"file{number}").exists()
+
+
+DEVICE_WRITER = """
+import os, struct, sys
+fd = os.open(sys.argv[1], os.O_RDWR | os.O_SYNC)
+size = os.lseek(fd, 0, os.SEEK_END)
+number = 0
+while True:
+    number += 1
+    for place in (0, size - 512):
+        os.pwrite(fd, struct.pack("<Q504x", number), place)
+"""
+
+
+def test_clones_into_another_pool(
+    filesystem: FilesystemFactory, serve: Callable[..., Driver], tmp_path: Path
+) -> None:
+    """Between pools nothing is shared: what cannot be frozen is not copied while it is written."""
+    first, second = filesystem("btrfs", 2 * GIB), filesystem("btrfs", 2 * GIB)
+    driver = serve(f"default={first}", f"second={second}")
+    block = block_capability()
+    raw = driver.create("raw", 64 * MIB, capability=block, pool="default").volume_id
+    files = driver.create("files", pool="default").volume_id
+    image = driver.create("image", type="image", pool="default").volume_id
+    with (
+        driver.published(raw, tmp_path, block) as device,
+        driver.published(files, tmp_path) as target,
+        driver.published(image, tmp_path) as mounted,
+    ):
+        (target / "large").write_bytes(os.urandom(32 * MIB))
+        writer = subprocess.Popen([sys.executable, "-c", DEVICE_WRITER, device])
+        try:
+            with writing(target / "records"), writing(mounted / "records"):
+                with refused(grpc.StatusCode.FAILED_PRECONDITION, "cannot be shared"):
+                    driver.create(
+                        "raw-2", 64 * MIB, capability=block, pool="second", source=from_volume(raw)
+                    )
+                with refused(grpc.StatusCode.FAILED_PRECONDITION, "written to"):
+                    driver.create("files-2", pool="second", source=from_volume(files))
+                copy = driver.create("image-2", pool="second", source=from_volume(image)).volume_id
+                driver.create(
+                    "raw-1", 64 * MIB, capability=block, pool="default", source=from_volume(raw)
+                )
+                driver.create("files-1", pool="default", source=from_volume(files))
+        finally:
+            writer.kill()
+            writer.wait()
+        data = (first / "volumes/raw-1@node-1/disk.img").read_bytes()
+        ends = [struct.unpack_from("<Q", data, place)[0] for place in (0, len(data) - 512)]
+        assert ends[0] - ends[1] in {0, 1}
+        driver.create("files-2", pool="second", source=from_volume(files))
+    run(*FSCK["ext4"], image_of(second, copy))
+    with driver.published(copy, tmp_path) as target:
+        assert_prefix(recorder.records(target / "records"))
+    assert {path.name for path in (second / "volumes").iterdir()} == {
+        "files-2@node-1",
+        "image-2@node-1",
+    }
+
+
+def test_protected_subvolume_is_reaped(
+    filesystem: FilesystemFactory, serve: Callable[..., Driver]
+) -> None:
+    """An immutable directory goes with its volume, and with a snapshot of it."""
+    pool = filesystem("btrfs", GIB)
+    driver = serve(pool)
+    volume_id = driver.create("v").volume_id
+    data = pool / "volumes" / volume_id / "data"
+    (data / "sub").mkdir()
+    run("chattr", "-R", "+i", data)
+    taken = driver.snapshot("s", volume_id).snapshot_id
+    driver.delete(volume_id)
+    driver.delete_snapshot(taken)
+    driver.reaped()

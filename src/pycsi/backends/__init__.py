@@ -98,7 +98,7 @@ class Backend(abc.ABC):
 
     @property
     def shares(self) -> bool:
-        """Whether a capture of this is taken at one point in time, at once, by sharing blocks."""
+        """Whether copies of this in its own pool share blocks, and so are made at once."""
         return False
 
     @abc.abstractmethod

@@ -79,11 +79,10 @@ class Directory(Backend):
         return treecopy.occupied(self.content)
 
     def capture(self, source: Backend, progress: Progress, *, steady: bool) -> None:
-        self._copy(
-            source,
-            lambda: self.limiter.capture(source.content, self.content, progress),
-            steady=steady,
-        )
+        def capture() -> tuple[None, bool]:
+            return None, self.limiter.capture(source.content, self.content, progress)
+
+        self._copy(source, capture, steady=steady)
 
     def restore(self, source: Backend, progress: Progress) -> int | None:
         size = self.volume.capacity if self.volume.enforced else None
@@ -93,16 +92,21 @@ class Directory(Backend):
             steady=True,
         )
 
-    def _copy(self, source: Backend, copy: Callable[[], T], *, steady: bool) -> T:
-        if source.shares or not steady or source.written_at() is None:
-            return copy()
+    def _copy(self, source: Backend, copy: Callable[[], tuple[T, bool]], *, steady: bool) -> T:
+        """Call `copy`, which tells what it made and whether at one point in time, until it was."""
+        busy = steady and source.written_at() is not None
+        if source.shares or not busy:
+            made, at_once = copy()
+            if at_once or not busy:
+                return made
+            self.limiter.remove(self.content, None)
         for _ in range(_ATTEMPTS):
             # In this order: a page that is mapped into memory and dirty already is changed without
             # anybody's notice, until it has been written.
             since = treecopy.fence()
             mount.syncfs(source.content)
             try:
-                made = copy()
+                made, _ = copy()
                 treecopy.refuse_changed(source.content, since)
             except treecopy.TreeChangedError as change:
                 changed = str(change)

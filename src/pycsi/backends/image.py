@@ -20,6 +20,16 @@ _PATIENCE = 5.0
 """Seconds to wait for the kernel to free a loop device that nobody uses any more."""
 
 
+def _refuse_restless(source: Backend) -> None:
+    """Refuse to copy, which takes time, what is in use and was not frozen."""
+    if not source.freezable() and (where := source.written_at()):
+        raise FailedPrecondition(
+            f"volume {source.volume.id} is in use as {where}, and its blocks cannot be shared: a "
+            "copy of what is written meanwhile is no point in time; unstage it first, or copy it "
+            "within one pool on XFS or btrfs"
+        )
+
+
 class Image(Backend):
     """`<place>/disk.img`, sparse or fully allocated."""
 
@@ -114,6 +124,7 @@ class Image(Backend):
             opened(self.image, os.O_RDWR | os.O_CREAT | os.O_EXCL) as new,
         ):
             if not clone.share(old, new):
+                _refuse_restless(source)
                 clone.copy(old, new, progress)
             os.ftruncate(new, source.volume.capacity)  # without what was not recorded yet
 

@@ -84,13 +84,6 @@ class RawImage(Image):
         return str(writable[0]) if writable else None
 
     def prepare_capture(self) -> None:
-        """Write what waits in the device's cache; a copy that takes time is for idle volumes."""
-        if (device := self.written_at()) is None:
-            return
-        if not self.shares:
-            raise FailedPrecondition(
-                f"volume {self.volume.id} is staged as {device}, and its pool cannot share blocks: "
-                "a copy of what is written meanwhile is no point in time; unstage it first, or use "
-                "a pool on XFS or btrfs"
-            )
-        loop.flush(Path(device))
+        """Write what waits in the device's cache."""
+        if device := self.written_at():
+            loop.flush(Path(device))

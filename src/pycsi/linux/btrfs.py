@@ -23,6 +23,7 @@ BTRFS_IOC_QUOTA_CTL = 0xC0109428
 BTRFS_IOC_SNAP_CREATE_V2 = 0x50009417
 BTRFS_IOC_SNAP_DESTROY_V2 = 0x5000943F
 BTRFS_IOC_SUBVOL_CREATE = 0x5000940E
+BTRFS_IOC_SUBVOL_SETFLAGS = 0x4008941A
 BTRFS_IOC_TREE_SEARCH = 0xD0009411
 BTRFS_QGROUP_LIMIT_MAX_RFER = 1
 BTRFS_QUOTA_CTL_ENABLE = 1
@@ -108,6 +109,11 @@ def subvolumes_in(path: Path, number: int) -> list[int]:
             found.append(child)
             at += _SEARCH_ITEM.size + length
         least = found[-1] + 1
+
+
+def make_writable(path: Path) -> None:
+    """Let the subvolume `path` be changed, if it is read-only."""
+    _ioctl(path, BTRFS_IOC_SUBVOL_SETFLAGS, struct.pack("=Q", 0))
 
 
 def is_subvolume(path: Path) -> bool:

@@ -38,16 +38,24 @@ def remove(path: Path, interrupted: Callable[[], bool] = lambda: False) -> None:
     if not os.path.lexists(path):
         return
     refuse_mounts(path)
+    unprotect(path)
     with opened(path, DIRECTORY) as root:
-        _clear_protection(root)
         while entries := os.listdir(root):  # noqa: PTH208  (pathlib knows no descriptors)
             for name in entries:
                 if interrupted():
                     raise InterruptedError(errno.EINTR, "stopped half way", os.fspath(path))
-                if not _unlink(name, root):
-                    _move_up(name, root)
-                    os.rmdir(name, dir_fd=root)
-    path.rmdir()
+                with contextlib.suppress(FileNotFoundError):  # somebody else deletes it too
+                    if not _unlink(name, root):
+                        _move_up(name, root)
+                        os.rmdir(name, dir_fd=root)
+    with contextlib.suppress(FileNotFoundError):
+        path.rmdir()
+
+
+def unprotect(path: Path) -> None:
+    """Let the directory `path` be changed, moved and deleted, whatever marks it has (chattr(1))."""
+    with opened(path, DIRECTORY) as fd:
+        _clear_protection(fd)
 
 
 def _unlink(name: str, directory: int) -> bool:
@@ -83,10 +91,15 @@ def _move_up(name: str, root: int) -> None:
     with opened(name, DIRECTORY, at=root) as directory:
         _clear_protection(directory)
         for entry in os.listdir(directory):  # noqa: PTH208
-            if not _unlink(entry, directory):
-                unused = f".{uuid.uuid4().hex}"
-                try:
-                    os.rename(entry, unused, src_dir_fd=directory, dst_dir_fd=root)
-                except PermissionError:
-                    _unprotect(entry, directory)
-                    os.rename(entry, unused, src_dir_fd=directory, dst_dir_fd=root)
+            with contextlib.suppress(FileNotFoundError):
+                if not _unlink(entry, directory):
+                    _rename_up(entry, directory, root)
+
+
+def _rename_up(entry: str, directory: int, root: int) -> None:
+    unused = f".{uuid.uuid4().hex}"
+    try:
+        os.rename(entry, unused, src_dir_fd=directory, dst_dir_fd=root)
+    except PermissionError:
+        _unprotect(entry, directory)
+        os.rename(entry, unused, src_dir_fd=directory, dst_dir_fd=root)
