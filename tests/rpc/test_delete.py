@@ -93,7 +93,9 @@ def immutable(file: Path) -> Any:
     try:
         yield
     finally:
-        found = [file, *file.parents[3].rglob(file.name)]
+        found = [file]
+        with contextlib.suppress(FileNotFoundError):  # the reaper is deleting it
+            found += file.parents[3].rglob(file.name)
         subprocess.run(["chattr", "-i", *found], check=False, capture_output=True)
 
 
