@@ -7,6 +7,7 @@ power cut, or a reboot, ends a freeze too.
 
 import contextlib
 import dataclasses
+import os
 import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ import structlog
 
 from pycsi.backends import Backend
 from pycsi.errors import FailedPrecondition
-from pycsi.linux.descriptor import DIRECTORY, opened
+from pycsi.linux.descriptor import DIRECTORY, closing, opened
 from pycsi.linux.freeze import freeze, thaw
 from pycsi.linux.mount import mount_of, syncfs
 
@@ -62,7 +63,8 @@ def frozen(volumes: Iterable[Frozen], limit: float) -> Iterator[Moment]:
     moment = Moment()
     with contextlib.ExitStack() as undo:
         opened_volumes = [
-            (undo.enter_context(_opened_volume(volume.backend)), volume) for volume in volumes
+            (undo.enter_context(closing(_open_volume(volume.backend))), volume)
+            for volume in volumes
         ]
         for fd, _ in opened_volumes:
             syncfs(fd)  # now, while nobody has to wait for it
@@ -114,18 +116,13 @@ def _frozen(fd: int, volume: Frozen, moment: Moment) -> Iterator[None]:
         )
 
 
-@contextlib.contextmanager
-def _opened_volume(backend: Backend) -> Iterator[int]:
+def _open_volume(backend: Backend) -> int:
     """Open a directory of the volume's own filesystem, wherever that can be reached."""
-    with contextlib.ExitStack() as found:
-        for item in backend.mounts():
-            with contextlib.suppress(OSError), contextlib.ExitStack() as tried:
-                fd = tried.enter_context(opened(Path(item.target), DIRECTORY))
-                # Something else may be mounted over it: then that is what was opened.
-                if mount_of(fd).id == item.id:
-                    found.push(tried.pop_all())
-                    yield fd
-                    return
+    for item in backend.mounts():
+        with contextlib.suppress(OSError), opened(Path(item.target), DIRECTORY) as fd:
+            # Something else may be mounted over it: then that is what was opened.
+            if mount_of(fd).id == item.id:
+                return os.dup(fd)
     raise FailedPrecondition(
         f"volume {backend.volume.id}: its filesystem cannot be reached, for something else is "
         "mounted over it; unmount that"
@@ -135,7 +132,7 @@ def _opened_volume(backend: Backend) -> Iterator[int]:
 def thaw_after_crash(marker: Path, backend: Backend) -> None:
     """Thaw a volume that an earlier driver may have left frozen."""
     if backend.mounts():
-        with _opened_volume(backend) as fd:
+        with closing(_open_volume(backend)) as fd:
             if thaw(fd):
                 log.warning("thawed, after a crash", volume=backend.volume.id)
     marker.unlink(missing_ok=True)

@@ -165,6 +165,34 @@ def test_full_pool(
         assert list((pool / folder).iterdir()) == []
 
 
+def test_pool_that_fills_up_meanwhile(
+    filesystem: FilesystemFactory, serve: Callable[..., Driver], tmp_path: Path
+) -> None:
+    """An error while the filesystem is frozen is told as what it is."""
+    pool = filesystem("ext4", 2 * GIB)
+    driver = serve(f"default={pool},freeze-limit=60s,overcommit=10")
+    volume_id = driver.create("v", GIB, type="image").volume_id
+    with driver.published(volume_id, tmp_path) as target:
+        (target / "file").write_bytes(os.urandom(700 * MIB))
+        os.sync()
+        taking = driver.controller.CreateSnapshot.future(
+            csi.CreateSnapshotRequest(name="s", source_volume_id=volume_id)
+        )
+        deadline = time.monotonic() + 30
+        while not is_frozen(target):
+            assert time.monotonic() < deadline
+            assert not taking.done()
+        facts = os.statvfs(pool)
+        with opened(pool.parent / "ballast", os.O_WRONLY | os.O_CREAT) as fd:
+            os.posix_fallocate(fd, 0, facts.f_bavail * facts.f_frsize - 200 * MIB)
+        with refused(grpc.StatusCode.RESOURCE_EXHAUSTED, "No space left"):
+            taking.result()
+        assert writable_within(target, 5)
+        (pool.parent / "ballast").unlink()
+    for folder in ("snapshots", "frozen", "tmp"):
+        assert list((pool / folder).iterdir()) == []
+
+
 def test_thawed_by_somebody_else(
     filesystem: FilesystemFactory, serve: Callable[..., Driver], tmp_path: Path
 ) -> None:
