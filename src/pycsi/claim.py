@@ -3,11 +3,12 @@
 import fcntl
 import os
 import threading
-from pathlib import PurePath
+from pathlib import Path, PurePath
 
 from pycsi.config import ConfigError, PoolConfig
 from pycsi.errors import FailedPrecondition
 from pycsi.layout import Layout
+from pycsi.linux.btrfs import is_subvolume
 from pycsi.linux.mount import mount_of
 from pycsi.store import RecordError
 
@@ -46,10 +47,21 @@ class Claim:
             raise ConfigError(
                 f"pool {name}: {path} is not the pool {self._config.uuid}; mount its disk"
             )
-        if self._config.require_mount and self.mount.target != os.path.realpath(path):
-            raise ConfigError(f"pool {name}: nothing is mounted at {path}; mount its disk")
+        if self._config.require_mount and not self._is_disk():
+            raise ConfigError(
+                f"pool {name}: no filesystem of its own is mounted at {path}; mount its disk"
+            )
         if self._readonly():
             raise ConfigError(f"pool {name}: {path} is mounted read-only")
+
+    def _is_disk(self) -> bool:
+        """Tell whether a whole filesystem is mounted at the pool's path, or a btrfs subvolume.
+
+        A container has something mounted there in any case: its part of the host's disk.
+        """
+        path = Path(os.path.realpath(self._config.path))
+        whole = self.mount.root == "/" or (self.mount.fstype == "btrfs" and is_subvolume(path))
+        return whole and self.mount.target == str(path)
 
     def _found(self) -> str | None:
         try:

@@ -85,7 +85,7 @@ class PoolConfig:
 
     `overcommit` is the ratio of promised bytes to real ones; 1.0 promises no byte twice.
     `uuid`: refuse to start on any pool but the one with this UUID, and on an empty directory.
-    `require_mount`: refuse to start unless a filesystem is mounted at exactly this path.
+    `require_mount`: refuse to start unless a filesystem of its own is mounted at exactly this path.
     `allow_volatile`: accept a filesystem in memory, whose volumes a reboot deletes.
     `freeze_limit`: for how many seconds at most a volume's filesystem may be frozen for a snapshot.
     `retain_for`: for how many seconds a volume with `onDelete: retain` is kept in the trash; None

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import run
-from driver import Driver
+from conftest import FilesystemFactory, run
+from driver import GIB, Driver
 from rpc.conftest import pycsi
 
 
@@ -109,6 +109,40 @@ def test_memory(endpoint: str, pool: Path, root: None) -> None:
         assert "allow-volatile" in refusal(endpoint, NODE, f"--pool=default={pool}")
     finally:
         run("umount", pool)
+
+
+def test_bound_directory_is_no_disk(endpoint: str, pool: Path, root: None) -> None:
+    """A directory of another filesystem, as a container gets it, is no disk for `require-mount`."""
+    run("mount", "--bind", pool, pool)
+    try:
+        line = refusal(endpoint, NODE, f"--pool=default={pool},require-mount")
+        assert "is mounted" in line
+        assert list(pool.iterdir()) == []
+    finally:
+        run("umount", pool)
+
+
+@pytest.mark.parametrize("kind", ["ext4", "btrfs", "subvolume"])
+def test_mounted_disk(
+    filesystem: FilesystemFactory, serve: Callable[..., Driver], tmp_path: Path, kind: str
+) -> None:
+    """A filesystem or a btrfs subvolume of its own is one, also where a container has it bound."""
+    disk = filesystem("ext4" if kind == "ext4" else "btrfs", GIB).parent
+    (disk / "pool").rmdir()
+    if kind == "ext4":
+        (disk / "lost+found").rmdir()
+    if kind == "subvolume":
+        disk /= "@pool"
+        run("btrfs", "subvolume", "create", disk)
+    place = tmp_path / "bound"
+    place.mkdir()
+    run("mount", "--bind", disk, place)
+    try:
+        driver = serve(f"default={place},require-mount")
+        assert driver.volume_ids() == []
+        driver.stop()
+    finally:
+        run("umount", place)
 
 
 def test_read_only_disk(endpoint: str, pool: Path, root: None) -> None:
