@@ -1,0 +1,178 @@
+{{/* The name of the chart, and of everything in a release. */}}
+{{- define "pycsi.name" -}}
+{{- default .Chart.Name .Values.nameOverride | trunc 40 | trimSuffix "-" }}
+{{- end }}
+
+{{- define "pycsi.fullname" -}}
+{{- if .Values.fullnameOverride }}
+{{- .Values.fullnameOverride | trunc 40 | trimSuffix "-" }}
+{{- else if contains (include "pycsi.name" .) .Release.Name }}
+{{- .Release.Name | trunc 40 | trimSuffix "-" }}
+{{- else }}
+{{- printf "%s-%s" .Release.Name (include "pycsi.name" .) | trunc 40 | trimSuffix "-" }}
+{{- end }}
+{{- end }}
+
+{{- define "pycsi.labels" -}}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" }}
+app.kubernetes.io/name: {{ include "pycsi.name" . }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/part-of: pycsi
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+{{- with .Values.commonLabels }}
+{{ toYaml . }}
+{{- end }}
+{{- end }}
+
+{{/* Labels of a component's objects. Call with (dict "root" $ "component" "node"). */}}
+{{- define "pycsi.componentLabels" -}}
+{{ include "pycsi.labels" .root }}
+app.kubernetes.io/component: {{ .component }}
+{{- end }}
+
+{{/* What never changes, for selectors. */}}
+{{- define "pycsi.selector" -}}
+app.kubernetes.io/name: {{ include "pycsi.name" .root }}
+app.kubernetes.io/instance: {{ .root.Release.Name }}
+app.kubernetes.io/component: {{ .component }}
+{{- end }}
+
+{{/* Labels of pods: without the chart's version, so that a new chart alone restarts no driver. */}}
+{{- define "pycsi.podLabels" -}}
+{{ include "pycsi.selector" . }}
+app.kubernetes.io/part-of: pycsi
+{{- with .root.Values.commonLabels }}
+{{ toYaml . }}
+{{- end }}
+{{- with .more }}
+{{ toYaml . }}
+{{- end }}
+{{- end }}
+
+{{- define "pycsi.image" -}}
+{{- $tag := default .root.Chart.AppVersion .image.tag -}}
+{{ .image.repository }}{{ if .image.digest }}@{{ .image.digest }}{{ else }}:{{ $tag }}{{ end }}
+{{- end }}
+
+{{/* Image, pull policy and resources of a sidecar. Call with (dict "root" $ "sidecar" .Values.sidecars.resizer). */}}
+{{- define "pycsi.sidecar" -}}
+image: {{ include "pycsi.image" (dict "root" .root "image" .sidecar.image) }}
+imagePullPolicy: {{ .sidecar.image.pullPolicy }}
+resources: {{- toYaml .sidecar.resources | nindent 2 }}
+{{- end }}
+
+{{/* A container that needs nothing of the host. On a node it is root without any capability: the driver's
+     socket belongs to root. */}}
+{{- define "pycsi.confined" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities:
+  drop: [ALL]
+seccompProfile:
+  type: RuntimeDefault
+{{- end }}
+
+{{- define "pycsi.nodeSidecarSecurity" -}}
+{{- if .Values.selinux.enforcing -}}
+privileged: true
+readOnlyRootFilesystem: true
+runAsUser: 0
+{{- else -}}
+{{ include "pycsi.confined" . }}
+runAsUser: 0
+{{- end }}
+{{- end }}
+
+{{/* Only containers that talk to the API server get a token: not the privileged one. */}}
+{{- define "pycsi.tokenVolume" -}}
+- name: token
+  projected:
+    sources:
+      - serviceAccountToken: {path: token, expirationSeconds: 3607}
+      - configMap:
+          name: kube-root-ca.crt
+          items: [{key: ca.crt, path: ca.crt}]
+      - downwardAPI:
+          items: [{path: namespace, fieldRef: {fieldPath: metadata.namespace}}]
+{{- end }}
+
+{{- define "pycsi.tokenMount" -}}
+- name: token
+  mountPath: /var/run/secrets/kubernetes.io/serviceaccount
+  readOnly: true
+{{- end }}
+
+{{/* The value of a --pool option. Call with (dict "name" "default" "pool" .Values.pools.default). */}}
+{{- define "pycsi.pool" -}}
+{{ .name }}={{ .pool.path }}
+{{- with .pool.reserve }},reserve={{ . }}{{ end }}
+{{- with .pool.overcommit }},overcommit={{ . }}{{ end }}
+{{- with .pool.uuid }},uuid={{ . }}{{ end }}
+{{- if .pool.requireMount }},require-mount{{ end }}
+{{- with .pool.freezeLimit }},freeze-limit={{ . }}{{ end }}
+{{- with .pool.retainFor }},retain-for={{ . }}{{ end }}
+{{- end }}
+
+{{/* The directory of the driver's socket, as the kubelet sees it. */}}
+{{- define "pycsi.pluginDir" -}}
+{{ .Values.kubeletDir }}/plugins/{{ .Values.driverName }}
+{{- end }}
+
+{{/* csi-resizer, in the controller of mode distributed and on the node of mode single-node. */}}
+{{- define "pycsi.resizerArgs" -}}
+- --csi-address=/csi/csi.sock
+- --handle-volume-inuse-error=false
+- --workers=4
+- --timeout=60s
+- --kube-api-qps=20
+- --kube-api-burst=40
+- --http-endpoint=:8083
+- --v=2
+{{- if semverCompare "<1.32.0-0" .Capabilities.KubeVersion.Version }}
+- --feature-gates=RecoverVolumeExpansionFailure=false
+{{- end }}
+{{- end }}
+
+{{/* What csi-resizer calls, beside leases. */}}
+{{- define "pycsi.resizerRules" -}}
+- apiGroups: [""]
+  resources: [persistentvolumes]
+  verbs: [get, list, watch, patch]
+- apiGroups: [""]
+  resources: [persistentvolumeclaims]
+  verbs: [get, list, watch]
+- apiGroups: [""]
+  resources: [persistentvolumeclaims/status]
+  verbs: [patch]
+- apiGroups: [""]
+  resources: [events]
+  verbs: [create, patch]
+- apiGroups: [storage.k8s.io]
+  resources: [volumeattributesclasses]
+  verbs: [get, list, watch]
+{{- end }}
+
+{{/* What cannot work is refused before anything is made. */}}
+{{- define "pycsi.check" -}}
+{{- if and .Values.groupSnapshots.enabled (ne .Values.mode "single-node") }}
+{{- fail "groupSnapshots.enabled needs mode: single-node, for upstream's sidecars cannot route group snapshots to nodes" }}
+{{- end }}
+{{- if and .Values.groupSnapshots.enabled (not .Values.sidecars.snapshotter.enabled) }}
+{{- fail "groupSnapshots.enabled needs sidecars.snapshotter.enabled" }}
+{{- end }}
+{{- if eq .Values.mode "single-node" }}
+{{- $nodes := list }}
+{{- range (lookup "v1" "Node" "" "").items }}
+{{- $node := . }}
+{{- $fits := true }}
+{{- range $key, $value := $.Values.node.nodeSelector }}
+{{- if ne (get $node.metadata.labels $key) $value }}{{ $fits = false }}{{ end }}
+{{- end }}
+{{- if $fits }}{{ $nodes = append $nodes $node.metadata.name }}{{ end }}
+{{- end }}
+{{- if gt (len $nodes) 1 }}
+{{- fail (printf "mode: single-node is for one node, and node.nodeSelector fits %d (%s): set mode: distributed, or a node.nodeSelector that fits one" (len $nodes) (join ", " $nodes)) }}
+{{- end }}
+{{- end }}
+{{- end }}
