@@ -7,11 +7,19 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PROTO := csi_pb2.py csi_pb2.pyi csi_pb2_grpc.py
 
+VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' src/pycsi/__init__.py)
+REVISION = $(shell git describe --always --abbrev=40 --exclude='*' --dirty 2>/dev/null)
+IMAGE ?= localhost/pycsi:$(VERSION)
+ARCHIVE ?= build/pycsi.tar
+# The first that works: a docker without its daemon does not.
+CONTAINER_TOOL ?= $(shell for tool in docker podman buildah; do \
+	$$tool info >/dev/null 2>&1 && echo $$tool && break; done)
+
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint proto sanity test-vm tools clean
+.PHONY: help demo test lint proto sanity test-vm image image-archive tools clean
 
 help: ## Show the targets
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 demo: $(STAMP) tools ## Show the life of real volumes (as root: of every kind)
 	$(BIN)/pycsi demo
@@ -38,8 +46,20 @@ test-vm: $(STAMP) tools ## Run the system tests on the distribution's kernel, un
 	$(BIN)/python tests/vm/boot.py --timeout 3000 -- \
 		python3 -m pytest -p no:cacheprovider tests/vm
 
+image: ## Build the container image; PLATFORM=linux/arm64 is for another processor
+	@test -n "$(CONTAINER_TOOL)" || { echo "no docker, podman or buildah works here"; exit 1; }
+	$(CONTAINER_TOOL) build --tag $(IMAGE) --build-arg VERSION=$(VERSION) \
+		--build-arg REVISION=$(REVISION) $(if $(PLATFORM),--platform $(PLATFORM)) $(BUILD_FLAGS) .
+	@echo "$(IMAGE): $$($(CONTAINER_TOOL) images --format '{{.Size}}' $(IMAGE))"
+
+image-archive: image ## Build the image and write it to build/pycsi.tar
+	@mkdir -p $(dir $(ARCHIVE)) && rm -f $(ARCHIVE)
+	$(CONTAINER_TOOL) $(if $(findstring buildah,$(CONTAINER_TOOL)), \
+		push $(IMAGE) docker-archive:$(ARCHIVE):$(IMAGE), save --output $(ARCHIVE) $(IMAGE))
+
+# The image's tests run where there is a builder; nobody but CI gets one installed unasked.
 tools:
-	@.ci/install-packages mkfs.ext4 mkfs.xfs mkfs.btrfs
+	@.ci/install-packages mkfs.ext4 mkfs.xfs mkfs.btrfs $(if $(CI),buildah debootstrap)
 
 $(STAMP): pyproject.toml
 	@.ci/install-packages venv
@@ -49,4 +69,4 @@ $(STAMP): pyproject.toml
 	@touch $@
 
 clean: ## Remove what make has made
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build .mypy_cache .pytest_cache .ruff_cache .hypothesis
