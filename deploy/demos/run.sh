@@ -1,0 +1,317 @@
+#!/usr/bin/env bash
+# Show on a cluster what the driver does, and prove each claim: run.sh [DEMO...], e.g. run.sh 01 06
+#
+# Needs kubectl, and the driver with a StorageClass. Prints a line per demo and ends with status 1 if one failed. A demo whose
+# feature the cluster lacks is skipped, with the reason. Everything is made in one namespace, which is deleted at the end.
+#
+# Variables: DRIVER (pycsi.storage), STORAGE_CLASS and SNAPSHOT_CLASS (the first of the driver's), NAMESPACE (pycsi-demo),
+# IMAGE (busybox; any with a shell and dd), TIMEOUT (seconds for each thing to happen, 300), KEEP (1: leave everything).
+set -u
+cd "$(dirname "${BASH_SOURCE[0]}")" || exit 1
+
+DRIVER=${DRIVER:-pycsi.storage}
+NAMESPACE=${NAMESPACE:-pycsi-demo}
+IMAGE=${IMAGE:-busybox}
+TIMEOUT=${TIMEOUT:-300}
+KEEP=${KEEP:-}
+SKIPPED=77
+
+k() { kubectl --namespace "$NAMESPACE" "$@"; }
+
+# manifest NAME: a manifest of this directory, with this cluster's names
+manifest() {
+    sed -e "s|storageClassName: pycsi|storageClassName: $STORAGE_CLASS|" \
+        -e "s|volumeSnapshotClassName: pycsi|volumeSnapshotClassName: ${SNAPSHOT_CLASS:-none}|" \
+        -e "s|driver: pycsi.storage|driver: $DRIVER|" -e "s|image: busybox|image: $IMAGE|" "$1.yaml"
+}
+
+apply() { manifest "$1" | k apply -f -; }
+
+# eventually WHAT WANTED COMMAND...: wait until the command prints a text that matches the pattern WANTED
+eventually() {
+    local what=$1 wanted=$2 found='' end=$((SECONDS + TIMEOUT))
+    shift 2
+    # shellcheck disable=SC2053  # WANTED is a pattern
+    until found=$("$@" 2>&1) && [[ $found == @($wanted) ]]; do
+        if ((SECONDS >= end)); then
+            echo "$what: wanted '$wanted' within $TIMEOUT s, found '$found'"
+            return 1
+        fi
+        sleep 1
+    done
+}
+
+# same WHAT WANTED FOUND
+same() { [[ $2 == "$3" ]] || { echo "$1: wanted '$2', found '$3'"; return 1; }; }
+
+ready() {
+    eventually "pod $1 ready" True k get pod "$1" -o 'jsonpath={.status.conditions[?(@.type=="Ready")].status}'
+}
+
+# in_pod POD SCRIPT: the script's output
+in_pod() { k exec "$1" -- sh -ec "$2"; }
+
+# write POD TEXT: into a file, and through the page cache
+write() { in_pod "$1" "echo '$2' > /data/file && sync /data/file 2>/dev/null || sync"; }
+
+# refuses POD MIB: writing so much is refused, and room is made again
+refuses() {
+    if in_pod "$1" "dd if=/dev/zero of=/data/fill bs=1M count=$2 2>&1; sync"; then
+        echo "$2 MiB were written to a smaller volume"
+        return 1
+    fi
+    in_pod "$1" 'rm /data/fill'
+}
+
+gone() { eventually "$1 gone" '' k get "$@" --ignore-not-found -o name; }
+
+proved() { echo "PROVED $*"; }
+
+skip() {
+    echo "SKIPPED $*"
+    exit "$SKIPPED"
+}
+
+need_snapshots() {
+    [ -n "$SNAPSHOT_CLASS" ] || skip "no VolumeSnapshotClass of $DRIVER: install the snapshot CRDs and controller, then one"
+}
+
+demo_01_pvc_pod() {
+    apply 01-pvc-pod
+    ready writer
+    write writer first
+    same content first "$(in_pod writer 'cat /data/file')"
+    same phase Bound "$(k get pvc data -o 'jsonpath={.status.phase}')"
+    refuses writer 96
+    proved "a pod that is not root wrote to its volume and read it; more than the 64 MiB asked for were refused"
+}
+
+demo_02_snapshot() {
+    need_snapshots
+    need 01
+    write writer before
+    apply 02-snapshot
+    eventually "snapshot ready" true k get volumesnapshot data-1 -o 'jsonpath={.status.readyToUse}'
+    write writer after
+    proved "a snapshot was taken of the volume in use"
+}
+
+demo_03_restore() {
+    need 02
+    apply 03-restore
+    ready restored
+    same "restored content" before "$(in_pod restored 'cat /data/file')"
+    write restored changed
+    same "content of the source" after "$(in_pod writer 'cat /data/file')"
+    proved "a new volume has what was written before the snapshot, and nothing of what came after"
+}
+
+demo_04_clone() {
+    need 01
+    write writer after
+    apply 04-clone
+    ready clone
+    same "cloned content" after "$(in_pod clone 'cat /data/file')"
+    write clone changed
+    same "content of the source" after "$(in_pod writer 'cat /data/file')"
+    proved "a new volume has what the other held, and each goes its own way"
+}
+
+demo_05_expand() {
+    local grown='while in use'
+    same true true "$(kubectl get storageclass "$STORAGE_CLASS" -o 'jsonpath={.allowVolumeExpansion}')" >/dev/null ||
+        skip "StorageClass $STORAGE_CLASS does not allow expansion"
+    need 01
+    write writer kept
+    refuses writer 96
+    k patch pvc data --type merge --patch "$(cat 05-expand.yaml)"
+    k annotate pod writer "look=now" # the kubelet looks after each pod every minute or so, and when it has changed
+    eventually "growth" 'grown|refused' growth
+    if [ "$(growth)" = refused ]; then
+        # Growing a mounted ext4 needs CAP_SYS_RESOURCE, which some hosts keep even from privileged containers.
+        grown='when the pod was started again (this host lets nobody grow a mounted ext4)'
+        k delete pod writer
+        manifest 01-pvc-pod | sed '1,/^---$/d' | k apply -f -
+        ready writer
+        eventually "growth" grown growth
+    fi
+    in_pod writer 'dd if=/dev/zero of=/data/fill bs=1M count=96 2>/dev/null; sync; rm /data/fill'
+    same content kept "$(in_pod writer 'cat /data/file')"
+    proved "64 MiB grew to 160 MiB $grown, and what was refused before could be written"
+}
+
+# How the claim of 01 grows: empty as long as it is under way.
+growth() {
+    if [ "$(k get pvc data -o 'jsonpath={.status.capacity.storage}')" = 160Mi ]; then
+        echo grown
+    elif [ "$(k get pvc data -o 'jsonpath={.status.conditions[?(@.type=="NodeResizeError")].status}')" = True ]; then
+        echo refused
+    fi
+}
+
+demo_06_block() {
+    apply 06-block
+    ready device
+    in_pod device 'dd if=/dev/urandom of=/tmp/pattern bs=1M count=4 2>/dev/null
+                   dd if=/tmp/pattern of=/dev/xvda bs=1M seek=8 conv=fsync 2>/dev/null
+                   dd if=/dev/xvda bs=1M skip=8 count=4 2>/dev/null | cmp - /tmp/pattern'
+    same size $((16 << 20)) "$(in_pod device 'dd if=/dev/xvda bs=1M 2>/dev/null | wc -c')"
+    proved "a raw device of 16 MiB gave back the blocks that were written to it"
+}
+
+demo_07_inline() {
+    [[ $(kubectl get csidriver "$DRIVER" -o 'jsonpath={.spec.volumeLifecycleModes}') == *Ephemeral* ]] ||
+        skip "CSIDriver $DRIVER has no Ephemeral volumes"
+    apply 07-inline
+    ready inline
+    write inline first
+    refuses inline 48
+    k delete pod inline
+    proved "a volume came with the pod, kept its size of 32 MiB, and went with it"
+}
+
+demo_08_generic_ephemeral() {
+    apply 08-generic-ephemeral
+    ready ephemeral
+    write ephemeral first
+    same phase Bound "$(k get pvc ephemeral-data -o 'jsonpath={.status.phase}')"
+    k delete pod ephemeral
+    gone pvc ephemeral-data
+    proved "a claim came with the pod and went with it"
+}
+
+demo_09_rwop() {
+    apply 09-rwop
+    eventually "one pod waits for the other" '*ReadWriteOncePod*' waiting first second
+    local user=first
+    [[ $(k get pod first -o 'jsonpath={.status.phase}') == Pending && $(k get pod second -o 'jsonpath={.status.phase}') != Pending ]] &&
+        user=second
+    ready "$user"
+    k delete pod "$user"
+    if [ $user = first ]; then ready second; else ready first; fi
+    proved "the second pod waited until the first one was gone"
+}
+
+# waiting POD...: why they cannot be scheduled
+waiting() { k get pods "$@" -o 'jsonpath={.items[*].status.conditions[?(@.type=="PodScheduled")].message}'; }
+
+demo_10_capacity() {
+    same true true "$(kubectl get csidriver "$DRIVER" -o 'jsonpath={.spec.storageCapacity}')" >/dev/null ||
+        skip "CSIDriver $DRIVER does not tell capacities"
+    apply 10-capacity
+    eventually "the scheduler sees that there is no room" '*did not have enough free storage*' \
+        k get pod huge -o 'jsonpath={.status.conditions[?(@.type=="PodScheduled")].message}'
+    same phase Pending "$(k get pvc huge -o 'jsonpath={.status.phase}')"
+    proved "a claim of 4 PiB waits, and its pod says that no node has the room"
+}
+
+demo_11_statefulset() {
+    local driver pod before started=()
+    driver=$(kubectl get daemonset --all-namespaces -l app.kubernetes.io/part-of=pycsi,app.kubernetes.io/component=node \
+        -o 'jsonpath={range .items[*]}{.metadata.namespace}/{.metadata.name}{"\n"}{end}' | head -n 1)
+    [ -n "$driver" ] || skip "found no DaemonSet with the labels of the chart to restart"
+    apply 11-statefulset
+    for pod in store-0 store-1; do
+        ready $pod
+        in_pod $pod "echo '$pod' > /data/owner; sync"
+        started+=("$(running $pod)")
+    done
+    kubectl --namespace "${driver%/*}" rollout restart daemonset "${driver#*/}"
+    kubectl --namespace "${driver%/*}" rollout status daemonset "${driver#*/}" --timeout "${TIMEOUT}s"
+    for pod in store-0 store-1; do
+        same "$pod ran on" "${started[${pod#store-}]}" "$(running $pod)"
+        before=$(in_pod $pod 'wc -l < /data/log')
+        eventually "$pod writes" later newer "$pod" "$before"
+    done
+    k delete pod store-0
+    eventually "store-0 anew" '*' other_than store-0 "${started[0]}"
+    ready store-0
+    same "data of store-0" store-0 "$(in_pod store-0 'cat /data/owner')"
+    same "data of store-1" store-1 "$(in_pod store-1 'cat /data/owner')"
+    proved "two pods on $(k get pods -l pycsi-demo=store -o 'jsonpath={range .items[*]}{.spec.nodeName}{"\n"}{end}' | sort -u | wc -l)" \
+        "node(s) wrote on while the driver was restarted; a pod started anew had its data"
+}
+
+# running POD: changes when the pod or its container is started again
+running() { k get pod "$1" -o 'jsonpath={.metadata.uid} {.status.containerStatuses[0].restartCount}'; }
+
+newer() { (($(in_pod "$1" 'wc -l < /data/log') > $2)) && echo later; }
+
+other_than() { [[ $(running "$1") != "$2" ]]; }
+
+# need DEMO: run it first, unless this run has done so
+need() {
+    [ -e "$LOGS/$1.done" ] && return
+    local name
+    name=$(named "$1")
+    "demo_${name//-/_}"
+    touch "$LOGS/$1.done"
+}
+
+named() { basename "$(echo "$1"*.yaml)" .yaml; }
+
+show() {
+    local name=$1 number=${1%%-*} start=$SECONDS status text
+    # Not as a condition: that would switch set -e off inside.
+    (
+        set -e
+        need "$number"
+    ) >"$LOGS/$name" 2>&1
+    status=$?
+    text=$(grep -E '^(PROVED|SKIPPED) ' "$LOGS/$name" | tail -n 1)
+    case $status in
+        0) printf 'ok    %-22s %s (%d s)\n' "$name" "${text#PROVED }" $((SECONDS - start)) ;;
+        "$SKIPPED") printf 'skip  %-22s %s\n' "$name" "${text#SKIPPED }" ;;
+        *)
+            FAILED+=("$name")
+            printf 'FAIL  %-22s %s (%d s)\n' "$name" "$(tail -n 1 "$LOGS/$name")" $((SECONDS - start))
+            sed 's/^/      | /' "$LOGS/$name"
+            k get pods,pvc 2>&1 | sed 's/^/      | /'
+            k get events --sort-by=.lastTimestamp 2>&1 | tail -n 15 | sed 's/^/      | /'
+            ;;
+    esac
+}
+
+# The names of this namespace's volumes and snapshots, which have no namespace of their own.
+left() {
+    kubectl get persistentvolumes -o "jsonpath={range .items[?(@.spec.claimRef.namespace==\"$NAMESPACE\")]}{.metadata.name}{' '}{end}"
+    [ -z "$SNAPSHOT_CLASS" ] ||
+        kubectl get volumesnapshotcontents -o "jsonpath={range .items[?(@.spec.volumeSnapshotRef.namespace==\"$NAMESPACE\")]}{.metadata.name}{' '}{end}"
+}
+
+clean_up() {
+    local start=$SECONDS
+    rm -rf "$LOGS"
+    if [ -n "$KEEP" ]; then
+        echo "left in place: kubectl delete namespace $NAMESPACE"
+        return
+    fi
+    if ! kubectl delete namespace "$NAMESPACE" --timeout "${TIMEOUT}s" >/dev/null || ! eventually "volumes deleted" '' left; then
+        FAILED+=("clean up")
+        return
+    fi
+    printf 'ok    %-22s nothing is left (%d s)\n' "clean up" $((SECONDS - start))
+}
+
+first_of() { kubectl get "$1" -o "jsonpath={range .items[?(@.$2==\"$DRIVER\")]}{.metadata.name}{'\n'}{end}" 2>/dev/null | head -n 1; }
+
+main() {
+    local demo
+    kubectl get csidriver "$DRIVER" -o name >/dev/null || exit 2
+    STORAGE_CLASS=${STORAGE_CLASS:-$(first_of storageclasses provisioner)}
+    SNAPSHOT_CLASS=${SNAPSHOT_CLASS:-$(first_of volumesnapshotclasses driver)}
+    [ -n "$STORAGE_CLASS" ] || { echo "no StorageClass of $DRIVER: make one, or set STORAGE_CLASS"; exit 2; }
+    [ $# -gt 0 ] || set -- [0-9]*.yaml
+    for demo in "$@"; do
+        [ -e "$(named "${demo%.yaml}").yaml" ] || { echo "no demo $demo; there are: $(echo [0-9]*.yaml)"; exit 2; }
+    done
+    kubectl create namespace "$NAMESPACE" >/dev/null ||
+        { echo "use another NAMESPACE, or delete that one: kubectl delete namespace $NAMESPACE"; exit 2; }
+    FAILED=()
+    LOGS=$(mktemp -d)
+    trap 'exit 130' INT TERM
+    trap 'clean_up; [ ${#FAILED[@]} -eq 0 ] || { echo "FAILED: ${FAILED[*]}"; exit 1; }' EXIT
+    for demo in "$@"; do show "$(named "${demo%.yaml}")"; done
+}
+
+main "$@"
