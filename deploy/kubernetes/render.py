@@ -1,0 +1,110 @@
+"""Render the plain manifests of this directory from the Helm chart: `make manifests`.
+
+They are what `helm template` gives for the default values of each mode, without Helm's own labels,
+behind the namespace that they need.
+"""
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import helm_python
+from helm_python import _native
+
+HERE = Path(__file__).resolve().parent
+CHART = HERE.parent / "helm" / "pycsi"
+NAME = "pycsi"
+NAMESPACE = "pycsi-system"
+
+SNAPSHOT_CLASS = "snapshot.storage.k8s.io/v1/VolumeSnapshotClass"
+ATTRIBUTES_CLASS = "storage.k8s.io/v1/VolumeAttributesClass"
+HELM_LABELS = ("helm.sh/chart:", "app.kubernetes.io/managed-by:")
+
+# The driver is privileged, for it mounts.
+NAMESPACE_MANIFEST = f"""\
+apiVersion: v1
+kind: Namespace
+metadata:
+  name: {NAMESPACE}
+  labels:
+    pod-security.kubernetes.io/enforce: privileged
+    pod-security.kubernetes.io/audit: privileged
+    pod-security.kubernetes.io/warn: privileged
+"""
+
+
+def render(
+    values: dict[str, Any], *, kube_version: str = "", api_versions: tuple[str, ...] = ()
+) -> dict[str, str]:
+    """Return the chart's rendered templates by their paths below `templates/`.
+
+    Like `helm template --kube-version --api-versions`, two options that helm_python's own method
+    does not hand on to the library. Without a version it is the newest that the library knows.
+    """
+    options: dict[str, Any] = {"name": NAME, "namespace": NAMESPACE}
+    if kube_version:
+        options["kube_version"] = kube_version
+    if api_versions:
+        options["api_versions"] = list(api_versions)
+    with helm_python.Chart.load(CHART) as chart:
+        handle = chart._raw()  # noqa: SLF001  (see above)
+        rendered = _native.call_string(
+            "helm_render", handle, json.dumps(values), json.dumps(options)
+        )
+    prefix = f"{NAME}/templates/"
+    return {path.removeprefix(prefix): text for path, text in json.loads(rendered).items()}
+
+
+def manifests() -> dict[str, str]:
+    """Return the content of each manifest by its file name."""
+    single = render({"mode": "single-node"})
+    many = render(
+        {"mode": "distributed", "snapshotController": {"enabled": True}},
+        api_versions=(SNAPSHOT_CLASS, ATTRIBUTES_CLASS),
+    )
+    driver = ("node/", "controller/", "csidriver.yaml", "classes/storageclasses.yaml")
+    return {
+        "single-node.yaml": _manifest(
+            "the driver on the one node of a cluster", NAMESPACE_MANIFEST, *_chosen(single, driver)
+        ),
+        "distributed.yaml": _manifest(
+            "the driver on each node of a cluster", NAMESPACE_MANIFEST, *_chosen(many, driver)
+        ),
+        "snapshot-controller.yaml": _manifest(
+            "for clusters that have none; needs the snapshot CRDs",
+            NAMESPACE_MANIFEST,
+            *_chosen(many, ("snapshot-controller/",)),
+        ),
+        "snapshot-class.yaml": _manifest(
+            "needs the snapshot CRDs", many["classes/volumesnapshotclasses.yaml"]
+        ),
+        "attributes-classes.yaml": _manifest(
+            "needs Kubernetes 1.34", many["classes/volumeattributesclasses.yaml"]
+        ),
+    }
+
+
+def _chosen(rendered: dict[str, str], paths: tuple[str, ...]) -> Iterator[str]:
+    """Yield what is rendered of the files in `paths`, accounts and permissions first."""
+    for path in sorted(rendered, key=lambda path: (not path.endswith("rbac.yaml"), path)):
+        if path.startswith(paths):
+            yield rendered[path]
+
+
+def _manifest(purpose: str, *documents: str) -> str:
+    texts = (document.strip().removeprefix("---").strip() for document in documents)
+    lines = "\n---\n".join(filter(None, texts)).splitlines()
+    kept = (line for line in lines if not line.strip().startswith(HELM_LABELS))
+    return "\n".join((f"# Made of the Helm chart by `make manifests`: {purpose}.", *kept, ""))
+
+
+def main() -> None:
+    for name, text in manifests().items():
+        (HERE / name).write_text(text)
+        sys.stdout.write(f"{HERE / name}\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,652 @@
+"""The Helm chart, rendered by Helm's own engine for every values file and every Kubernetes."""
+
+import functools
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from driver import Driver
+
+import pycsi
+from pycsi.proto import csi_pb2 as csi
+
+pytest.importorskip(
+    "helm_python", reason="needs helm-python-sdk, which has no wheel for this machine"
+)
+
+import helm_python
+from kubernetes_validate import utils, validate
+from render import ATTRIBUTES_CLASS, CHART, SNAPSHOT_CLASS, manifests, render
+
+Manifest = dict[str, Any]
+
+KUBELET = "/var/lib/kubelet"
+OLDEST = (1, 30)
+EVERYTHING: dict[str, Any] = {
+    "mode": "single-node",
+    "pools": {
+        "default": {"path": "/srv/ssd", "requireMount": True, "freezeLimit": "5s"},
+        "slow": {"path": "/srv/hdd", "reserve": "5%", "overcommit": 1.5, "retainFor": "ever"},
+    },
+    "image": {"repository": "registry.example.com/pycsi", "digest": f"sha256:{'a' * 64}"},
+    "imagePullSecrets": [{"name": "registry"}],
+    "maxVolumesPerNode": 100,
+    "storageClasses": [
+        {
+            "name": "fast",
+            "default": True,
+            "parameters": {"pool": "default", "type": "image"},
+            "mountOptions": ["noatime"],
+            "allowVolumeExpansion": False,
+            "reclaimPolicy": "Retain",
+        }
+    ],
+    "volumeSnapshotClasses": [{"name": "fast", "default": True, "deletionPolicy": "Retain"}],
+    "groupSnapshots": {"enabled": True},
+    "snapshotController": {"enabled": True, "extraArgs": ["--v=5"]},
+    "sidecars": {"provisioner": {"extraArgs": ["--v=5"]}},
+    "metrics": {"podMonitor": {"enabled": True, "labels": {"team": "storage"}}},
+    "networkPolicy": {"enabled": True, "metricsFrom": [{"namespaceSelector": {}}]},
+    "criticalPods": {"quota": True},
+    "openshift": {"enabled": True},
+    "selinux": {"enforcing": True},
+    "commonLabels": {"team": "storage"},
+    "node": {
+        "podAnnotations": {"a": "b"},
+        "podLabels": {"c": "d"},
+        "extraEnv": [{"name": "TZ", "value": "UTC"}],
+        "updateStrategy": {"type": "OnDelete"},
+    },
+}
+
+
+def values_of(path: Path) -> dict[str, Any]:
+    values: dict[str, Any] = yaml.safe_load(path.read_text())
+    return values
+
+
+VALUES: dict[str, dict[str, Any]] = {
+    "default": {},
+    **{path.stem: values_of(path) for path in sorted(CHART.glob("values-*.yaml"))},
+    "single-node": {"mode": "single-node"},
+    "everything": EVERYTHING,
+}
+PLATFORMS = (
+    "kind",
+    "k3s",
+    "k0s",
+    "microk8s",
+    "openshift",
+    "microshift",
+    "talos",
+    "eks",
+    "gke",
+    "aks",
+)
+VERSIONS = sorted(
+    version
+    for text in set(utils.all_versions())
+    if (version := tuple(map(int, text.split(".")[:2]))) >= OLDEST
+)
+
+
+def objects(values: dict[str, Any], version: tuple[int, ...] = (1, 36)) -> list[Manifest]:
+    """Return what a cluster of that version is given, which has the snapshot API."""
+    apis = [SNAPSHOT_CLASS, *([ATTRIBUTES_CLASS] if version >= (1, 34) else [])]
+    texts = render(values, kube_version=f"v{version[0]}.{version[1]}.0", api_versions=tuple(apis))
+    return [
+        manifest
+        for path, text in texts.items()
+        if path.endswith(".yaml")
+        for manifest in yaml.safe_load_all(text)
+        if manifest
+    ]
+
+
+def the(manifests: list[Manifest], kind: str, name: str = "") -> Manifest:
+    found = [
+        item
+        for item in manifests
+        if item["kind"] == kind and item["metadata"]["name"].endswith(name)
+    ]
+    assert len(found) == 1, [item["metadata"]["name"] for item in found]
+    return found[0]
+
+
+def pod_of(workload: Manifest) -> Manifest:
+    pod: Manifest = workload["spec"]["template"]["spec"]
+    return pod
+
+
+def workloads(manifests: list[Manifest]) -> list[Manifest]:
+    return [item for item in manifests if item["kind"] in {"DaemonSet", "Deployment"}]
+
+
+def containers(pod: Manifest) -> dict[str, Manifest]:
+    return {container["name"]: container for container in pod["containers"]}
+
+
+def node_pod(values: dict[str, Any]) -> Manifest:
+    return pod_of(the(objects(values), "DaemonSet"))
+
+
+def flags(container: Manifest) -> set[str]:
+    return {argument for argument in container["args"] if argument.startswith("--")}
+
+
+# Whether Kubernetes takes it
+
+
+def test_files() -> None:
+    assert {path.stem.removeprefix("values-") for path in CHART.glob("values-*.yaml")} == {
+        *PLATFORMS
+    }
+    assert VERSIONS[0] == OLDEST
+    assert VERSIONS[-1] >= (1, 36)
+
+
+@pytest.mark.parametrize("version", VERSIONS, ids=lambda version: f"1.{version[1]}")
+@pytest.mark.parametrize("name", VALUES)
+def test_schemas_of_kubernetes(name: str, version: tuple[int, int]) -> None:
+    """Every object is valid, and has no field that Kubernetes does not know."""
+    for manifest in objects(VALUES[name], version):
+        if manifest["kind"] in {"VolumeSnapshotClass", "PodMonitor"}:
+            continue  # of CRDs; see below
+        _validate(json.dumps(manifest, sort_keys=True), f"{version[0]}.{version[1]}")
+
+
+@functools.cache
+def _validate(manifest: str, version: str) -> None:
+    """Validate an object once: most are the same in all values files."""
+    validate(json.loads(manifest), version, strict=True)
+
+
+def test_objects_of_custom_resources() -> None:
+    everything = objects(EVERYTHING)
+    monitor = the(everything, "PodMonitor")
+    assert monitor["apiVersion"] == "monitoring.coreos.com/v1"
+    ports = {
+        port["name"]
+        for workload in workloads(everything)
+        for container in pod_of(workload)["containers"]
+        for port in container.get("ports", [])
+    }
+    scraped = {endpoint["port"] for endpoint in monitor["spec"]["podMetricsEndpoints"]}
+    assert scraped <= ports
+    assert the(everything, "VolumeSnapshotClass") == {
+        "apiVersion": "snapshot.storage.k8s.io/v1",
+        "kind": "VolumeSnapshotClass",
+        "metadata": the(everything, "VolumeSnapshotClass")["metadata"],
+        "driver": "pycsi.storage",
+        "deletionPolicy": "Retain",
+    }
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_lint(name: str) -> None:
+    """`helm lint --strict` has nothing to say, but that an icon is recommended."""
+    for version in VERSIONS:
+        said = helm_python.lint(
+            CHART, VALUES[name], strict=True, kube_version=f"v{version[0]}.{version[1]}.0"
+        )
+        errors = [message["error"] for message in said["messages"]]
+        assert errors == ["icon is recommended"]
+        assert said["errors"] == []
+
+
+def test_versions() -> None:
+    chart = values_of(CHART / "Chart.yaml")
+    assert chart["version"] == chart["appVersion"] == pycsi.__version__
+
+
+def test_drift() -> None:
+    """The plain manifests are what `make manifests` makes of the chart."""
+    folder = CHART.parents[1] / "kubernetes"
+    assert manifests() == {path.name: path.read_text() for path in folder.glob("*.yaml")}
+
+
+@pytest.mark.parametrize("name", ["single-node.yaml", "distributed.yaml"])
+def test_plain_manifests(name: str) -> None:
+    """They need neither Helm nor the snapshot API, and bring the namespace with its labels."""
+    documents = list(yaml.safe_load_all(manifests()[name]))
+    namespace = the(documents, "Namespace")["metadata"]
+    assert namespace["labels"]["pod-security.kubernetes.io/enforce"] == "privileged"
+    assert not any("snapshot" in item["apiVersion"] for item in documents)
+    assert "Helm" not in manifests()[name].split("\n", 1)[1]
+    for item in documents:
+        if "namespace" in item["metadata"]:
+            assert item["metadata"]["namespace"] == namespace["name"]
+
+
+@pytest.mark.parametrize(
+    ("values", "word"),
+    [
+        ({"mod": "single-node"}, "mod"),
+        ({"mode": "many"}, "mode"),
+        ({"node": {"toleration": []}}, "toleration"),
+        ({"node": {"updateStrategy": {"maxSurge": 1}}}, "maxSurge"),
+        ({"sidecars": {"attacher": {}}}, "attacher"),
+        ({"pools": {"default": {"path": "data"}}}, "path"),
+        ({"pools": {"default": {"path": "/data,reserve=1"}}}, "path"),
+        ({"pools": {"default": {"path": "/data/"}}}, "path"),
+        ({"pools": {"default": {"reserve": 10}}}, "reserve"),
+        ({"pools": {"default": {"reserved": "1%"}}}, "reserved"),
+        ({"kubeletDir": "/var/lib/kubelet/"}, "kubeletDir"),
+        ({"driverName": "has space"}, "driverName"),
+        ({"driverName": "x" * 64}, "driverName"),
+        ({"storageClasses": [{"name": "a", "type": "image"}]}, "type"),
+        ({"storageClasses": [{"name": "a", "parameters": {"n": 1}}]}, "parameters"),
+        ({"image": {"digest": "latest"}}, "digest"),
+        ({"groupSnapshots": {"enabled": True}}, "single-node"),
+        (
+            {"metrics": {"enabled": False, "podMonitor": {"enabled": True}}},
+            "metrics.enabled",
+        ),
+    ],
+)
+def test_refusal(values: dict[str, Any], word: str) -> None:
+    """A value that cannot work, or that nobody reads, is refused by its name."""
+    with pytest.raises(helm_python.HelmError, match=word):
+        objects(values)
+
+
+# What the driver is given
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_driver_takes_its_arguments(
+    serve: Callable[..., Driver], tmp_path: Path, name: str
+) -> None:
+    """The real driver starts with the arguments that it has in the pod, on other paths."""
+    container = containers(node_pod(VALUES[name]))["pycsi"]
+    command, *arguments = container["args"]
+    assert command == "serve"
+    pools, options = [], []
+    for argument in arguments:
+        if match := re.fullmatch(r"--pool=(\w+)=([^,]+)(.*)", argument):
+            place = tmp_path / match[1]
+            place.mkdir()
+            mounted = {mount["mountPath"] for mount in container["volumeMounts"]}
+            assert match[2] in mounted
+            pools.append(f"{match[1]}={place}{match[3].replace(',require-mount', '')}")
+        elif not argument.startswith(("--endpoint=", "--node-id=", "--metrics-address=")):
+            options.append(argument)
+    driver = serve(*pools, options=tuple(options))
+    assert driver.identity.Probe(csi.ProbeRequest()).ready.value
+    info = driver.identity.GetPluginInfo(csi.GetPluginInfoRequest())
+    assert info.name == the(objects(VALUES[name]), "CSIDriver")["metadata"]["name"]
+
+
+def test_controller_takes_its_arguments(serve: Callable[..., Driver]) -> None:
+    deployment = the(objects({}), "Deployment")
+    _, *arguments = containers(pod_of(deployment))["pycsi"]["args"]
+    driver = serve(options=tuple(item for item in arguments if "--endpoint" not in item))
+    assert driver.identity.Probe(csi.ProbeRequest()).ready.value
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_paths(name: str) -> None:
+    """What the kubelet names is at the same place inside, and mounts go where they are seen."""
+    values = VALUES[name]
+    kubelet = values.get("kubeletDir", KUBELET)
+    pod = node_pod(values)
+    volumes = {volume["name"]: volume for volume in pod["volumes"]}
+    mounts = {
+        mount["mountPath"]: (volumes[mount["name"]]["hostPath"]["path"], mount["mountPropagation"])
+        for mount in containers(pod)["pycsi"]["volumeMounts"]
+        if "mountPropagation" in mount
+    }
+    pools = {pool["path"] for pool in values.get("pools", {}).values()} or {"/var/lib/pycsi"}
+    for path, (outside, _) in mounts.items():
+        assert path == outside
+    assert {path: propagation for path, (_, propagation) in mounts.items()} == {
+        f"{kubelet}/pods": "Bidirectional",
+        f"{kubelet}/plugins/kubernetes.io/csi": "Bidirectional",
+        **dict.fromkeys(pools, "HostToContainer"),
+    }
+    assert volumes["dev"]["hostPath"]["path"] == "/dev"
+    # A file there would be the host's.
+    assert containers(pod)["pycsi"]["terminationMessagePath"].startswith("/tmp/")
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_kubelet_directory_is_one(name: str) -> None:
+    """Every path of the kubelet's follows `kubeletDir`."""
+    elsewhere = "/elsewhere/of/kubelet"
+    moved = yaml.safe_dump_all(objects({**VALUES[name], "kubeletDir": elsewhere}))
+    default = yaml.safe_dump_all(objects({**VALUES[name], "kubeletDir": KUBELET}))
+    assert KUBELET not in moved
+    assert moved.replace(elsewhere, KUBELET) == default
+
+
+def test_pool_that_is_a_disk() -> None:
+    """Where a disk has to be mounted, the kubelet makes no directory in its place."""
+    volumes = node_pod(EVERYTHING)["volumes"]
+    kinds = {v["hostPath"]["path"]: v["hostPath"]["type"] for v in volumes if "hostPath" in v}
+    assert kinds["/srv/ssd"] == "Directory"
+    assert kinds["/srv/hdd"] == "DirectoryOrCreate"
+    assert any(
+        ",require-mount" in item for item in containers(node_pod(EVERYTHING))["pycsi"]["args"]
+    )
+
+
+def test_sockets() -> None:
+    """The kubelet finds the socket at the path that the registrar tells it."""
+    pod = node_pod({})
+    volumes = {volume["name"]: volume for volume in pod["volumes"]}
+    place = volumes["socket"]["hostPath"]["path"]
+    assert place == f"{KUBELET}/plugins/pycsi.storage"
+    assert f"--kubelet-registration-path={place}/csi.sock" in flags(containers(pod)["registrar"])
+    assert volumes["registration"]["hostPath"]["path"] == f"{KUBELET}/plugins_registry"
+    for name, container in containers(pod).items():
+        assert {"name": "socket", "mountPath": "/csi"} in container["volumeMounts"]
+        if name != "pycsi":
+            assert "--csi-address=/csi/csi.sock" in flags(container)
+
+
+# Who runs where
+
+
+def test_modes() -> None:
+    """In mode single-node one pod has it all; otherwise the resizer is a Deployment's."""
+    sidecars = {"pycsi", "registrar", "livenessprobe", "provisioner", "snapshotter"}
+    single, many = objects({"mode": "single-node"}), objects({})
+    assert set(containers(pod_of(the(single, "DaemonSet")))) == sidecars | {"resizer"}
+    assert workloads(single) == [the(single, "DaemonSet")]
+    assert set(containers(pod_of(the(many, "DaemonSet")))) == sidecars
+    controller = containers(pod_of(the(many, "Deployment")))
+    assert set(controller) == {"pycsi", "livenessprobe", "resizer"}
+    assert "--mode=controller" in flags(controller["pycsi"])
+    assert not any("pool" in item or "node-id" in item for item in flags(controller["pycsi"]))
+    assert the(many, "PodDisruptionBudget")["spec"]["maxUnavailable"] == 1
+
+
+@pytest.mark.parametrize(
+    ("mode", "told"), [("single-node", "single-node"), ("distributed", "node")]
+)
+def test_flags(mode: str, told: str) -> None:
+    """Each sidecar does what it can do on a node."""
+    pod = containers(node_pod({"mode": mode}))
+    assert f"--mode={told}" in flags(pod["pycsi"])
+    assert "--node-id=$(NODE_NAME)" in flags(pod["pycsi"])
+    assert {
+        "--node-deployment=true",
+        "--strict-topology=true",
+        "--immediate-topology=false",
+        "--enable-capacity=true",
+        "--capacity-ownerref-level=1",
+        "--extra-create-metadata=true",
+    } <= flags(pod["provisioner"])
+    environment = {item["name"] for item in pod["provisioner"]["env"]}
+    assert environment == {"NODE_NAME", "NAMESPACE", "POD_NAME"}
+    # Without it the sidecar serves all snapshots, also where nobody labels them.
+    assert ("--node-deployment=true" in flags(pod["snapshotter"])) == (mode == "distributed")
+    assert not any("leader-election" in flag for item in pod.values() for flag in flags(item))
+
+
+def test_controller_elects_a_leader() -> None:
+    pod = containers(pod_of(the(objects({}), "Deployment")))
+    assert "--leader-election=true" in flags(pod["resizer"])
+    assert "--handle-volume-inuse-error=false" in flags(pod["resizer"])
+
+
+def test_group_snapshots() -> None:
+    """The gate is set on both sides."""
+    gate = "--feature-gates=CSIVolumeGroupSnapshot=true"
+    everything = objects(EVERYTHING)
+    assert gate in flags(containers(pod_of(the(everything, "DaemonSet")))["snapshotter"])
+    controller = the(everything, "Deployment", "snapshot-controller")
+    assert gate in flags(containers(pod_of(controller))["snapshot-controller"])
+
+
+def test_old_kubernetes_is_not_offered_recovery() -> None:
+    """Before 1.32 the kubelet does not know the states that csi-resizer writes by default."""
+    off = "--feature-gates=RecoverVolumeExpansionFailure=false"
+    for version in VERSIONS:
+        resizer = containers(pod_of(the(objects({}, version), "Deployment")))["resizer"]
+        assert (off in flags(resizer)) == (version < (1, 32))
+
+
+def test_snapshot_controller() -> None:
+    """It labels snapshots with their nodes, and is there only if wanted."""
+    assert not any("snapshot-controller" in str(item) for item in objects({}))
+    controller = the(
+        objects({"snapshotController": {"enabled": True}}), "Deployment", "snapshot-controller"
+    )
+    told = flags(containers(pod_of(controller))["snapshot-controller"])
+    assert "--enable-distributed-snapshotting=true" in told
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_no_surge(name: str) -> None:
+    """Two drivers are never on one node: the second could have neither socket nor pool."""
+    strategy = the(objects(VALUES[name]), "DaemonSet")["spec"]["updateStrategy"]
+    assert strategy.get("rollingUpdate", {}).get("maxSurge", 0) == 0
+    assert strategy["type"] in {"RollingUpdate", "OnDelete"}
+
+
+def test_nodes() -> None:
+    """The driver is on every node and stays there, as long as the node itself works."""
+    pod = node_pod({})
+    assert pod["tolerations"] == [{"operator": "Exists"}]
+    assert pod["priorityClassName"] == "system-node-critical"
+    assert not pod.get("hostNetwork")
+    assert not pod.get("hostPID")
+
+
+def test_classes() -> None:
+    """The scheduler chooses the node first; only what is asked for becomes a default."""
+    single = the(objects({}), "StorageClass")
+    assert single["provisioner"] == "pycsi.storage"
+    assert single["volumeBindingMode"] == "WaitForFirstConsumer"
+    assert single["allowVolumeExpansion"] is True
+    assert "annotations" not in single["metadata"]
+    fast = the(objects(EVERYTHING), "StorageClass")
+    assert fast["metadata"]["annotations"] == {
+        "storageclass.kubernetes.io/is-default-class": "true"
+    }
+    assert fast["allowVolumeExpansion"] is False
+    names = {v["metadata"]["name"] for v in objects({}) if v["kind"] == "VolumeAttributesClass"}
+    assert names == {"pycsi-delete", "pycsi-retain"}
+    old = objects({}, (1, 33))
+    assert not any(item["kind"] == "VolumeAttributesClass" for item in old)
+
+
+def test_classes_are_accepted(serve: Callable[..., Driver], pool: Path) -> None:
+    """The driver creates volumes with the parameters of each class that is shipped."""
+    driver = serve(pool)
+    for number, values in enumerate(VALUES.values()):
+        made = objects(values)
+        mutable = [i["parameters"] for i in made if i["kind"] == "VolumeAttributesClass"]
+        for item in made:
+            if item["kind"] == "StorageClass":
+                request = csi.CreateVolumeRequest(
+                    name=f"{number}-{item['metadata']['name']}",
+                    parameters=item.get("parameters"),
+                    mutable_parameters=mutable[-1] if mutable else None,
+                    capacity_range=csi.CapacityRange(required_bytes=32 << 20),
+                )
+                request.volume_capabilities.add().mount.SetInParent()
+                request.volume_capabilities[0].access_mode.mode = 7
+                driver.controller.CreateVolume(request)
+
+
+# What must never change between versions
+
+
+def test_selectors() -> None:
+    for values in ({}, EVERYTHING):
+        for workload in workloads(objects(values)):
+            component = workload["metadata"]["labels"]["app.kubernetes.io/component"]
+            assert workload["spec"]["selector"]["matchLabels"] == {
+                "app.kubernetes.io/name": "pycsi",
+                "app.kubernetes.io/instance": "pycsi",
+                "app.kubernetes.io/component": component,
+            }
+            labels = workload["spec"]["template"]["metadata"]["labels"]
+            assert workload["spec"]["selector"]["matchLabels"].items() <= labels.items()
+
+
+def test_immutable_fields_of_the_driver() -> None:
+    for values in VALUES.values():
+        spec = the(objects(values), "CSIDriver")["spec"]
+        assert spec["attachRequired"] is False
+        assert spec["volumeLifecycleModes"] == ["Persistent", "Ephemeral"]
+        assert spec["fsGroupPolicy"] == "File"
+        assert spec["storageCapacity"] is True
+        assert spec["podInfoOnMount"] is True
+        assert spec["seLinuxMount"] is False
+
+
+def test_names() -> None:
+    """Names of a release's objects, which an upgrade must find again."""
+    assert sorted({f"{i['kind']}/{i['metadata']['name']}" for i in objects({})}) == [
+        "CSIDriver/pycsi.storage",
+        "ClusterRole/pycsi-controller",
+        "ClusterRole/pycsi-node",
+        "ClusterRoleBinding/pycsi-controller",
+        "ClusterRoleBinding/pycsi-node",
+        "DaemonSet/pycsi-node",
+        "Deployment/pycsi-controller",
+        "Pod/pycsi-test",
+        "PodDisruptionBudget/pycsi-controller",
+        "Role/pycsi-controller",
+        "Role/pycsi-node",
+        "RoleBinding/pycsi-controller",
+        "RoleBinding/pycsi-node",
+        "ServiceAccount/pycsi-controller",
+        "ServiceAccount/pycsi-node",
+        "StorageClass/pycsi",
+        "VolumeAttributesClass/pycsi-delete",
+        "VolumeAttributesClass/pycsi-retain",
+        "VolumeSnapshotClass/pycsi",
+    ]
+
+
+# What they may do
+
+UPSTREAM = {
+    "csi-provisioner": "v6.3.0",
+    "csi-snapshotter": "v8.6.0",
+    "snapshot-controller": "v8.6.0",
+    "csi-resizer": "v2.2.1",
+    "csi-node-driver-registrar": "v2.17.0",
+    "livenessprobe": "v2.19.0",
+}
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_images(name: str) -> None:
+    """Sidecars are upstream's at the versions that this release was tried with."""
+    for workload in workloads(objects(VALUES[name])):
+        for container in pod_of(workload)["containers"]:
+            image, _, tag = container["image"].rpartition(":")
+            if container["name"] == "pycsi":
+                assert tag in {pycsi.__version__, "a" * 64}
+            else:
+                upstream = image.removeprefix("registry.k8s.io/sig-storage/")
+                assert tag == UPSTREAM[upstream]
+            assert container["imagePullPolicy"] == "IfNotPresent"
+
+
+def sidecars() -> Iterator[tuple[Manifest, Manifest]]:
+    for values in ({}, {"mode": "single-node", "snapshotController": {"enabled": True}}):
+        for workload in workloads(objects(values)):
+            pod = pod_of(workload)
+            for container in pod["containers"]:
+                if (container["name"], workload["kind"]) != ("pycsi", "DaemonSet"):
+                    yield pod, container
+
+
+def test_sidecars_have_nothing() -> None:
+    """But for the driver of a node every container is confined; in Deployments nobody is root."""
+    for pod, container in sidecars():
+        security = container["securityContext"]
+        assert security["allowPrivilegeEscalation"] is False
+        assert security["readOnlyRootFilesystem"] is True
+        assert security["capabilities"] == {"drop": ["ALL"]}
+        assert security["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert "privileged" not in security
+        assert security.get("runAsUser") == 0 or pod["securityContext"]["runAsNonRoot"]
+
+
+def test_driver_is_privileged_and_nothing_more() -> None:
+    driver = containers(node_pod({}))["pycsi"]
+    assert driver["securityContext"] == {
+        "privileged": True,
+        "readOnlyRootFilesystem": True,
+        "runAsUser": 0,
+    }
+
+
+def test_tokens() -> None:
+    """Only a container that calls the API server can read a token."""
+    for values in ({}, EVERYTHING):
+        for workload in workloads(objects(values)):
+            pod = pod_of(workload)
+            assert pod["automountServiceAccountToken"] is False
+            holders = {
+                container["name"]
+                for container in pod["containers"]
+                if any(mount["name"] == "token" for mount in container.get("volumeMounts", []))
+            }
+            clients = {"provisioner", "snapshotter", "resizer", "snapshot-controller"}
+            assert holders == clients & set(containers(pod))
+
+
+def test_selinux() -> None:
+    """On enforcing hosts the sidecars of a node can reach the driver's socket."""
+    for container in containers(node_pod(EVERYTHING)).values():
+        assert container["securityContext"]["privileged"] is True
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_ports(name: str) -> None:
+    """No two containers of a pod listen on one port."""
+    for workload in workloads(objects(VALUES[name])):
+        pod = pod_of(workload)
+        ports = [port for c in pod["containers"] for port in c.get("ports", [])]
+        numbers = [port["containerPort"] for port in ports]
+        assert len(numbers) == len(set(numbers))
+        names = [port["name"] for port in ports]
+        assert len(names) == len(set(names))
+        told = [flag for c in pod["containers"] for flag in flags(c) if "-endpoint=:" in flag]
+        listening = {int(flag.rpartition(":")[2]) for flag in told}
+        assert listening <= set(numbers)
+
+
+def test_probes() -> None:
+    """The driver is asked on the port on which its livenessprobe answers, and in time."""
+    pod = containers(node_pod({}))
+    assert "--http-endpoint=:9808" in flags(pod["livenessprobe"])
+    assert "--probe-timeout=3s" in flags(pod["livenessprobe"])
+    for kind in ("startupProbe", "livenessProbe", "readinessProbe"):
+        probe = pod["pycsi"][kind]
+        assert probe["httpGet"] == {"path": "/healthz", "port": "healthz"}
+        assert probe["timeoutSeconds"] > 3
+    assert {"name": "healthz", "containerPort": 9808} in pod["pycsi"]["ports"]
+
+
+def test_network_policy() -> None:
+    """Every pod of the driver is selected, and metrics are the only way in."""
+    everything = objects(EVERYTHING)
+    policy = the(everything, "NetworkPolicy")["spec"]
+    for workload in workloads(everything):
+        labels = workload["spec"]["template"]["metadata"]["labels"]
+        assert policy["podSelector"]["matchLabels"].items() <= labels.items()
+        component = policy["podSelector"]["matchExpressions"][0]
+        assert labels[component["key"]] in component["values"]
+    opened = {port["port"] for rule in policy["ingress"] for port in rule["ports"]}
+    metrics = {
+        port["containerPort"]
+        for workload in workloads(everything)
+        for container in pod_of(workload)["containers"]
+        for port in container.get("ports", [])
+        if port["name"] not in {"healthz", "registration"}
+    }
+    assert metrics <= opened
+    assert opened.isdisjoint({9808, 9809})
