@@ -1,0 +1,129 @@
+"""The chart as Helm renders it: the values to try, and how to find things in what comes out."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+helm = pytest.importorskip(
+    "helm_python", reason="needs helm-python-sdk, which has no wheel for this machine"
+)
+
+from kubernetes_validate import utils
+from render import ATTRIBUTES_CLASS, CHART, SNAPSHOT_CLASS, render
+
+Manifest = dict[str, Any]
+
+KUBELET = "/var/lib/kubelet"
+OLDEST = (1, 30)
+EVERYTHING: dict[str, Any] = {
+    "mode": "single-node",
+    "pools": {
+        "default": {"path": "/srv/ssd", "requireMount": True, "freezeLimit": "5s"},
+        "slow": {"path": "/srv/hdd", "reserve": "5%", "overcommit": 1.5, "retainFor": "ever"},
+    },
+    "image": {"repository": "registry.example.com/pycsi", "digest": f"sha256:{'a' * 64}"},
+    "imagePullSecrets": [{"name": "registry"}],
+    "maxVolumesPerNode": 100,
+    "storageClasses": [
+        {
+            "name": "fast",
+            "default": True,
+            "parameters": {"pool": "default", "type": "image"},
+            "mountOptions": ["noatime"],
+            "allowVolumeExpansion": False,
+            "reclaimPolicy": "Retain",
+        }
+    ],
+    "volumeSnapshotClasses": [{"name": "fast", "default": True, "deletionPolicy": "Retain"}],
+    "groupSnapshots": {"enabled": True},
+    "snapshotController": {"enabled": True, "extraArgs": ["--v=5"]},
+    "sidecars": {"provisioner": {"extraArgs": ["--v=5"]}},
+    "metrics": {"podMonitor": {"enabled": True, "labels": {"team": "storage"}}},
+    "networkPolicy": {"enabled": True, "metricsFrom": [{"namespaceSelector": {}}]},
+    "criticalPods": {"quota": True},
+    "openshift": {"enabled": True},
+    "selinux": {"enforcing": True},
+    "commonLabels": {"team": "storage"},
+    "node": {
+        "podAnnotations": {"a": "b"},
+        "podLabels": {"c": "d"},
+        "extraEnv": [{"name": "TZ", "value": "UTC"}],
+        "updateStrategy": {"type": "OnDelete"},
+    },
+}
+
+
+def values_of(path: Path) -> dict[str, Any]:
+    values: dict[str, Any] = yaml.safe_load(path.read_text())
+    return values
+
+
+VALUES: dict[str, dict[str, Any]] = {
+    "default": {},
+    **{path.stem: values_of(path) for path in sorted(CHART.glob("values-*.yaml"))},
+    "single-node": {"mode": "single-node"},
+    "everything": EVERYTHING,
+}
+PLATFORMS = (
+    "kind",
+    "k3s",
+    "k0s",
+    "microk8s",
+    "openshift",
+    "microshift",
+    "talos",
+    "eks",
+    "gke",
+    "aks",
+)
+VERSIONS = sorted(
+    version
+    for text in set(utils.all_versions())
+    if (version := tuple(map(int, text.split(".")[:2]))) >= OLDEST
+)
+
+
+def objects(values: dict[str, Any], version: tuple[int, ...] = (1, 36)) -> list[Manifest]:
+    """Return what a cluster of that version is given, which has the snapshot API."""
+    apis = [SNAPSHOT_CLASS, *([ATTRIBUTES_CLASS] if version >= (1, 34) else [])]
+    texts = render(values, kube_version=f"v{version[0]}.{version[1]}.0", api_versions=tuple(apis))
+    return [
+        manifest
+        for path, text in texts.items()
+        if path.endswith(".yaml")
+        for manifest in yaml.safe_load_all(text)
+        if manifest
+    ]
+
+
+def the(manifests: list[Manifest], kind: str, name: str = "") -> Manifest:
+    found = [
+        item
+        for item in manifests
+        if item["kind"] == kind and item["metadata"]["name"].endswith(name)
+    ]
+    assert len(found) == 1, [item["metadata"]["name"] for item in found]
+    return found[0]
+
+
+def pod_of(workload: Manifest) -> Manifest:
+    pod: Manifest = workload["spec"]["template"]["spec"]
+    return pod
+
+
+def workloads(manifests: list[Manifest]) -> list[Manifest]:
+    return [item for item in manifests if item["kind"] in {"DaemonSet", "Deployment"}]
+
+
+def containers(pod: Manifest) -> dict[str, Manifest]:
+    return {container["name"]: container for container in pod["containers"]}
+
+
+def node_pod(values: dict[str, Any]) -> Manifest:
+    return pod_of(the(objects(values), "DaemonSet"))
+
+
+def flags(container: Manifest) -> set[str]:
+    return {argument for argument in container["args"] if argument.startswith("--")}
