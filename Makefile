@@ -16,7 +16,8 @@ CONTAINER_TOOL ?= $(shell for tool in docker podman buildah; do \
 	$$tool info >/dev/null 2>&1 && echo $$tool && break; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint proto sanity test-vm image image-archive tools clean
+.PHONY: help demo test lint proto sanity test-vm image image-archive manifests tools clean \
+	kind kind-cluster kind-image kind-snapshots kind-install kind-demo kind-delete
 
 help: ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -56,6 +57,32 @@ image-archive: image ## Build the image and write it to build/pycsi.tar
 	@mkdir -p $(dir $(ARCHIVE)) && rm -f $(ARCHIVE)
 	$(CONTAINER_TOOL) $(if $(findstring buildah,$(CONTAINER_TOOL)), \
 		push $(IMAGE) docker-archive:$(ARCHIVE):$(IMAGE), save --output $(ARCHIVE) $(IMAGE))
+
+manifests: $(STAMP) ## Make the plain manifests in deploy/kubernetes from the Helm chart
+	$(BIN)/python deploy/kubernetes/render.py
+
+MODE ?= single-node
+KIND = MODE=$(MODE) IMAGE=$(IMAGE) ARCHIVE=$(ARCHIVE) deploy/kind/kind.sh
+
+kind: kind-cluster kind-image kind-snapshots kind-install kind-demo ## All of it in kind; MODE=distributed takes several nodes
+
+kind-cluster: ## Create a kind cluster in whose nodes loop devices work
+	@$(KIND) cluster
+
+kind-image: image-archive ## Build the image and load it into the kind cluster
+	@$(KIND) load
+
+kind-snapshots: ## Install the snapshot CRDs in the kind cluster
+	@$(KIND) snapshots
+
+kind-install: ## Install the chart in the kind cluster
+	@$(KIND) install
+
+kind-demo: ## Run the demos in the kind cluster
+	@$(KIND) demo
+
+kind-delete: ## Delete the kind cluster, with its volumes
+	@$(KIND) delete
 
 # The image's tests run where there is a builder; nobody but CI gets one installed unasked.
 tools:

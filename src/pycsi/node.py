@@ -1,5 +1,6 @@
 """The Node service: protobuf in, one call of staging, protobuf out."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -20,7 +21,7 @@ from pycsi.pool import Pool
 from pycsi.pools import Pools
 from pycsi.proto import csi_pb2 as csi
 from pycsi.proto import csi_pb2_grpc
-from pycsi.staging import Staging, resolved
+from pycsi.staging import Staging, remove_unused, resolved
 from pycsi.topology import NodeFacts
 from pycsi.volumes import check_fits, delete, expand, new_volume
 
@@ -181,12 +182,25 @@ class Node(csi_pb2_grpc.NodeServicer):
         with self._locks.hold(self._key(request.volume_id)):
             if ids.node_of(request.volume_id) is None:
                 self._unpublish_inline(request)
-            else:
-                pool, volume = self._pools.need(request.volume_id)
+            elif found := self._pools.find(request.volume_id):
+                pool, volume = found
                 target = self._path(request.target_path, "target_path")
                 pool.check(writable=False)
                 Staging(pool.backend(volume)).ensure_unpublished(target)
+            else:
+                self._unpublish_lost(request)
         return csi.NodeUnpublishVolumeResponse()
+
+    def _unpublish_lost(self, request: csi.NodeUnpublishVolumeRequest) -> None:
+        """Remove the empty target of a volume that is gone, as after a pool's disk was replaced.
+
+        To NOT_FOUND an orchestrator would ask for ever, and never let the workload go.
+        """
+        if not self._pools.elsewhere(request.volume_id):
+            with contextlib.suppress(InvalidArgument):
+                if remove_unused(self._path(request.target_path, "target_path")):
+                    return
+        self._pools.need(request.volume_id)
 
     def _unpublish_inline(self, request: csi.NodeUnpublishVolumeRequest) -> None:
         """Unmount an inline volume and delete it; one that is gone already is fine."""

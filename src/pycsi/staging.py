@@ -284,6 +284,14 @@ def _make_target(target: Path, *, is_file: bool) -> bool:
     return True
 
 
+def remove_unused(target: Path) -> bool:
+    """Remove a target at which nothing is mounted; return False where there is none."""
+    if topmost(target) or not os.path.lexists(target):
+        return False
+    _remove_target(target)
+    return True
+
+
 def _remove_target(target: Path) -> None:
     """Remove an unmounted target: a directory only while it is empty, a file only while it is."""
     try:

@@ -74,7 +74,7 @@ SNAPSHOT_CONTROLLER: Calls = {
 }
 GROUP_SNAPSHOT_CONTROLLER: Calls = {
     # The members of a group.
-    (SNAPSHOT, "volumesnapshots"): calls("create"),
+    (SNAPSHOT, "volumesnapshots"): calls("create", "delete"),
     (SNAPSHOT, "volumesnapshots/status"): calls("patch"),
     (SNAPSHOT, "volumesnapshotcontents/status"): calls("patch"),
     (GROUP, "volumegroupsnapshotclasses"): READ,

@@ -152,6 +152,38 @@ def test_undo_what_was_never_done(node: Driver, tmp_path: Path, volume_id: str) 
     assert (tmp_path / "staging").is_dir()
 
 
+@pytest.mark.parametrize("kind", ["directory", "file"])
+def test_unpublish_what_was_lost(node: Driver, tmp_path: Path, kind: str) -> None:
+    """After a pool's disk was replaced the empty targets of its volumes can be taken away.
+
+    An orchestrator would otherwise ask for ever, and never let the workload go.
+    """
+    target = tmp_path / "target"
+    target.mkdir() if kind == "directory" else target.touch()
+    lost = {"volume_id": "lost@node-1"}
+    assert call(node, "NodeUnpublishVolume", tmp_path, {"volume_id": "lost@node-2"}) is MISSING
+    assert target.exists()
+    assert call(node, "NodeUnpublishVolume", tmp_path, lost) is OK
+    assert not target.exists()
+    assert call(node, "NodeUnpublishVolume", tmp_path, lost) is MISSING
+
+
+def test_unpublish_what_is_somebody_elses(node: Driver, tmp_path: Path, root: None) -> None:
+    """Of an unknown volume nothing is unmounted, and no files are deleted."""
+    target = tmp_path / "target"
+    target.mkdir()
+    lost = {"volume_id": "lost@node-1"}
+    run("mount", "-t", "tmpfs", "none", target)
+    try:
+        assert call(node, "NodeUnpublishVolume", tmp_path, lost) is MISSING
+        assert target.is_mount()
+    finally:
+        run("umount", target)
+    (target / "file").touch()
+    assert call(node, "NodeUnpublishVolume", tmp_path, lost) is FAILED
+    assert (target / "file").exists()
+
+
 @pytest.mark.parametrize("method", ["NodeGetVolumeStats", "NodeExpandVolume"])
 def test_path_that_is_not_this_volume(node: Driver, tmp_path: Path, method: str) -> None:
     """A path that exists and is not this volume is NOT_FOUND."""
