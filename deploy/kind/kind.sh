@@ -68,8 +68,13 @@ step_install() {
     need helm
     use_cluster
     say "installing the chart, mode $MODE"
-    local image=()
+    local image=() archive
     [ -z "$IMAGE" ] || image=(--set "image.repository=${IMAGE%:*},image.tag=${IMAGE##*:}")
+    # Another image under the same name starts the pods again.
+    if [ -e "$ARCHIVE" ]; then
+        archive=$(sha256sum "$ARCHIVE" | cut -c 1-16)
+        image+=(--set-string "node.podAnnotations.archive=$archive,controller.podAnnotations.archive=$archive")
+    fi
     helm upgrade --install pycsi deploy/helm/pycsi --namespace "$NAMESPACE" --create-namespace \
         --values deploy/helm/pycsi/values-kind.yaml --set "mode=$MODE" "${image[@]}" --wait --timeout 5m
     kubectl label namespace "$NAMESPACE" --overwrite pod-security.kubernetes.io/enforce=privileged
