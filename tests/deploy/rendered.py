@@ -1,5 +1,7 @@
 """The chart as Helm renders it: the values to try, and how to find things in what comes out."""
 
+import functools
+import json
 from pathlib import Path
 from typing import Any
 
@@ -87,13 +89,20 @@ VERSIONS = sorted(
 
 def objects(values: dict[str, Any], version: tuple[int, ...] = (1, 36)) -> list[Manifest]:
     """Return what a cluster of that version is given, which has the snapshot API."""
+    return _objects(json.dumps(values), version)
+
+
+@functools.cache
+def _objects(values: str, version: tuple[int, ...]) -> list[Manifest]:
     apis = [SNAPSHOT_CLASS, *([ATTRIBUTES_CLASS] if version >= (1, 34) else [])]
-    texts = render(values, kube_version=f"v{version[0]}.{version[1]}.0", api_versions=tuple(apis))
+    texts = render(
+        json.loads(values), kube_version=f"v{version[0]}.{version[1]}.0", api_versions=tuple(apis)
+    )
     return [
         manifest
         for path, text in texts.items()
         if path.endswith(".yaml")
-        for manifest in yaml.safe_load_all(text)
+        for manifest in yaml.load_all(text, Loader=yaml.CSafeLoader)  # in C: many are loaded
         if manifest
     ]
 
