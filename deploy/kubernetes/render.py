@@ -36,14 +36,18 @@ metadata:
 
 
 def render(
-    values: dict[str, Any], *, kube_version: str = "", api_versions: tuple[str, ...] = ()
+    values: dict[str, Any],
+    *,
+    namespace: str = NAMESPACE,
+    kube_version: str = "",
+    api_versions: tuple[str, ...] = (),
 ) -> dict[str, str]:
     """Return the chart's rendered templates by their paths below `templates/`.
 
     Like `helm template --kube-version --api-versions`, two options that helm_python's own method
     does not hand on to the library. Without a version it is the newest that the library knows.
     """
-    options: dict[str, Any] = {"name": NAME, "namespace": NAMESPACE}
+    options: dict[str, Any] = {"name": NAME, "namespace": namespace}
     if kube_version:
         options["kube_version"] = kube_version
     if api_versions:
@@ -59,11 +63,10 @@ def render(
 
 def manifests() -> dict[str, str]:
     """Return the content of each manifest by its file name."""
-    single = render({"mode": "single-node"})
-    many = render(
-        {"mode": "distributed", "snapshotController": {"enabled": True}},
-        api_versions=(SNAPSHOT_CLASS, ATTRIBUTES_CLASS),
-    )
+    single = render({"mode": "single-node"}, api_versions=(SNAPSHOT_CLASS, ATTRIBUTES_CLASS))
+    many = render({"mode": "distributed"})
+    # Where upstream's is, and where it stays when the driver is deleted.
+    labeller = render({"snapshotController": {"enabled": True}}, namespace="kube-system")
     driver = ("node/", "controller/", "csidriver.yaml", "classes/storageclasses.yaml")
     return {
         "single-node.yaml": _manifest(
@@ -74,14 +77,14 @@ def manifests() -> dict[str, str]:
         ),
         "snapshot-controller.yaml": _manifest(
             "for clusters that have none; needs the snapshot CRDs",
-            NAMESPACE_MANIFEST,
-            *_chosen(many, ("snapshot-controller/",)),
+            *_chosen(labeller, ("snapshot-controller/",)),
         ),
         "snapshot-class.yaml": _manifest(
-            "needs the snapshot CRDs", many["classes/volumesnapshotclasses.yaml"]
+            "needs the snapshot CRDs", single["classes/volumesnapshotclasses.yaml"]
         ),
         "attributes-classes.yaml": _manifest(
-            "needs Kubernetes 1.34", many["classes/volumeattributesclasses.yaml"]
+            "for single-node.yaml; needs Kubernetes 1.34",
+            single["classes/volumeattributesclasses.yaml"],
         ),
     }
 

@@ -131,7 +131,24 @@ def test_plain_manifests(name: str) -> None:
         ({"pools": {"default": {"path": "/data/"}}}, "path"),
         ({"pools": {"default": {"reserve": 10}}}, "reserve"),
         ({"pools": {"default": {"reserved": "1%"}}}, "reserved"),
+        ({"pools": {"default": {"path": "/var/lib/../x"}}}, "path"),
+        ({"pools": {"default": {"path": "/."}}}, "path"),
+        ({"pools": {"default": {"path": "/tmp"}}}, "default"),
+        ({"pools": {"default": {"path": "/var"}}}, "kubelet"),
+        ({"pools": {"default": {"path": f"{KUBELET}/pool"}}}, "kubelet"),
+        ({"pools": {"a": {"path": "/srv"}, "b": {"path": "/srv/b"}}}, "pools.b"),
+        ({"pools": {"a": {"path": "/srv"}, "b": {"path": "/srv"}}}, "pools.b"),
+        ({"pools": {"default": {"reserve": "100%"}}}, "reserve"),
+        ({"pools": {"default": {"freezeLimit": "0s"}}}, "freezeLimit"),
+        ({"pools": {"default": {"uuid": "-" * 36}}}, "uuid"),
         ({"kubeletDir": "/var/lib/kubelet/"}, "kubeletDir"),
+        ({"kubeletDir": "/var/lib/../kubelet"}, "kubeletDir"),
+        ({"driverName": "a..b"}, "driverName"),
+        ({"storageClasses": [{"name": "a..b"}]}, "name"),
+        ({"nameOverride": "Foo_Bar"}, "nameOverride"),
+        ({"image": {"repository": "registry/pycsi:1.0"}}, "repository"),
+        ({"commonLabels": {"app.kubernetes.io/name": "x"}}, "app.kubernetes.io/name"),
+        ({"node": {"podLabels": {"helm.sh/chart": "x"}}}, "helm.sh/chart"),
         ({"driverName": "has space"}, "driverName"),
         ({"driverName": "x" * 64}, "driverName"),
         ({"storageClasses": [{"name": "a", "type": "image"}]}, "type"),
@@ -346,10 +363,59 @@ def test_classes() -> None:
         "storageclass.kubernetes.io/is-default-class": "true"
     }
     assert fast["allowVolumeExpansion"] is False
-    names = {v["metadata"]["name"] for v in objects({}) if v["kind"] == "VolumeAttributesClass"}
-    assert names == {"pycsi-delete", "pycsi-retain"}
-    old = objects({}, (1, 33))
-    assert not any(item["kind"] == "VolumeAttributesClass" for item in old)
+
+
+def test_attributes_classes() -> None:
+    """They are where the cluster has them and a sidecar can change a volume."""
+
+    def names(mode: str, version: tuple[int, int]) -> set[str]:
+        made = objects({"mode": mode}, version)
+        return {v["metadata"]["name"] for v in made if v["kind"] == "VolumeAttributesClass"}
+
+    assert names("single-node", (1, 34)) == {"pycsi-delete", "pycsi-retain"}
+    assert names("single-node", (1, 33)) == set()
+    # Without the capability MODIFY_VOLUME csi-provisioner refuses claims that name a class.
+    assert names("distributed", (1, 34)) == set()
+
+
+def test_odd_values() -> None:
+    """What YAML would read as a number or a truth value stays a name, and numbers stay whole."""
+    odd = objects(
+        {
+            "driverName": "123",
+            "storageClasses": [{"name": "true"}],
+            "nameOverride": "null",
+            "maxVolumesPerNode": 1000000,
+            "node": {"terminationGracePeriodSeconds": 1000000},
+        }
+    )
+    assert the(odd, "CSIDriver")["metadata"]["name"] == "123"
+    assert the(odd, "StorageClass")["metadata"]["name"] == "true"
+    labels = the(odd, "DaemonSet")["metadata"]["labels"]
+    assert labels["app.kubernetes.io/name"] == "null"
+    pod = pod_of(the(odd, "DaemonSet"))
+    assert "--max-volumes-per-node=1000000" in flags(containers(pod)["pycsi"])
+    assert pod["terminationGracePeriodSeconds"] == 1000000
+    assert not any(item["kind"] == "Pod" for item in objects({"storageClasses": None}))
+
+
+@pytest.mark.parametrize("name", ["values-openshift", "values-microshift"])
+def test_openshift_chooses_users(name: str) -> None:
+    """Its default constraints admit only users of the namespace's own range."""
+    values = {**VALUES[name], "snapshotController": {"enabled": True}}
+    made = objects(values)
+    pods = [item["spec"] for item in made if item["kind"] == "Pod"]
+    pods += [pod_of(item) for item in made if item["kind"] == "Deployment"]
+    for pod in pods:
+        assert pod["securityContext"] == {"runAsNonRoot": True}
+
+
+def test_snapshot_controller_stays() -> None:
+    """Deleting its manifest, or the driver's, does not delete the other."""
+    documents = list(yaml.safe_load_all(manifests()["snapshot-controller.yaml"]))
+    assert not any(item["kind"] == "Namespace" for item in documents)
+    spaces = {item["metadata"].get("namespace", "kube-system") for item in documents}
+    assert spaces == {"kube-system"}
 
 
 def test_classes_are_accepted(serve: Callable[..., Driver], pool: Path) -> None:
@@ -416,8 +482,6 @@ def test_names() -> None:
         "ServiceAccount/pycsi-controller",
         "ServiceAccount/pycsi-node",
         "StorageClass/pycsi",
-        "VolumeAttributesClass/pycsi-delete",
-        "VolumeAttributesClass/pycsi-retain",
         "VolumeSnapshotClass/pycsi",
     ]
 

@@ -15,8 +15,8 @@
 
 {{- define "pycsi.labels" -}}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" }}
-app.kubernetes.io/name: {{ include "pycsi.name" . }}
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/name: {{ include "pycsi.name" . | quote }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/part-of: pycsi
 app.kubernetes.io/managed-by: {{ .Release.Service }}
@@ -33,8 +33,8 @@ app.kubernetes.io/component: {{ .component }}
 
 {{/* What never changes, for selectors. */}}
 {{- define "pycsi.selector" -}}
-app.kubernetes.io/name: {{ include "pycsi.name" .root }}
-app.kubernetes.io/instance: {{ .root.Release.Name }}
+app.kubernetes.io/name: {{ include "pycsi.name" .root | quote }}
+app.kubernetes.io/instance: {{ .root.Release.Name | quote }}
 app.kubernetes.io/component: {{ .component }}
 {{- end }}
 
@@ -94,7 +94,7 @@ runAsUser: 0
           name: kube-root-ca.crt
           items: [{key: ca.crt, path: ca.crt}]
       - downwardAPI:
-          items: [{path: namespace, fieldRef: {fieldPath: metadata.namespace}}]
+          items: [{path: namespace, fieldRef: {apiVersion: v1, fieldPath: metadata.namespace}}]
 {{- end }}
 
 {{- define "pycsi.tokenMount" -}}
@@ -153,8 +153,27 @@ runAsUser: 0
   verbs: [get, list, watch]
 {{- end }}
 
+{{/* Who a pod runs as that needs nothing of the host. OpenShift chooses that itself. */}}
+{{- define "pycsi.nobody" -}}
+runAsNonRoot: true
+{{- if not .Values.openshift.enabled }}
+runAsUser: 65532
+runAsGroup: 65532
+fsGroup: 65532
+{{- end }}
+{{- end }}
+
 {{/* What cannot work is refused before anything is made. */}}
 {{- define "pycsi.check" -}}
+{{- $taken := list .Values.kubeletDir "/csi" "/dev" "/tmp" "/opt/pycsi" "/usr" "/etc" "/proc" "/sys" "/bin" "/sbin" "/lib" "/lib64" }}
+{{- range $name, $pool := .Values.pools }}
+{{- range $taken }}
+{{- if or (hasPrefix (printf "%s/" .) (printf "%s/" $pool.path)) (hasPrefix (printf "%s/" $pool.path) (printf "%s/" .)) }}
+{{- fail (printf "pools.%s.path: %s and %s lie in each other; the driver's container needs both" $name $pool.path .) }}
+{{- end }}
+{{- end }}
+{{- $taken = append $taken $pool.path }}
+{{- end }}
 {{- if and .Values.groupSnapshots.enabled (ne .Values.mode "single-node") }}
 {{- fail "groupSnapshots.enabled needs mode: single-node, for upstream's sidecars cannot route group snapshots to nodes" }}
 {{- end }}
