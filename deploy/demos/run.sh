@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# Show on a cluster what the driver does, and prove each claim: run.sh [DEMO...], e.g. run.sh 01 06
+# Show on a cluster what the driver does, and prove each claim: run.sh [DEMO...], e.g. run.sh 01 06; all in their order.
 #
 # Needs kubectl, and the driver with a StorageClass. Prints a line per demo and ends with status 1 if one failed. A demo whose
 # feature the cluster lacks is skipped, with the reason. Everything is made in one namespace, which is deleted at the end.
 #
-# Variables: DRIVER (pycsi.storage), STORAGE_CLASS and SNAPSHOT_CLASS (the first of the driver's), NAMESPACE (pycsi-demo),
-# IMAGE (busybox; any with a shell and dd), TIMEOUT (seconds for each thing to happen, 300), KEEP (1: leave everything).
+# Variables: DRIVER (pycsi.storage), STORAGE_CLASS (pycsi, or else the first of the driver's; volumes of 64 MiB must be
+# possible), SNAPSHOT_CLASS (likewise), NAMESPACE (pycsi-demo), IMAGE (busybox; any with a shell and dd), TIMEOUT (seconds for
+# each thing to happen, 300), KEEP (1: leave everything).
 set -u
 cd "$(dirname "${BASH_SOURCE[0]}")" || exit 1
 
@@ -52,14 +53,14 @@ ready() {
 in_pod() { k exec "$1" -- sh -ec "$2"; }
 
 # write POD TEXT: into a file, and through the page cache
-write() { in_pod "$1" "echo '$2' > /data/file && sync /data/file 2>/dev/null || sync"; }
+write() { in_pod "$1" "echo '$2' > /data/file; sync"; }
 
 # refuses POD MIB: writing so much is refused, and room is made again
 refuses() {
-    if in_pod "$1" "dd if=/dev/zero of=/data/fill bs=1M count=$2 2>&1; sync"; then
-        echo "$2 MiB were written to a smaller volume"
-        return 1
-    fi
+    local said
+    said=$(in_pod "$1" "dd if=/dev/zero of=/data/fill bs=1M count=$2 2>&1; sync" 2>&1) || true
+    [[ $said == *"No space left"* || $said == *"uota exceeded"* ]] ||
+        { echo "writing $2 MiB to a smaller volume was not refused: $said"; return 1; }
     in_pod "$1" 'rm /data/fill'
 }
 
@@ -198,11 +199,19 @@ waiting() { k get pods "$@" -o 'jsonpath={.items[*].status.conditions[?(@.type==
 demo_10_capacity() {
     same true true "$(kubectl get csidriver "$DRIVER" -o 'jsonpath={.spec.storageCapacity}')" >/dev/null ||
         skip "CSIDriver $DRIVER does not tell capacities"
+    # Else it would be refused for want of any capacity at all.
+    eventually "some node has room for the class" '?*' room
     apply 10-capacity
     eventually "the scheduler sees that there is no room" '*did not have enough free storage*' \
         k get pod huge -o 'jsonpath={.status.conditions[?(@.type=="PodScheduled")].message}'
     same phase Pending "$(k get pvc huge -o 'jsonpath={.status.phase}')"
     proved "a claim of 4 PiB waits, and its pod says that no node has the room"
+}
+
+# The capacities of the class that are more than nothing.
+room() {
+    kubectl get csistoragecapacities --all-namespaces \
+        -o "jsonpath={range .items[?(@.storageClassName==\"$STORAGE_CLASS\")]}{.capacity}{'\n'}{end}" | grep -vx 0 || true
 }
 
 demo_11_statefulset() {
@@ -280,7 +289,7 @@ left() {
 }
 
 clean_up() {
-    local start=$SECONDS
+    local start=$SECONDS TIMEOUT=$((TIMEOUT > 300 ? TIMEOUT : 300))
     rm -rf "$LOGS"
     if [ -n "$KEEP" ]; then
         echo "left in place: kubectl delete namespace $NAMESPACE"
@@ -288,30 +297,41 @@ clean_up() {
     fi
     if ! kubectl delete namespace "$NAMESPACE" --timeout "${TIMEOUT}s" >/dev/null || ! eventually "volumes deleted" '' left; then
         FAILED+=("clean up")
+        printf 'FAIL  %-22s look at: kubectl get all,pvc --namespace %s\n' "clean up" "$NAMESPACE"
         return
     fi
     printf 'ok    %-22s nothing is left (%d s)\n' "clean up" $((SECONDS - start))
 }
 
-first_of() { kubectl get "$1" -o "jsonpath={range .items[?(@.$2==\"$DRIVER\")]}{.metadata.name}{'\n'}{end}" 2>/dev/null | head -n 1; }
+# class_of KIND FIELD: a class of the driver's, that of the manifests if there is one
+class_of() {
+    local names
+    names=$(kubectl get "$1" -o "jsonpath={range .items[?(@.$2==\"$DRIVER\")]}{.metadata.name}{'\n'}{end}" 2>/dev/null)
+    grep -x pycsi <<<"$names" || head -n 1 <<<"$names"
+}
 
 main() {
-    local demo
+    local demo demos=()
     kubectl get csidriver "$DRIVER" -o name >/dev/null || exit 2
-    STORAGE_CLASS=${STORAGE_CLASS:-$(first_of storageclasses provisioner)}
-    SNAPSHOT_CLASS=${SNAPSHOT_CLASS:-$(first_of volumesnapshotclasses driver)}
-    [ -n "$STORAGE_CLASS" ] || { echo "no StorageClass of $DRIVER: make one, or set STORAGE_CLASS"; exit 2; }
     [ $# -gt 0 ] || set -- [0-9]*.yaml
     for demo in "$@"; do
-        [ -e "$(named "${demo%.yaml}").yaml" ] || { echo "no demo $demo; there are: $(echo [0-9]*.yaml)"; exit 2; }
+        demo=$(named "${demo%.yaml}")
+        [ -e "$demo.yaml" ] || { echo "no demo $demo; there are: $(echo [0-9]*.yaml)"; exit 2; }
+        demos+=("$demo")
     done
+    STORAGE_CLASS=${STORAGE_CLASS:-$(class_of storageclasses provisioner)}
+    SNAPSHOT_CLASS=${SNAPSHOT_CLASS:-$(class_of volumesnapshotclasses driver)}
+    [ -n "$STORAGE_CLASS" ] || { echo "no StorageClass of $DRIVER: make one, or set STORAGE_CLASS"; exit 2; }
+    [ "$(kubectl get storageclass "$STORAGE_CLASS" -o 'jsonpath={.reclaimPolicy}')" = Delete ] ||
+        { echo "StorageClass $STORAGE_CLASS keeps its volumes, so nothing could be cleaned up: set STORAGE_CLASS"; exit 2; }
     kubectl create namespace "$NAMESPACE" >/dev/null ||
         { echo "use another NAMESPACE, or delete that one: kubectl delete namespace $NAMESPACE"; exit 2; }
     FAILED=()
     LOGS=$(mktemp -d)
     trap 'exit 130' INT TERM
     trap 'clean_up; [ ${#FAILED[@]} -eq 0 ] || { echo "FAILED: ${FAILED[*]}"; exit 1; }' EXIT
-    for demo in "$@"; do show "$(named "${demo%.yaml}")"; done
+    # One that comes later may have changed what an earlier one needs.
+    for demo in $(printf '%s\n' "${demos[@]}" | sort -u); do show "$demo"; done
 }
 
 main "$@"

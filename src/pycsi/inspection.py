@@ -208,9 +208,12 @@ _SIZES = frozenset(
     {"size", "committed", "available", "free", "capacity", "held", "in_trash", "in_snapshots"}
 )
 
+_WIDEST = 10_000
+"""Columns, where there is no terminal whose width would count."""
+
 
 def print_table(what: str, rows: Sequence[dict[str, Any]]) -> None:
-    """Print rows as a table for a terminal of any width."""
+    """Print rows as a table for a terminal of any width, or with whole lines for a program."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -221,4 +224,7 @@ def print_table(what: str, rows: Sequence[dict[str, Any]]) -> None:
     for row in rows:
         cells = [show(row[key]) if key in _SIZES else row[key] for key in _COLUMNS[what]]
         table.add_row(*("-" if cell is None else str(cell) for cell in cells))
-    Console().print(table)
+    console = Console()
+    if not console.is_terminal:
+        console.width = _WIDEST
+    console.print(table)

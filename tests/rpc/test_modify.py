@@ -111,6 +111,16 @@ def command(driver: Driver, *arguments: str) -> subprocess.CompletedProcess[str]
     )
 
 
+def test_table_that_is_not_for_a_terminal(driver: Driver) -> None:
+    """Names can be copied from what a pipe is given: lines are as long as they have to be."""
+    made = create(
+        driver, "a-name-as-long-as-those-of-kubernetes-0123456789", {"onDelete": "retain"}
+    )
+    driver.delete(made.volume_id)
+    (entry,) = trash(driver)
+    assert any(entry in line for line in command(driver, "list").stdout.splitlines())
+
+
 @pytest.mark.parametrize("running", [True, False])
 def test_restore(driver: Driver, running: bool) -> None:  # noqa: FBT001
     """A retained volume comes back as it was, while the driver runs or not."""
