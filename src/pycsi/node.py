@@ -207,9 +207,7 @@ class Node(csi_pb2_grpc.NodeServicer):
         found = self._pools.find_inline(request.volume_id)
         if found is None:
             if _exists(request.target_path):
-                raise NotFound(
-                    f"there is no volume {request.volume_id!r} on node {self._pools.node}"
-                )
+                self._unpublish_lost(request)
             return
         pool, volume = found
         target = self._path(request.target_path, "target_path")

@@ -152,6 +152,14 @@ def test_undo_what_was_never_done(node: Driver, tmp_path: Path, volume_id: str) 
     assert (tmp_path / "staging").is_dir()
 
 
+def test_unpublish_an_inline_volume_that_was_lost(node: Driver, tmp_path: Path) -> None:
+    """The same for a volume that came with a workload; once its target is gone it stays gone."""
+    (tmp_path / "target").mkdir()
+    for _ in range(2):
+        assert call(node, "NodeUnpublishVolume", tmp_path, {"volume_id": "csi-inline"}) is OK
+        assert not (tmp_path / "target").exists()
+
+
 @pytest.mark.parametrize("kind", ["directory", "file"])
 def test_unpublish_what_was_lost(node: Driver, tmp_path: Path, kind: str) -> None:
     """After a pool's disk was replaced the empty targets of its volumes can be taken away.
