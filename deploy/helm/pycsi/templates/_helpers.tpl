@@ -134,6 +134,37 @@ runAsUser: 0
 {{- end }}
 {{- end }}
 
+{{/* The account of a component's pods, and that it has the two roles of its name. Call with (dict "root" $ "component" "node"). */}}
+{{- define "pycsi.account" -}}
+{{- $name := printf "%s-%s" (include "pycsi.fullname" .root) .component -}}
+apiVersion: v1
+kind: ServiceAccount
+metadata:
+  name: {{ $name }}
+  namespace: {{ .root.Release.Namespace }}
+  labels: {{- include "pycsi.componentLabels" . | nindent 4 }}
+automountServiceAccountToken: false
+{{- range $kind := list "ClusterRole" "Role" }}
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: {{ $kind }}Binding
+metadata:
+  name: {{ $name }}
+  {{- if eq $kind "Role" }}
+  namespace: {{ $.root.Release.Namespace }}
+  {{- end }}
+  labels: {{- include "pycsi.componentLabels" $ | nindent 4 }}
+roleRef:
+  apiGroup: rbac.authorization.k8s.io
+  kind: {{ $kind }}
+  name: {{ $name }}
+subjects:
+  - kind: ServiceAccount
+    name: {{ $name }}
+    namespace: {{ $.root.Release.Namespace }}
+{{- end }}
+{{- end }}
+
 {{/* What csi-resizer calls, beside leases. */}}
 {{- define "pycsi.resizerRules" -}}
 - apiGroups: [""]
