@@ -11,9 +11,9 @@ VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' src/pycsi/__init__.py)
 REVISION = $(shell git describe --always --abbrev=40 --exclude='*' --dirty 2>/dev/null)
 IMAGE ?= localhost/pycsi:$(VERSION)
 ARCHIVE ?= build/pycsi.tar
-# The first that works: a docker without its daemon does not.
-CONTAINER_TOOL ?= $(shell for tool in docker podman buildah; do \
-	$$tool info >/dev/null 2>&1 && echo $$tool && break; done)
+# The first that works: a docker without its daemon does not. Looked for once, and only when needed.
+CONTAINER_TOOL ?= $(eval CONTAINER_TOOL := $$(shell for tool in docker podman buildah; do \
+	$$$$tool info >/dev/null 2>&1 && echo $$$$tool && break; done))$(CONTAINER_TOOL)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint proto sanity test-vm image image-archive manifests tools clean \

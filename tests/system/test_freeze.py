@@ -60,6 +60,18 @@ def is_frozen(target: Path) -> bool:
     return True
 
 
+def begin_snapshot(
+    driver: Driver, volume_id: str, target: Path, size: int
+) -> "grpc.Future[csi.CreateSnapshotResponse]":
+    """Write `size` bytes to the volume, and have its snapshot taken."""
+    (target / "file").write_bytes(os.urandom(size))
+    os.sync()
+    taking: grpc.Future[csi.CreateSnapshotResponse] = driver.controller.CreateSnapshot.future(
+        csi.CreateSnapshotRequest(name="s", source_volume_id=volume_id)
+    )
+    return taking
+
+
 def wait_for_copy(pool: Path, taking: "grpc.Future[csi.CreateSnapshotResponse]") -> None:
     """Wait until a copy has begun: from then on the volume's filesystem is frozen.
 
@@ -86,12 +98,8 @@ def test_killed_between_freeze_and_thaw(
     staging, target = tmp_path / "staging", tmp_path / "target"
     driver.stage(volume_id, staging, capability)
     driver.publish(volume_id, staging, target, capability)
-    (target / "file").write_bytes(os.urandom(700 * MIB))
-    os.sync()
     marker = pool / "frozen" / volume_id
-    taking = driver.controller.CreateSnapshot.future(
-        csi.CreateSnapshotRequest(name="s", source_volume_id=volume_id)
-    )
+    taking = begin_snapshot(driver, volume_id, target, 700 * MIB)
     wait_for_copy(pool, taking)
     driver.stop(signal.SIGKILL)
     assert marker.exists()
@@ -181,11 +189,7 @@ def test_pool_that_fills_up_meanwhile(
     driver = serve(f"default={pool},freeze-limit=60s,overcommit=10")
     volume_id = driver.create("v", GIB, type="image").volume_id
     with driver.published(volume_id, tmp_path) as target:
-        (target / "file").write_bytes(os.urandom(700 * MIB))
-        os.sync()
-        taking = driver.controller.CreateSnapshot.future(
-            csi.CreateSnapshotRequest(name="s", source_volume_id=volume_id)
-        )
+        taking = begin_snapshot(driver, volume_id, target, 700 * MIB)
         wait_for_copy(pool, taking)
         facts = os.statvfs(pool)
         with opened(pool.parent / "ballast", os.O_WRONLY | os.O_CREAT) as fd:
@@ -206,11 +210,7 @@ def test_thawed_by_somebody_else(
     driver = serve(f"default={pool},freeze-limit=60s")
     volume_id = driver.create("v", GIB, type="image").volume_id
     with driver.published(volume_id, tmp_path) as target, opened(target, DIRECTORY) as fd:
-        (target / "file").write_bytes(os.urandom(500 * MIB))
-        os.sync()
-        taking = driver.controller.CreateSnapshot.future(
-            csi.CreateSnapshotRequest(name="s", source_volume_id=volume_id)
-        )
+        taking = begin_snapshot(driver, volume_id, target, 500 * MIB)
         deadline = time.monotonic() + 30
         while not thaw(fd):
             assert time.monotonic() < deadline
