@@ -16,7 +16,7 @@ CONTAINER_TOOL ?= $(eval CONTAINER_TOOL := $$(shell for tool in docker podman bu
 	$$$$tool info >/dev/null 2>&1 && echo $$$$tool && break; done))$(CONTAINER_TOOL)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint proto sanity test-vm image image-archive manifests tools clean \
+.PHONY: help demo test test-reliability soak lint proto sanity test-vm image image-archive manifests tools clean \
 	kind kind-cluster kind-image kind-snapshots kind-install kind-demo kind-delete
 
 help: ## Show the targets
@@ -27,6 +27,12 @@ demo: $(STAMP) tools ## Show the life of real volumes (as root: of every kind)
 
 test: $(STAMP) tools ## Run all tests; as root, those that mount too
 	$(BIN)/pytest
+
+test-reliability: $(STAMP) tools ## Kill, fail, cut the power, race and fuzz at every point there is
+	$(BIN)/pytest --thorough tests/reliability
+
+soak: $(STAMP) tools ## Use a driver from 16 threads for ten minutes, and look for leaks
+	$(BIN)/pytest --thorough tests/reliability/test_soak.py
 
 lint: $(STAMP) ## Check style and types
 	$(BIN)/ruff check
@@ -86,7 +92,7 @@ kind-delete: ## Delete the kind cluster, with its volumes
 
 # The image's tests run where there is a builder; nobody but CI gets one installed unasked.
 tools:
-	@.ci/install-packages mkfs.ext4 mkfs.xfs mkfs.btrfs $(if $(CI),buildah debootstrap)
+	@.ci/install-packages mkfs.ext4 mkfs.xfs mkfs.btrfs strace $(if $(CI),buildah debootstrap)
 
 $(STAMP): pyproject.toml
 	@.ci/install-packages venv

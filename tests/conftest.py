@@ -30,6 +30,14 @@ def needs(reason: str, *, met: bool) -> None:
         (pytest.fail if IN_CI or IN_VM else pytest.skip)(f"needs {reason}")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--thorough",
+        action="store_true",
+        help="try every point, cut and request of the reliability tests, not a share of them",
+    )
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Work in a directory of this run's own.
 
@@ -57,6 +65,12 @@ def root() -> None:
     """Ask for root, and for loop devices."""
     needs("root", met=os.geteuid() == 0)
     needs("loop devices", met=Path("/dev/loop-control").exists())
+
+
+@pytest.fixture
+def thorough(request: pytest.FixtureRequest) -> bool:
+    """Whether to try everything, however long that takes."""
+    return bool(request.config.getoption("--thorough"))
 
 
 FilesystemFactory = Callable[..., Path]

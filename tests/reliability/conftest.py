@@ -1,0 +1,83 @@
+"""What the reliability tests share: a pool of each kind, a look for what is left, and counts."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import FilesystemFactory
+from driver import GIB, Driver
+
+from pycsi.linux import loop, mount
+
+GROUNDS = ("ext4", "xfs", "btrfs")
+COUNTED = "counted "
+
+Counter = Callable[[str, int], None]
+
+
+@pytest.fixture(params=GROUNDS)
+def ground(request: pytest.FixtureRequest) -> str:
+    """Return the kind of filesystem that the pool lies on."""
+    return str(request.param)
+
+
+@pytest.fixture
+def big_pool(filesystem: FilesystemFactory, ground: str) -> Path:
+    """Return an empty pool of 6 GiB."""
+    return filesystem(ground, 6 * GIB)
+
+
+@pytest.fixture
+def counted(record_property: Callable[[str, object], None]) -> Counter:
+    """Return a function that counts what was tried; the end of the run tells the sums."""
+    return lambda what, number: record_property(f"{COUNTED}{what}", number)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    sums: dict[str, int] = {}
+    for report in terminalreporter.getreports("passed") + terminalreporter.getreports("failed"):
+        for what, number in report.user_properties if report.when == "call" else []:
+            if what.startswith(COUNTED):
+                key = what.removeprefix(COUNTED)
+                sums[key] = sums.get(key, 0) + int(str(number))
+    if sums:
+        terminalreporter.section("tried")
+    for what, number in sorted(sums.items()):
+        terminalreporter.write_line(f"{number:8} {what}")
+
+
+def names_in(folder: Path) -> set[str]:
+    return {entry.name for entry in folder.iterdir()}
+
+
+def check_whole(driver: Driver, pool: Path) -> None:
+    """Check that what is listed is what there is, and that nothing half made or unused is left.
+
+    Mounts and devices of volumes are not looked for: see `check_unused`.
+    """
+    driver.reaped()
+    listed = driver.volume_ids()
+    assert len(listed) == len(set(listed))
+    assert names_in(pool / "volumes") == set(listed)
+    snapshots = driver.snapshots()
+    assert names_in(pool / "snapshots") == {item.snapshot_id for item in snapshots}
+    groups = {item.group_snapshot_id for item in snapshots if item.group_snapshot_id}
+    assert names_in(pool / "groups") == {f"{group}.json" for group in groups}
+    for folder in ("tmp", "frozen", "trash"):
+        assert names_in(pool / folder) == set(), f"{folder} is not empty"
+    for volume_id in listed:
+        condition = driver.condition(volume_id)
+        assert not condition.abnormal, f"{volume_id}: {condition.message}"
+
+
+def check_unused(pool: Path) -> None:
+    """Check that no part of a pool is mounted, and no loop device is on a file of it."""
+    disk = mount.mount_under(pool)
+    left = [
+        item.target
+        for item in mount.mountinfo()
+        if item.device == disk.device and item.target != disk.target
+    ]
+    assert left == []
+    for image in pool.glob("*/*/disk.img"):
+        assert loop.find(image) == [], f"a loop device is on {image}"
