@@ -151,7 +151,7 @@ def test_topology_of_this_node(shared: Driver, topology: dict[str, str]) -> None
         ({"parameters": THIN}, MIB),
         ({"volume_capabilities": [block_capability()]}, MIB),
         ({"volume_capabilities": [mount_capability("xfs")]}, 300 * MIB),
-        ({"volume_capabilities": [mount_capability("btrfs")]}, 128 * MIB),
+        ({"volume_capabilities": [mount_capability("btrfs")]}, 256 * MIB),
     ],
 )
 def test_minimum(shared: Driver, fields: dict[str, Any], minimum: int) -> None:

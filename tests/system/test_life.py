@@ -30,7 +30,7 @@ def fill(path: Path, limit: int) -> int:
     return written
 
 
-IMAGES = {"ext4": 64 * MIB, "xfs": 300 * MIB, "btrfs": 128 * MIB}
+IMAGES = {"ext4": 64 * MIB, "xfs": 300 * MIB, "btrfs": 256 * MIB}
 
 
 @pytest.mark.parametrize(
@@ -98,6 +98,20 @@ def test_image_grows_while_it_is_in_use(
         facts = os.statvfs(target)
         assert facts.f_blocks * facts.f_frsize > 1.6 * size
         assert driver.node_expand(volume.volume_id, target) == 2 * size
+
+
+@pytest.mark.parametrize("kind", IMAGES)
+def test_smallest_image_grows(
+    filesystem: FilesystemFactory, serve: Callable[..., Driver], tmp_path: Path, kind: str
+) -> None:
+    """The smallest filesystem of each kind can grow by a little."""
+    driver = serve(filesystem("xfs", 2 * GIB))
+    wanted = mount_capability(kind)
+    volume = driver.create("data", 1, capability=wanted, type="image")
+    size = volume.capacity_bytes + 16 * MIB
+    driver.expand(volume.volume_id, size)
+    with driver.published(volume.volume_id, tmp_path, wanted) as target:
+        assert driver.node_expand(volume.volume_id, target, size) == size
 
 
 def test_node_expansion_alone_does_all(

@@ -303,7 +303,7 @@ def test_two_volumes_of_one_kind_side_by_side(
 ) -> None:
     """Two XFS and two btrfs images are mounted at the same time."""
     driver = serve(f"default={filesystem('xfs', 3 * GIB)}")
-    for fs_type, size in (("xfs", 300 * MIB), ("btrfs", 128 * MIB)):
+    for fs_type, size in (("xfs", 300 * MIB), ("btrfs", 256 * MIB)):
         wanted = mount_capability(fs_type)
         first = driver.create(f"{fs_type}-1", size, capability=wanted, type="image").volume_id
         second = driver.create(f"{fs_type}-2", size, capability=wanted, type="image").volume_id

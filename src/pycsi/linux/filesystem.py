@@ -71,7 +71,7 @@ KINDS = {
         options=dict.fromkeys(("-d", "-m", "-n", "-s", "-O", "-R"), True)
         | dict.fromkeys(("--csum", "--data", "--features", "--metadata", "--nodesize"), True)
         | dict.fromkeys(("-K", "-M", "--mixed", "--nodiscard"), False),
-        minimum=128 * MIB,
+        minimum=256 * MIB,  # the kernel lets none grow to less than that
     ),
 }
 
