@@ -78,9 +78,13 @@ class Unimplemented(CsiError):
 ERRNO_CODES = {
     errno.ENOSPC: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errno.EDQUOT: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errno.ENOMEM: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errno.EMFILE: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errno.ENFILE: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errno.EFBIG: grpc.StatusCode.OUT_OF_RANGE,
     errno.EROFS: grpc.StatusCode.FAILED_PRECONDITION,
     errno.EBUSY: grpc.StatusCode.FAILED_PRECONDITION,
     errno.EAGAIN: grpc.StatusCode.ABORTED,
+    errno.EINTR: grpc.StatusCode.UNAVAILABLE,
 }
 """The status of an `OSError` that nobody has given a better meaning; all others are INTERNAL."""

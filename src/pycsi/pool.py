@@ -25,7 +25,7 @@ from pycsi.claim import Claim
 from pycsi.config import PoolConfig
 from pycsi.errors import FailedPrecondition, ResourceExhausted
 from pycsi.freezing import Frozen, thaw_after_crash
-from pycsi.limits import Limiter, NoLimiter, limiter_for
+from pycsi.limits import Limiter, LimitError, NoLimiter, limiter_for
 from pycsi.linux import clone
 from pycsi.linux.kernel import Kernel
 from pycsi.linux.mount import Mount, syncfs
@@ -110,6 +110,8 @@ class Pool:
         self.groups = layout.read_groups(self.layout)
         for litter in list(self.layout.tmp.iterdir()):
             litter.rename(trash.doomed_place(self.layout, litter.name))
+        for unwritten in list(self.layout.groups.glob(".*")):
+            unwritten.unlink()
         log.info(
             "pool is open",
             pool=self.name,
@@ -276,10 +278,7 @@ class Pool:
     def forget(self, snapshot_id: str) -> None:
         """Delete a snapshot, also one whose record cannot be read; absent is fine."""
         self.check()
-        place = self.snapshots.folder / snapshot_id
-        if place.exists():
-            self.trash.throw_away(place, snapshot_id, trash.Fate.GONE)
-        self.snapshots.drop(snapshot_id)
+        self._throw_away(self.snapshots, snapshot_id, trash.Fate.GONE)
 
     def _publish(self, building: Path, place: Path) -> None:
         if os.path.lexists(place):
@@ -298,11 +297,19 @@ class Pool:
     def delete(self, volume: Volume, fate: trash.Fate) -> None:
         """Delete a volume that is not in use: gone when this returns, also after a power cut."""
         self.check()
-        place = self.volumes.folder / volume.id
-        refuse_mounts(place)
-        if place.exists():
-            self.trash.throw_away(place, volume.id, fate)
-        self.volumes.drop(volume.id)
+        refuse_mounts(self.volumes.folder / volume.id)
+        self._throw_away(self.volumes, volume.id, fate)
+
+    def _throw_away(
+        self, shelf: Shelf[Volume] | Shelf[Snapshot], object_id: str, fate: trash.Fate
+    ) -> None:
+        place = shelf.folder / object_id
+        try:
+            if place.exists():
+                self.trash.throw_away(place, object_id, fate)
+        finally:
+            if not place.exists():
+                shelf.drop(object_id)
 
     def resize(self, volume: Volume, size: int) -> Volume:
         """Make a volume's data larger: `size` bytes. The filesystem on an image is not grown."""
@@ -316,8 +323,9 @@ class Pool:
                 if larger != volume:
                     self.update(larger)
             except BaseException:
-                with contextlib.suppress(OSError):
-                    backend.resize(volume.capacity)
+                with contextlib.suppress(OSError, LimitError):
+                    recorded = self.volumes.get(volume.id) or volume
+                    backend.resize(recorded.capacity)
                 raise
             backend.expose()
         return larger
@@ -326,8 +334,17 @@ class Pool:
         """Record a volume anew, durably."""
         self.check()
         place = self.volumes.folder / volume.id
-        layout.write_volume(place, volume)
-        self._settle()
+        before = self.volumes.get(volume.id)
+        try:
+            layout.write_volume(place, volume)
+            self._settle()
+        except BaseException:
+            # The new record may be in its place, and not on the disk: then the old one goes back.
+            with contextlib.suppress(OSError):
+                if before:
+                    layout.write_volume(place, before)
+            self.volumes.read_again(volume.id)
+            raise
         self._remember(self.volumes, place, volume)
 
     def write_group_record(self, group: Group) -> None:

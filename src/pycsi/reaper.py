@@ -12,7 +12,7 @@ log = structlog.get_logger()
 
 _LOWEST_PRIORITY = 19
 _LONGEST_SLEEP = 600.0
-"""Seconds after which the trash is looked at anyway: what could not be deleted is tried again."""
+"""Seconds after which the trash is looked at anyway."""
 
 
 class Reaper:

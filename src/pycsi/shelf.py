@@ -166,6 +166,11 @@ class Shelf(Generic[T]):
             self._held += self._size_of(item) - (self._size_of(before) if before else 0)
             self._items[item.id] = item
 
+    def read_again(self, object_id: str) -> None:
+        """Remember what the record says, as far as it can be read: writing it has failed."""
+        with contextlib.suppress(*UNREADABLE):
+            self.put(self._parse(read_record(self.folder / object_id / self._record)))
+
     def ignore(self, object_id: str) -> None:
         """Forget one that lies there, and do not find it again: nobody may reach it by its id."""
         log.error(

@@ -33,6 +33,8 @@ _ENTRY = re.compile(
     r"(?P<doomed>\.?)(?P<id>.+)\.(?P<deleted>\d{1,12})\.(?P<fate>gone|kept)\.[0-9a-f]{8}"
 )
 _DOOMED = "."
+_RETRY = 60.0
+"""Seconds after which what could not be deleted is tried again."""
 
 
 class Fate(enum.StrEnum):
@@ -162,11 +164,17 @@ class Trash:
     def throw_away(self, place: Path, object_id: str, fate: Fate) -> None:
         """Delete the directory `place` of an object, by one rename: durable when this returns."""
         name = f"{object_id}.{int(time.time())}.{fate}.{uuid.uuid4().hex[:8]}"
-        publish(place, self._layout.trash / name)
+        thrown = self._layout.trash / name
+        try:
+            publish(place, thrown)
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):  # not renamed, or taken by the reaper
+                thrown.rename(place)
+            raise
         self.filled.set()
 
     def reap(self, limiter: Limiter, interrupted: Callable[[], bool]) -> float:
-        """Remove what is due; return in how many seconds the next is, infinite where none is."""
+        """Remove what is due; return in how many seconds there is more to do, or infinity."""
         wait = float("inf")
         for entry in entries(self._layout):
             left = entry.due(self._retain_for) - time.time()
@@ -179,4 +187,5 @@ class Trash:
                 break
             except Exception as error:  # noqa: BLE001  (a user's data may not stop the others')
                 log.warning("cannot be deleted now", path=str(entry.path), error=str(error))
+                wait = min(wait, _RETRY)
         return wait

@@ -190,6 +190,14 @@ def test_members_without_their_group(serve: Callable[..., Driver], driver: Drive
     assert len(driver.snapshots()) == 3
 
 
+def test_half_written_record_of_a_group(driver: Driver) -> None:
+    """What a crash has left of a record is gone at the next start."""
+    litter = driver.folders[0] / "groups/.g@node-1.json.new"
+    litter.write_text('{"schema"')
+    driver.restart(9)
+    assert not litter.exists()
+
+
 def test_group_with_a_damaged_member(driver: Driver) -> None:
     """A group goes with all its members, whether their records can be read or not."""
     volumes = [driver.create(f"v{n}", 4 * MIB, parameters=FILES).volume_id for n in range(3)]
