@@ -1,0 +1,86 @@
+"""What was renamed into its place, and could not be synchronised: undone, on disk and in memory."""
+
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+
+import grpc
+import pytest
+from driver import MIB, Driver, from_snapshot, refused
+from reliability.conftest import check_unused, check_whole
+from reliability.faults import Worker, traced
+
+from pycsi.proto import csi_pb2 as csi
+
+INTERNAL = grpc.StatusCode.INTERNAL
+
+
+@pytest.fixture
+def served(big_pool: Path, serve: Callable[..., Driver]) -> Driver:
+    """Return a driver on a pool of each kind."""
+    return serve(big_pool, options=("--enable-attach",))
+
+
+def failing(
+    driver: Driver, tmp_path: Path, point: str, number: int
+) -> contextlib.AbstractContextManager[None]:
+    """Let a system call of the next RPC fail with EIO."""
+    fault = f"inject={point}:error=EIO:when={number}"
+    return traced(driver, Worker.RPC, tmp_path / "log", "-e", f"trace={point}", "-e", fault)
+
+
+def nodes(driver: Driver, volume_id: str) -> list[str]:
+    request = csi.ControllerGetVolumeRequest(volume_id=volume_id)
+    return list(driver.controller.ControllerGetVolume(request).status.published_node_ids)
+
+
+def test_record(served: Driver, big_pool: Path, tmp_path: Path) -> None:
+    """After a refusal the driver says the same before and after its next start."""
+    volume_id = served.create("v", 16 * MIB, type="image").volume_id
+    request = csi.ControllerUnpublishVolumeRequest(volume_id=volume_id)
+    attach = csi.ControllerPublishVolumeRequest(volume_id=volume_id, node_id="node-1")
+    attach.volume_capability.mount.SetInParent()
+    attach.volume_capability.access_mode.mode = csi.VolumeCapability.AccessMode.SINGLE_NODE_WRITER
+    with failing(served, tmp_path, "fsync", 2), refused(INTERNAL, "Input/output error"):
+        served.controller.ControllerPublishVolume(attach)
+    before = nodes(served, volume_id)
+    assert before == []
+    served.restart()
+    assert nodes(served, volume_id) == before
+    served.controller.ControllerPublishVolume(attach)
+    with failing(served, tmp_path, "fsync", 2), refused(INTERNAL, "Input/output error"):
+        served.controller.ControllerUnpublishVolume(request)
+    served.restart()
+    assert nodes(served, volume_id) == ["node-1"]
+
+
+def test_size(served: Driver, big_pool: Path, tmp_path: Path) -> None:
+    """An expansion whose record could not be synchronised leaves the volume as it was."""
+    volume_id = served.create("v", 16 * MIB, type="image").volume_id
+    with failing(served, tmp_path, "fsync", 3), refused(INTERNAL, "Input/output error"):
+        served.expand(volume_id, 32 * MIB)
+    served.restart()
+    check_whole(served, big_pool)
+    assert (big_pool / "volumes" / volume_id / "disk.img").stat().st_size == 16 * MIB
+    assert served.expand(volume_id, 32 * MIB).capacity_bytes == 32 * MIB
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_deletion(served: Driver, big_pool: Path, tmp_path: Path, number: int) -> None:
+    """A volume or snapshot that could not be deleted is there, with all that is in it."""
+    volume_id = served.create("v", 16 * MIB, type="image").volume_id
+    snapshot_id = served.snapshot("s", volume_id).snapshot_id
+    with failing(served, tmp_path, "fsync", number), refused(INTERNAL, "Input/output error"):
+        served.delete(volume_id)
+    with failing(served, tmp_path, "fsync", number), refused(INTERNAL, "Input/output error"):
+        served.delete_snapshot(snapshot_id)
+    check_whole(served, big_pool)
+    assert served.volume_ids() == [volume_id]
+    with served.published(volume_id, tmp_path) as target:
+        (target / "file").write_text("it can be used")
+    copy = served.create("c", 16 * MIB, type="image", source=from_snapshot(snapshot_id))
+    served.delete(copy.volume_id)
+    served.delete_snapshot(snapshot_id)
+    served.delete(volume_id)
+    check_whole(served, big_pool)
+    check_unused(big_pool)
