@@ -103,10 +103,15 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Driver]]:
     """Return a function that starts a driver on pools, until the test ends."""
     with contextlib.ExitStack() as running:
 
-        def start(*pools: str | Path, options: tuple[str, ...] = (), **more: str) -> Driver:
+        def start(
+            *pools: str | Path,
+            options: tuple[str, ...] = (),
+            wrapper: tuple[str, ...] = (),
+            **more: str,
+        ) -> Driver:
             named = [f"default={pool}" if isinstance(pool, Path) else pool for pool in pools]
             number = len(list(tmp_path.glob("driver-*")))
-            driver = Driver(tmp_path / f"driver-{number}", named, options, more)
+            driver = Driver(tmp_path / f"driver-{number}", named, options, more, wrapper)
             return running.enter_context(driver)
 
         yield start

@@ -73,6 +73,7 @@ class Driver:
     pools: Sequence[str]
     options: Sequence[str] = ()
     environment: dict[str, str] = dataclasses.field(default_factory=dict)
+    wrapper: Sequence[str] = ()
     process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -95,7 +96,15 @@ class Driver:
     def launch(self) -> None:
         """Start the process, and do not wait."""
         self.folder.mkdir(exist_ok=True)
-        command = [sys.executable, "-m", "pycsi", "serve", "--endpoint", f"unix://{self.socket}"]
+        command = [
+            *self.wrapper,
+            sys.executable,
+            "-m",
+            "pycsi",
+            "serve",
+            "--endpoint",
+            f"unix://{self.socket}",
+        ]
         command += ["--node-id", NODE, *(f"--pool={pool}" for pool in self.pools), *self.options]
         with self.log_file.open("ab") as log:
             self.process = subprocess.Popen(

@@ -91,6 +91,9 @@ def serve(
     from pycsi import config, logs
 
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what it would say, we say
+    # Its fork handlers crash children between fork and exec, which is how Python starts programs
+    # where memory is short for vfork. None of our programs uses gRPC.
+    os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
     logs.configure(log_format, log_level)
     try:
         if not endpoint:

@@ -83,6 +83,7 @@ ERRNO_CODES = {
     errno.ENFILE: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errno.EFBIG: grpc.StatusCode.OUT_OF_RANGE,
     errno.EROFS: grpc.StatusCode.FAILED_PRECONDITION,
+    errno.ENODEV: grpc.StatusCode.FAILED_PRECONDITION,
     errno.EBUSY: grpc.StatusCode.FAILED_PRECONDITION,
     errno.EAGAIN: grpc.StatusCode.ABORTED,
     errno.EINTR: grpc.StatusCode.UNAVAILABLE,

@@ -72,6 +72,8 @@ def take_group(pools: Pools, members: Sequence[Member], *, group_id: str, name: 
 
 def _take(pools: Pools, members: Sequence[Member], group: Group | None) -> list[Snapshot]:
     sources = [member.pool.backend(member.volume) for member in members]
+    for member in members:
+        member.pool.check()
     with contextlib.ExitStack() as building:
         places = [
             building.enter_context(
@@ -215,12 +217,14 @@ def filler(
         with locks.share(snapshot_key(source.id)):
             pool, snapshot = pools.need_snapshot(source.id)
             _refuse_changed(source, origin.volume, snapshot.volume)
+            pool.check(writable=False)
             return new.restore(pool.backend_of(snapshot), lambda: None)
 
     def from_volume(new: Backend) -> int | None:
         with locks.hold(source.id):
             pool, volume = pools.need(source.id)
             _refuse_changed(source, origin.volume, volume)
+            pool.check()
             original = pool.backend(volume)
             with still(pools, [original], pool.config.freeze_limit) as moment:
                 return new.restore(original, moment.check)

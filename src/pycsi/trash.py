@@ -8,6 +8,7 @@ renames it first, so of two who try one succeeds; a leading dot marks one that i
 import contextlib
 import dataclasses
 import enum
+import errno
 import re
 import threading
 import time
@@ -113,6 +114,13 @@ def reap(entry: Entry, limiter: Limiter, interrupted: Callable[[], bool]) -> Non
             entry.path.rename(doomed)
         except FileNotFoundError:
             return
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            # Not even room for another name: what has no record cannot be restored either.
+            doomed = entry.path
+            for record in (SNAPSHOT_RECORD, VOLUME_RECORD):
+                (doomed / record).unlink(missing_ok=True)
     destroy(doomed, limiter, interrupted)
 
 

@@ -72,7 +72,7 @@ def check_whole(driver: Driver, pool: Path) -> None:
 
 
 def check_unused(pool: Path) -> None:
-    """Check that there is no inline volume, mount of a part of a pool, or device on a file of it."""
+    """Check that no inline volume, no mount of a part of the pool and no loop device is left."""
     assert not [name for name in names_in(pool / "volumes") if name.startswith("ephemeral-")]
     disk = mount.mount_under(pool)
     left = [

@@ -15,6 +15,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 from conftest import needs
@@ -36,6 +37,8 @@ _IDLE = re.compile(r"TCGETS|eventfd|\+\+\+|unfinished")
 _ONLY_ASKS = re.compile(
     r"GETFLAGS|GETXATTR|FIEMAP|GET_STATUS|GET_FREE|FS_INFO|INO_LOOKUP|TREE_SEARCH|FSGEOMETRY"
 )
+
+T = TypeVar("T")
 
 
 class Worker(enum.Enum):
@@ -143,6 +146,6 @@ def died(driver: Driver) -> bool:
     return driver.process.poll() is not None
 
 
-def some(found: Sequence[Point], share: int, turn: int) -> Sequence[Point]:
-    """Return every `share`-th point, beginning with another one at each `turn`."""
+def some(found: Sequence[T], share: int, turn: int) -> Sequence[T]:
+    """Return every `share`-th of them, beginning with another one at each `turn`."""
     return found[turn % share :: share]

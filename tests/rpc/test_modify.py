@@ -122,7 +122,7 @@ def test_table_that_is_not_for_a_terminal(driver: Driver) -> None:
 
 
 @pytest.mark.parametrize("running", [True, False])
-def test_restore(driver: Driver, running: bool) -> None:  # noqa: FBT001
+def test_restore(driver: Driver, running: bool) -> None:
     """A retained volume comes back as it was, while the driver runs or not."""
     made = create(driver, "v", {"onDelete": "retain"})
     data = driver.folders[0] / "volumes" / made.volume_id / "data"
@@ -162,7 +162,7 @@ def test_restore_what_cannot_be(driver: Driver) -> None:
 
 
 @pytest.mark.parametrize("running", [True, False])
-def test_empty(driver: Driver, running: bool) -> None:  # noqa: FBT001
+def test_empty(driver: Driver, running: bool) -> None:
     """What is kept goes when a person says so, one by one or all at once."""
     before = driver.capacity(quota="none").available_capacity
     for name in ("a", "b", "c"):

@@ -415,7 +415,7 @@ def test_member_that_is_deleted_alone() -> None:
         (9, 9, 9, False),
     ],
 )
-def test_moments(first: int, second: int, last: int, true: bool) -> None:  # noqa: FBT001
+def test_moments(first: int, second: int, last: int, true: bool) -> None:
     if true:
         assert copies.one_moment(first, second, last)
     else:
@@ -443,7 +443,7 @@ def test_device_that_is_not_as_before(tmp_path: Path) -> None:
     ],
     ids=["exact", "missed", "short", "needless", "all", "none"],
 )
-def test_ranges(ranges: list[tuple[int, int]], true: bool) -> None:  # noqa: FBT001
+def test_ranges(ranges: list[tuple[int, int]], true: bool) -> None:
     """Ranges have to be exactly those that hold data, or that differ."""
     one, other, zeros = os.urandom(BLOCK), os.urandom(BLOCK), bytes(BLOCK)
     data = zeros + one + zeros + other

@@ -68,7 +68,7 @@ def test_thick(changes: dict[str, float], least: int, most: int) -> None:
 
 
 @given(CAPACITIES, st.booleans())
-def test_what_is_available(given: Capacity, thick: bool) -> None:  # noqa: FBT001
+def test_what_is_available(given: Capacity, thick: bool) -> None:
     """It is whole blocks, never negative, never over the limit, and less for what is thick."""
     available = given.available(thick=thick)
     assert available >= 0

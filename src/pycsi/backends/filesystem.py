@@ -17,7 +17,7 @@ from pycsi.model import MIB, Capability, Usage, Volume
 from pycsi.parameters import DEFAULT_FILESYSTEM, mount_options
 
 _FULL = 64 * MIB
-"""With less free than this, a mkfs that failed is taken to have failed for want of room."""
+"""With less free than this, what failed is taken to have failed for want of room."""
 
 _WORTHWHILE = 4 * MIB
 """Less than this is not worth a check of the whole filesystem; ext4 may not use it at all."""
@@ -53,14 +53,17 @@ class FilesystemImage(Image):
         try:
             filesystem.make(self._kind, self.image, options, keep_blocks=self.volume.thick)
         except ProgramError as error:
-            pool = os.statvfs(self.place)
-            if pool.f_bavail * pool.f_frsize < _FULL or (pool.f_files and not pool.f_favail):
+            if self._pool_is_full():
                 raise ResourceExhausted(f"the pool's disk is full: {error}") from None
             if options:
                 raise InvalidArgument(f"{error}; correct the parameter mkfsOptions") from None
             raise
         if options:
             self._refuse_unmountable()
+
+    def _pool_is_full(self) -> bool:
+        pool = os.statvfs(self.place)
+        return pool.f_bavail * pool.f_frsize < _FULL or bool(pool.f_files and not pool.f_favail)
 
     def _refuse_unmountable(self) -> None:
         """Refuse mkfs options that make a filesystem which this kernel cannot mount."""
@@ -110,12 +113,7 @@ class FilesystemImage(Image):
                         f"volume {self.volume.id}: {self._kind} refused the mount flags "
                         f"({error.strerror}); correct mountOptions"
                     ) from None
-                if error.errno not in _DAMAGED:
-                    raise
-                raise FailedPrecondition(
-                    f"volume {self.volume.id}: its {self._kind} cannot be mounted "
-                    f"({error.strerror}); look at the kernel's log and check {self.image}"
-                ) from None
+                raise self._explained(error) from None
 
     @contextlib.contextmanager
     def _held_device(self) -> Iterator[loop.LoopDevice]:
@@ -215,12 +213,20 @@ class FilesystemImage(Image):
             ):
                 filesystem.grow_mounted(self._kind, Path(), self.volume.capacity, at=mounted)
         except OSError as error:
-            if error.errno not in _DAMAGED:
-                raise
-            raise FailedPrecondition(
-                f"{self.image} holds a {self._kind} that cannot be mounted ({error.strerror}); "
-                "look at the kernel's log and check it"
-            ) from None
+            raise self._explained(error) from None
+
+    def _explained(self, error: OSError) -> Exception:
+        """Return what to answer where the kernel could not mount the filesystem."""
+        if error.errno not in _DAMAGED:
+            return error
+        if error.errno == errno.EIO and self._pool_is_full():
+            return ResourceExhausted(
+                f"the pool's disk is full: the kernel cannot write to {self.image} to mount it"
+            )
+        return FailedPrecondition(
+            f"volume {self.volume.id}: its {self._kind} cannot be mounted ({error.strerror}); look "
+            f"at the kernel's log and check {self.image}"
+        )
 
     def adapt(self, source: Volume, project: int | None) -> None:
         """Make the copied filesystem recovered, mountable beside its source, and as large.

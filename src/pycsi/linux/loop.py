@@ -30,6 +30,10 @@ SMALLEST_SECTOR = 512
 """The sector that every filesystem and every partition table can do with."""
 
 _ATTEMPTS = 64
+_CONTROL = "/dev/loop-control"
+_NO_DEVICES = frozenset(
+    {errno.ENOENT, errno.ENODEV, errno.ENXIO, errno.ENOTTY, errno.EACCES, errno.EPERM}
+)
 _SYSFS = Path("/sys/block")
 
 
@@ -93,8 +97,14 @@ def _open(number: int, flags: int = os.O_RDWR) -> int:
 
 
 def _free_number() -> int:
-    with opened("/dev/loop-control", os.O_RDWR) as control:
-        return fcntl.ioctl(control, LOOP_CTL_GET_FREE)
+    try:
+        with opened(_CONTROL, os.O_RDWR) as control:
+            return fcntl.ioctl(control, LOOP_CTL_GET_FREE)
+    except OSError as error:
+        if error.errno not in _NO_DEVICES:
+            raise OSError(error.errno, f"no loop device is left: {error.strerror}") from None
+        reason = "no loop devices here; load the kernel's module loop, and give a container /dev"
+        raise OSError(errno.ENODEV, reason, _CONTROL) from None
 
 
 @contextlib.contextmanager

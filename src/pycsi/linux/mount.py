@@ -8,6 +8,7 @@ Needs Linux 5.12 (mount_setattr(2)).
 import contextlib
 import ctypes
 import dataclasses
+import errno
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -187,7 +188,13 @@ def _attach(mount: int, target: Path) -> None:
     """Attach a detached mount at `target`, which must not be a symbolic link."""
     with opened(target, os.O_PATH | os.O_NOFOLLOW) as place:
         flags = MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH
-        _move_mount(mount, b"", place, b"", flags, path=target)
+        try:
+            _move_mount(mount, b"", place, b"", flags, path=target)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            reason = "the kernel allows no more mounts; raise fs.mount-max (sysctl)"
+            raise OSError(errno.ENOSPC, reason, os.fspath(target)) from None
 
 
 def bind(source: Path, target: Path, attributes: int = 0) -> None:
