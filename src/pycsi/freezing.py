@@ -22,6 +22,8 @@ from pycsi.linux.mount import mount_of, syncfs
 
 log = structlog.get_logger()
 
+_ATTEMPTS = 3
+
 
 class OverdueError(Exception):
     """The filesystems were frozen for as long as they may be, and were thawed."""
@@ -107,13 +109,21 @@ def _frozen(fd: int, volume: Frozen, moment: Moment) -> Iterator[None]:
     try:
         yield
     finally:
-        was_frozen = thaw(fd)
+        was_frozen = _thaw(fd)
         volume.marker.unlink()
     if not (was_frozen or moment.over):
         raise FailedPrecondition(
             f"the filesystem of volume {name} was thawed by somebody else while it was copied; "
             "have nothing else freeze it at that time"
         )
+
+
+def _thaw(fd: int) -> bool:
+    """Thaw a filesystem, whatever it takes: until then all that write to it stand still."""
+    for _ in range(_ATTEMPTS - 1):
+        with contextlib.suppress(OSError):
+            return thaw(fd)
+    return thaw(fd)
 
 
 def _open_volume(backend: Backend) -> int:

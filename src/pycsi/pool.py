@@ -353,10 +353,16 @@ class Pool:
         layout.write_group(self.layout, group)
 
     def delete_group_record(self, group_id: str) -> None:
-        """Delete the record of a group snapshot, durably; absent is fine."""
+        """Delete the record of a group snapshot, durably, or not at all; absent is fine."""
         self.check()
-        self.layout.group(group_id).unlink(missing_ok=True)
-        sync_directory(self.layout.groups)
+        try:
+            self.layout.group(group_id).unlink(missing_ok=True)
+            sync_directory(self.layout.groups)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                if group := self.groups.get(group_id):
+                    layout.write_group(self.layout, group)
+            raise
 
     def _remember(self, shelf: Shelf[Volume] | Shelf[Snapshot], place: Path, item: Any) -> None:
         with self._mutex:

@@ -24,7 +24,7 @@ from driver import Driver
 CHANGING = (
     "chmod,chown,copy_file_range,fallocate,fchmod,fchmodat,fchown,fchownat,fdatasync,fsetxattr,"
     "fsmount,fsopen,fsconfig,fsync,ftruncate,ioctl,lchown,link,linkat,lsetxattr,mkdir,mkdirat,"
-    "mknod,mknodat,mount_setattr,move_mount,open_tree,pwrite64,rename,renameat,renameat2,rmdir,"
+    "mknod,mknodat,mount_setattr,move_mount,open_tree,pwrite64,quotactl_fd,rename,renameat,rmdir,"
     "setxattr,symlink,symlinkat,syncfs,truncate,umount2,unlink,unlinkat,utimensat,write"
 )
 """The system calls that change something, or make it durable."""
@@ -32,6 +32,7 @@ CHANGING = (
 ASKING = "fstatfs,getdents64,openat,pipe2,statfs,vfork"
 """Those that may fail as well."""
 
+_ENOUGH = 3
 _LINE = re.compile(r"(?P<thread>\d+)\s+(?P<name>\w+)\((?P<rest>.*)")
 _IDLE = re.compile(r"TCGETS|eventfd|\+\+\+|unfinished")
 _ONLY_ASKS = re.compile(
@@ -120,10 +121,14 @@ def points(log: Path, *, asking: bool) -> list[Point]:
         if match := _LINE.match(line if line[:1].isdigit() else f"0 {line}"):
             calls[match["thread"]].append((match["name"], match["rest"]))
     count: collections.Counter[str] = collections.Counter()
+    alike: collections.Counter[str] = collections.Counter()
     found = []
     for name, rest in max(calls.values(), key=len, default=[]):
         count[name] += 1
-        if not _IDLE.search(rest) and (asking or not _ONLY_ASKS.search(rest)):
+        alike[name + rest] += asking
+        # What is asked again and again, until something has happened, is one point.
+        repeated = alike[name + rest] > _ENOUGH
+        if not _IDLE.search(rest) and not repeated and (asking or not _ONLY_ASKS.search(rest)):
             found.append(Point(name, count[name], rest))
     return found
 

@@ -9,8 +9,9 @@ import grpc
 import pytest
 from driver import MIB, Driver
 from reliability.catalogue import PLAYED
-from reliability.conftest import Counter, check_unused, check_whole
-from reliability.faults import Point, Worker, record, some, traced
+from reliability.conftest import Counter, check_whole
+from reliability.faults import Point, Worker, some, traced
+from reliability.playing import Play
 from reliability.scenes import Kind, Scene
 
 Code = grpc.StatusCode
@@ -54,57 +55,45 @@ def test_failing_at_every_system_call(
     kind: Kind,
 ) -> None:
     """The answer is a clean one, nothing half made is left, and the RPC succeeds when repeated."""
-    driver = serve(f"default={big_pool}", options=("--enable-attach",))
-    log = tmp_path / "strace.log"
-
-    def play(tag: str) -> Scene:
-        played = scene(driver, ground, tmp_path, tag, kind)
-        played.prepare()
-        return played
-
-    def inject(played: Scene, point: Point, name: str) -> tuple[grpc.StatusCode, bool]:
-        """Let one call fail; return how the RPC ended, and whether it got as far as that."""
-        fault = ("-e", f"trace={point.name}", "-e", f"inject={point.inject(f'error={name}')}")
-        with traced(driver, scene.worker, log, *fault):
-            code = answer(played.act)
-        check_whole(driver, big_pool)
-        assert code in ANSWERS[name], f"{name} at {point}: {code}"
-        return code, "(INJECTED)" in log.read_text()
-
-    def end(played: Scene) -> None:
-        played.act()
-        played.check()
-        played.undo()
-        check_whole(driver, big_pool)
-        check_unused(big_pool)
-
-    model = play("r")
-    found = record(driver, scene.worker, log, model.act, asking=True)
-    end(model)
+    driver = serve(big_pool, options=("--enable-attach",))
+    play = Play(driver, ground, tmp_path, scene, kind)
     errors: Iterator[str] = itertools.cycle(ANSWERS)
-    faults: list[tuple[Point, str]] = [
-        (point, next(errors)) for point in found for _ in range(2 if thorough else 1)
-    ]
-    chosen = faults if thorough else some(faults, _SHARE, len(tmp_path.name))
+    found = play.points(asking=True)
+    every = [(point, next(errors)) for point in found for _ in range(2 if thorough else 1)]
+    chosen = every if thorough else some(every, _SHARE, len(tmp_path.name))
     failed = 0
     played: Scene | None = None
     for number, (point, name) in enumerate(chosen):
         # What has failed is tried again with the next fault, until it has been done.
         fresh = played is None
-        played = played or play(f"e{number}")
-        code, reached = inject(played, point, name)
+        played = played or play.begin(f"e{number}")
+        code, reached = fail(play, played, point, name)
         if not (reached or fresh):
-            end(played)
-            played = play(f"f{number}")
-            code, reached = inject(played, point, name)
+            play.end(played)
+            played = play.begin(f"f{number}")
+            code, reached = fail(play, played, point, name)
         failed += reached
         if code is Code.OK:
-            end(played)
+            play.end(played)
             played = None
     if played:
-        end(played)
+        play.end(played)
     assert failed >= len(chosen) // 2
     counted(f"errors in {scene.__name__}", failed)
+
+
+def fail(play: Play, played: Scene, point: Point, name: str) -> tuple[grpc.StatusCode, bool]:
+    """Let one call fail; return how the RPC ended, and whether it got as far as that."""
+    with play.inject(played, point, f"error={name}"):
+        code = answer(played.act)
+    try:
+        assert code in ANSWERS[name]
+        if played.worker is Worker.RPC:  # what could not be reaped waits until there is more
+            check_whole(play.driver, play.pool)
+    except AssertionError as error:
+        error.add_note(f"after {name} at {point}: {code}")
+        raise
+    return code, "(INJECTED)" in play.log.read_text()
 
 
 def test_program_that_is_started_in_want_of_memory(

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import grpc
 import pytest
+from conftest import run
 from driver import MIB, Driver, from_snapshot, refused
 from reliability.conftest import check_unused, check_whole
-from reliability.faults import Worker, traced
+from reliability.faults import Worker, record, traced
 
 from pycsi.proto import csi_pb2 as csi
 
@@ -63,6 +64,38 @@ def test_size(served: Driver, big_pool: Path, tmp_path: Path) -> None:
     check_whole(served, big_pool)
     assert (big_pool / "volumes" / volume_id / "disk.img").stat().st_size == 16 * MIB
     assert served.expand(volume_id, 32 * MIB).capacity_bytes == 32 * MIB
+
+
+def test_group(served: Driver, big_pool: Path, tmp_path: Path) -> None:
+    """A group whose deletion could not be synchronised is there, with all its members."""
+    volume_id = served.create("v", 16 * MIB, type="image").volume_id
+    group = served.snapshot_group("g", volume_id)
+    delete = csi.DeleteVolumeGroupSnapshotRequest(group_snapshot_id=group.group_snapshot_id)
+    delete.snapshot_ids.extend(item.snapshot_id for item in group.snapshots)
+    with failing(served, tmp_path, "fsync", 1), refused(INTERNAL, "Input/output error"):
+        served.group.DeleteVolumeGroupSnapshot(delete)
+    check_whole(served, big_pool)
+    served.restart()
+    assert served.snapshots() == list(group.snapshots)
+    served.group.DeleteVolumeGroupSnapshot(delete)
+    check_whole(served, big_pool)
+
+
+def test_thaw(served: Driver, tmp_path: Path) -> None:
+    """A filesystem that the kernel did not thaw at once is thawed."""
+    volume_id = served.create("v", 16 * MIB, type="image").volume_id
+    with served.published(volume_id, tmp_path) as target:
+        points = record(
+            served,
+            Worker.RPC,
+            tmp_path / "log",
+            lambda: served.delete_snapshot(served.snapshot("s", volume_id).snapshot_id),
+            asking=True,
+        )
+        (thaw,) = [point for point in points if "FITHAW" in point.text]
+        with failing(served, tmp_path, thaw.name, thaw.number):
+            served.snapshot("t", volume_id)
+        run("timeout", "10", "touch", target / "file")
 
 
 @pytest.mark.parametrize("number", [1, 2])
