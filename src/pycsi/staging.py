@@ -148,6 +148,10 @@ class Staging:
             raise FailedPrecondition(
                 f"staging_target_path {path} is not an empty directory; create one"
             )
+        # Notes of where a reboot or somebody else has unstaged it say nothing any more; and of a
+        # raw volume's device one could not tell where it is staged.
+        if not any(self.backend.is_staged(Path(other)) for other in self._staging_paths()):
+            self.notes.staged.clear()
         self.notes.staged[str(path)] = Note(arguments=arguments, mode=capability.mode)
         self.notes.save()
         self.backend.stage(path, capability)

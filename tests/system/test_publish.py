@@ -209,12 +209,8 @@ def test_restart_while_in_use(driver: Driver, tmp_path: Path, kind: str, volume_
     driver.delete(volume_id)
 
 
-def test_reboot(driver: Driver, tmp_path: Path, kind: str, volume_id: str) -> None:
-    """All mounts and devices have gone: undoing is OK, and the volume can be used again."""
-    wanted = KINDS[kind][1]
-    staging, target = tmp_path / "staging", tmp_path / "target"
-    driver.stage(volume_id, staging, wanted)
-    driver.publish(volume_id, staging, target, wanted)
+def reboot(driver: Driver, kind: str, volume_id: str, staging: Path, target: Path) -> None:
+    """Take away what a reboot takes away: the mounts, the device and the process."""
     driver.stop()
     run("umount", target)
     if kind == "block":
@@ -225,9 +221,32 @@ def test_reboot(driver: Driver, tmp_path: Path, kind: str, volume_id: str) -> No
     else:
         run("umount", staging)
     driver.start()
+
+
+def test_reboot(driver: Driver, tmp_path: Path, kind: str, volume_id: str) -> None:
+    """All mounts and devices have gone: undoing is OK, and the volume can be used again."""
+    wanted = KINDS[kind][1]
+    staging, target = tmp_path / "staging", tmp_path / "target"
+    driver.stage(volume_id, staging, wanted)
+    driver.publish(volume_id, staging, target, wanted)
+    reboot(driver, kind, volume_id, staging, target)
     driver.unpublish(volume_id, target)
     assert not target.exists()
     driver.unstage(volume_id, staging)
+    with driver.published(volume_id, tmp_path, wanted) as again:
+        assert again.exists()
+    driver.delete(volume_id)
+
+
+def test_staged_elsewhere_after_a_reboot(
+    driver: Driver, tmp_path: Path, kind: str, volume_id: str
+) -> None:
+    """Where a volume was staged before a reboot says nothing, though the directory is there."""
+    wanted = KINDS[kind][1]
+    staging, target = tmp_path / "staging", tmp_path / "target"
+    driver.stage(volume_id, staging, wanted)
+    driver.publish(volume_id, staging, target, wanted)
+    reboot(driver, kind, volume_id, staging, target)
     with driver.published(volume_id, tmp_path, wanted) as again:
         assert again.exists()
     driver.delete(volume_id)
