@@ -15,9 +15,11 @@ from pathlib import Path
 
 from pycsi.linux import program
 from pycsi.linux.descriptor import DIRECTORY, opened
+from pycsi.linux.tree import FS_IOC_GETFLAGS, FS_IOC_SETFLAGS
 
 BTRFS_IOC_RESIZE = 0x50009403
 EXT4_IOC_RESIZE_FS = 0x40086610
+FS_SYNC_FL = 0x8
 XFS_IOC_FSGEOMETRY_V1 = 0x80705864
 XFS_IOC_FSGROWFSDATA = 0x4010586E
 
@@ -29,6 +31,7 @@ _BTRFS_SUPERBLOCK = 64 * 1024
 _EXT_SUPERBLOCK = 1024
 _SECTOR = 4096
 _HEAD = _BTRFS_SUPERBLOCK + 4096
+_UNDO_MAGIC = b"E2UNDO02"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,9 +179,9 @@ def grow_unmounted_ext4(image: Path, undo: Path) -> None:
     with _locked(image) as fd:
         _undo(image, undo, fd)
         program.run("e2fsck", "-f", "-p", image, ok=(0, mended), keep=fd)
+        _make_synchronous(undo)
         program.run("resize2fs", "-z", undo, image, keep=fd)
-        os.fsync(fd)
-        undo.unlink(missing_ok=True)
+        _forget(undo, fd)
 
 
 def undo_growth(image: Path, undo: Path) -> None:
@@ -189,10 +192,38 @@ def undo_growth(image: Path, undo: Path) -> None:
 
 
 def _undo(image: Path, undo: Path, fd: int) -> None:
-    if undo.exists():
+    if not undo.exists():
+        return
+    with undo.open("rb") as file:
+        begun = file.read(len(_UNDO_MAGIC)) == _UNDO_MAGIC  # otherwise nothing was changed yet
+    if begun:
         program.run("e2undo", "-f", undo, image, keep=fd)
+    _forget(undo, fd)
+
+
+def _make_synchronous(undo: Path) -> None:
+    """Make an empty file of which every write is durable before the next (chattr(1), S).
+
+    So no change of the image can survive a power cut that the file does not know.
+    """
+    with opened(undo, os.O_RDWR | os.O_CREAT | os.O_EXCL) as fd:
+        with contextlib.suppress(OSError):  # a filesystem that knows no marks may not last either
+            (marks,) = struct.unpack("=i", fcntl.ioctl(fd, FS_IOC_GETFLAGS, bytes(4)))
+            fcntl.ioctl(fd, FS_IOC_SETFLAGS, struct.pack("=i", marks | FS_SYNC_FL))
         os.fsync(fd)
-        undo.unlink()
+    _sync_names(undo)
+
+
+def _forget(undo: Path, image: int) -> None:
+    """Delete the undo file, durably: found again, it would undo what was written since."""
+    os.fsync(image)
+    undo.unlink()
+    _sync_names(undo)
+
+
+def _sync_names(file: Path) -> None:
+    with opened(file.parent, DIRECTORY) as directory:
+        os.fsync(directory)
 
 
 @contextlib.contextmanager
