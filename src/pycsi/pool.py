@@ -103,7 +103,9 @@ class Pool:
     def recover(self) -> None:
         """Put right what else a crash has left, and read the other records. Call once."""
         self.config.path.chmod(0o700)
-        sync_directory(self.layout.root)
+        # A process that was killed may have left what is found now, and so is acknowledged when it
+        # is asked for again, in memory only.
+        syncfs(self.layout.root)
         self.limiter = limiter_for(self.config.path, self.mount.fstype, self.uuid)
         self.reflinks = clone.can_share(self.layout.record)
         self.snapshots.load()
