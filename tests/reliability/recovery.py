@@ -1,6 +1,7 @@
 """What a driver finds after a power cut, compared with what was asked for and acknowledged."""
 
 import dataclasses
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -65,6 +66,8 @@ class Recovery:
     cut: Cut
     retried: int = 0
     states: dict[str, list[State | None]] = dataclasses.field(default_factory=dict)
+    forking: threading.Lock = dataclasses.field(default_factory=threading.Lock)
+    """Files are open in no volume while a program starts: it would have them, and keep it busy."""
 
     def check(self) -> None:
         """Check that what was acknowledged is there and all is whole; then delete everything."""
@@ -158,10 +161,14 @@ class Recovery:
 
     def _held(self, volume_id: str, make: Make) -> int:
         """Return how many records a volume holds; the kernel recovers it, and then it is whole."""
-        with self.driver.published(volume_id, self.folder, make.capability) as target:
+        with (
+            self.driver.published(volume_id, self.folder, make.capability) as target,
+            self.forking,
+        ):
             held = intact(target, make)
         if make.filesystem:
-            run(*FSCK[make.filesystem], self.pool / "volumes" / volume_id / "disk.img")
+            with self.forking:
+                run(*FSCK[make.filesystem], self.pool / "volumes" / volume_id / "disk.img")
         return held
 
     def _delete(self, thing: Thing) -> None:
