@@ -14,7 +14,7 @@ from pathlib import Path
 
 from conftest import run
 
-from pycsi.linux import clone
+from pycsi.linux import clone, loop
 from pycsi.linux.descriptor import opened
 
 FSCK = {
@@ -62,6 +62,10 @@ class Disk:
             yield self.pool
         finally:
             run("umount", self._place)
+            # The kernel closes the device of a btrfs a moment after that.
+            deadline = time.monotonic() + 30
+            while loop.find(file) and time.monotonic() < deadline:
+                time.sleep(0.01)
 
     def cut(self) -> Cut:
         """Cut the power; of this disk nobody notices."""
