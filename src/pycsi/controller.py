@@ -17,7 +17,7 @@ from pycsi.errors import (
     NotFound,
     ResourceExhausted,
 )
-from pycsi.health import examine
+from pycsi.health import condition_of, examine
 from pycsi.locks import Locks
 from pycsi.model import Attachment, Request, Volume, VolumeType
 from pycsi.pool import Pool
@@ -209,7 +209,7 @@ class Controller(ControllerSnapshots):
         size, after = read.page(request.max_entries, request.starting_token)
         rest = [(pool, volume) for pool, volume in self._pools.located() if volume.id > after]
         shown = rest[:size] if size else rest
-        conditions = examine(shown)
+        conditions = examine(shown, self._locks)
         kind = csi.ListVolumesResponse
         return kind(
             entries=[
@@ -221,6 +221,7 @@ class Controller(ControllerSnapshots):
                     ),
                 )
                 for _, volume in shown
+                if volume.id in conditions
             ],
             next_token=read.token(shown[-1][1].id) if len(shown) < len(rest) else "",
         )
@@ -230,7 +231,7 @@ class Controller(ControllerSnapshots):
     ) -> csi.ControllerGetVolumeResponse:
         read.required(request.volume_id, "volume_id")
         pool, volume = self._pools.need(request.volume_id)
-        condition = examine([(pool, volume)])[volume.id]
+        condition = condition_of(pool, volume, self._locks)
         return csi.ControllerGetVolumeResponse(
             volume=self._volume(volume),
             status=csi.ControllerGetVolumeResponse.VolumeStatus(

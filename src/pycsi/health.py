@@ -10,10 +10,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from pycsi.backends import Backend
-from pycsi.errors import CsiError
+from pycsi.errors import Aborted, CsiError, NotFound
 from pycsi.linux import btrfs, filesystem
 from pycsi.linux.kernel import Glance, Kernel
 from pycsi.linux.mount import Mount
+from pycsi.locks import Locks
 from pycsi.model import Usage, Volume
 from pycsi.pool import Pool
 from pycsi.staging import Staging
@@ -92,8 +93,11 @@ def _usage(backend: Backend) -> Usage | None:
     return None
 
 
-def examine(volumes: Iterable[tuple[Pool, Volume]]) -> dict[str, Condition]:
-    """Return the condition of volumes, which come with their pools, by id."""
+def examine(volumes: Iterable[tuple[Pool, Volume]], locks: Locks) -> dict[str, Condition]:
+    """Return the condition of volumes, which come with their pools, by id.
+
+    One that is found to have been deleted meanwhile is left out.
+    """
     kernel = Glance()
     wards: dict[str, Ward] = {}
     found = {}
@@ -101,13 +105,33 @@ def examine(volumes: Iterable[tuple[Pool, Volume]]) -> dict[str, Condition]:
         ward = wards.get(pool.name) or wards.setdefault(pool.name, _ward(pool, kernel))
         condition = ward.condition(pool.backend(volume, kernel))
         if condition.abnormal:
-            # Nobody was kept from changing it meanwhile: what is true still is so when looked at
-            # again, with the record that there is now.
-            ward = _ward(pool, Kernel())
-            now = pool.volumes.get(volume.id) or volume
-            condition = ward.condition(pool.backend(now))
+            again = _examine_alone(pool, volume, locks)
+            if again is None:
+                continue
+            condition = again
         found[volume.id] = condition
     return found
+
+
+def condition_of(pool: Pool, volume: Volume, locks: Locks) -> Condition:
+    """Return the condition of one volume, or raise `NotFound` where it was deleted meanwhile."""
+    found = examine([(pool, volume)], locks).get(volume.id)
+    if found is None:
+        raise NotFound(f"volume {volume.id} was deleted just now")
+    return found
+
+
+def _examine_alone(pool: Pool, volume: Volume, locks: Locks) -> Condition | None:
+    """Examine a volume while nobody can change it; None where it has gone.
+
+    What was seen before may have been a change half done.
+    """
+    try:
+        with locks.share(volume.id):
+            now = pool.volumes.get(volume.id)
+            return _ward(pool, Kernel()).condition(pool.backend(now)) if now else None
+    except Aborted:
+        return Condition(abnormal=False, message="not examined: an operation is under way")
 
 
 def _ward(pool: Pool, kernel: Kernel) -> Ward:

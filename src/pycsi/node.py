@@ -14,7 +14,7 @@ from pycsi import request as read
 from pycsi.capabilities import Advertised
 from pycsi.config import parse_size
 from pycsi.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
-from pycsi.health import examine
+from pycsi.health import condition_of
 from pycsi.locks import Locks
 from pycsi.model import Access, Capability, CapacityRange, Request, Usage, Volume
 from pycsi.pool import Pool
@@ -225,7 +225,7 @@ class Node(csi_pb2_grpc.NodeServicer):
         read.required(request.volume_id, "volume_id")
         read.required(request.volume_path, "volume_path")
         pool, volume = self._at(request.volume_id, request.volume_path, lost=True)
-        condition = examine([(pool, volume)])[volume.id]
+        condition = condition_of(pool, volume, self._locks)
         backend, usage = pool.backend(volume), None
         try:
             if Staging(backend).holds(resolved(request.volume_path, "volume_path")):
