@@ -232,7 +232,10 @@ class Node(csi_pb2_grpc.NodeServicer):
                 usage = backend.usage(Path(request.volume_path))
         except OSError:
             if not condition.abnormal:  # otherwise that says why it cannot be measured
+                self._at(request.volume_id, request.volume_path)
                 raise
+        # Nobody kept it from being unpublished: then what lies below was measured, or nothing.
+        self._at(request.volume_id, request.volume_path, lost=True)
         return csi.NodeGetVolumeStatsResponse(
             usage=_usage(usage) if usage else None, volume_condition=reply.condition(condition)
         )

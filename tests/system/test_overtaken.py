@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import grpc
 import pytest
 from conftest import FilesystemFactory, needs
-from driver import GIB, MIB, Driver
+from driver import GIB, MIB, Driver, refused
 
 from pycsi.proto import csi_pb2 as csi
 
@@ -77,3 +78,18 @@ def test_examined_while_it_grows(
                 assert not driver.condition(volume_id).abnormal
         growth.result()
     assert driver.condition(volume_id).message == "healthy"
+
+
+def test_measured_while_it_is_unpublished(root: None, driver: Driver, tmp_path: Path) -> None:
+    """A volume that has gone from its path is not there, and what is below is not measured."""
+    volume_id = driver.create("v", 4 * MIB, quota="none").volume_id
+    with (
+        driver.published(volume_id, tmp_path) as target,
+        ThreadPoolExecutor() as threads,
+        delayed(driver, "statfs", when="2"),  # the first of a thread looks at the pool
+    ):
+        measured = threads.submit(driver.stats, volume_id, target)
+        time.sleep(DELAY / 3)
+        driver.unpublish(volume_id, target)
+        with refused(grpc.StatusCode.NOT_FOUND):
+            measured.result()
