@@ -17,7 +17,7 @@ from typing import Any, Self
 from pycsi.backends import Backend
 from pycsi.errors import AlreadyExists, FailedPrecondition, InvalidArgument
 from pycsi.layout import NOTES_RECORD
-from pycsi.linux.mount import Mount, topmost, umount2
+from pycsi.linux.mount import Mount, topmost, unmount
 from pycsi.model import Capability, Mode
 from pycsi.store import RecordError, overwrite_record, read_record, write_record
 
@@ -249,7 +249,7 @@ class Staging:
         while mounted := topmost(path):
             if mounted.id not in {item.id for item in self.backend.mounts()}:
                 raise _foreign(mounted)
-            umount2(path)
+            unmount(path)
 
 
 def _refuse_mounted(path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 from conftest import FilesystemFactory, needs
 from driver import GIB, MIB, Driver, refused
 
+from pycsi.linux.descriptor import DIRECTORY, opened
 from pycsi.proto import csi_pb2 as csi
 
 DELAY = 1.0
@@ -93,3 +94,19 @@ def test_measured_while_it_is_unpublished(root: None, driver: Driver, tmp_path: 
         driver.unpublish(volume_id, target)
         with refused(grpc.StatusCode.NOT_FOUND):
             measured.result()
+
+
+def test_unmounted_while_somebody_looks(root: None, driver: Driver, tmp_path: Path) -> None:
+    """Whoever has a directory open for a moment, as this driver does itself, keeps nothing."""
+    volume_id = driver.create("v", 16 * MIB, type="image").volume_id
+    with driver.published(volume_id, tmp_path) as target, ThreadPoolExecutor() as threads:
+        with opened(target, DIRECTORY):
+            unpublished = threads.submit(driver.unpublish, volume_id, target)
+            time.sleep(0.3)
+        unpublished.result()
+        assert not target.exists()
+        with opened(tmp_path / f"staging-{volume_id}", DIRECTORY):
+            unstaged = threads.submit(driver.unstage, volume_id, tmp_path / f"staging-{volume_id}")
+            time.sleep(0.3)
+        unstaged.result()
+    driver.delete(volume_id)

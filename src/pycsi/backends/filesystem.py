@@ -94,11 +94,11 @@ class FilesystemImage(Image):
             if writable and self._shortfall() > 0:
                 filesystem.grow_mounted(self._kind, path, self.volume.capacity)
         except PermissionError:
-            mount.umount2(path)
+            mount.unmount(path)
             self._grow_unmounted()
             self._mount(path, capability, readonly=readonly)
         except BaseException:
-            mount.umount2(path)
+            mount.unmount(path)
             raise
 
     def _mount(self, path: Path, capability: Capability, *, readonly: bool) -> None:

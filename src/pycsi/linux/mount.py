@@ -11,6 +11,7 @@ import dataclasses
 import errno
 import os
 import re
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -57,6 +58,9 @@ ATTRIBUTES = {
 
 DEFAULTS = frozenset({"atime", "defaults", "dev", "diratime", "exec", "rw", "suid", "symfollow"})
 """mount(8) options that state what a new mount has anyway."""
+
+_PATIENCE = 2.0
+"""Seconds to wait for those who use a mount for a moment only."""
 
 
 class _MountAttr(ctypes.Structure):
@@ -274,6 +278,21 @@ def _complaints(context: int) -> str:
 def umount2(target: Path, flags: int = UMOUNT_NOFOLLOW) -> None:
     """Detach the topmost mount at `target`; EBUSY while somebody uses it."""
     _umount2(os.fsencode(target), flags, path=target)
+
+
+def unmount(target: Path) -> None:
+    """Detach the topmost mount at `target`; EBUSY where somebody uses it for longer than a look.
+
+    This driver looks too: a volume's filesystem is measured while nobody is kept from unmounting.
+    """
+    deadline = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            return umount2(target)
+        except OSError as error:
+            if error.errno != errno.EBUSY or time.monotonic() > deadline:
+                raise
+        time.sleep(0.01)
 
 
 def syncfs(place: Path | int) -> None:
