@@ -245,3 +245,19 @@ def delete_group(driver: Driver, group: csi.VolumeGroupSnapshot) -> None:
             snapshot_ids=[item.snapshot_id for item in group.snapshots],
         )
     )
+
+
+def delete_all(driver: Driver) -> None:
+    """Delete all that is listed; nothing of it may be in use."""
+    groups: dict[str, csi.VolumeGroupSnapshot] = {}
+    for item in driver.snapshots():
+        if group_id := item.group_snapshot_id:
+            group = csi.VolumeGroupSnapshot(group_snapshot_id=group_id)
+            groups.setdefault(group_id, group).snapshots.append(item)
+        else:
+            driver.delete_snapshot(item.snapshot_id)
+    for group in groups.values():
+        delete_group(driver, group)
+    for volume_id in driver.volume_ids():
+        driver.delete(volume_id)
+    driver.reaped()

@@ -17,7 +17,7 @@ from pycsi.proto import csi_pb2 as csi
 
 DATA = b"written before" * 100
 LONGEST_DELAY = 0.06
-ROUNDS = 12
+ROUNDS = 10
 
 Pair = Callable[[Arena], None]
 
