@@ -128,10 +128,12 @@ def destroy(place: Path, limiter: Limiter, interrupted: Callable[[], bool] = lam
     """Delete what is left of a volume or snapshot, its record last."""
     volume = Entry.parse(place).record()
     project = volume.project if isinstance(volume, Volume) else None
-    limiter.remove(place / DATA, project, interrupted)
+    # Another one may delete the same entry: then each of these may find it gone on its way.
+    with contextlib.suppress(FileNotFoundError):
+        limiter.remove(place / DATA, project, interrupted)
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         (place / IMAGE).unlink()
-    with contextlib.suppress(FileNotFoundError):  # somebody else was as quick
+    with contextlib.suppress(FileNotFoundError):
         remove(place, interrupted)
 
 
