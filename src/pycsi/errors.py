@@ -87,5 +87,6 @@ ERRNO_CODES = {
     errno.EBUSY: grpc.StatusCode.FAILED_PRECONDITION,
     errno.EAGAIN: grpc.StatusCode.ABORTED,
     errno.EINTR: grpc.StatusCode.UNAVAILABLE,
+    errno.ELOOP: grpc.StatusCode.INVALID_ARGUMENT,
 }
 """The status of an `OSError` that nobody has given a better meaning; all others are INTERNAL."""

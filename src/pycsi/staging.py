@@ -17,6 +17,7 @@ from typing import Any, Self
 from pycsi.backends import Backend
 from pycsi.errors import AlreadyExists, FailedPrecondition, InvalidArgument
 from pycsi.layout import NOTES_RECORD
+from pycsi.linux.descriptor import opened, straight
 from pycsi.linux.mount import Mount, topmost, unmount
 from pycsi.model import Capability, Mode
 from pycsi.store import RecordError, overwrite_record, read_record, write_record
@@ -26,7 +27,11 @@ _LONGEST_NAME = 255
 
 
 def resolved(text: str, field: str) -> Path:
-    """Return a path of the orchestrator's as the kernel lists it: its parent without links."""
+    """Return a path of the orchestrator's as the kernel lists it, which is without links.
+
+    Whoever may plant a link must not choose where something is mounted, so links are refused, not
+    followed. What is made, mounted or removed there looks again, through the kernel.
+    """
     path = Path(text)
     longest = max((len(os.fsencode(part)) for part in path.parts), default=0)
     if "\0" in text or len(os.fsencode(text)) > _LONGEST_PATH or longest > _LONGEST_NAME:
@@ -36,7 +41,12 @@ def resolved(text: str, field: str) -> Path:
         )
     if not path.is_absolute() or ".." in path.parts or path == Path("/"):
         raise InvalidArgument(f"{field} {text!r}: give an absolute path without '..'")
-    return Path(os.path.realpath(path.parent)) / path.name
+    for part in reversed(path.parents):
+        if os.path.islink(part):  # noqa: PTH114  (what cannot be looked at is no link)
+            raise InvalidArgument(
+                f"{field} {text!r}: {part} is a symbolic link; give the real path"
+            )
+    return Path("/", *path.parts[1:])
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,7 +154,7 @@ class Staging:
                 )
             return
         _refuse_mounted(path)
-        if not path.is_dir() or path.is_symlink() or any(path.iterdir()):
+        if not _is_empty_directory(path):
             raise FailedPrecondition(
                 f"staging_target_path {path} is not an empty directory; create one"
             )
@@ -270,21 +280,30 @@ def _refuse_unfit(target: Path, *, is_file: bool) -> None:
         raise FailedPrecondition(f"target_path: {target.parent} does not exist; create it")
     if not os.path.lexists(target):
         return
-    fits = target.is_file() if is_file else target.is_dir() and not any(target.iterdir())
+    fits = target.is_file() if is_file else _is_empty_directory(target)
     if not fits or target.is_symlink():
         kind = "a file" if is_file else "an empty directory"
         raise FailedPrecondition(f"target_path {target} exists and is not {kind}")
 
 
+def _is_empty_directory(path: Path) -> bool:
+    """Tell whether an empty directory is there; one that goes meanwhile is not."""
+    with contextlib.suppress(OSError):
+        return path.is_dir() and not path.is_symlink() and not any(path.iterdir())
+    return False
+
+
 def _make_target(target: Path, *, is_file: bool) -> bool:
     """Make a directory, or a file for a device, at `target`; return False where it was there."""
-    try:
-        if is_file:
-            os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
-        else:
-            target.mkdir(mode=0o750)
-    except FileExistsError:
-        return False
+    with straight(target.parent, os.O_DIRECTORY) as parent:
+        try:
+            if is_file:
+                with opened(target.name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, at=parent):
+                    pass
+            else:
+                os.mkdir(target.name, 0o750, dir_fd=parent)
+        except FileExistsError:
+            return False
     return True
 
 
@@ -299,13 +318,16 @@ def remove_unused(target: Path) -> bool:
 def _remove_target(target: Path) -> None:
     """Remove an unmounted target: a directory only while it is empty, a file only while it is."""
     try:
-        status = target.lstat()
-        if stat.S_ISDIR(status.st_mode):
-            target.rmdir()
-        elif stat.S_ISREG(status.st_mode) and status.st_size == 0:
-            target.unlink()
-        else:
-            raise FailedPrecondition(f"target_path {target} is not what was made there; remove it")
+        with straight(target.parent, os.O_DIRECTORY) as parent:
+            status = os.stat(target.name, dir_fd=parent, follow_symlinks=False)
+            if stat.S_ISDIR(status.st_mode):
+                os.rmdir(target.name, dir_fd=parent)
+            elif stat.S_ISREG(status.st_mode) and status.st_size == 0:
+                os.unlink(target.name, dir_fd=parent)
+            else:
+                raise FailedPrecondition(
+                    f"target_path {target} is not what was made there; remove it"
+                )
     except FileNotFoundError:
         return
     except OSError as error:

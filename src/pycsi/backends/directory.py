@@ -49,7 +49,7 @@ class Directory(Backend):
     def stage(self, path: Path, capability: Capability, *, readonly: bool = False) -> None:
         if self.volume.enforced:
             self.limiter.limit(self.content, self.volume.project, self.volume.capacity)
-        mount.bind(self.content, path, attributes(capability, readonly=readonly))
+        mount.bind(self.content.resolve(), path, attributes(capability, readonly=readonly))
 
     def usage(self, path: Path) -> Usage:
         if not self.volume.enforced:

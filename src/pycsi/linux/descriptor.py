@@ -1,11 +1,29 @@
 """File descriptors that are closed with the `with` block that uses them."""
 
 import contextlib
+import ctypes
+import errno
 import os
 from collections.abc import Iterator
 
+from pycsi.linux.libc import system_call
+
+AT_FDCWD = -100
+RESOLVE_NO_SYMLINKS = 0x4
+
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 """The flags to open a directory itself, not what a link points to."""
+
+
+class _OpenHow(ctypes.Structure):
+    """`struct open_how` of openat2(2)."""
+
+    _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
+
+
+_openat2 = system_call(
+    437, ctypes.c_int, ctypes.c_char_p, ctypes.POINTER(_OpenHow), ctypes.c_size_t
+)
 
 
 @contextlib.contextmanager
@@ -26,4 +44,23 @@ def opened(
     A file that is made belongs to its owner alone. No program inherits the descriptor.
     """
     with closing(os.open(path, flags | os.O_CLOEXEC, 0o600, dir_fd=at)) as fd:
+        yield fd
+
+
+@contextlib.contextmanager
+def straight(path: os.PathLike[str], flags: int = 0) -> Iterator[int]:
+    """Open what is at `path` without reading it (O_PATH); ELOOP where any part is a symbolic link.
+
+    It is the kernel that looks, so nobody can swap a link in between a look and the use.
+    """
+    how = _OpenHow(flags | os.O_PATH | os.O_CLOEXEC, 0, RESOLVE_NO_SYMLINKS)
+    try:
+        size = ctypes.sizeof(how)
+        fd = _openat2(AT_FDCWD, os.fsencode(path), ctypes.byref(how), size, path=path)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        reason = "leads through a symbolic link; give the real path"
+        raise OSError(errno.ELOOP, reason, os.fspath(path)) from None
+    with closing(fd):
         yield fd

@@ -15,12 +15,10 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from pycsi.linux.descriptor import closing, opened
+from pycsi.linux.descriptor import closing, opened, straight
 from pycsi.linux.libc import function, system_call
 
-AT_FDCWD = -100
 AT_EMPTY_PATH = 0x1000
-AT_SYMLINK_NOFOLLOW = 0x100
 FSCONFIG_CMD_CREATE = 6
 FSCONFIG_SET_FLAG = 0
 FSCONFIG_SET_STRING = 1
@@ -189,8 +187,8 @@ def _mount_setattr_fd(fd: int, bits: int, path: str) -> None:
 
 
 def _attach(mount: int, target: Path) -> None:
-    """Attach a detached mount at `target`, which must not be a symbolic link."""
-    with opened(target, os.O_PATH | os.O_NOFOLLOW) as place:
+    """Attach a detached mount at `target`, in whose path there must be no symbolic link."""
+    with straight(target) as place:
         flags = MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH
         try:
             _move_mount(mount, b"", place, b"", flags, path=target)
@@ -202,9 +200,15 @@ def _attach(mount: int, target: Path) -> None:
 
 
 def bind(source: Path, target: Path, attributes: int = 0) -> None:
-    """Make `source` (a directory, file or device) visible at `target` with `MOUNT_ATTR_` bits."""
-    flags = OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_SYMLINK_NOFOLLOW
-    with closing(_open_tree(AT_FDCWD, os.fsencode(source), flags, path=source)) as clone:
+    """Make `source` (a directory, file or device) visible at `target` with `MOUNT_ATTR_` bits.
+
+    In neither path there may be a symbolic link.
+    """
+    flags = OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_EMPTY_PATH
+    with (
+        straight(source) as shown,
+        closing(_open_tree(shown, b"", flags, path=source)) as clone,
+    ):
         if attributes:
             _mount_setattr_fd(clone, attributes, os.fspath(target))
         _attach(clone, target)
@@ -276,8 +280,14 @@ def _complaints(context: int) -> str:
 
 
 def umount2(target: Path, flags: int = UMOUNT_NOFOLLOW) -> None:
-    """Detach the topmost mount at `target`; EBUSY while somebody uses it."""
-    _umount2(os.fsencode(target), flags, path=target)
+    """Detach the topmost mount at `target`; EBUSY while somebody uses it.
+
+    It is looked for in a directory that is open: a descriptor of the mount itself would keep it
+    busy, and its path may lead elsewhere by now.
+    """
+    with straight(target.parent, os.O_DIRECTORY) as parent:
+        place = f"/proc/self/fd/{parent}/{target.name}"
+        _umount2(os.fsencode(place), flags, path=target)
 
 
 def unmount(target: Path) -> None:
