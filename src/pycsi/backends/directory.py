@@ -1,11 +1,12 @@
 """A volume that is a directory, limited by a quota where it is enforced."""
 
+import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
 from pycsi.backends import Backend, attributes
-from pycsi.errors import FailedPrecondition, OutOfRange
+from pycsi.errors import Aborted, FailedPrecondition, OutOfRange
 from pycsi.limits import Progress, filesystem_usage
 from pycsi.linux import mount, treecopy
 from pycsi.model import Capability, Usage, Volume, show
@@ -96,9 +97,10 @@ class Directory(Backend):
         """Call `copy`, which tells what it made and whether at one point in time, until it was."""
         busy = steady and source.written_at() is not None
         if source.shares or not busy:
-            made, at_once = copy()
-            if at_once or not busy:
-                return made
+            with contextlib.suppress(treecopy.TreeChangedError):
+                made, at_once = copy()
+                if at_once or not busy:
+                    return made
             self.limiter.remove(self.content, None)
         for _ in range(_ATTEMPTS):
             # In this order: a page that is mapped into memory and dirty already is changed without
@@ -107,12 +109,18 @@ class Directory(Backend):
             mount.syncfs(source.content)
             try:
                 made, _ = copy()
-                treecopy.refuse_changed(source.content, since)
+                if busy:
+                    treecopy.refuse_changed(source.content, since)
             except treecopy.TreeChangedError as change:
                 changed = str(change)
                 self.limiter.remove(self.content, None)
             else:
                 return made
+        if not busy:
+            raise Aborted(
+                f"volume {source.volume.id}: directories were moved about while its files were "
+                f"copied ({changed}); try again, or stop what moves them"
+            )
         raise FailedPrecondition(
             f"volume {source.volume.id} was written to while its files were copied ({changed}): "
             "that is no point in time. Stop what writes; or use type: image, or a pool on btrfs; "

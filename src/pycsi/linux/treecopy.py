@@ -141,7 +141,8 @@ def occupied(root: Path) -> int:
             seen.add(status.st_ino)
             total += status.st_blocks * _SECTOR
 
-    _walk(root, count)
+    with contextlib.suppress(TreeChangedError):
+        _walk(root, count)
     return total
 
 
@@ -258,6 +259,12 @@ def _keep_attributes(source: int, target: int) -> None:
 def _keep_xattrs(source: int | str, target: int | str) -> None:
     follow = isinstance(source, int)
     for name in os.listxattr(source, follow_symlinks=follow):
-        if not name.startswith(_NOT_KEPT):
+        if name.startswith(_NOT_KEPT):
+            continue
+        try:
             value = os.getxattr(source, name, follow_symlinks=follow)
+        except OSError as error:
+            if error.errno != errno.ENODATA:  # removed since the listing
+                raise
+        else:
             os.setxattr(target, name, value, follow_symlinks=follow)
