@@ -87,6 +87,7 @@ ERRNO_CODES = {
     errno.EBUSY: grpc.StatusCode.FAILED_PRECONDITION,
     errno.EAGAIN: grpc.StatusCode.ABORTED,
     errno.EINTR: grpc.StatusCode.UNAVAILABLE,
+    errno.EXDEV: grpc.StatusCode.FAILED_PRECONDITION,
     errno.ELOOP: grpc.StatusCode.INVALID_ARGUMENT,
 }
 """The status of an `OSError` that nobody has given a better meaning; all others are INTERNAL."""

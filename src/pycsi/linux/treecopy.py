@@ -18,6 +18,7 @@ from typing import Self
 
 from pycsi.linux import clone
 from pycsi.linux.descriptor import DIRECTORY, opened
+from pycsi.linux.tree import refuse_mounts
 
 CLOCK_REALTIME_COARSE = 5
 """The clock that files get their times from."""
@@ -73,7 +74,7 @@ class _Cursor:
             os.close(fd)
             if name == "..":
                 raise TreeChangedError("a directory was moved")
-            raise OSError(errno.EXDEV, "a subvolume, or another filesystem, begins here", name)
+            raise OSError(errno.EXDEV, "a subvolume begins here; move it away", name)
         os.close(self.fd)
         self.fd = fd
 
@@ -94,8 +95,10 @@ def fence() -> int:
 def _walk(root: Path, visit: Callable[[str, os.stat_result | None], None]) -> None:
     """Call `visit` with the name and the status of all that is in the tree, and of its root.
 
-    The status is None where something disappears while it is looked at.
+    The status is None where something disappears while it is looked at. EBUSY where something is
+    mounted in the tree: also a file, or a directory of the same filesystem, is not what is in it.
     """
+    refuse_mounts(root)
     with _Cursor(root) as place:
         visit(".", os.fstat(place.fd))
         pending = [os.listdir(place.fd)]
@@ -150,8 +153,10 @@ def copy(source: Path, target: Path, progress: Callable[[], None]) -> None:
     """Copy what is in the directory `source` into the empty directory `target`.
 
     `progress` is called for each file and each mebibyte; what it raises ends the copy. What
-    disappears while it is looked at is left out: `refuse_changed` tells.
+    disappears while it is looked at is left out: `refuse_changed` tells. EBUSY where something is
+    mounted in `source`.
     """
+    refuse_mounts(source)
     # A second name of each file that has several, until the end, to make the others from.
     links = target / f".links-{uuid.uuid4().hex}"
     links.mkdir(mode=0o700)
