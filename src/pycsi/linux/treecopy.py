@@ -202,8 +202,15 @@ def _copy_once(  # noqa: PLR0917  (two directories, and what to do with a name i
     """Copy what is not a directory, or link to the copy of another name of the same file."""
     key = str(status.st_ino)
     if status.st_nlink > 1:
-        with contextlib.suppress(FileNotFoundError):
+        try:
             os.link(key, name, src_dir_fd=linked, dst_dir_fd=there, follow_symlinks=False)
+        except FileNotFoundError:
+            pass  # this name is the first
+        except OSError as error:
+            if error.errno != errno.EMLINK:
+                raise
+            os.unlink(key, dir_fd=linked)  # no more names of one file: begin another copy
+        else:
             return
     if stat.S_ISREG(status.st_mode):
         _copy_file(name, here, there, progress)
