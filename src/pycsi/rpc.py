@@ -14,9 +14,16 @@ from typing import Any, Protocol
 
 import grpc
 import structlog
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 
-from pycsi.errors import ERRNO_CODES, Aborted, CsiError, Unavailable, Unimplemented
+from pycsi.errors import (
+    ERRNO_CODES,
+    Aborted,
+    CsiError,
+    InvalidArgument,
+    Unavailable,
+    Unimplemented,
+)
 from pycsi.redaction import redacted
 
 log = structlog.get_logger()
@@ -68,6 +75,27 @@ def _cut(text: str) -> str:
     return text.encode(errors="replace")[:_LONGEST_MESSAGE].decode(errors="ignore")
 
 
+def _decoder(decode: Callable[[bytes], Message]) -> Callable[[bytes], Message | DecodeError]:
+    """Return `decode` with what it raises as a result: gRPC would answer that with INTERNAL."""
+
+    def read(data: bytes) -> Message | DecodeError:
+        try:
+            return decode(data)
+        except DecodeError as error:
+            return error
+
+    return read
+
+
+def _readable(request: Message | DecodeError) -> Message:
+    if isinstance(request, DecodeError):
+        raise InvalidArgument(
+            "the request cannot be read as the message that this method takes; send what csi.proto "
+            "describes"
+        )
+    return request
+
+
 class Interceptor(grpc.ServerInterceptor):
     """Wraps each method once; a call then costs two clock readings and a line.
 
@@ -95,9 +123,9 @@ class Interceptor(grpc.ServerInterceptor):
         wrapped = self._wrapped.get(path)
         if wrapped is None:
             handler = continuation(handler_call_details)
-            if handler is None:
-                return None
-            coders = (handler.request_deserializer, handler.response_serializer)
+            if handler is None or handler.request_deserializer is None:
+                return handler
+            coders = (_decoder(handler.request_deserializer), handler.response_serializer)
             if handler.unary_stream is not None:
                 streams = functools.partial(self._stream, path, handler.unary_stream)
                 wrapped = grpc.unary_stream_rpc_method_handler(streams, *coders)
@@ -110,25 +138,35 @@ class Interceptor(grpc.ServerInterceptor):
         return wrapped
 
     def _call(
-        self, path: str, method: Method, request: Message, context: grpc.ServicerContext
+        self,
+        path: str,
+        method: Method,
+        request: Message | DecodeError,
+        context: grpc.ServicerContext,
     ) -> Message:
         with self._told(path, request, context):
-            response: Message = method(request, context)
+            response: Message = method(_readable(request), context)
         return response
 
     def _stream(
-        self, path: str, method: Method, request: Message, context: grpc.ServicerContext
+        self,
+        path: str,
+        method: Method,
+        request: Message | DecodeError,
+        context: grpc.ServicerContext,
     ) -> Iterator[Message]:
         with self._told(path, request, context):
             if not self._streams.acquire(blocking=False):
                 raise Aborted(f"{_STREAMS} streams are open already; try again")
             try:
-                yield from method(request, context)
+                yield from method(_readable(request), context)
             finally:
                 self._streams.release()
 
     @contextlib.contextmanager
-    def _told(self, path: str, request: Message, context: grpc.ServicerContext) -> Iterator[None]:
+    def _told(
+        self, path: str, request: Message | DecodeError, context: grpc.ServicerContext
+    ) -> Iterator[None]:
         """Let an RPC run in the `with` block; log and count it, and answer what it raises."""
         service, _, name = path.lstrip("/").partition("/")
         start = time.perf_counter()
@@ -172,14 +210,18 @@ class Interceptor(grpc.ServerInterceptor):
             self._places.release()
 
     def _log(
-        self, name: str, request: Message, outcome: dict[str, Any], failure: Exception | None
+        self,
+        name: str,
+        request: Message | DecodeError,
+        outcome: dict[str, Any],
+        failure: Exception | None,
     ) -> None:
         fields: dict[str, Any] = {
             field: _cut(value) for field in _IDENTIFYING if (value := getattr(request, field, ""))
         }
         fields |= outcome
         fields["request_id"] = f"{self._prefix}-{next(self._numbers)}"
-        if log.is_enabled_for(_DEBUG):
+        if log.is_enabled_for(_DEBUG) and isinstance(request, Message):
             fields["request"] = redacted(request)
         if outcome["code"] == grpc.StatusCode.INTERNAL.name:
             log.error(name, exc_info=failure, **fields)
