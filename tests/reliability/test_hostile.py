@@ -216,8 +216,13 @@ def shape(place: Path) -> dict[str, tuple[object, ...]]:
     kept: dict[str, tuple[object, ...]] = {}
     for name, (_, mode, uid, gid, size, links, changed, _, leads_to) in facts_of(place).items():
         folder = stat.S_ISDIR(int(str(mode)))
+        marks = {
+            mark: os.getxattr(name, mark, follow_symlinks=False)
+            for mark in os.listxattr(name, follow_symlinks=False)
+        }
         kept[os.path.relpath(name, place)] = (
             mode, uid, gid, None if folder else size, None if folder else links, changed, leads_to,
+            marks,
         )  # fmt: skip
     return kept
 
@@ -254,7 +259,13 @@ def test_hostile_content(
         for snapshot in driver.snapshots():
             driver.delete_snapshot(snapshot.snapshot_id)
         driver.reaped()
-        in_trash(big_pool, "list")
+        for _ in range(2):
+            (kept,) = (big_pool / "trash").iterdir()
+            assert kept.name in in_trash(big_pool, "list")
+            in_trash(big_pool, "restore", kept.name)
+            with driver.published(volumes[-1], tmp_path) as target:
+                assert shape(target) == wanted
+            driver.delete(volumes[-1])
         in_trash(big_pool, "empty", "--all")
         assert not list((big_pool / "trash").iterdir())
         check_whole(driver, big_pool)
@@ -262,8 +273,8 @@ def test_hostile_content(
     assert "cannot be" not in driver.log
 
 
-def in_trash(pool: Path, *arguments: str) -> None:
-    run(sys.executable, "-m", "pycsi", "trash", *arguments, f"--pool=default={pool}")
+def in_trash(pool: Path, *arguments: str) -> str:
+    return run(sys.executable, "-m", "pycsi", "trash", *arguments, f"--pool=default={pool}")
 
 
 def test_tree_that_is_changed_while_it_is_deleted(
