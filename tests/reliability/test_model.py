@@ -18,7 +18,7 @@ def test_any_sequence(
     tmp_path: Path,
     ground: str,
     counted: Counter,
-    thorough: bool,  # noqa: FBT001
+    thorough: bool,
 ) -> None:
     """Status codes, answers, mounts and what was written are as predicted, also after a crash."""
     driver = serve(big_pool)

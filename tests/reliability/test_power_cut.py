@@ -87,7 +87,7 @@ def busy(life: Life, name: str, bench: Bench, stopping: threading.Event) -> None
 
 
 @pytest.mark.timeout(600)
-def test_under_load(bench: Bench, tmp_path: Path, ground: str, thorough: bool) -> None:  # noqa: FBT001
+def test_under_load(bench: Bench, tmp_path: Path, ground: str, thorough: bool) -> None:
     """At any moment of many lives."""
     chance = random.Random(ground)  # noqa: S311  (the same every time)
     published = tmp_path / "published"
@@ -123,7 +123,7 @@ def test_under_load(bench: Bench, tmp_path: Path, ground: str, thorough: bool) -
         bench.recover(stories, cuts)
 
 
-def test_while_growing(bench: Bench, tmp_path: Path, thorough: bool) -> None:  # noqa: FBT001
+def test_while_growing(bench: Bench, tmp_path: Path, thorough: bool) -> None:
     """While an ext4 grows, and right after that: what is written then is not undone."""
     published = tmp_path / "published"
     published.mkdir()
@@ -217,7 +217,7 @@ def test_after_a_kill(
     bench: Bench,
     tmp_path: Path,
     ground: str,
-    thorough: bool,  # noqa: FBT001
+    thorough: bool,
 ) -> None:
     """What was half done when the driver was killed, and then acknowledged, is durable."""
     needs("strace", met=shutil.which("strace") is not None)
@@ -241,7 +241,7 @@ def test_at_rest(
     bench: Bench,
     tmp_path: Path,
     ground: str,
-    thorough: bool,  # noqa: FBT001
+    thorough: bool,
 ) -> None:
     """Right after a step is acknowledged, when nothing else makes anything durable."""
     published = tmp_path / "published"

@@ -388,7 +388,7 @@ def test_pairs(
     tmp_path: Path,
     ground: str,
     counted: Counter,
-    thorough: bool,  # noqa: FBT001
+    thorough: bool,
 ) -> None:
     """However two calls meet, what they have answered is what there is, and a retry gets there."""
     driver = serve(f"default={big_pool},overcommit=10")

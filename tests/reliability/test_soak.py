@@ -344,7 +344,7 @@ def test_soak(
     serve: Callable[..., Driver],
     tmp_path: Path,
     counted: Counter,
-    thorough: bool,  # noqa: FBT001
+    thorough: bool,
 ) -> None:
     """When all is deleted there is nothing left, and the process is no larger than it was."""
     pools = {ground: filesystem(ground, 6 * GIB) for ground in GROUNDS}

@@ -237,7 +237,7 @@ def test_storm(
     tmp_path: Path,
     ground: str,
     counted: Counter,
-    thorough: bool,  # noqa: FBT001
+    thorough: bool,
 ) -> None:
     """No call hangs or ends without a reason, and the end is one that some order leads to."""
     driver = serve(f"default={big_pool},overcommit=10")
