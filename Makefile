@@ -15,6 +15,9 @@ ARCHIVE ?= build/pycsi.tar
 CONTAINER_TOOL ?= $(eval CONTAINER_TOOL := $$(shell for tool in docker podman buildah; do \
 	$$$$tool info >/dev/null 2>&1 && echo $$$$tool && break; done))$(CONTAINER_TOOL)
 
+# Most tests wait for disks and mounts; each of the two processes has mounts of its own.
+PARALLEL := --numprocesses 2 --dist worksteal
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-reliability soak lint proto sanity test-vm image image-archive manifests tools clean \
 	kind kind-cluster kind-image kind-snapshots kind-install kind-demo kind-delete
@@ -26,10 +29,10 @@ demo: $(STAMP) tools ## Show the life of real volumes (as root: of every kind)
 	$(BIN)/pycsi demo
 
 test: $(STAMP) tools ## Run all tests; as root, those that mount too
-	$(BIN)/pytest
+	$(BIN)/pytest $(PARALLEL)
 
 test-reliability: $(STAMP) tools ## Kill, fail, cut the power, race and fuzz at every point there is
-	$(BIN)/pytest --thorough tests/reliability
+	$(BIN)/pytest $(PARALLEL) --thorough tests/reliability
 
 soak: $(STAMP) tools ## Use a driver from 16 threads for ten minutes, and look for leaks
 	$(BIN)/pytest --thorough tests/reliability/test_soak.py

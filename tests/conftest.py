@@ -7,6 +7,7 @@ virtual machine.
 """
 
 import contextlib
+import ctypes
 import os
 import shutil
 import subprocess
@@ -19,6 +20,7 @@ import pytest
 from driver import Driver
 
 from pycsi.linux import loop, mount
+from pycsi.linux.libc import function
 
 IN_CI = bool(os.environ.get("CI"))
 IN_VM = bool(os.environ.get("PYCSI_VM"))
@@ -44,8 +46,20 @@ def pytest_configure(config: pytest.Config) -> None:
     pytest's usual one is shared by runs, which delete what older ones have left: also through
     mounts, if a broken test has left some.
     """
+    if hasattr(config, "workerinput") and os.geteuid() == 0:
+        _leave_mount_namespace()
     if config.option.basetemp is None:
         config.option.basetemp = tempfile.mkdtemp(prefix="pycsi-test-")
+
+
+def _leave_mount_namespace() -> None:
+    """Give a process of pytest-xdist mounts of its own.
+
+    Some tests start programs with a copy of all mounts, and so would keep the other process's.
+    """
+    clone_newns = 0x20000
+    function("unshare", ctypes.c_int)(clone_newns)
+    run("mount", "--make-rprivate", "/")
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from pycsi.backends import Backend
-from pycsi.errors import Aborted, CsiError, NotFound
+from pycsi.errors import CsiError, NotFound
 from pycsi.linux import btrfs, filesystem
 from pycsi.linux.kernel import Glance, Kernel
 from pycsi.linux.mount import Mount
@@ -105,7 +105,7 @@ def examine(volumes: Iterable[tuple[Pool, Volume]], locks: Locks) -> dict[str, C
         ward = wards.get(pool.name) or wards.setdefault(pool.name, _ward(pool, kernel))
         condition = ward.condition(pool.backend(volume, kernel))
         if condition.abnormal:
-            again = _examine_alone(pool, volume, locks)
+            again = _examine_again(pool, volume, locks)
             if again is None:
                 continue
             condition = again
@@ -121,17 +121,17 @@ def condition_of(pool: Pool, volume: Volume, locks: Locks) -> Condition:
     return found
 
 
-def _examine_alone(pool: Pool, volume: Volume, locks: Locks) -> Condition | None:
-    """Examine a volume while nobody can change it; None where it has gone.
+def _examine_again(pool: Pool, volume: Volume, locks: Locks) -> Condition | None:
+    """Examine a volume and make sure that nobody changes it meanwhile; None where it has gone.
 
     What was seen before may have been a change half done.
     """
-    try:
-        with locks.share(volume.id):
-            now = pool.volumes.get(volume.id)
-            return _ward(pool, Kernel()).condition(pool.backend(now)) if now else None
-    except Aborted:
+    with locks.watch(volume.id) as watch:
+        now = pool.volumes.get(volume.id)
+        condition = _ward(pool, Kernel()).condition(pool.backend(now)) if now else None
+    if condition and watch.disturbed:
         return Condition(abnormal=False, message="not examined: an operation is under way")
+    return condition
 
 
 def _ward(pool: Pool, kernel: Kernel) -> Ward:

@@ -22,11 +22,19 @@ def group_key(group_id: str) -> str:
     return f"group snapshot {group_id}"
 
 
+class Watch:
+    """Whether an operation has been under way while one looked."""
+
+    def __init__(self, *, disturbed: bool) -> None:
+        self.disturbed = disturbed
+
+
 class Locks:
-    """The ids on which an operation is under way. Only held ids take memory."""
+    """The ids on which an operation is under way. Only held and watched ids take memory."""
 
     def __init__(self) -> None:
         self._held: dict[str, int] = {}
+        self._watches: dict[str, list[Watch]] = {}
         self._mutex = threading.Lock()
 
     @contextlib.contextmanager
@@ -46,12 +54,28 @@ class Locks:
             yield
 
     @contextlib.contextmanager
+    def watch(self, key: str) -> Iterator[Watch]:
+        """Learn whether anybody holds `key` in the `with` block; nobody is kept from it."""
+        with self._mutex:
+            watch = Watch(disturbed=key in self._held)
+            self._watches.setdefault(key, []).append(watch)
+        try:
+            yield watch
+        finally:
+            with self._mutex:
+                self._watches[key].remove(watch)
+                if not self._watches[key]:
+                    del self._watches[key]
+
+    @contextlib.contextmanager
     def _taken(self, key: str, *, alone: bool) -> Iterator[None]:
         with self._mutex:
             sharing = self._held.get(key, 0)
             if sharing == _ALONE or (alone and sharing):
                 raise Aborted(f"{key}: another operation is under way; try again")
             self._held[key] = _ALONE if alone else sharing + 1
+            for watch in self._watches.get(key, ()):
+                watch.disturbed = True
         try:
             yield
         finally:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from zlib import crc32
 
 import pytest
 from conftest import FilesystemFactory
@@ -31,6 +32,23 @@ def big_pool(filesystem: FilesystemFactory, ground: str) -> Path:
 def counted(record_property: Callable[[str, object], None]) -> Counter:
     """Return a function that counts what was tried; the end of the run tells the sums."""
     return lambda what, number: record_property(f"{COUNTED}{what}", number)
+
+
+_SHARE = 10
+_MANY = {"test_kill.py", "test_errors.py"}
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Without --thorough leave out most of those that differ by a parameter only."""
+    if config.getoption("--thorough"):
+        return
+    left_out = [
+        item
+        for item in items
+        if item.path.name in _MANY and "[" in item.name and crc32(item.name.encode()) % _SHARE
+    ]
+    items[:] = [item for item in items if item not in left_out]
+    config.hook.pytest_deselected(items=left_out)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

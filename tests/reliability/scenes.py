@@ -8,6 +8,7 @@ takes everything away again.
 import contextlib
 import dataclasses
 import os
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -324,8 +325,11 @@ class Reap(Delete):
 
     def act(self) -> None:
         super().act()
-        with contextlib.suppress(AssertionError):
-            self.driver.reaped()
+        process, trash = self.driver.process, self.driver.folders[0] / "trash"
+        assert process is not None
+        deadline = time.monotonic() + 2
+        while process.poll() is None and any(trash.iterdir()) and time.monotonic() < deadline:
+            time.sleep(0.005)
 
     def check(self) -> None:
         super().check()

@@ -16,7 +16,7 @@ from reliability.scenes import Kind, Scene
 
 Code = grpc.StatusCode
 
-_SHARE = 20
+_SHARE = 5
 
 _NO_ROOM = {Code.OK, Code.RESOURCE_EXHAUSTED, Code.FAILED_PRECONDITION}
 ANSWERS = {

@@ -81,6 +81,20 @@ def test_examined_while_it_grows(
     assert driver.condition(volume_id).message == "healthy"
 
 
+def test_examination_keeps_nobody_waiting(driver: Driver, pool: Path) -> None:
+    """Whoever looks at a damaged volume, for however long, does not abort what is done to it."""
+    volume_id = driver.create("v", 16 * MIB, type="image").volume_id
+    image = pool / "volumes" / volume_id / "disk.img"
+    image.rename(image.with_name("elsewhere"))
+    with ThreadPoolExecutor() as threads, delayed(driver, "statfs"):
+        seen = threads.submit(driver.condition, volume_id)
+        time.sleep(DELAY * 1.5)  # it was found damaged, and is looked at again
+        driver.modify(volume_id, onDelete="retain")
+        assert not seen.done(), "it was looked at too fast"
+        assert not seen.result().abnormal
+    assert driver.condition(volume_id).abnormal
+
+
 def test_measured_while_it_is_unpublished(root: None, driver: Driver, tmp_path: Path) -> None:
     """A volume that has gone from its path is not there, and what is below is not measured."""
     volume_id = driver.create("v", 4 * MIB, quota="none").volume_id
