@@ -9,8 +9,9 @@ import contextlib
 import dataclasses
 import os
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import structlog
 
@@ -23,6 +24,8 @@ from pycsi.linux.mount import mount_of, syncfs
 log = structlog.get_logger()
 
 _ATTEMPTS = 3
+
+T = TypeVar("T")
 
 
 class OverdueError(Exception):
@@ -98,10 +101,10 @@ def _frozen(fd: int, volume: Frozen, moment: Moment) -> Iterator[None]:
     try:
         ours = freeze(fd)
     except BaseException:
-        volume.marker.unlink()
+        _insist(volume.marker.unlink)
         raise
     if not ours:
-        volume.marker.unlink()
+        _insist(volume.marker.unlink)
         raise FailedPrecondition(
             f"the filesystem of volume {name} is frozen by somebody else; thaw it (fsfreeze "
             "--unfreeze)"
@@ -109,8 +112,8 @@ def _frozen(fd: int, volume: Frozen, moment: Moment) -> Iterator[None]:
     try:
         yield
     finally:
-        was_frozen = _thaw(fd)
-        volume.marker.unlink()
+        was_frozen = _insist(lambda: thaw(fd))
+        _insist(volume.marker.unlink)
     if not (was_frozen or moment.over):
         raise FailedPrecondition(
             f"the filesystem of volume {name} was thawed by somebody else while it was copied; "
@@ -118,12 +121,12 @@ def _frozen(fd: int, volume: Frozen, moment: Moment) -> Iterator[None]:
         )
 
 
-def _thaw(fd: int) -> bool:
-    """Thaw a filesystem, whatever it takes: until then all that write to it stand still."""
+def _insist(undo: Callable[[], T]) -> T:
+    """Call `undo` again where it fails: a filesystem that is not thawed stands still for ever."""
     for _ in range(_ATTEMPTS - 1):
         with contextlib.suppress(OSError):
-            return thaw(fd)
-    return thaw(fd)
+            return undo()
+    return undo()
 
 
 def _open_volume(backend: Backend) -> int:

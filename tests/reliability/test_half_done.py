@@ -81,8 +81,9 @@ def test_group(served: Driver, big_pool: Path, tmp_path: Path) -> None:
     check_whole(served, big_pool)
 
 
-def test_thaw(served: Driver, tmp_path: Path) -> None:
-    """A filesystem that the kernel did not thaw at once is thawed."""
+@pytest.mark.parametrize("word", [", FITHAW", "pool/frozen/"])
+def test_freezing(served: Driver, big_pool: Path, tmp_path: Path, word: str) -> None:
+    """A filesystem that the kernel did not thaw at once is thawed, and its marker goes."""
     volume_id = served.create("v", 16 * MIB, type="image").volume_id
     with served.published(volume_id, tmp_path) as target:
         points = record(
@@ -92,9 +93,11 @@ def test_thaw(served: Driver, tmp_path: Path) -> None:
             lambda: served.delete_snapshot(served.snapshot("s", volume_id).snapshot_id),
             asking=True,
         )
-        (thaw,) = [point for point in points if "FITHAW" in point.text]
-        with failing(served, tmp_path, thaw.name, thaw.number):
+        last = [point for point in points if word in point.text][-1]
+        assert last.name in {"ioctl", "unlink"}
+        with failing(served, tmp_path, last.name, last.number):
             served.snapshot("t", volume_id)
+        check_whole(served, big_pool)
         run("timeout", "10", "touch", target / "file")
 
 
