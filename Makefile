@@ -52,7 +52,7 @@ sanity: $(STAMP) tools ## Run the csi-sanity that is on PATH against every kind 
 	$(BIN)/pytest tests/sanity -v
 
 test-vm: $(STAMP) tools ## Run the system tests on the distribution's kernel, under qemu
-	@.ci/install-packages qemu-system-x86_64 busybox
+	@.ci/install-packages qemu-system-x86_64 busybox strace
 	$(BIN)/python tests/vm/boot.py --timeout 3000 -- \
 		python3 -m pytest -p no:cacheprovider tests/vm
 

@@ -33,6 +33,7 @@ ASKING = "fstatfs,getdents64,openat,pipe2,statfs,vfork"
 """Those that may fail as well."""
 
 _ENOUGH = 3
+_GRPCS_THREADS = ("event_engine", "grpc", "lifeguard")
 _LINE = re.compile(r"(?P<thread>\d+)\s+(?P<name>\w+)\((?P<rest>.*)")
 _IDLE = re.compile(r"TCGETS|eventfd|\+\+\+|unfinished")
 _ONLY_ASKS = re.compile(
@@ -74,7 +75,8 @@ def threads(driver: Driver, worker: Worker) -> list[int]:
         waits: dict[int, str] = {}
         for task in Path(f"/proc/{driver.process.pid}/task").iterdir():
             name, _, rest = (task / "stat").read_text().rpartition(")")
-            is_ours = name.endswith("(python") and int(task.name) != driver.process.pid
+            is_grpcs = name.partition("(")[2].startswith(_GRPCS_THREADS)
+            is_ours = not is_grpcs and int(task.name) != driver.process.pid
             if is_ours and int(rest.split()[16]) == worker.value:
                 waits[int(task.name)] = (task / "wchan").read_text()
         found = [thread for thread, wait in waits.items() if "futex" in wait]

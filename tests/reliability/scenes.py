@@ -87,7 +87,7 @@ class Scene:
         **more: str,
     ) -> csi.Volume:
         parameters = self.kind.parameters | more
-        if self.kind is DIRECTORY and self.ground != "btrfs":
+        if self.kind is DIRECTORY and self.ground in {"ext4", "xfs"}:  # without project quota
             parameters |= {"quota": "none"}
         return self.driver.create(
             self.named(name),

@@ -13,31 +13,12 @@ from typing import Any
 
 import grpc
 import pytest
-from conftest import IN_VM, FilesystemFactory
 from driver import GIB, MIB, Driver, from_snapshot, from_volume
 
 from pycsi.linux import quota
 from pycsi.proto import csi_pb2 as csi
 
-OPTIONS = {
-    "ext4": ("-O", "quota,project", "-E", "quotatype=prjquota"),
-    "xfs": (),
-}
 REFUSALS = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
-
-
-@pytest.fixture(params=OPTIONS)
-def pool(request: pytest.FixtureRequest, filesystem: FilesystemFactory) -> Path:
-    """Return a pool on a filesystem that enforces project limits."""
-    options = OPTIONS[request.param]
-    try:
-        path = filesystem(request.param, 2 * GIB, *options, options="prjquota")
-    except AssertionError as refusal:
-        if IN_VM:
-            raise
-        pytest.skip(f"this kernel has no project quota; make test-vm has: {refusal}")
-    path.chmod(0o755)
-    return path
 
 
 def write_as_nobody(target: Path, size: int) -> tuple[int, str]:
