@@ -91,7 +91,7 @@ class Driver:
     def start(self) -> None:
         """Start the process and wait until it is ready."""
         self.launch()
-        self._wait_until_ready()
+        self.wait_until_ready()
 
     def launch(self) -> None:
         """Start the process, and do not wait."""
@@ -125,7 +125,7 @@ class Driver:
         self.group = csi_pb2_grpc.GroupControllerStub(self.channel)  # type: ignore[no-untyped-call]
         self.metadata = csi_pb2_grpc.SnapshotMetadataStub(self.channel)  # type: ignore[no-untyped-call]
 
-    def _wait_until_ready(self) -> None:
+    def wait_until_ready(self) -> None:
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
             assert self.process is not None
@@ -158,7 +158,7 @@ class Driver:
             entry
             for folder in self.folders
             for entry in (folder / "trash").glob("*")
-            if ".kept." not in entry.name
+            if ".kept." not in entry.name or entry.name.startswith(".")
         ]:
             assert time.monotonic() < deadline, f"not reaped: {left}"
             time.sleep(0.01)

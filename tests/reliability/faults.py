@@ -17,9 +17,12 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+import grpc
 import pytest
 from conftest import needs
 from driver import Driver
+
+from pycsi.proto import csi_pb2 as csi
 
 CHANGING = (
     "chmod,chown,copy_file_range,fallocate,fchmod,fchmodat,fchown,fchownat,fdatasync,fsetxattr,"
@@ -146,13 +149,18 @@ def record(
 
 
 def died(driver: Driver) -> bool:
-    """Tell whether the driver has been killed; it may take a moment."""
+    """Tell whether the driver has been killed: otherwise it answers."""
     assert driver.process is not None
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        driver.process.wait(0.05)
-    return driver.process.poll() is not None
+    deadline = time.monotonic() + 30
+    while driver.process.poll() is None:
+        with contextlib.suppress(grpc.RpcError):
+            driver.identity.Probe(csi.ProbeRequest(), timeout=5)
+            return False
+        assert time.monotonic() < deadline, "the driver neither answers nor ends"
+        time.sleep(0.005)
+    return True
 
 
 def some(found: Sequence[T], share: int, turn: int) -> Sequence[T]:
-    """Return every `share`-th of them, beginning with another one at each `turn`."""
-    return found[turn % share :: share]
+    """Return every `share`-th of them, at least one, beginning with another at each `turn`."""
+    return found[turn % min(share, len(found)) :: share]

@@ -1,0 +1,146 @@
+"""`pycsi trash`, and the start of the driver, killed before every system call on the pool."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+from driver import Driver
+from reliability.conftest import Counter, check_whole
+from reliability.faults import CHANGING, Point, points, some
+from reliability.scenes import EXT4, Scene
+
+_SHARE = 8
+
+
+def run_traced(command: Sequence[str], log: Path, *options: str) -> int:
+    """Run a command under strace and return its exit status."""
+    strace = ["strace", "-y", "-s", "64", "-o", str(log), *options]
+    done = subprocess.run(
+        [*strace, sys.executable, "-m", "pycsi", *command],
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
+        env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"},
+    )  # fmt: skip
+    assert done.returncode in {0, -signal.SIGKILL}, done.stderr
+    return done.returncode
+
+
+def on(pool: Path, log: Path) -> list[Point]:
+    """Return the points of a recording at which something on the pool is changed."""
+    return [point for point in points(log, asking=False) if str(pool) in point.text]
+
+
+def killing(point: Point) -> tuple[str, ...]:
+    return "-e", f"trace={point.name}", "-e", f"inject={point.inject('signal=KILL')}"
+
+
+@pytest.fixture
+def served(big_pool: Path, serve: Callable[..., Driver]) -> Driver:
+    """Return a driver on a pool of each kind."""
+    return serve(big_pool)
+
+
+def retained(driver: Driver, ground: str, folder: Path, tag: str) -> tuple[Scene, str]:
+    """Delete a volume that is retained; return its scene and its entry in the trash."""
+    scene = Scene(driver, ground, folder, tag, EXT4)
+    scene.make_filled()
+    driver.modify(scene.volume("v"), onDelete="retain")
+    scene.delete("v")
+    (entry,) = driver.folders[0].joinpath("trash").glob(f"{scene.volume('v')}.*")
+    return scene, entry.name
+
+
+def delete(scene: Scene) -> None:
+    scene.driver.modify(scene.volume("v"), onDelete="delete")
+    scene.delete("v")
+
+
+@pytest.mark.parametrize("what", ["restore", "empty"])
+def test_trash(
+    served: Driver,
+    big_pool: Path,
+    ground: str,
+    tmp_path: Path,
+    thorough: bool,
+    counted: Counter,
+    what: str,
+) -> None:
+    """A volume is restored or deleted, whole, when the command is given again."""
+    log = tmp_path / "strace.log"
+    pool = f"--pool={served.pools[0]}"
+    scene, entry = retained(served, ground, tmp_path, "r")
+    run_traced(["trash", what, pool, entry], log, "-e", f"trace={CHANGING}")
+    found = on(big_pool, log)
+    chosen = found if thorough else some(found, _SHARE, len(tmp_path.name))
+    assert chosen
+    if what == "restore":
+        delete(scene)
+    for number, point in enumerate(chosen):
+        scene, entry = retained(served, ground, tmp_path, f"k{number}")
+        killed = run_traced(["trash", what, pool, entry], log, *killing(point))
+        assert killed == -signal.SIGKILL, f"{point} was not reached"
+        left = [path for path in (big_pool / "trash").iterdir() if path.name == entry]
+        if left:
+            assert run_traced(["trash", what, pool, entry], log, "-e", f"trace={point.name}") == 0
+        if what == "restore":
+            assert scene.is_listed("v")
+            scene.check_filled("v")
+            delete(scene)
+        else:
+            assert not scene.is_listed("v")
+            served.restart()  # what was begun is ended with the next start, if not before
+    check_whole(served, big_pool)
+    counted(f"kills in pycsi trash {what}", len(chosen))
+
+
+def test_start(
+    served: Driver, big_pool: Path, ground: str, tmp_path: Path, thorough: bool, counted: Counter
+) -> None:
+    """A driver that is killed while it starts on what another has left is started again."""
+    log = tmp_path / "strace.log"
+    scene = Scene(served, ground, tmp_path, "s", EXT4)
+    scene.make_filled()
+
+    def leave() -> None:
+        """Leave what killed drivers leave: litter, a marker, and members without their group."""
+        taken = served.snapshot_group("g", scene.volume("v"))
+        served.stop(signal.SIGKILL)
+        (big_pool / "tmp/litter").mkdir(exist_ok=True)
+        (big_pool / "tmp/litter/disk.img").write_bytes(b"half made")
+        (big_pool / "frozen" / scene.volume("v")).touch()
+        (big_pool / "groups/.g@node-1.json.new").touch()
+        (big_pool / "groups" / f"{taken.group_snapshot_id}.json").unlink()
+
+    def start(*options: str) -> int | None:
+        """Start a driver whose first thread is traced; return how it has ended, if so."""
+        served.channel.close()
+        served.wrapper = ("strace", "-D", "-y", "-s", "64", "-o", str(log), *options)
+        try:
+            served.launch()
+            served.wait_until_ready()
+        except pytest.fail.Exception:
+            return served.process.wait(10) if served.process else None
+        finally:
+            served.wrapper = ()
+        return None
+
+    leave()
+    assert start("-e", f"trace={CHANGING}") is None
+    found = on(big_pool, log)
+    chosen = found if thorough else some(found, _SHARE, len(tmp_path.name))
+    killed = 0
+    for point in chosen:
+        leave()
+        if start(*killing(point)) is not None:
+            killed += 1
+            served.channel.close()
+            served.start()
+        check_whole(served, big_pool)
+        assert served.snapshots() == []
+        scene.check_filled("v")
+    scene.delete("v")
+    assert killed >= len(chosen) * 0.7
+    counted("kills at the start", killed)
