@@ -69,7 +69,7 @@ class Play:
             if died(self.driver):
                 killed += 1
                 self._revive()
-                check_whole(self.driver, self.pool)
+                check_whole(self.driver, self.pool, played.unfinished)
             self.end(played)
         return killed
 

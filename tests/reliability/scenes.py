@@ -58,6 +58,8 @@ class Scene:
     tag: str
     kind: Kind
     worker = Worker.RPC
+    unfinished = "never"
+    """How the condition begins of a volume on which the RPC was begun, and not ended."""
 
     def prepare(self) -> None:
         pass
@@ -358,6 +360,8 @@ class DeleteSnapshot(Scene):
 
 class Expand(Scene):
     """ControllerExpandVolume of a volume that is not in use."""
+
+    unfinished = "its limit is"
 
     @property
     def size(self) -> int:
