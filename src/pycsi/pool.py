@@ -27,12 +27,13 @@ from pycsi.errors import FailedPrecondition, ResourceExhausted
 from pycsi.freezing import Frozen, thaw_after_crash
 from pycsi.limits import Limiter, LimitError, NoLimiter, limiter_for
 from pycsi.linux import clone
+from pycsi.linux.descriptor import sync_directory
 from pycsi.linux.kernel import Kernel
 from pycsi.linux.mount import Mount, syncfs
 from pycsi.linux.tree import refuse_mounts
 from pycsi.model import BLOCK, GIB, LARGEST, Group, Snapshot, Volume, show
 from pycsi.shelf import Shelf
-from pycsi.store import publish, sync_directory
+from pycsi.store import publish
 
 log = structlog.get_logger()
 

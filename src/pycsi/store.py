@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pycsi.linux.descriptor import opened
+from pycsi.linux.descriptor import opened, sync_directory
 
 SCHEMA = 2
 
@@ -29,12 +29,6 @@ MIGRATIONS: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _volu
 
 class RecordError(Exception):
     """A record cannot be read: damaged, or written by a newer version."""
-
-
-def sync_directory(path: Path) -> None:
-    """Make the names in the directory `path` durable."""
-    with opened(path, os.O_DIRECTORY) as fd:
-        os.fsync(fd)
 
 
 def write_record(path: Path, data: Mapping[str, Any], *, durable: bool = True) -> None:

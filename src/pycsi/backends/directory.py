@@ -9,8 +9,8 @@ from pycsi.backends import Backend, attributes
 from pycsi.errors import Aborted, FailedPrecondition, OutOfRange
 from pycsi.limits import Progress, filesystem_usage
 from pycsi.linux import mount, treecopy
+from pycsi.linux.descriptor import sync_directory
 from pycsi.model import Capability, Usage, Volume, show
-from pycsi.store import sync_directory
 
 DATA = "data"
 

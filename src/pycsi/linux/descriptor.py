@@ -47,6 +47,12 @@ def opened(
         yield fd
 
 
+def sync_directory(path: str | os.PathLike[str]) -> None:
+    """Make the names in the directory `path` durable (fsync(2))."""
+    with opened(path, os.O_DIRECTORY) as fd:
+        os.fsync(fd)
+
+
 @contextlib.contextmanager
 def straight(path: os.PathLike[str], flags: int = 0) -> Iterator[int]:
     """Open what is at `path` without reading it (O_PATH); ELOOP where any part is a symbolic link.

@@ -14,12 +14,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pycsi.linux import program
-from pycsi.linux.descriptor import DIRECTORY, opened
-from pycsi.linux.tree import FS_IOC_GETFLAGS, FS_IOC_SETFLAGS
+from pycsi.linux.descriptor import DIRECTORY, opened, sync_directory
+from pycsi.linux.tree import FS_SYNC_FL, change_marks
 
 BTRFS_IOC_RESIZE = 0x50009403
 EXT4_IOC_RESIZE_FS = 0x40086610
-FS_SYNC_FL = 0x8
 XFS_IOC_FSGEOMETRY_V1 = 0x80705864
 XFS_IOC_FSGROWFSDATA = 0x4010586E
 
@@ -207,23 +206,16 @@ def _make_synchronous(undo: Path) -> None:
     So no change of the image can survive a power cut that the file does not know.
     """
     with opened(undo, os.O_RDWR | os.O_CREAT | os.O_EXCL) as fd:
-        with contextlib.suppress(OSError):  # a filesystem that knows no marks may not last either
-            (marks,) = struct.unpack("=i", fcntl.ioctl(fd, FS_IOC_GETFLAGS, bytes(4)))
-            fcntl.ioctl(fd, FS_IOC_SETFLAGS, struct.pack("=i", marks | FS_SYNC_FL))
+        change_marks(fd, add=FS_SYNC_FL)  # a filesystem that knows no marks may not last either
         os.fsync(fd)
-    _sync_names(undo)
+    sync_directory(undo.parent)
 
 
 def _forget(undo: Path, image: int) -> None:
     """Delete the undo file, durably: found again, it would undo what was written since."""
     os.fsync(image)
     undo.unlink()
-    _sync_names(undo)
-
-
-def _sync_names(file: Path) -> None:
-    with opened(file.parent, DIRECTORY) as directory:
-        os.fsync(directory)
+    sync_directory(undo.parent)
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ FS_APPEND_FL = 0x20
 FS_IMMUTABLE_FL = 0x10
 FS_IOC_GETFLAGS = 0x80086601
 FS_IOC_SETFLAGS = 0x40086602
+FS_SYNC_FL = 0x8
 
 _PROTECTED = FS_APPEND_FL | FS_IMMUTABLE_FL
 
@@ -55,7 +56,7 @@ def remove(path: Path, interrupted: Callable[[], bool] = lambda: False) -> None:
 def unprotect(path: Path) -> None:
     """Let the directory `path` be changed, moved and deleted, whatever marks it has (chattr(1))."""
     with opened(path, DIRECTORY) as fd:
-        _clear_protection(fd)
+        change_marks(fd, remove=_PROTECTED)
 
 
 def _unlink(name: str, directory: int) -> bool:
@@ -75,21 +76,22 @@ def _unprotect(name: str, directory: int) -> None:
     """Let what is immutable or append-only (chattr(1)) be deleted or moved."""
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
     with contextlib.suppress(OSError), opened(name, flags, at=directory) as fd:
-        _clear_protection(fd)
+        change_marks(fd, remove=_PROTECTED)
 
 
-def _clear_protection(fd: int) -> None:
-    """Clear the marks of an open file, where its filesystem knows them and we may."""
+def change_marks(fd: int, *, add: int = 0, remove: int = 0) -> None:
+    """Change the marks (chattr(1)) of an open file, where its filesystem knows them and we may."""
     with contextlib.suppress(OSError):
         (marks,) = struct.unpack("=i", fcntl.ioctl(fd, FS_IOC_GETFLAGS, bytes(4)))
-        if marks & _PROTECTED:
-            fcntl.ioctl(fd, FS_IOC_SETFLAGS, struct.pack("=i", marks & ~_PROTECTED))
+        changed = (marks | add) & ~remove
+        if changed != marks:
+            fcntl.ioctl(fd, FS_IOC_SETFLAGS, struct.pack("=i", changed))
 
 
 def _move_up(name: str, root: int) -> None:
     """Empty the directory `name` in `root`: its files are deleted, its directories move up."""
     with opened(name, DIRECTORY, at=root) as directory:
-        _clear_protection(directory)
+        change_marks(directory, remove=_PROTECTED)
         for entry in os.listdir(directory):  # noqa: PTH208
             with contextlib.suppress(FileNotFoundError):
                 if not _unlink(entry, directory):
