@@ -289,12 +289,11 @@ class Pool:
                 f"{place} exists, but was not there when the driver started; restart the driver, "
                 "or move it away"
             )
+        publish(building, place)
         try:
-            publish(building, place)
             self._settle()
         except BaseException:
-            with contextlib.suppress(FileNotFoundError):  # it was not renamed at all
-                place.rename(building)
+            place.rename(building)
             raise
 
     def delete(self, volume: Volume, fate: trash.Fate) -> None:

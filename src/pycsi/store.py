@@ -4,6 +4,7 @@ A record is a small JSON file with a `schema` number. It is written aside, synch
 over the old one, so a reader sees the old or the new one, never a part.
 """
 
+import contextlib
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -77,7 +78,12 @@ def read_record(path: Path) -> dict[str, Any]:
 
 
 def publish(building: Path, place: Path) -> None:
-    """Rename a finished directory to its final name; it exists, whole, when this returns."""
+    """Rename a directory to its final name, durably; where that fails it has its old one again."""
     building.rename(place)
-    sync_directory(place.parent)
-    sync_directory(building.parent)
+    try:
+        sync_directory(place.parent)
+        sync_directory(building.parent)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):  # somebody has taken it already
+            place.rename(building)
+        raise

@@ -174,13 +174,7 @@ class Trash:
     def throw_away(self, place: Path, object_id: str, fate: Fate) -> None:
         """Delete the directory `place` of an object, by one rename: durable when this returns."""
         name = f"{object_id}.{int(time.time())}.{fate}.{uuid.uuid4().hex[:8]}"
-        thrown = self._layout.trash / name
-        try:
-            publish(place, thrown)
-        except BaseException:
-            with contextlib.suppress(FileNotFoundError):  # not renamed, or taken by the reaper
-                thrown.rename(place)
-            raise
+        publish(place, self._layout.trash / name)
         self.filled.set()
 
     def reap(self, limiter: Limiter, interrupted: Callable[[], bool]) -> float:
