@@ -222,6 +222,15 @@ class Driver:
         ).group_snapshot
         return group
 
+    def members(self, group_id: str) -> list[csi.Snapshot]:
+        """Return the snapshots that are listed with this group."""
+        return [item for item in self.snapshots() if item.group_snapshot_id == group_id]
+
+    def delete_group(self, group_id: str, *members: str) -> None:
+        self.group.DeleteVolumeGroupSnapshot(
+            csi.DeleteVolumeGroupSnapshotRequest(group_snapshot_id=group_id, snapshot_ids=members)
+        )
+
     def allocated(self, snapshot_id: str, start: int = 0, most: int = 0) -> list[tuple[int, int]]:
         """Return the ranges of a snapshot that hold data: offsets and lengths."""
         request = csi.GetMetadataAllocatedRequest(

@@ -239,12 +239,7 @@ def read(file: Path, size: int) -> bytes:
 
 
 def delete_group(driver: Driver, group: csi.VolumeGroupSnapshot) -> None:
-    driver.group.DeleteVolumeGroupSnapshot(
-        csi.DeleteVolumeGroupSnapshotRequest(
-            group_snapshot_id=group.group_snapshot_id,
-            snapshot_ids=[item.snapshot_id for item in group.snapshots],
-        )
-    )
+    driver.delete_group(group.group_snapshot_id, *(item.snapshot_id for item in group.snapshots))
 
 
 def delete_all(driver: Driver) -> None:

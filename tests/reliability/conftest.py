@@ -1,11 +1,12 @@
 """What the reliability tests share: a pool of each kind, a look for what is left, and counts."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from zlib import crc32
 
 import pytest
-from conftest import FilesystemFactory
+from conftest import FilesystemFactory, run
 from driver import GIB, Driver
 
 from pycsi.linux import loop, mount
@@ -62,6 +63,12 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.section("tried")
     for what, number in sorted(sums.items()):
         terminalreporter.write_line(f"{number:8} {what}")
+
+
+def trash(pool: Path, command: str, *arguments: str) -> str:
+    """Run `pycsi trash` on a pool; return what it says."""
+    words = [command, f"--pool=default={pool}", *arguments]
+    return run(sys.executable, "-m", "pycsi", "trash", *words)
 
 
 def names_in(folder: Path) -> set[str]:

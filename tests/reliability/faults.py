@@ -60,14 +60,15 @@ class Point:
 
     name: str
     number: int
-    text: str = dataclasses.field(compare=False)
+    text: str = dataclasses.field(default="", compare=False)
 
     def __str__(self) -> str:
         return f"{self.name} {self.number}: {self.text[:100]}"
 
-    def inject(self, fault: str) -> str:
-        """Return the argument of strace that lets `fault` happen here."""
-        return f"{self.name}:{fault}:when={self.number}"
+    def inject(self, fault: str) -> tuple[str, ...]:
+        """Return the options of strace that let `fault` happen here."""
+        when = f"inject={self.name}:{fault}:when={self.number}"
+        return "-e", f"trace={self.name}", "-e", when
 
 
 def threads(driver: Driver, worker: Worker) -> list[int]:

@@ -4,17 +4,15 @@ import contextlib
 import dataclasses
 import os
 import random
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import recorder
-from conftest import run
 from driver import MIB, Driver, from_snapshot, from_volume
+from reliability.conftest import trash
 from reliability.history import Make, State, Story, Thing
 
 from pycsi.linux.descriptor import opened
-from pycsi.proto import csi_pb2 as csi
 
 _MOST = 128 * recorder.RECORD.size
 
@@ -62,26 +60,14 @@ def intact(target: Path, make: Make) -> int:
     return number
 
 
-def members(driver: Driver, group_id: str) -> list[csi.Snapshot]:
-    return [item for item in driver.snapshots() if item.group_snapshot_id == group_id]
-
-
 def delete_group(driver: Driver, group_id: str) -> None:
-    there = [item.snapshot_id for item in members(driver, group_id)]
-    driver.group.DeleteVolumeGroupSnapshot(
-        csi.DeleteVolumeGroupSnapshotRequest(group_snapshot_id=group_id, snapshot_ids=there)
-    )
+    driver.delete_group(group_id, *(item.snapshot_id for item in driver.members(group_id)))
 
 
 def kept(pool: Path) -> dict[str, str]:
     """Return the volumes in the trash that can be brought back: ids and names of entries."""
     names = [entry.name for entry in (pool / "trash").iterdir() if ".kept." in entry.name]
     return {name.rsplit(".", 3)[0]: name for name in names if not name.startswith(".")}
-
-
-def command(pool: Path, *words: str) -> None:
-    """Run `pycsi trash` on a pool."""
-    run(sys.executable, "-m", "pycsi", "trash", words[0], f"--pool=default={pool}", *words[1:])
 
 
 @dataclasses.dataclass
@@ -163,7 +149,7 @@ class Life:
     def bring_back(self, thing: Thing, pool: Path) -> None:
         state = dataclasses.replace(thing.state, kept=False)
         entry = kept(pool)[thing.id]
-        self.story.do(thing, state, lambda _: command(pool, "restore", entry))
+        self.story.do(thing, state, lambda _: trash(pool, "restore", entry))
 
     def live(self, name: str, choice: list[Make]) -> None:
         """Make a volume and others from it, use them, and delete all that was made."""

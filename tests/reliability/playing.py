@@ -56,8 +56,7 @@ class Play:
         self, played: Scene, point: Point, fault: str
     ) -> contextlib.AbstractContextManager[None]:
         """Let `fault` happen at a point of what is done in the `with` block."""
-        options = ("-e", f"trace={point.name}", "-e", f"inject={point.inject(fault)}")
-        return traced(self.driver, played.worker, self.log, *options)
+        return traced(self.driver, played.worker, self.log, *point.inject(fault))
 
     def kill_at(self, points: Sequence[Point]) -> int:
         """Kill the driver before each of these calls and repeat the RPC; return how often."""

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from conftest import run
 from driver import Driver, from_snapshot
-from reliability.conftest import check_unused, check_whole, names_in
+from reliability.conftest import check_unused, check_whole, names_in, trash
 from reliability.history import Make, State, Story, Thing
-from reliability.lives import command, delete_group, intact, kept
+from reliability.lives import delete_group, intact, kept
 from reliability.power import FSCK, Cut
 
 from pycsi.proto import csi_pb2 as csi
@@ -80,7 +80,7 @@ class Recovery:
             for _ in pool.map(self._delete, list(self._things())):
                 pass
         if there := kept(self.pool):
-            command(self.pool, "empty", *there.values())
+            trash(self.pool, "empty", *there.values())
         check_whole(self.driver, self.pool)
         assert not Finding(self.driver, self.pool).everything
         check_unused(self.pool)
@@ -123,7 +123,7 @@ class Recovery:
         for thing in self._things():
             states = [state for state in self.states[thing.id] if state and state.kept]
             if states and thing.id in (there := kept(self.pool)):
-                command(self.pool, "restore", there[thing.id])
+                trash(self.pool, "restore", there[thing.id])
                 self._narrow(thing, [dataclasses.replace(item, kept=False) for item in states])
                 return
 

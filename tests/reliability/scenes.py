@@ -257,11 +257,7 @@ class Group(Scene):
         self.driver.snapshot_group(self.named("g"), self.volume("v"), self.volume("w"))
 
     def members(self) -> list[str]:
-        return [
-            item.snapshot_id
-            for item in self.driver.snapshots()
-            if item.group_snapshot_id == self.volume("g")
-        ]
+        return [item.snapshot_id for item in self.driver.members(self.volume("g"))]
 
     def check(self) -> None:
         assert len(self.members()) == 2
@@ -270,11 +266,7 @@ class Group(Scene):
             self.check_filled(f"r{number}")
 
     def delete_group(self) -> None:
-        self.driver.group.DeleteVolumeGroupSnapshot(
-            csi.DeleteVolumeGroupSnapshotRequest(
-                group_snapshot_id=self.volume("g"), snapshot_ids=self.members()
-            )
-        )
+        self.driver.delete_group(self.volume("g"), *self.members())
 
     def undo(self) -> None:
         self.delete_group()
@@ -292,11 +284,7 @@ class DeleteGroup(Group):
         self.there = self.members()
 
     def act(self) -> None:
-        self.driver.group.DeleteVolumeGroupSnapshot(
-            csi.DeleteVolumeGroupSnapshotRequest(
-                group_snapshot_id=self.volume("g"), snapshot_ids=self.there
-            )
-        )
+        self.driver.delete_group(self.volume("g"), *self.there)
 
     def check(self) -> None:
         assert self.members() == []

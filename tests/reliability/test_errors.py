@@ -3,7 +3,6 @@
 import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import grpc
 import pytest
@@ -13,6 +12,7 @@ from reliability.conftest import Counter, check_whole
 from reliability.faults import Point, Worker, some, traced
 from reliability.playing import Play
 from reliability.scenes import Kind, Scene
+from rpc.conftest import code_of
 
 Code = grpc.StatusCode
 
@@ -29,17 +29,6 @@ ANSWERS = {
 }
 """How an RPC may end when a system call has failed so; OK where it could do without, or did it
 again."""
-
-
-def answer(act: Callable[[], None]) -> grpc.StatusCode:
-    """Return how an RPC ends; a refusal has to say why."""
-    try:
-        act()
-    except grpc.RpcError as error:
-        failure: Any = error
-        assert failure.details(), "a status message must not be empty"
-        return failure.code()  # type: ignore[no-any-return]
-    return Code.OK
 
 
 @pytest.mark.timeout(1800)
@@ -85,7 +74,7 @@ def test_failing_at_every_system_call(
 def fail(play: Play, played: Scene, point: Point, name: str) -> tuple[grpc.StatusCode, bool]:
     """Let one call fail; return how the RPC ended, and whether it got as far as that."""
     with play.inject(played, point, f"error={name}"):
-        code = answer(played.act)
+        code = code_of(played.act)
     try:
         assert code in ANSWERS[name]
         if played.worker is Worker.RPC:  # what could not be reaped waits until there is more

@@ -3,17 +3,16 @@
 import collections
 import json
 import random
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import grpc
-from conftest import run
 from driver import Driver
 from google.protobuf.message import Message
+from reliability.arena import delete_all
 from reliability.canary import untouched
-from reliability.conftest import Counter, check_unused, check_whole, names_in
+from reliability.conftest import Counter, check_unused, check_whole, names_in, trash
 from reliability.fuzzing import LARGEST_MESSAGE, World, methods
 from rpc.conftest import OK, code_of
 
@@ -144,19 +143,8 @@ def undo(driver: Driver, pool: Path) -> None:
         driver.controller.ControllerUnpublishVolume(
             csi.ControllerUnpublishVolumeRequest(volume_id=volume_id)
         )
-    for group in {item.group_snapshot_id for item in driver.snapshots()} - {""}:
-        members = [item for item in driver.snapshots() if item.group_snapshot_id == group]
-        driver.group.DeleteVolumeGroupSnapshot(
-            csi.DeleteVolumeGroupSnapshotRequest(
-                group_snapshot_id=group, snapshot_ids=[item.snapshot_id for item in members]
-            )
-        )
-    for snapshot in driver.snapshots():
-        driver.delete_snapshot(snapshot.snapshot_id)
-    for volume_id in driver.volume_ids():
-        driver.delete(volume_id)
-    driver.reaped()
-    run(sys.executable, "-m", "pycsi", "trash", "empty", "--all", f"--pool=default={pool}")
+    delete_all(driver)
+    trash(pool, "empty", "--all")
 
 
 def test_requests_of_all_kinds(

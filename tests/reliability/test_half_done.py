@@ -9,7 +9,7 @@ import pytest
 from conftest import run
 from driver import MIB, Driver, from_snapshot, refused
 from reliability.conftest import check_unused, check_whole
-from reliability.faults import Worker, record, traced
+from reliability.faults import Point, Worker, record, traced
 
 from pycsi.proto import csi_pb2 as csi
 
@@ -23,11 +23,11 @@ def served(big_pool: Path, serve: Callable[..., Driver]) -> Driver:
 
 
 def failing(
-    driver: Driver, tmp_path: Path, point: str, number: int
+    driver: Driver, tmp_path: Path, call: str, number: int
 ) -> contextlib.AbstractContextManager[None]:
     """Let a system call of the next RPC fail with EIO."""
-    fault = f"inject={point}:error=EIO:when={number}"
-    return traced(driver, Worker.RPC, tmp_path / "log", "-e", f"trace={point}", "-e", fault)
+    fault = Point(call, number).inject("error=EIO")
+    return traced(driver, Worker.RPC, tmp_path / "log", *fault)
 
 
 def nodes(driver: Driver, volume_id: str) -> list[str]:
@@ -70,14 +70,13 @@ def test_group(served: Driver, big_pool: Path, tmp_path: Path) -> None:
     """A group whose deletion could not be synchronised is there, with all its members."""
     volume_id = served.create("v", 16 * MIB, type="image").volume_id
     group = served.snapshot_group("g", volume_id)
-    delete = csi.DeleteVolumeGroupSnapshotRequest(group_snapshot_id=group.group_snapshot_id)
-    delete.snapshot_ids.extend(item.snapshot_id for item in group.snapshots)
+    members = [item.snapshot_id for item in group.snapshots]
     with failing(served, tmp_path, "fsync", 1), refused(INTERNAL, "Input/output error"):
-        served.group.DeleteVolumeGroupSnapshot(delete)
+        served.delete_group(group.group_snapshot_id, *members)
     check_whole(served, big_pool)
     served.restart()
     assert served.snapshots() == list(group.snapshots)
-    served.group.DeleteVolumeGroupSnapshot(delete)
+    served.delete_group(group.group_snapshot_id, *members)
     check_whole(served, big_pool)
 
 

@@ -17,7 +17,7 @@ import pytest
 from conftest import FilesystemFactory, run
 from driver import GIB, MIB, Driver, from_snapshot, from_volume, refused
 from reliability.canary import facts_of, untouched
-from reliability.conftest import Counter, check_whole
+from reliability.conftest import Counter, check_whole, trash
 from rpc.conftest import OK, code_of
 
 from pycsi.linux import btrfs
@@ -261,20 +261,16 @@ def test_hostile_content(
         driver.reaped()
         for _ in range(2):
             (kept,) = (big_pool / "trash").iterdir()
-            assert kept.name in in_trash(big_pool, "list")
-            in_trash(big_pool, "restore", kept.name)
+            assert kept.name in trash(big_pool, "list")
+            trash(big_pool, "restore", kept.name)
             with driver.published(volumes[-1], tmp_path) as target:
                 assert shape(target) == wanted
             driver.delete(volumes[-1])
-        in_trash(big_pool, "empty", "--all")
+        trash(big_pool, "empty", "--all")
         assert not list((big_pool / "trash").iterdir())
         check_whole(driver, big_pool)
     assert "Traceback" not in driver.log
     assert "cannot be" not in driver.log
-
-
-def in_trash(pool: Path, *arguments: str) -> str:
-    return run(sys.executable, "-m", "pycsi", "trash", *arguments, f"--pool=default={pool}")
 
 
 def test_tree_that_is_changed_while_it_is_deleted(

@@ -14,6 +14,7 @@ from reliability.faults import CHANGING, Point, points, some
 from reliability.scenes import EXT4, Scene
 
 _SHARE = 8
+KILL = "signal=KILL"
 
 
 def run_traced(command: Sequence[str], log: Path, *options: str) -> int:
@@ -31,10 +32,6 @@ def run_traced(command: Sequence[str], log: Path, *options: str) -> int:
 def on(pool: Path, log: Path) -> list[Point]:
     """Return the points of a recording at which something on the pool is changed."""
     return [point for point in points(log, asking=False) if str(pool) in point.text]
-
-
-def killing(point: Point) -> tuple[str, ...]:
-    return "-e", f"trace={point.name}", "-e", f"inject={point.inject('signal=KILL')}"
 
 
 @pytest.fixture
@@ -80,7 +77,7 @@ def test_trash(
         delete(scene)
     for number, point in enumerate(chosen):
         scene, entry = retained(served, ground, tmp_path, f"k{number}")
-        killed = run_traced(["trash", what, pool, entry], log, *killing(point))
+        killed = run_traced(["trash", what, pool, entry], log, *point.inject(KILL))
         assert killed == -signal.SIGKILL, f"{point} was not reached"
         left = [path for path in (big_pool / "trash").iterdir() if path.name == entry]
         if left:
@@ -134,7 +131,7 @@ def test_start(
     killed = 0
     for point in chosen:
         leave()
-        if start(*killing(point)) is not None:
+        if start(*point.inject(KILL)) is not None:
             killed += 1
             served.channel.close()
             served.start()

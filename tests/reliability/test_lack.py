@@ -8,12 +8,11 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import grpc
 import pytest
 from conftest import FilesystemFactory, run
-from driver import GIB, MIB, Driver
+from driver import GIB, MIB, Driver, refused
 from reliability.conftest import Counter, check_unused, check_whole
 from reliability.node_scenes import Publish, PublishInline, Stage, Unpublish, Unstage
 from reliability.scenes import (
@@ -35,6 +34,7 @@ from reliability.scenes import (
     Scene,
     Snapshot,
 )
+from rpc.conftest import code_of
 
 from pycsi.linux import mount
 
@@ -103,7 +103,7 @@ def play(
             scenes.append(scene(driver, ground, tmp_path, f"n{number}", kind))
             scenes[-1].prepare()
         with lack:
-            codes = {f"{type(item).__name__} {item.kind}": answer(item.act) for item in scenes}
+            codes = {f"{type(item).__name__} {item.kind}": code_of(item.act) for item in scenes}
         driver.reaped()
         for item in scenes:
             check_whole(driver, small_pool)
@@ -118,16 +118,6 @@ def play(
         return codes
 
     return playing
-
-
-def answer(act: Callable[[], None]) -> grpc.StatusCode:
-    try:
-        act()
-    except grpc.RpcError as error:
-        failure: Any = error
-        assert failure.details(), "a status message must not be empty"
-        return failure.code()  # type: ignore[no-any-return]
-    return Code.OK
 
 
 def check(codes: dict[str, grpc.StatusCode], refusals: set[grpc.StatusCode], *refused: str) -> None:
@@ -244,21 +234,13 @@ def test_pool_that_cannot_be_written(
         assert set((other / "pool").rglob("*")) == before
 
 
-def refusal(act: Callable[[], Any]) -> tuple[grpc.StatusCode, str]:
-    with pytest.raises(grpc.RpcError) as caught:
-        act()
-    failure: Any = caught.value
-    return failure.code(), failure.details()
-
-
 def test_no_loop_devices(small_pool: Path, serve: Callable[..., Driver], tmp_path: Path) -> None:
     """Where there are no loop devices, as in a container, that is said, and what to do."""
     hide = 'mount --bind /dev/null /dev/loop-control; exec "$@"'
     driver = serve(small_pool, wrapper=("unshare", "--mount", "sh", "-c", hide, "sh"))
     volume_id = driver.create("v", 16 * MIB, type="image").volume_id
-    code, said = refusal(lambda: driver.stage(volume_id, tmp_path / "staging"))
-    assert code is Code.FAILED_PRECONDITION
-    assert "loop" in said
+    with refused(Code.FAILED_PRECONDITION, "loop"):
+        driver.stage(volume_id, tmp_path / "staging")
     driver.delete(volume_id)
     check_whole(driver, small_pool)
 
@@ -285,9 +267,8 @@ def test_too_many_mounts(
     """Where the kernel allows no more mounts, that is said, with the setting that limits them."""
     driver = serve(small_pool, wrapper=crowded)
     volume_id = driver.create("v", 16 * MIB, type="image").volume_id
-    code, said = refusal(lambda: driver.stage(volume_id, tmp_path / "staging"))
-    assert code is Code.RESOURCE_EXHAUSTED
-    assert "fs.mount-max" in said
+    with refused(Code.RESOURCE_EXHAUSTED, "fs.mount-max"):
+        driver.stage(volume_id, tmp_path / "staging")
     driver.delete(volume_id)
     check_whole(driver, small_pool)
     check_unused(small_pool)

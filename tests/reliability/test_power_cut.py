@@ -1,15 +1,13 @@
 """The power is cut again and again: what was acknowledged is there, and everything is whole."""
 
-import contextlib
 import functools
 import itertools
 import random
 import shutil
 import signal
-import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,9 +15,10 @@ import grpc
 import pytest
 from conftest import FilesystemFactory, needs
 from driver import GIB, Driver
-from reliability.conftest import Counter, check_unused, check_whole
+from reliability.conftest import Counter, check_unused, check_whole, trash
+from reliability.faults import Point, Worker, traced
 from reliability.history import Make, Story
-from reliability.lives import Life, command, kept, makes
+from reliability.lives import Life, kept, makes
 from reliability.power import Cut, Disk
 from reliability.recovery import Recovery
 
@@ -117,7 +116,7 @@ def test_under_load(bench: Bench, tmp_path: Path, ground: str, thorough: bool) -
                 for thread in running:
                     thread.result()
             if there := kept(pool):
-                command(pool, "empty", *there.values())
+                trash(pool, "empty", *there.values())
             check_whole(driver, pool)
             check_unused(pool)
         bench.recover(stories, cuts)
@@ -147,23 +146,6 @@ def test_while_growing(bench: Bench, tmp_path: Path, thorough: bool) -> None:
     bench.recover([story], [*share, after])
 
 
-@contextlib.contextmanager
-def killed_at(driver: Driver, call: str, number: int) -> Iterator[None]:
-    """Have the driver die when one of its threads makes a system call for the nth time."""
-    assert driver.process is not None
-    inject = f"inject={call}:signal=SIGKILL:when={number}"
-    command = ["strace", "-f", "-e", f"trace={call}", "-e", inject, "-p", str(driver.process.pid)]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as tracer:
-        assert tracer.stderr is not None
-        assert "attached" in tracer.stderr.readline()
-        with ThreadPoolExecutor(1) as reading:
-            reading.submit(tracer.stderr.read)
-            try:
-                yield
-            finally:
-                tracer.terminate()
-
-
 class Killed:
     """Kills the driver in the middle of steps, has them repeated and cuts the power at once."""
 
@@ -176,7 +158,8 @@ class Killed:
     def at(self, call: str, number: int, step: Callable[[], object]) -> bool:
         """Do a step with a kill at a system call; False if it ended before that."""
         driver = self.story.driver
-        with killed_at(driver, call, number):
+        kill = Point(call, number).inject("signal=KILL")
+        with traced(driver, Worker.RPC, self._bench.folder / "strace.log", *kill):
             try:
                 step()
             except grpc.RpcError:

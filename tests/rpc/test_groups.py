@@ -24,16 +24,10 @@ def volumes(shared: Driver) -> Iterator[list[str]]:
                 for item in shared.snapshots()
                 if item.group_snapshot_id == snapshot.group_snapshot_id
             ]
-            delete(shared, snapshot.group_snapshot_id, *members)
+            shared.delete_group(snapshot.group_snapshot_id, *members)
         shared.delete_snapshot(snapshot.snapshot_id)
     for volume_id in shared.volume_ids():
         shared.delete(volume_id)
-
-
-def delete(driver: Driver, group_id: str, *members: str) -> None:
-    driver.group.DeleteVolumeGroupSnapshot(
-        csi.DeleteVolumeGroupSnapshotRequest(group_snapshot_id=group_id, snapshot_ids=members)
-    )
 
 
 def get(driver: Driver, group_id: str, *members: str) -> csi.VolumeGroupSnapshot:
@@ -70,7 +64,7 @@ def test_group(shared: Driver, volumes: list[str]) -> None:
         assert copy.content_source == source
         shared.delete(copy.volume_id)
     for _ in range(3):
-        delete(shared, group.group_snapshot_id, *ids(group))
+        shared.delete_group(group.group_snapshot_id, *ids(group))
     assert on_disk(shared) == before
     with refused(Code.NOT_FOUND):
         get(shared, group.group_snapshot_id, *ids(group))
@@ -81,7 +75,7 @@ def test_members_must_be_named(shared: Driver, volumes: list[str]) -> None:
     group = shared.snapshot_group("g", *volumes)
     members = ids(group)
     for wrong in ([], members[:2], [*members, "other@node-1"]):
-        for call in (delete, get):
+        for call in (Driver.delete_group, get):
             with refused(Code.INVALID_ARGUMENT, members[0]):
                 call(shared, group.group_snapshot_id, *wrong)
     assert get(shared, group.group_snapshot_id, *reversed(members)) == group
@@ -128,7 +122,7 @@ def test_member_whose_place_is_taken(shared: Driver, volumes: list[str]) -> None
     """Where one member cannot be put in its place the others are taken back."""
     probe = shared.snapshot_group("g", *volumes)
     members = ids(probe)
-    delete(shared, probe.group_snapshot_id, *members)
+    shared.delete_group(probe.group_snapshot_id, *members)
     shared.reaped()
     foreign = shared.folders[0] / "snapshots" / members[2]
     foreign.mkdir()
@@ -142,12 +136,12 @@ def test_member_whose_place_is_taken(shared: Driver, volumes: list[str]) -> None
 
 def test_what_is_not_there(shared: Driver) -> None:
     """Deletion is idempotent, but for another node's groups."""
-    delete(shared, "gone")
-    delete(shared, "../volumes")
+    shared.delete_group("gone")
+    shared.delete_group("../volumes")
     with refused(Code.FAILED_PRECONDITION, "node-2"):
-        delete(shared, "g@node-2")
+        shared.delete_group("g@node-2")
     with refused(Code.INVALID_ARGUMENT):
-        delete(shared, "")
+        shared.delete_group("")
     with refused(Code.INVALID_ARGUMENT):
         get(shared, "")
 
@@ -206,6 +200,6 @@ def test_group_with_a_damaged_member(driver: Driver) -> None:
     (driver.folders[0] / "snapshots" / members[0] / "snapshot.json").write_text("damaged")
     driver.restart()
     assert len(driver.snapshots()) == 2
-    delete(driver, group.group_snapshot_id, *members)
+    driver.delete_group(group.group_snapshot_id, *members)
     assert driver.snapshots() == []
     assert on_disk(driver) == {f"volumes/{item}" for item in volumes}

@@ -15,7 +15,6 @@ from conftest import FilesystemFactory, run
 from driver import GIB, MIB, Driver, from_snapshot, from_volume, mount_capability
 
 from pycsi.linux import loop
-from pycsi.proto import csi_pb2 as csi
 
 KILLS = 12
 FSCK = {
@@ -42,14 +41,8 @@ def make_and_delete(driver: Driver, volumes: list[str], kind: str, name: str) ->
     clone = driver.create(f"c{name}", size, capability=capability, source=from_volume(volumes[1]))
     driver.delete(clone.volume_id)
     driver.delete_snapshot(taken)
-    delete_group(driver, group.group_snapshot_id, [item.snapshot_id for item in group.snapshots])
+    driver.delete_group(group.group_snapshot_id, *(item.snapshot_id for item in group.snapshots))
     driver.delete(f"r{name}@node-1")
-
-
-def delete_group(driver: Driver, group_id: str, members: list[str]) -> None:
-    driver.group.DeleteVolumeGroupSnapshot(
-        csi.DeleteVolumeGroupSnapshotRequest(group_snapshot_id=group_id, snapshot_ids=members)
-    )
 
 
 def check(driver: Driver, pool: Path, volumes: list[str], kind: str, written: int) -> None:
@@ -70,7 +63,7 @@ def check(driver: Driver, pool: Path, volumes: list[str], kind: str, written: in
     assert records == groups.keys()
     for group_id, members in groups.items():
         assert len(members) == len(volumes)
-        delete_group(driver, group_id, members)
+        driver.delete_group(group_id, *members)
     for volume_id in driver.volume_ids():
         if volume_id not in volumes:
             image = pool / "volumes" / volume_id / "disk.img"
