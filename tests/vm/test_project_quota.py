@@ -29,6 +29,7 @@ def write_as_nobody(target: Path, size: int) -> tuple[int, str]:
         [*command, "conv=fsync"], user=65534, group=65534, extra_groups=[],
         capture_output=True, text=True, check=False, cwd="/",
     )  # fmt: skip
+    assert target.exists(), f"dd has ended with {done.returncode}: {done.stderr}"
     return target.stat().st_size, done.stderr
 
 
