@@ -4,9 +4,16 @@ An error is raised where the fault is found and carries its status code; `rpc.py
 gRPC status, and nothing else does. Messages say what was wanted, what was found, what to change.
 """
 
+import contextlib
 import errno
+from collections.abc import Callable
+from typing import TypeVar
 
 import grpc
+
+_ATTEMPTS = 3
+
+T = TypeVar("T")
 
 
 class CsiError(Exception):
@@ -91,3 +98,11 @@ ERRNO_CODES = {
     errno.ELOOP: grpc.StatusCode.INVALID_ARGUMENT,
 }
 """The status of an `OSError` that nobody has given a better meaning; all others are INTERNAL."""
+
+
+def insist(act: Callable[[], T]) -> T:
+    """Call `act` again at once where it fails: what was begun would stay half done otherwise."""
+    for _ in range(_ATTEMPTS - 1):
+        with contextlib.suppress(OSError, CsiError):
+            return act()
+    return act()

@@ -9,23 +9,18 @@ import contextlib
 import dataclasses
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TypeVar
 
 import structlog
 
 from pycsi.backends import Backend
-from pycsi.errors import FailedPrecondition
+from pycsi.errors import FailedPrecondition, insist
 from pycsi.linux.descriptor import DIRECTORY, closing, opened
 from pycsi.linux.freeze import freeze, thaw
 from pycsi.linux.mount import mount_of, syncfs
 
 log = structlog.get_logger()
-
-_ATTEMPTS = 3
-
-T = TypeVar("T")
 
 
 class OverdueError(Exception):
@@ -101,10 +96,10 @@ def _frozen(fd: int, volume: Frozen, moment: Moment) -> Iterator[None]:
     try:
         ours = freeze(fd)
     except BaseException:
-        _insist(volume.marker.unlink)
+        insist(volume.marker.unlink)
         raise
     if not ours:
-        _insist(volume.marker.unlink)
+        insist(volume.marker.unlink)
         raise FailedPrecondition(
             f"the filesystem of volume {name} is frozen by somebody else; thaw it (fsfreeze "
             "--unfreeze)"
@@ -112,21 +107,13 @@ def _frozen(fd: int, volume: Frozen, moment: Moment) -> Iterator[None]:
     try:
         yield
     finally:
-        was_frozen = _insist(lambda: thaw(fd))
-        _insist(volume.marker.unlink)
+        was_frozen = insist(lambda: thaw(fd))  # or it would stand still for ever
+        insist(volume.marker.unlink)
     if not (was_frozen or moment.over):
         raise FailedPrecondition(
             f"the filesystem of volume {name} was thawed by somebody else while it was copied; "
             "have nothing else freeze it at that time"
         )
-
-
-def _insist(undo: Callable[[], T]) -> T:
-    """Call `undo` again where it fails: a filesystem that is not thawed stands still for ever."""
-    for _ in range(_ATTEMPTS - 1):
-        with contextlib.suppress(OSError):
-            return undo()
-    return undo()
 
 
 def _open_volume(backend: Backend) -> int:

@@ -1,5 +1,6 @@
 """All pools of this process, and finding a volume among them."""
 
+import contextlib
 import functools
 from collections.abc import Iterable, Iterator
 
@@ -7,7 +8,7 @@ import structlog
 
 from pycsi import ids
 from pycsi.config import DEFAULT_POOL, ConfigError
-from pycsi.errors import CsiError, InvalidArgument, NotFound
+from pycsi.errors import CsiError, InvalidArgument, NotFound, insist
 from pycsi.model import Group, Snapshot, Volume
 from pycsi.pool import Pool
 
@@ -79,11 +80,22 @@ class Pools:
         The records go first: a member without its group's record is deleted at the next start.
         """
         theirs = {pool.uuid: pool for pool in self if pool.uuid in group.members.values()}
-        for pool in theirs.values():
-            pool.delete_group_record(group.id)
-        for member, pool_uuid in group.members.items():
-            if pool_uuid in theirs:
-                theirs[pool_uuid].forget(member)
+        members = [(theirs[at], member) for member, at in group.members.items() if at in theirs]
+        try:
+            for pool in theirs.values():
+                pool.delete_group_record(group.id)
+            for number, (pool, member) in enumerate(members):
+                forget = functools.partial(pool.forget, member)
+                if number:
+                    insist(forget)  # the first one has gone, and does not come back
+                else:
+                    forget()
+        except BaseException:
+            if all(member in pool.snapshots for pool, member in members):
+                with contextlib.suppress(OSError, CsiError):
+                    for pool in theirs.values():
+                        pool.write_group_record(group)
+            raise
         for pool in theirs.values():  # only now: if a member cannot be deleted it is tried again
             pool.groups.pop(group.id, None)
 

@@ -39,13 +39,18 @@ def write_record(path: Path, data: Mapping[str, Any], *, durable: bool = True) -
     describes mounts, which a power cut ends too.
     """
     aside = path.with_name(f".{path.name}.new")
-    fd = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    with os.fdopen(fd, "w", encoding="utf-8") as file:
-        json.dump({"schema": SCHEMA, **data}, file, separators=(",", ":"))
-        if durable:
-            file.flush()
-            os.fsync(fd)
-    aside.rename(path)
+    try:
+        fd = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        with os.fdopen(fd, "w", encoding="utf-8") as file:
+            json.dump({"schema": SCHEMA, **data}, file, separators=(",", ":"))
+            if durable:
+                file.flush()
+                os.fsync(fd)
+        aside.rename(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            aside.unlink()
+        raise
     if durable:
         sync_directory(path.parent)
 

@@ -1,8 +1,10 @@
 """What was renamed into its place, and could not be synchronised: undone, on disk and in memory."""
 
 import contextlib
+import uuid
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -14,6 +16,8 @@ from reliability.faults import Point, Worker, record, traced
 from pycsi.proto import csi_pb2 as csi
 
 INTERNAL = grpc.StatusCode.INTERNAL
+
+_ATTEMPTS = 5
 
 
 @pytest.fixture
@@ -80,22 +84,82 @@ def test_group(served: Driver, big_pool: Path, tmp_path: Path) -> None:
     check_whole(served, big_pool)
 
 
-@pytest.mark.parametrize("word", [", FITHAW", "pool/frozen/"])
-def test_freezing(served: Driver, big_pool: Path, tmp_path: Path, word: str) -> None:
+@pytest.mark.parametrize("number", [1, 2])
+def test_member(served: Driver, big_pool: Path, tmp_path: Path, number: int) -> None:
+    """A group of which a member could not be deleted is there with all of them, or gone."""
+    volumes = [served.create(name, 16 * MIB, type="image").volume_id for name in ("v", "w")]
+    group = served.snapshot_group("g", *volumes)
+    members = [item.snapshot_id for item in group.snapshots]
+    fault = failing(served, tmp_path, "rename", number)
+    with fault, contextlib.suppress(grpc.RpcError):
+        served.delete_group(group.group_snapshot_id, *members)
+    check_whole(served, big_pool)
+    assert len(served.members(group.group_snapshot_id)) in {0, 2}
+    served.restart()
+    served.delete_group(group.group_snapshot_id, *members)
+    assert served.snapshots() == []
+    check_whole(served, big_pool)
+
+
+def failing_at(
+    driver: Driver,
+    tmp_path: Path,
+    call: str,
+    word: str,
+    play: Callable[[], None],
+    act: Callable[[int], object],
+) -> grpc.RpcError | None:
+    """Let the last system call `call` with `word` in it fail in `act`; return what that raises.
+
+    `play` shows where that call is. Which thread serves an RPC differs, and how many of the loop
+    devices have files called alike: where another call has failed it is tried again.
+    """
+    for number in range(_ATTEMPTS):
+        points = record(driver, Worker.RPC, tmp_path / "log", play, asking=True)
+        there = [point for point in points if point.name == call and word in point.text]
+        answer: grpc.RpcError | None = None
+        if there:
+            try:
+                with failing(driver, tmp_path, call, there[-1].number):
+                    act(number)
+            except grpc.RpcError as error:
+                answer = error
+            lines = (tmp_path / "log").read_text().splitlines()
+            if any("(INJECTED)" in line and word in line for line in lines):
+                return answer
+    pytest.fail(f"{call} {word} was not met in {_ATTEMPTS} attempts")
+
+
+@pytest.mark.parametrize("call", ["write", "fsync"])
+def test_unwritten(served: Driver, big_pool: Path, tmp_path: Path, call: str) -> None:
+    """Of the record of a group that could not be written nothing is left."""
+    volume_id = served.create(uuid.uuid4().hex, 16 * MIB, type="image").volume_id
+
+    def play() -> None:
+        group = served.snapshot_group("g", volume_id)
+        served.delete_group("g@node-1", *[item.snapshot_id for item in group.snapshots])
+
+    def act(number: int) -> None:
+        served.snapshot_group(f"g{number}", volume_id)
+
+    answer: Any = failing_at(served, tmp_path, call, "pool/groups/.g", play, act)
+    assert answer.code() is INTERNAL
+    check_whole(served, big_pool)
+
+
+@pytest.mark.parametrize(("call", "word"), [("ioctl", ", FITHAW"), ("unlink", "pool/frozen/")])
+def test_freezing(served: Driver, big_pool: Path, tmp_path: Path, call: str, word: str) -> None:
     """A filesystem that the kernel did not thaw at once is thawed, and its marker goes."""
-    volume_id = served.create("v", 16 * MIB, type="image").volume_id
+    volume_id = served.create(uuid.uuid4().hex, 16 * MIB, type="image").volume_id
+
+    def play() -> None:
+        served.delete_snapshot(served.snapshot("s", volume_id).snapshot_id)
+
+    def act(number: int) -> None:
+        served.snapshot(f"t{number}", volume_id)
+
     with served.published(volume_id, tmp_path) as target:
-        points = record(
-            served,
-            Worker.RPC,
-            tmp_path / "log",
-            lambda: served.delete_snapshot(served.snapshot("s", volume_id).snapshot_id),
-            asking=True,
-        )
-        last = [point for point in points if word in point.text][-1]
-        assert last.name in {"ioctl", "unlink"}
-        with failing(served, tmp_path, last.name, last.number):
-            served.snapshot("t", volume_id)
+        assert failing_at(served, tmp_path, call, word, play, act) is None
         check_whole(served, big_pool)
         run("timeout", "10", "touch", target / "file")
 
