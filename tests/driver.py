@@ -154,14 +154,18 @@ class Driver:
     def reaped(self) -> None:
         """Wait until what was deleted has been freed, in the background."""
         deadline = time.monotonic() + 30
-        while left := [
+        # Twice: what is renamed while one looks may be seen under neither name.
+        while left := self._unreaped() or self._unreaped():
+            assert time.monotonic() < deadline, f"not reaped: {left}"
+            time.sleep(0.01)
+
+    def _unreaped(self) -> list[Path]:
+        return [
             entry
             for folder in self.folders
             for entry in (folder / "trash").glob("*")
             if ".kept." not in entry.name or entry.name.startswith(".")
-        ]:
-            assert time.monotonic() < deadline, f"not reaped: {left}"
-            time.sleep(0.01)
+        ]
 
     def restart(self, number: int = signal.SIGTERM) -> None:
         self.stop(number)

@@ -27,6 +27,9 @@ Code = grpc.StatusCode
 TOLERABLE = {OK, Code.ABORTED, Code.FAILED_PRECONDITION}
 TIB = 1024 * GIB
 
+_KEPT = 10
+"""How many snapshots a test leaves in a small pool."""
+
 MOVER = """
 for side in ("a", "b"):
     for number in range(40):
@@ -142,11 +145,13 @@ def test_tree_that_is_changed_while_it_is_copied(
                 ends[failure.code()] = failure.details()
             else:
                 ends[OK] = ""
+            assert all("secret" not in path.name for path in (pool / "snapshots").rglob("*"))
+            for snapshot in driver.snapshots()[:-_KEPT]:  # or the pool would be full some time
+                driver.delete_snapshot(snapshot.snapshot_id)
             driver.stats(volume_id, target)
             driver.condition(volume_id)
     assert ends.keys() <= TOLERABLE, ends
     assert "Traceback" not in driver.log
-    assert all("secret" not in path.name for path in (pool / "snapshots").rglob("*"))
     check_whole(driver, pool)
     counted("copies of trees that change", rounds)
 
