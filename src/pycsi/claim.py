@@ -3,13 +3,13 @@
 import fcntl
 import os
 import threading
-from pathlib import Path, PurePath
 
 from pycsi.config import ConfigError, PoolConfig
 from pycsi.errors import FailedPrecondition
 from pycsi.layout import Layout
 from pycsi.linux.btrfs import is_subvolume
-from pycsi.linux.mount import mount_of
+from pycsi.linux.ground import Ground
+from pycsi.linux.mounttable import Mount
 from pycsi.store import RecordError
 
 _VOLATILE = frozenset({"tmpfs", "ramfs"})
@@ -18,15 +18,17 @@ _VOLATILE = frozenset({"tmpfs", "ramfs"})
 class Claim:
     """An open pool directory, locked with flock(2).
 
-    `mount` is the filesystem it lies on, `uuid` the pool's own; an empty directory becomes a pool.
+    `ground` is where it lies, `uuid` the pool's own; an empty directory becomes a pool.
     """
 
     def __init__(self, config: PoolConfig) -> None:
         self._config = config
+        self._record = Layout(config.path).record
         self._reopening = threading.Lock()
+        self._read: tuple[int, ...] = ()
         self._fd = _open(config)
         try:
-            self.mount = mount_of(self._fd)
+            self._hold(self._fd)
             self._refuse_unfit()
             self.uuid = Layout(config.path).read_or_make_uuid()
         except RecordError as error:
@@ -35,6 +37,13 @@ class Claim:
         except BaseException:
             os.close(self._fd)
             raise
+
+    def _hold(self, fd: int) -> None:
+        """Take over the descriptor of the pool's directory."""
+        self._fd = fd
+        status = os.fstat(fd)
+        self._directory = status.st_dev, status.st_ino
+        self.ground = Ground.of(self._config.path, fd)
 
     def _refuse_unfit(self) -> None:
         name, path = self._config.name, self._config.path
@@ -59,7 +68,7 @@ class Claim:
 
         A container has something mounted there in any case: its part of the host's disk.
         """
-        path = Path(os.path.realpath(self._config.path))
+        path = self.ground.real_path
         whole = self.mount.root == "/" or (self.mount.fstype == "btrfs" and is_subvolume(path))
         return whole and self.mount.target == str(path)
 
@@ -70,10 +79,9 @@ class Claim:
             return None
 
     @property
-    def whereabouts(self) -> tuple[int, PurePath]:
-        """The filesystem's device number, and the pool's path from the filesystem's own root."""
-        inside = os.path.relpath(os.path.realpath(self._config.path), self.mount.target)
-        return self.mount.device, PurePath(self.mount.root, inside)
+    def mount(self) -> Mount:
+        """The filesystem that the pool lies on."""
+        return self.ground.mount
 
     def close(self) -> None:
         """Leave the pool to another process."""
@@ -99,9 +107,16 @@ class Claim:
 
     def _in_place(self) -> bool:
         now = self._config.path.stat()
-        here = os.fstat(self._fd)
-        same = (now.st_dev, now.st_ino) == (here.st_dev, here.st_ino)
-        return same and Layout(self._config.path).read_uuid() == self.uuid
+        if (now.st_dev, now.st_ino) != self._directory:
+            return False
+        # Every RPC asks: a record that nobody has changed since it was read need not be read again.
+        record = self._record.stat()
+        version = record.st_dev, record.st_ino, record.st_ctime_ns
+        if version != self._read:
+            if Layout(self._config.path).read_uuid() != self.uuid:
+                return False
+            self._read = version
+        return True
 
     def _readonly(self) -> bool:
         return bool(os.fstatvfs(self._fd).f_flag & os.ST_RDONLY)
@@ -116,9 +131,9 @@ class Claim:
                 "right disk"
             )
         fd = _open(self._config)
-        old, self._fd = self._fd, fd
+        old = self._fd
+        self._hold(fd)
         os.close(old)
-        self.mount = mount_of(fd)
 
 
 def _open(config: PoolConfig) -> int:

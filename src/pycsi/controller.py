@@ -207,8 +207,7 @@ class Controller(ControllerSnapshots):
         self, request: csi.ListVolumesRequest, context: grpc.ServicerContext
     ) -> csi.ListVolumesResponse:
         size, after = read.page(request.max_entries, request.starting_token)
-        rest = [(pool, volume) for pool, volume in self._pools.located() if volume.id > after]
-        shown = rest[:size] if size else rest
+        shown, more = reply.page(self._pools.located(after), size)
         conditions = examine(shown, self._locks)
         kind = csi.ListVolumesResponse
         return kind(
@@ -223,7 +222,7 @@ class Controller(ControllerSnapshots):
                 for _, volume in shown
                 if volume.id in conditions
             ],
-            next_token=read.token(shown[-1][1].id) if len(shown) < len(rest) else "",
+            next_token=read.token(shown[-1][1].id) if more else "",
         )
 
     def ControllerGetVolume(
@@ -294,10 +293,10 @@ class Controller(ControllerSnapshots):
                 "readonly flag; detach it first"
             )
         with self._attaching:  # or two could take the last place
-            attached = sum(item.attachment is not None for item in self._pools.volumes())
-            if self._node.max_volumes and attached >= self._node.max_volumes:
+            most = self._node.max_volumes
+            if most and self._pools.attached() >= most:
                 raise ResourceExhausted(
-                    f"node {self._node.id} has its {attached} volumes; detach one, or raise "
+                    f"node {self._node.id} has its {most} volumes; detach one, or raise "
                     "--max-volumes-per-node"
                 )
             pool.update(dataclasses.replace(volume, attachment=wanted))

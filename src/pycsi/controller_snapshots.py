@@ -86,18 +86,18 @@ class ControllerSnapshots(csi_pb2_grpc.ControllerServicer):
         self, request: csi.ListSnapshotsRequest, context: grpc.ServicerContext
     ) -> csi.ListSnapshotsResponse:
         size, after = read.page(request.max_entries, request.starting_token)
-        rest = [
-            snapshot
-            for snapshot in self._pools.snapshots()
-            if snapshot.id > after
-            and request.snapshot_id in {"", snapshot.id}
-            and request.source_volume_id in {"", snapshot.volume.id}
-        ]
-        shown = rest[:size] if size else rest
+        if request.snapshot_id:
+            found = self._pools.find_snapshot(request.snapshot_id)
+            every = iter([found[1]] if found and found[1].id > after else [])
+        else:
+            every = self._pools.snapshots(after)
+        wanted = request.source_volume_id
+        chosen = (item for item in every if not wanted or item.volume.id == wanted)
+        shown, more = reply.page(chosen, size)
         kind = csi.ListSnapshotsResponse
         return kind(
             entries=[kind.Entry(snapshot=reply.snapshot(item)) for item in shown],
-            next_token=read.token(shown[-1].id) if len(shown) < len(rest) else "",
+            next_token=read.token(shown[-1].id) if more else "",
         )
 
     def GetSnapshot(

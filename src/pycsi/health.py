@@ -12,8 +12,8 @@ from pathlib import Path
 from pycsi.backends import Backend
 from pycsi.errors import CsiError, NotFound
 from pycsi.linux import btrfs, filesystem
+from pycsi.linux.ground import Ground
 from pycsi.linux.kernel import Glance, Kernel
-from pycsi.linux.mount import Mount
 from pycsi.locks import Locks
 from pycsi.model import Usage, Volume
 from pycsi.pool import Pool
@@ -34,8 +34,7 @@ class Condition:
 class Ward:
     """Looks after the volumes on one filesystem; `fault` is what is wrong with the pool itself."""
 
-    def __init__(self, path: Path, ground: Mount, kernel: Kernel, fault: str | None) -> None:
-        self._path = path
+    def __init__(self, ground: Ground, kernel: Kernel, fault: str | None) -> None:
         self._ground = ground
         self.kernel = kernel
         self._fault = fault or self._ground_fault()
@@ -43,15 +42,15 @@ class Ward:
     def _ground_fault(self) -> str | None:
         try:
             counted = 0
-            if self._ground.fstype == "ext4":
+            if self._ground.mount.fstype == "ext4":
                 counted = filesystem.errors(self._ground.device)
-            elif self._ground.fstype == "btrfs":
-                counted = btrfs.errors(self._path)
-            facts = os.statvfs(self._path)
+            elif self._ground.mount.fstype == "btrfs":
+                counted = btrfs.errors(self._ground.path)
+            facts = os.statvfs(self._ground.path)
         except OSError as error:
             return f"the pool's disk: {error.strerror}"
         if counted:
-            return f"the pool's {self._ground.fstype} has counted {counted} errors"
+            return f"the pool's {self._ground.mount.fstype} has counted {counted} errors"
         self._low = facts.f_bavail < facts.f_blocks * (1 - _FULL)
         return None
 
@@ -78,8 +77,8 @@ class Ward:
         notes = Staging(backend).notes
         suspects = {*notes.staged, *notes.published}
         suspects -= {item.target for item in backend.mounts()}
-        for item in self.kernel.mounts() if suspects else ():
-            if item.target in suspects:
+        for target in sorted(suspects):
+            for item in self.kernel.mounts.at(target):
                 yield f"lost: at {item.target} is {item.fstype} {item.source}, not the volume"
 
 
@@ -140,4 +139,4 @@ def _ward(pool: Pool, kernel: Kernel) -> Ward:
         pool.check()
     except CsiError as error:
         fault = str(error)
-    return Ward(pool.config.path, pool.mount, kernel, fault)
+    return Ward(pool.ground, kernel, fault)

@@ -1,6 +1,7 @@
 """Pools and volumes for people: read from the disk and the kernel, without asking the driver."""
 
 import datetime as dt
+import os
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -9,7 +10,8 @@ from pycsi.config import PoolConfig
 from pycsi.health import Ward
 from pycsi.layout import Layout, snapshot_shelf, volume_shelf
 from pycsi.limits import Limiter, NoLimiter, limiter_for, limiter_name
-from pycsi.linux import mount
+from pycsi.linux.descriptor import opened
+from pycsi.linux.ground import Ground
 from pycsi.linux.kernel import Glance
 from pycsi.model import show
 from pycsi.pool import capacity_of
@@ -38,7 +40,8 @@ class Seen:
             if self.layout.snapshots.is_dir():
                 self.snapshots.load()
             self.trash = entries(self.layout)
-            self.ground = mount.mount_under(config.path)
+            with opened(config.path, os.O_DIRECTORY) as fd:
+                self.ground = Ground.of(config.path, fd)
         except FileNotFoundError:
             raise InspectionError(
                 f"pool {config.name}: {config.path} is not a pool; the driver makes it one when it "
@@ -50,8 +53,8 @@ class Seen:
     @property
     def limiter(self) -> Limiter:
         """How directories are limited there."""
-        if limiter_name(self.config.path, self.ground.fstype):
-            return limiter_for(self.config.path, self.ground.fstype, self.uuid)
+        if limiter_name(self.config.path, self.ground.mount.fstype):
+            return limiter_for(self.config.path, self.ground.mount.fstype, self.uuid)
         return NoLimiter()
 
 
@@ -67,10 +70,10 @@ def pools(configs: Sequence[PoolConfig]) -> list[dict[str, Any]]:
                 "name": config.name,
                 "path": str(config.path),
                 "uuid": seen.uuid,
-                "filesystem": seen.ground.fstype,
-                "directory_limit": limiter_name(config.path, seen.ground.fstype),
-                "volumes": len(seen.volumes.all()),
-                "snapshots": len(seen.snapshots.all()),
+                "filesystem": seen.ground.mount.fstype,
+                "directory_limit": limiter_name(config.path, seen.ground.mount.fstype),
+                "volumes": len(seen.volumes),
+                "snapshots": len(seen.snapshots),
                 "size": capacity.size,
                 "free": capacity.free,
                 "reserve": capacity.reserve,
@@ -90,9 +93,9 @@ def volumes(configs: Sequence[PoolConfig]) -> list[dict[str, Any]]:
     kernel = Glance()
     for config in configs:
         seen = Seen(config)
-        ward = Ward(config.path, seen.ground, kernel, None)
+        ward = Ward(seen.ground, kernel, None)
         limiter = seen.limiter
-        for volume in seen.volumes.all():
+        for volume in seen.volumes:
             place = seen.layout.volumes / volume.id
             backend = backend_for(place, volume, limiter, seen.ground, kernel)
             rows.append(
@@ -135,7 +138,7 @@ def snapshots(configs: Sequence[PoolConfig]) -> list[dict[str, Any]]:
             "created": _time(snapshot.created),
         }
         for config in configs
-        for snapshot in Seen(config).snapshots.all()
+        for snapshot in Seen(config).snapshots
     ]
 
 

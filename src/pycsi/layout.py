@@ -1,14 +1,17 @@
 """Where things lie in a pool, and how its records are read."""
 
+import contextlib
+import os
 import time
 import uuid
 from pathlib import Path
 
 import structlog
 
+from pycsi.linux.descriptor import opened
 from pycsi.model import Group, Snapshot, Volume
 from pycsi.shelf import UNREADABLE, Shelf
-from pycsi.store import RecordError, read_record, write_record
+from pycsi.store import RecordError, read_record, write_new_record, write_record
 
 log = structlog.get_logger()
 
@@ -31,6 +34,7 @@ class Layout:
         self.frozen = root / "frozen"
         self.tmp = root / "tmp"
         self.trash = root / "trash"
+        self._announcement = root / "announcement"
 
     @property
     def folders(self) -> tuple[Path, ...]:
@@ -40,6 +44,18 @@ class Layout:
     def group(self, group_id: str) -> Path:
         """Return where the record of a group snapshot is."""
         return self.groups / f"{group_id}.json"
+
+    def announce(self) -> None:
+        """Tell a running driver that somebody else has changed what lies in the pool."""
+        with opened(self._announcement, os.O_WRONLY | os.O_CREAT):
+            now = time.time_ns()
+            os.utime(self._announcement, ns=(now, now))
+
+    def announced(self) -> int:
+        """Return when that was told last, in nanoseconds since the epoch; 0: never."""
+        with contextlib.suppress(OSError):
+            return os.stat(self._announcement).st_mtime_ns  # noqa: PTH116  (asked very often)
+        return 0
 
     def read_uuid(self) -> str:
         """Return the pool's UUID from its record."""
@@ -67,8 +83,8 @@ class Layout:
 
 def write_new_volume(place: Path, volume: Volume) -> None:
     """Write the records of a volume that is being made; the notes' file is there from the start."""
-    write_record(place / NOTES_RECORD, {"staged": {}, "published": {}}, durable=False)
-    write_volume(place, volume)
+    write_new_record(place / NOTES_RECORD, {"staged": {}, "published": {}}, durable=False)
+    write_new_record(place / VOLUME_RECORD, volume.to_json())
 
 
 def write_volume(place: Path, volume: Volume) -> None:
@@ -76,9 +92,9 @@ def write_volume(place: Path, volume: Volume) -> None:
     write_record(place / VOLUME_RECORD, volume.to_json())
 
 
-def write_snapshot(place: Path, snapshot: Snapshot) -> None:
-    """Write the record of a snapshot that is being made into its directory, durably."""
-    write_record(place / SNAPSHOT_RECORD, snapshot.to_json())
+def write_new_snapshot(place: Path, snapshot: Snapshot) -> None:
+    """Write the record of a snapshot that is being made."""
+    write_new_record(place / SNAPSHOT_RECORD, snapshot.to_json())
 
 
 def write_group(layout: Layout, group: Group) -> None:
@@ -100,9 +116,11 @@ def read_groups(layout: Layout) -> dict[str, Group]:
 
 def volume_shelf(layout: Layout) -> Shelf[Volume]:
     """Return the pool's volumes; they have to be loaded."""
-    return Shelf(layout.volumes, VOLUME_RECORD, Volume.from_json, lambda item: item.capacity)
+    shelf = Shelf(layout.volumes, VOLUME_RECORD, Volume.from_json)
+    shelf.announcements = layout.announced
+    return shelf
 
 
 def snapshot_shelf(layout: Layout) -> Shelf[Snapshot]:
     """Return the pool's snapshots; they have to be loaded."""
-    return Shelf(layout.snapshots, SNAPSHOT_RECORD, Snapshot.from_json, lambda item: item.held)
+    return Shelf(layout.snapshots, SNAPSHOT_RECORD, Snapshot.from_json)

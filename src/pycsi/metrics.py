@@ -59,5 +59,5 @@ class _PoolCollector(Collector):
                 continue  # the pool is missing: no number is better than a wrong one
             for key, gauge in gauges.items():
                 gauge.add_metric([pool.name], getattr(capacity, key))
-            volumes.add_metric([pool.name], len(pool.volumes.all()))
+            volumes.add_metric([pool.name], len(pool.volumes))
         return [*gauges.values(), volumes]

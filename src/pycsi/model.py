@@ -19,6 +19,17 @@ DEFAULT_SIZE = GIB
 """The size of a volume for which none was asked."""
 
 
+def _plain(record: Any) -> dict[str, Any]:
+    """Return a dataclass as JSON takes it: like `dataclasses.asdict`, but nothing is copied."""
+    return {name: _plain_value(getattr(record, name)) for name in record.__dataclass_fields__}
+
+
+def _plain_value(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_plain_value(item) for item in value]
+    return _plain(value) if hasattr(value, "__dataclass_fields__") else value
+
+
 class VolumeType(enum.StrEnum):
     """What a volume is made of (StorageClass parameter `type`)."""
 
@@ -176,6 +187,11 @@ class Volume:
     attachment: Attachment | None = None
 
     @property
+    def held(self) -> int:
+        """How many bytes of the pool are promised to this."""
+        return self.capacity
+
+    @property
     def context(self) -> dict[str, str]:
         """The volume context: the same for ever, and not needed to find the volume."""
         return {
@@ -186,7 +202,7 @@ class Volume:
         }
 
     def to_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        return _plain(self)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
@@ -225,8 +241,13 @@ class Snapshot:
         """What a volume needs, in bytes, to be restored from this."""
         return self.volume.capacity
 
+    @property
+    def filesystem(self) -> str | None:
+        """The filesystem on the image that this is of."""
+        return self.volume.filesystem
+
     def to_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        return _plain(self)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
@@ -249,7 +270,7 @@ class Group:
     created: float
 
     def to_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        return _plain(self)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:

@@ -283,7 +283,7 @@ class Node(csi_pb2_grpc.NodeServicer):
         """Return a path to mount at, which must not lie in a pool."""
         path = resolved(text, field)
         for pool in self._pools:
-            place = pool.config.path.resolve()
+            place = pool.ground.real_path
             if path.is_relative_to(place) or place.is_relative_to(path):
                 raise InvalidArgument(
                     f"{field} {text!r} lies in pool {pool.name}, or the pool in it; use another"

@@ -12,7 +12,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -28,8 +28,10 @@ from pycsi.freezing import Frozen, thaw_after_crash
 from pycsi.limits import Limiter, LimitError, NoLimiter, limiter_for
 from pycsi.linux import clone
 from pycsi.linux.descriptor import sync_directory
+from pycsi.linux.ground import Ground
 from pycsi.linux.kernel import Kernel
-from pycsi.linux.mount import Mount, syncfs
+from pycsi.linux.mount import syncfs
+from pycsi.linux.mounttable import Mount
 from pycsi.linux.tree import refuse_mounts
 from pycsi.model import BLOCK, GIB, LARGEST, Group, Snapshot, Volume, show
 from pycsi.shelf import Shelf
@@ -122,8 +124,8 @@ class Pool:
             filesystem=self.mount.fstype,
             directories_limited_by=self.limiter.name,
             shares_blocks=self.reflinks,
-            volumes=len(self.volumes.all()),
-            snapshots=len(self.snapshots.all()),
+            volumes=len(self.volumes),
+            snapshots=len(self.snapshots),
         )
 
     def _thaw(self) -> None:
@@ -136,10 +138,15 @@ class Pool:
             except (OSError, FailedPrecondition) as error:
                 log.warning("cannot be thawed", volume=marker.name, error=str(error))
 
+    def look(self) -> None:
+        """Look for what others have changed in the pool and not announced."""
+        self.volumes.look()
+        self.trash.look()
+
     @property
-    def whereabouts(self) -> tuple[int, PurePath]:
-        """The filesystem's device number, and the pool's path from the filesystem's own root."""
-        return self._claim.whereabouts
+    def ground(self) -> Ground:
+        """Where the pool lies on its filesystem."""
+        return self._claim.ground
 
     def close(self) -> None:
         """Release the pool to another process."""
@@ -157,7 +164,7 @@ class Pool:
     def backend(self, volume: Volume, kernel: Kernel | None = None) -> Backend:
         """Return the data of a volume that exists."""
         place = self.volumes.folder / volume.id
-        return backend_for(place, volume, self.limiter, self.mount, kernel)
+        return backend_for(place, volume, self.limiter, self.ground, kernel)
 
     def backend_of(self, snapshot: Snapshot) -> Backend:
         """Return the data of a snapshot that exists."""
@@ -165,7 +172,7 @@ class Pool:
 
     def backend_at(self, place: Path, volume: Volume) -> Backend:
         """Return the data of a volume, or of a snapshot of it, in the directory `place`."""
-        return backend_for(place, volume, self.limiter, self.mount)
+        return backend_for(place, volume, self.limiter, self.ground)
 
     def to_freeze(self, backend: Backend) -> Frozen:
         """Return what is to be frozen of a volume that is mounted."""
@@ -249,9 +256,10 @@ class Pool:
             self.volumes.coming(volume.id) as place,
             self._building(place, volume.capacity, thick=volume.thick) as building,
         ):
-            project = fill(self.backend_at(building, volume))
-            made = dataclasses.replace(volume, project=project)
+            backend = self.backend_at(building, volume)
+            made = dataclasses.replace(volume, project=fill(backend))
             layout.write_new_volume(building, made)
+            backend.sync_names()
             self._publish(building, place)
             self._remember(self.volumes, place, made)
         return made
@@ -271,7 +279,7 @@ class Pool:
         """Put a snapshot that is whole in its place; `remember` makes it known."""
         place = self.snapshots.folder / snapshot.id
         self._reserve(place, snapshot.held, thick=False)
-        layout.write_snapshot(building, snapshot)
+        layout.write_new_snapshot(building, snapshot)
         self._publish(building, place)
 
     def remember(self, snapshot: Snapshot) -> None:
@@ -289,6 +297,7 @@ class Pool:
                 f"{place} exists, but was not there when the driver started; restart the driver, "
                 "or move it away"
             )
+        sync_directory(building)
         publish(building, place)
         try:
             self._settle()
@@ -308,7 +317,7 @@ class Pool:
         place = shelf.folder / object_id
         try:
             if place.exists():
-                self.trash.throw_away(place, object_id, fate)
+                self.trash.throw_away(place, object_id, fate, shelf.held_by(object_id))
         finally:
             if not place.exists():
                 shelf.drop(object_id)

@@ -2,7 +2,11 @@
 
 import contextlib
 import functools
+import heapq
+import itertools
 from collections.abc import Iterable, Iterator
+from pathlib import PurePath
+from typing import TypeVar
 
 import structlog
 
@@ -13,6 +17,8 @@ from pycsi.model import Group, Snapshot, Volume
 from pycsi.pool import Pool
 
 log = structlog.get_logger()
+
+T = TypeVar("T", Volume, Snapshot)
 
 
 class Pools:
@@ -48,7 +54,7 @@ class Pools:
         """Of two volumes with one id, which a person has made, keep to the one made last."""
         for pool in self:
             for other in self:
-                for volume in other.volumes.all() if other is not pool else []:
+                for volume in other.volumes if other is not pool else []:
                     newer = pool.volumes.get(volume.id) if volume.id in pool.volumes else None
                     if newer and newer.created >= volume.created:
                         other.volumes.ignore(volume.id)
@@ -64,7 +70,7 @@ class Pools:
                 log.warning("a group snapshot is not whole and is deleted", group=group.id)
                 self.delete_group(group)
         for pool in self:
-            for snapshot in pool.snapshots.all():
+            for snapshot in pool.snapshots:
                 # By the record's name: one that cannot be read is no reason to delete anything.
                 if snapshot.group and not pool.layout.group(snapshot.group).exists():
                     pool.forget(snapshot.id)
@@ -147,15 +153,18 @@ class Pools:
             raise NotFound(f"volume {volume_id} is on node {node}; this is node {self.node}")
         raise NotFound(f"there is no volume {volume_id!r} on node {self.node}")
 
-    def located(self) -> list[tuple[Pool, Volume]]:
-        """Return all volumes that the orchestrator created, with their pools, ordered by id."""
-        every = [(pool, volume) for pool in self for volume in pool.volumes.all()]
-        created = [(pool, volume) for pool, volume in every if volume.handle is None]
-        return sorted(created, key=lambda item: item[1].id)
+    def located(self, after: str = "") -> Iterator[tuple[Pool, Volume]]:
+        """Go through the volumes that the orchestrator created, with their pools, ordered by id.
 
-    def volumes(self) -> list[Volume]:
-        """Return all volumes that the orchestrator created, ordered by id."""
-        return [volume for _, volume in self.located()]
+        Those whose ids come `after` one.
+        """
+        for volume, pool in _merged((pool.volumes.following(after), pool) for pool in self):
+            if volume.handle is None:
+                yield pool, volume
+
+    def attached(self) -> int:
+        """Return how many volumes are attached."""
+        return sum(volume.attachment is not None for _, volume in self.located())
 
     # Snapshots
 
@@ -174,10 +183,10 @@ class Pools:
             raise NotFound(f"snapshot {snapshot_id} is on node {node}; this is node {self.node}")
         raise NotFound(f"there is no snapshot {snapshot_id!r} on node {self.node}")
 
-    def snapshots(self) -> list[Snapshot]:
-        """Return all snapshots, ordered by id."""
-        every = [snapshot for pool in self for snapshot in pool.snapshots.all()]
-        return sorted(every, key=lambda item: item.id)
+    def snapshots(self, after: str = "") -> Iterator[Snapshot]:
+        """Go through all snapshots, ordered by id: those whose ids come `after` one."""
+        for snapshot, _ in _merged((pool.snapshots.following(after), pool) for pool in self):
+            yield snapshot
 
     def find_group(self, group_id: str) -> Group | None:
         """Return a group snapshot, or None."""
@@ -188,11 +197,17 @@ class Pools:
 
     def filesystems(self) -> set[str]:
         """Return the kinds of filesystem that there are images of."""
-        kinds = {volume.filesystem for pool in self for volume in pool.volumes.all()}
-        return {kind for kind in kinds if kind}
+        shelves = [shelf for pool in self for shelf in (pool.volumes, pool.snapshots)]
+        return {kind for shelf in shelves for kind, number in shelf.filesystems.items() if number}
+
+
+def _merged(streams: Iterable[tuple[Iterator[T], Pool]]) -> Iterator[tuple[T, Pool]]:
+    """Merge what comes ordered by id from several pools; each with its pool."""
+    tagged = (zip(items, itertools.repeat(pool)) for items, pool in streams)
+    return heapq.merge(*tagged, key=lambda item: item[0].id)
 
 
 def _lies_in(pool: Pool, other: Pool) -> bool:
     """Tell whether a pool is in another one's directory, by whatever path or bind mount."""
-    (device, inside), (other_device, outside) = pool.whereabouts, other.whereabouts
-    return device == other_device and inside.is_relative_to(outside)
+    here, there = pool.ground, other.ground
+    return here.device == there.device and PurePath(here.root).is_relative_to(there.root)

@@ -2,6 +2,7 @@
 
 import os
 import threading
+import time
 
 import structlog
 
@@ -11,8 +12,8 @@ from pycsi.pool import Pool
 log = structlog.get_logger()
 
 _LOWEST_PRIORITY = 19
-_LONGEST_SLEEP = 600.0
-"""Seconds after which the trash is looked at anyway."""
+_LONGEST_SLEEP = 60.0
+"""Seconds after which the pool is looked at anyway: people may have moved things about in it."""
 
 
 class Reaper:
@@ -37,8 +38,12 @@ class Reaper:
         # Of this thread alone; without an I/O priority of its own that follows (ioprio_set(2)).
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWEST_PRIORITY)
         filled = self._pool.trash.filled
+        looked = time.monotonic()
         while not self._stopping.is_set():
             filled.clear()
+            if time.monotonic() - looked >= _LONGEST_SLEEP:
+                self._pool.look()
+                looked = time.monotonic()
             filled.wait(min(self._reap(), _LONGEST_SLEEP))
 
     def _reap(self) -> float:

@@ -1,11 +1,23 @@
 """Domain to protobuf: how volumes and snapshots look to an orchestrator."""
 
+import itertools
+from collections.abc import Iterator
+from typing import TypeVar
+
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from pycsi import request as read
 from pycsi.health import Condition
 from pycsi.model import Group, Snapshot, Source, SourceKind, Volume
 from pycsi.proto import csi_pb2 as csi
+
+T = TypeVar("T")
+
+
+def page(items: Iterator[T], size: int) -> tuple[list[T], bool]:
+    """Take the first `size` of some items, or all for 0; and tell whether there are more."""
+    shown = list(itertools.islice(items, size or None))
+    return shown, bool(size) and next(items, None) is not None
 
 
 def volume(found: Volume, topology: csi.Topology) -> csi.Volume:

@@ -1,8 +1,10 @@
 """All the volumes, or all the snapshots, of a pool: a directory with a record for each."""
 
+import bisect
+import collections
 import contextlib
+import os
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
@@ -19,67 +21,62 @@ UNREADABLE = (RecordError, OSError, TypeError, KeyError, ValueError)
 """What reading a record that is damaged, or of a newer version, raises."""
 
 
-_TICK = 50_000_000
-
-
-def changed_at(folder: Path) -> int | None:
-    """Return when a folder has changed last, or None where it may change again at the same time.
-
-    File times advance in ticks of up to 10 ms: two changes in one tick have one time. So a folder
-    that has changed just now is to be read again.
-    """
-    changed = folder.stat().st_mtime_ns
-    return changed if abs(time.time_ns() - changed) > _TICK else None
-
-
 class Kept(Protocol):
-    """What has an id: a volume or a snapshot."""
+    """A volume or a snapshot: what a pool keeps."""
 
     @property
     def id(self) -> str: ...
 
+    @property
+    def held(self) -> int:
+        """How many bytes of the pool it counts for."""
+
+    @property
+    def filesystem(self) -> str | None:
+        """The kind of the filesystem that its image has, if it has one."""
+
 
 T = TypeVar("T", bound=Kept)
+
+_BATCH = 256
+"""How many are taken at a time: nobody waits for who goes through all of them."""
 
 
 class Shelf(Generic[T]):
     """The directories in `folder`, whose records named `record` are read by `parse`.
 
-    `size_of` says how many bytes of the pool one of them counts for. Where `adopts` is set, what
-    others have put there since is found, if `adopts` agrees: `pycsi trash restore` does so while
-    the driver runs.
+    All that is asked often is counted or kept in order as things come and go, so that it costs the
+    same however many there are. Where `adopts` is set, what others have put there since is found,
+    if `adopts` agrees: `pycsi trash restore` does so while the driver runs, and says so by
+    `announcements`, whose number then is another one.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        record: str,
-        parse: Callable[[Mapping[str, Any]], T],
-        size_of: Callable[[T], int],
-    ) -> None:
+    def __init__(self, folder: Path, record: str, parse: Callable[[Mapping[str, Any]], T]) -> None:
         self.folder = folder
         self._record = record
         self._parse = parse
-        self._size_of = size_of
         self.adopts: Callable[[T], bool] | None = None
+        self.announcements: Callable[[], int] = int
+        self.filesystems: collections.Counter[str] = collections.Counter()
         self._mutex = threading.RLock()
         self._items: dict[str, T] = {}
+        self._ids: list[str] = []
         self._unreadable: dict[str, str] = {}
         self._coming: set[str] = set()
         self._ignored: set[str] = set()
         self._held = 0
-        self._changed: int | None = None
+        self._heard = 0
 
     @property
     def held(self) -> int:
         """How many bytes of the pool all of them count for."""
-        self._adopt_all()
+        self._listen()
         return self._held
 
     def load(self) -> None:
         """Read the records. One that is damaged, or of a newer version, is left as it is."""
-        for place in sorted(self.folder.iterdir()):
-            if item := self._read(place):
+        for name in sorted(os.listdir(self.folder)):  # noqa: PTH208  (Path would cost the most)
+            if item := self._read(self.folder / name):
                 self.put(item)
 
     def _read(self, place: Path) -> T | None:
@@ -88,6 +85,8 @@ class Shelf(Generic[T]):
             if item.id != place.name:
                 raise RecordError(f"it is that of {item.id}")
         except UNREADABLE as error:
+            if not os.path.lexists(place):
+                return None  # deleted since it was listed
             self._unreadable[place.name] = f"its record cannot be read ({error})"
             log.warning("a record cannot be read", path=str(place), error=str(error))
             return None
@@ -104,6 +103,11 @@ class Shelf(Generic[T]):
         self.put(item)
         return item
 
+    def held_by(self, object_id: str) -> int:
+        """How many bytes of the pool one counts for; absent ones for none."""
+        item = self._items.get(object_id)
+        return item.held if item else 0
+
     def __contains__(self, object_id: str) -> bool:
         return object_id in self._items
 
@@ -119,31 +123,47 @@ class Shelf(Generic[T]):
             # Only what is an id may become a path.
             if item is None and self.adopts and node_of(object_id):
                 place = self.folder / object_id
-                if object_id not in self._coming | self._ignored and place.is_dir():
+                if not self._is_spoken_for(object_id) and os.path.isdir(place):  # noqa: PTH112
                     item = self._adopt(place)
             return item
 
-    def all(self) -> list[T]:
-        self._adopt_all()
-        with self._mutex:
-            return list(self._items.values())
+    def __len__(self) -> int:
+        self._listen()
+        return len(self._items)
 
-    def _adopt_all(self) -> None:
-        """Read what is new in the folder, if the kernel says that the folder has changed."""
+    def __iter__(self) -> Iterator[T]:
+        return self.following("")
+
+    def following(self, after: str) -> Iterator[T]:
+        """Go through all of them whose ids come after `after`, in the order of ids."""
+        self._listen()
+        while True:
+            with self._mutex:
+                first = bisect.bisect_right(self._ids, after)
+                batch = [self._items[key] for key in self._ids[first : first + _BATCH]]
+            yield from batch
+            if len(batch) < _BATCH:
+                return
+            after = batch[-1].id
+
+    def _listen(self) -> None:
+        """Look for what is new if somebody has announced it."""
+        if self.adopts and (heard := self.announcements()) != self._heard:
+            self.look()
+            self._heard = heard
+
+    def look(self) -> None:
+        """Look for what others have put here, announced or not."""
         if self.adopts is None:
             return
-        try:
-            changed = changed_at(self.folder)
-            if changed is not None and changed == self._changed:
-                return
-            with self._mutex:
-                known = {*self._items, *self._unreadable, *self._coming, *self._ignored}
-                for place in self.folder.iterdir():
-                    if place.name not in known:
-                        self._adopt(place)
-                self._changed = changed
-        except OSError:  # the pool's disk is away: `Pool.check` says so where it matters
-            return
+        with contextlib.suppress(OSError):  # the pool's disk is away: `Pool.check` says so
+            for name in os.listdir(self.folder):  # noqa: PTH208
+                with self._mutex:
+                    if name not in self._items and not self._is_spoken_for(name):
+                        self._adopt(self.folder / name)
+
+    def _is_spoken_for(self, name: str) -> bool:
+        return name in self._coming or name in self._ignored or name in self._unreadable
 
     @contextlib.contextmanager
     def coming(self, object_id: str) -> Iterator[Path]:
@@ -162,9 +182,17 @@ class Shelf(Generic[T]):
     def put(self, item: T) -> None:
         """Remember a new one, or an old one with a new record."""
         with self._mutex:
-            before = self._items.get(item.id)
-            self._held += self._size_of(item) - (self._size_of(before) if before else 0)
+            if before := self._items.get(item.id):
+                self._count(before, -1)
+            else:
+                bisect.insort(self._ids, item.id)
             self._items[item.id] = item
+            self._count(item, 1)
+
+    def _count(self, item: T, times: int) -> None:
+        self._held += times * item.held
+        if item.filesystem:
+            self.filesystems[item.filesystem] += times
 
     def read_again(self, object_id: str) -> None:
         """Remember what the record says, as far as it can be read: writing it has failed."""
@@ -185,4 +213,5 @@ class Shelf(Generic[T]):
         with self._mutex:
             self._unreadable.pop(object_id, None)
             if before := self._items.pop(object_id, None):
-                self._held -= self._size_of(before)
+                del self._ids[bisect.bisect_left(self._ids, object_id)]
+                self._count(before, -1)

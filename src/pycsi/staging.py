@@ -18,7 +18,8 @@ from pycsi.backends import Backend
 from pycsi.errors import AlreadyExists, FailedPrecondition, InvalidArgument
 from pycsi.layout import NOTES_RECORD
 from pycsi.linux.descriptor import opened, straight
-from pycsi.linux.mount import Mount, topmost, unmount
+from pycsi.linux.kernel import Kernel
+from pycsi.linux.mounttable import Mount
 from pycsi.model import Capability, Mode
 from pycsi.store import RecordError, overwrite_record, read_record, write_record
 
@@ -32,21 +33,23 @@ def resolved(text: str, field: str) -> Path:
     Whoever may plant a link must not choose where something is mounted, so links are refused, not
     followed. What is made, mounted or removed there looks again, through the kernel.
     """
-    path = Path(text)
-    longest = max((len(os.fsencode(part)) for part in path.parts), default=0)
+    names = [name for name in text.split("/") if name not in {"", "."}]
+    longest = max((len(os.fsencode(name)) for name in names), default=0)
     if "\0" in text or len(os.fsencode(text)) > _LONGEST_PATH or longest > _LONGEST_NAME:
         raise InvalidArgument(
             f"{field} holds a NUL byte, or is over {_LONGEST_PATH} bytes long, or a name in it is "
             f"over {_LONGEST_NAME}"
         )
-    if not path.is_absolute() or ".." in path.parts or path == Path("/"):
+    if not text.startswith("/") or ".." in names or not names:
         raise InvalidArgument(f"{field} {text!r}: give an absolute path without '..'")
-    for part in reversed(path.parents):
-        if os.path.islink(part):  # noqa: PTH114  (what cannot be looked at is no link)
+    parent = ""
+    for name in names[:-1]:
+        parent = f"{parent}/{name}"
+        if os.path.islink(parent):  # noqa: PTH114  (what cannot be looked at is no link)
             raise InvalidArgument(
-                f"{field} {text!r}: {part} is a symbolic link; give the real path"
+                f"{field} {text!r}: {parent} is a symbolic link; give the real path"
             )
-    return Path("/", *path.parts[1:])
+    return Path(f"{parent}/{names[-1]}")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,6 +105,7 @@ class Staging:
 
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
+        self.kernel = backend.kernel
         self.notes = Notes(backend.place)
         if self.notes.damaged:
             # Every mount may be a staged or a published one, with whatever arguments.
@@ -135,7 +139,7 @@ class Staging:
         Where that is not `known`, for the notes are away, it may have been.
         """
         noted = str(path) in self.notes.staged or str(path) in self.notes.published
-        return (noted or not known) and topmost(path) is not None
+        return (noted or not known) and self.kernel.topmost(path) is not None
 
     def _staging_paths(self) -> list[str]:
         """Return the noted staging paths that there are; one that has gone says nothing."""
@@ -153,7 +157,7 @@ class Staging:
                     "unstage it first"
                 )
             return
-        _refuse_mounted(path)
+        self._refuse_mounted(path)
         if not _is_empty_directory(path):
             raise FailedPrecondition(
                 f"staging_target_path {path} is not an empty directory; create one"
@@ -199,7 +203,7 @@ class Staging:
             raise FailedPrecondition(
                 f"volume {self._id} is not staged at {source}; call NodeStageVolume first"
             )
-        _refuse_mounted(target)
+        self._refuse_mounted(target)
         _refuse_unfit(target, is_file=self.backend.target_is_file)
         # Notes of targets that a reboot or somebody else has unmounted say nothing any more.
         for path in self.notes.published.keys() - published:
@@ -256,15 +260,14 @@ class Staging:
             raise
 
     def _unmount(self, path: Path) -> None:
-        while mounted := topmost(path):
+        while mounted := self.kernel.topmost(path):
             if mounted.id not in {item.id for item in self.backend.mounts()}:
                 raise _foreign(mounted)
-            unmount(path)
+            self.kernel.unmount(path)
 
-
-def _refuse_mounted(path: Path) -> None:
-    if mounted := topmost(path):
-        raise _foreign(mounted)
+    def _refuse_mounted(self, path: Path) -> None:
+        if mounted := self.kernel.topmost(path):
+            raise _foreign(mounted)
 
 
 def _foreign(mounted: Mount) -> FailedPrecondition:
@@ -309,7 +312,7 @@ def _make_target(target: Path, *, is_file: bool) -> bool:
 
 def remove_unused(target: Path) -> bool:
     """Remove a target at which nothing is mounted; return False where there is none."""
-    if topmost(target) or not os.path.lexists(target):
+    if Kernel().topmost(target) or not os.path.lexists(target):
         return False
     _remove_target(target)
     return True

@@ -2,6 +2,10 @@
 
 A record is a small JSON file with a `schema` number. It is written aside, synchronised, and renamed
 over the old one, so a reader sees the old or the new one, never a part.
+
+What is new is made in a directory of its own and published by one rename. Files are synchronised
+before directories: the file's fsync(2) takes the journal's commit with it, so those that follow
+find nothing left to write.
 """
 
 import contextlib
@@ -11,7 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pycsi.linux.descriptor import opened, sync_directory
+from pycsi.linux.descriptor import opened, read_file, sync_directory
 
 SCHEMA = 2
 
@@ -32,6 +36,10 @@ class RecordError(Exception):
     """A record cannot be read: damaged, or written by a newer version."""
 
 
+def _text(data: Mapping[str, Any]) -> bytes:
+    return json.dumps({"schema": SCHEMA, **data}, separators=(",", ":")).encode()
+
+
 def write_record(path: Path, data: Mapping[str, Any], *, durable: bool = True) -> None:
     """Write a record, replacing what was there.
 
@@ -40,12 +48,7 @@ def write_record(path: Path, data: Mapping[str, Any], *, durable: bool = True) -
     """
     aside = path.with_name(f".{path.name}.new")
     try:
-        fd = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        with os.fdopen(fd, "w", encoding="utf-8") as file:
-            json.dump({"schema": SCHEMA, **data}, file, separators=(",", ":"))
-            if durable:
-                file.flush()
-                os.fsync(fd)
+        _write(aside, data, os.O_TRUNC, durable=durable)
         aside.rename(path)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -55,12 +58,29 @@ def write_record(path: Path, data: Mapping[str, Any], *, durable: bool = True) -
         sync_directory(path.parent)
 
 
+def write_new_record(path: Path, data: Mapping[str, Any], *, durable: bool = True) -> None:
+    """Write a record of what is being made, where nobody looks for it yet.
+
+    Its name is not durable before its directory is synchronised.
+    """
+    _write(path, data, os.O_EXCL, durable=durable)
+
+
+def _write(path: Path, data: Mapping[str, Any], flag: int, *, durable: bool) -> None:
+    with opened(path, os.O_WRONLY | os.O_CREAT | flag) as fd:
+        left = memoryview(_text(data))
+        while left:
+            left = left[os.write(fd, left) :]
+        if durable:
+            os.fsync(fd)
+
+
 def overwrite_record(path: Path, data: Mapping[str, Any]) -> None:
     """Write a record into the file that is there, which needs no new block while it is small.
 
     For full disks: after a power cut the record may be damaged.
     """
-    text = json.dumps({"schema": SCHEMA, **data}, separators=(",", ":")).encode()
+    text = _text(data)
     with opened(path, os.O_WRONLY) as fd:
         # One call, with spaces over what is left of a longer old text: never a mixture.
         os.pwrite(fd, text.ljust(os.fstat(fd).st_size), 0)
@@ -70,7 +90,7 @@ def overwrite_record(path: Path, data: Mapping[str, Any]) -> None:
 def read_record(path: Path) -> dict[str, Any]:
     """Read a record and bring it to today's schema; `FileNotFoundError` where there is none."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(read_file(path))
         schema = data.pop("schema")
         while schema < SCHEMA:
             data = MIGRATIONS[schema](data)

@@ -25,7 +25,7 @@ from pycsi.layout import SNAPSHOT_RECORD, VOLUME_RECORD, Layout
 from pycsi.limits import Limiter
 from pycsi.linux.tree import refuse_mounts, remove
 from pycsi.model import Snapshot, Volume
-from pycsi.shelf import UNREADABLE, changed_at
+from pycsi.shelf import UNREADABLE
 from pycsi.store import publish, read_record
 
 log = structlog.get_logger()
@@ -74,6 +74,9 @@ class Entry:
         if self.doomed or self.fate is Fate.GONE:
             return 0
         return float("inf") if retain_for is None else self.deleted + retain_for
+
+    def is_due(self, retain_for: float | None) -> bool:
+        return self.due(retain_for) <= time.time()
 
     def record(self) -> Volume | Snapshot | None:
         """Return what this was, or None where the record has gone already."""
@@ -140,7 +143,8 @@ def destroy(place: Path, limiter: Limiter, interrupted: Callable[[], bool] = lam
 class Trash:
     """The trash of an open pool, and how much of the pool it occupies.
 
-    `filled` is set when something is thrown away.
+    What lies there is remembered, so that deleting costs the same however much is kept. `filled` is
+    set when something is thrown away.
     """
 
     def __init__(self, layout: Layout, retain_for: float | None) -> None:
@@ -148,43 +152,81 @@ class Trash:
         self._retain_for = retain_for
         self.filled = threading.Event()
         self._mutex = threading.Lock()
+        self._gone: dict[str, Entry] = {}
+        self._kept: dict[str, Entry] = {}
         self._sizes: dict[str, int] = {}
-        self._changed: int | None = None
+        self._held = 0
+        self._heard: int | None = None
+
+    def look(self) -> None:
+        """Look anew at what lies there when that is asked for next."""
+        self._heard = None
+
+    def _listen(self) -> None:
+        """Look at what lies there, if nobody has yet, or somebody has announced a change."""
+        heard = self._layout.announced()
+        if heard == self._heard:
+            return
+        with contextlib.suppress(OSError):  # the pool's disk is away
+            found = entries(self._layout)
+            known, self._sizes, self._held = self._sizes, {}, 0
+            self._gone.clear()
+            self._kept.clear()
+            for entry in found:
+                name = _name(entry)
+                self._put(entry, known[name] if name in known else entry.size())
+            self._heard = heard
+
+    def _put(self, entry: Entry, size: int) -> None:
+        of_its_fate = self._gone if entry.is_due(None) else self._kept
+        of_its_fate[_name(entry)] = entry
+        self._held += size - self._sizes.get(_name(entry), 0)
+        self._sizes[_name(entry)] = size
+
+    def _drop(self, entry: Entry) -> None:
+        name = _name(entry)
+        self._gone.pop(name, None)
+        self._kept.pop(name, None)
+        self._held -= self._sizes.pop(name, 0)
+
+    def _due(self) -> tuple[list[Entry], float]:
+        """Return what is due, and in how many seconds there will be more."""
+        with self._mutex:
+            self._listen()
+            due = list(self._gone.values())
+            for entry in self._kept.values():  # the oldest first
+                if not entry.is_due(self._retain_for):
+                    return due, entry.due(self._retain_for) - time.time()
+                due.append(entry)
+            return due, float("inf")
 
     def dwindles(self) -> bool:
         """Tell whether there is something that is being freed, or will be at once."""
-        return any(entry.due(self._retain_for) <= time.time() for entry in entries(self._layout))
+        due, _ = self._due()
+        return bool(due)
 
     @property
     def held(self) -> int:
         """How many bytes of the pool are in the trash."""
-        with self._mutex, contextlib.suppress(OSError):
-            changed = changed_at(self._layout.trash)
-            if changed is None or changed != self._changed:
-                # By the name without the dot: what is half reaped may have lost its record.
-                known = self._sizes
-                self._sizes = {
-                    name: known[name] if name in known else entry.size()
-                    for entry in entries(self._layout)
-                    for name in [entry.path.name.lstrip(_DOOMED)]
-                }
-                self._changed = changed
-        return sum(self._sizes.values())
+        with self._mutex:
+            self._listen()
+            return self._held
 
-    def throw_away(self, place: Path, object_id: str, fate: Fate) -> None:
-        """Delete the directory `place` of an object, by one rename: durable when this returns."""
+    def throw_away(self, place: Path, object_id: str, fate: Fate, size: int) -> None:
+        """Delete the directory `place` of an object, by one rename: durable when this returns.
+
+        It counts for `size` bytes until it has been reaped.
+        """
         name = f"{object_id}.{int(time.time())}.{fate}.{uuid.uuid4().hex[:8]}"
         publish(place, self._layout.trash / name)
+        with self._mutex:
+            self._put(Entry.parse(self._layout.trash / name), size)
         self.filled.set()
 
     def reap(self, limiter: Limiter, interrupted: Callable[[], bool]) -> float:
         """Remove what is due; return in how many seconds there is more to do, or infinity."""
-        wait = float("inf")
-        for entry in entries(self._layout):
-            left = entry.due(self._retain_for) - time.time()
-            if left > 0:
-                wait = min(wait, left)
-                continue
+        due, wait = self._due()
+        for entry in due:
             try:
                 reap(entry, limiter, interrupted)
             except InterruptedError:
@@ -192,4 +234,13 @@ class Trash:
             except Exception as error:  # noqa: BLE001  (a user's data may not stop the others')
                 log.warning("cannot be deleted now", path=str(entry.path), error=str(error))
                 wait = min(wait, _RETRY)
+                self.look()  # it may have another name by now
+            else:
+                with self._mutex:
+                    self._drop(entry)
         return wait
+
+
+def _name(entry: Entry) -> str:
+    """Return an entry's name whether it is half reaped, when its record may have gone, or not."""
+    return entry.path.name.lstrip(_DOOMED)

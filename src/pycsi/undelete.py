@@ -1,11 +1,12 @@
 """What a person does with the trash of pools, while their driver runs or not.
 
 A volume is brought back by one rename, so of a driver that reaps it and us one succeeds. A running
-driver finds it: it sees that the folder has changed.
+driver is told to look.
 """
 
+import contextlib
 import errno
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from pycsi.config import PoolConfig
 from pycsi.inspection import InspectionError, Seen
@@ -26,12 +27,23 @@ def restore(configs: Iterable[PoolConfig], name: str) -> str:
             if (Layout(config.path).volumes / entry.id).exists():
                 raise _there_again(entry)
         try:
-            publish(entry.path, place)
+            with _announced(seen.layout):
+                publish(entry.path, place)
         except OSError as error:
             if error.errno not in {errno.EEXIST, errno.ENOTEMPTY}:
                 raise
             raise _there_again(entry) from None
     return entry.id
+
+
+@contextlib.contextmanager
+def _announced(layout: Layout) -> Iterator[None]:
+    """Tell the driver of what is changed in the `with` block: before, for this may be killed."""
+    layout.announce()
+    try:
+        yield
+    finally:
+        layout.announce()
 
 
 def _there_again(entry: Entry) -> InspectionError:
@@ -44,7 +56,8 @@ def empty(configs: Iterable[PoolConfig], names: Sequence[str]) -> list[str]:
     """Delete the entries `names` for good, or all if there are none; return what was deleted."""
     deleted = []
     for seen, entry in _found(configs, names):
-        reap(entry, seen.limiter, lambda: False)
+        with _announced(seen.layout):
+            reap(entry, seen.limiter, lambda: False)
         deleted.append(entry.path.name)
     return deleted
 

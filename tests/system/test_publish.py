@@ -13,6 +13,7 @@ from conftest import FilesystemFactory, run
 from driver import GIB, MIB, Driver, Mode, block_capability, mount_capability, refused
 
 from pycsi.linux import mount
+from pycsi.linux.mounttable import Mount
 from pycsi.proto import csi_pb2 as csi
 
 KINDS = {
@@ -39,7 +40,7 @@ def capability(kind: str, mode: csi.VolumeCapability.AccessMode.Mode) -> csi.Vol
     return block_capability(mode) if kind == "block" else mount_capability("", mode)
 
 
-def mounted(path: Path) -> list[mount.Mount]:
+def mounted(path: Path) -> list[Mount]:
     return [item for item in mount.mountinfo() if item.target == str(path)]
 
 

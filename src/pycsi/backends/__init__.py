@@ -12,23 +12,25 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pycsi.limits import Limiter, Progress
+from pycsi.linux.ground import Ground
 from pycsi.linux.kernel import Kernel
-from pycsi.linux.mount import MOUNT_ATTR_RDONLY, Mount, attributes_of, bind, topmost
+from pycsi.linux.mount import MOUNT_ATTR_RDONLY, attributes_of
+from pycsi.linux.mounttable import Mount
 from pycsi.model import Capability, Usage, Volume
 from pycsi.parameters import mount_options
 
 
 class Backend(abc.ABC):
-    """The data of `volume` in the directory `place`, on a filesystem mounted as `ground`.
+    """The data of `volume` in the directory `place`, on the pool's `ground`.
 
-    `kernel` is asked what is mounted.
+    `kernel` is asked what is mounted, and mounts.
     """
 
     target_is_file = False
     """Whether a volume of this kind is published at a file, as a device, or at a directory."""
 
     def __init__(
-        self, place: Path, volume: Volume, limiter: Limiter, ground: Mount, kernel: Kernel
+        self, place: Path, volume: Volume, limiter: Limiter, ground: Ground, kernel: Kernel
     ) -> None:
         self.place = place
         self.volume = volume
@@ -43,7 +45,10 @@ class Backend(abc.ABC):
 
     @abc.abstractmethod
     def create(self) -> int | None:
-        """Make the data, whole and synchronised; return its project id if it has one."""
+        """Make the data, whole; return its project id if it has one."""
+
+    def sync_names(self) -> None:
+        """Make the names in what `create` has made durable, when the record is on the disk."""
 
     @abc.abstractmethod
     def resize(self, size: int) -> None:
@@ -69,7 +74,7 @@ class Backend(abc.ABC):
 
     def is_staged(self, path: Path) -> bool:
         """Tell whether the volume is what one sees at `path`, as far as the kernel knows."""
-        seen = topmost(path)
+        seen = self.kernel.topmost(path)
         return seen is not None and seen in self.mounts()
 
     def holder(self) -> str | None:
@@ -83,7 +88,7 @@ class Backend(abc.ABC):
         self, source: Path, target: Path, capability: Capability, *, readonly: bool
     ) -> None:
         """Make the volume that is staged at `source` visible at `target`, which exists."""
-        bind(source, target, attributes(capability, readonly=readonly))
+        self.kernel.bind(source, target, attributes(capability, readonly=readonly))
 
     def withdraw(self) -> None:
         """Free what published targets took and no longer need."""

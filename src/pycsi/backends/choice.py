@@ -7,13 +7,13 @@ from pycsi.backends.directory import Directory
 from pycsi.backends.filesystem import FilesystemImage
 from pycsi.backends.raw import RawImage
 from pycsi.limits import Limiter
+from pycsi.linux.ground import Ground
 from pycsi.linux.kernel import Kernel
-from pycsi.linux.mount import Mount
 from pycsi.model import Access, Volume, VolumeType
 
 
 def backend_for(
-    place: Path, volume: Volume, limiter: Limiter, ground: Mount, kernel: Kernel | None = None
+    place: Path, volume: Volume, limiter: Limiter, ground: Ground, kernel: Kernel | None = None
 ) -> Backend:
     """Return the data of `volume` in the directory `place` as a backend."""
     kind: type[Backend] = FilesystemImage

@@ -10,6 +10,7 @@ from pycsi.errors import Aborted, FailedPrecondition, OutOfRange
 from pycsi.limits import Progress, filesystem_usage
 from pycsi.linux import mount, treecopy
 from pycsi.linux.descriptor import sync_directory
+from pycsi.linux.mounttable import Mount
 from pycsi.model import Capability, Usage, Volume, show
 
 DATA = "data"
@@ -29,28 +30,23 @@ class Directory(Backend):
 
     def create(self) -> int | None:
         size = self.volume.capacity if self.volume.enforced else None
-        project = self.limiter.make(self.content, size)
+        return self.limiter.make(self.content, size)
+
+    def sync_names(self) -> None:
         sync_directory(self.content)
-        return project
 
     def resize(self, size: int) -> None:
         if self.volume.enforced:
             self.limiter.limit(self.content, self.volume.project, size)
 
-    def mounts(self) -> list[mount.Mount]:
-        inside = self.content.resolve().relative_to(self.ground.target)
-        root = f"{self.ground.root.rstrip('/')}/{inside}"
-        return [
-            item
-            for item in self.kernel.mounts()
-            if item.device == self.ground.device
-            and (item.root == root or item.root.startswith(f"{root}/"))
-        ]
+    def mounts(self) -> list[Mount]:
+        return self.kernel.mounts.of(self.ground.device, self.ground.root_of(self.content))
 
     def stage(self, path: Path, capability: Capability, *, readonly: bool = False) -> None:
         if self.volume.enforced:
             self.limiter.limit(self.content, self.volume.project, self.volume.capacity)
-        mount.bind(self.content.resolve(), path, attributes(capability, readonly=readonly))
+        shown = self.ground.real(self.content)
+        self.kernel.bind(shown, path, attributes(capability, readonly=readonly))
 
     def usage(self, path: Path) -> Usage:
         if not self.volume.enforced:

@@ -12,6 +12,7 @@ from pycsi.errors import FailedPrecondition, InvalidArgument, ResourceExhausted
 from pycsi.limits import filesystem_usage
 from pycsi.linux import btrfs, filesystem, loop, mount
 from pycsi.linux.descriptor import opened
+from pycsi.linux.mounttable import Mount
 from pycsi.linux.program import ProgramError
 from pycsi.model import MIB, Capability, Usage, Volume
 from pycsi.parameters import DEFAULT_FILESYSTEM, mount_options
@@ -76,16 +77,16 @@ class FilesystemImage(Image):
                     f"({error.strerror}); correct it"
                 ) from None
 
-    def mounts(self) -> list[mount.Mount]:
-        devices = self.kernel.loops(self.image)
-        numbers = {device.device for device in devices}
-        paths = {str(device.path) for device in devices}
-        # The device number of a mounted btrfs is not its disk's, but its source is.
-        return [
-            item
-            for item in self.kernel.mounts()
-            if item.device in numbers or (item.fstype == "btrfs" and item.source in paths)
-        ]
+    def mounts(self) -> list[Mount]:
+        mounts = self.kernel.mounts
+        found: list[Mount] = []
+        for device in self.kernel.loops(self.image):
+            # The device number of a mounted btrfs is not its disk's, but its source is.
+            if self._kind == "btrfs":
+                found += mounts.of_source(str(device.path))
+            else:
+                found += mounts.of(device.device)
+        return found
 
     def stage(self, path: Path, capability: Capability, *, readonly: bool = False) -> None:
         self._mount(path, capability, readonly=readonly)
@@ -94,11 +95,11 @@ class FilesystemImage(Image):
             if writable and self._shortfall() > 0:
                 filesystem.grow_mounted(self._kind, path, self.volume.capacity)
         except PermissionError:
-            mount.unmount(path)
+            self.kernel.unmount(path)
             self._grow_unmounted()
             self._mount(path, capability, readonly=readonly)
         except BaseException:
-            mount.unmount(path)
+            self.kernel.unmount(path)
             raise
 
     def _mount(self, path: Path, capability: Capability, *, readonly: bool) -> None:
@@ -106,7 +107,7 @@ class FilesystemImage(Image):
         bits = attributes(capability, readonly=readonly)
         with self._held_device() as device:
             try:
-                mount.mount(self._kind, device.path, path, options, bits)
+                self.kernel.mount(self._kind, device.path, path, options, bits)
             except OSError as error:
                 if error.errno == errno.EINVAL and options:
                     raise InvalidArgument(
@@ -176,7 +177,7 @@ class FilesystemImage(Image):
             elif "shutdown" in item.super_options or not _answers(item.target):
                 yield f"its {self._kind} has been shut down; look at the kernel's log"
 
-    def _errors(self, mounted: mount.Mount) -> int:
+    def _errors(self, mounted: Mount) -> int:
         if self._kind == "btrfs":
             return btrfs.errors(Path(mounted.target))
         return filesystem.errors(mounted.device) if self._kind == "ext4" else 0
@@ -258,7 +259,7 @@ class FilesystemImage(Image):
         found = filesystem.identify(places[0])
         return self.volume.capacity - found.size if found else 0
 
-    def _writable(self) -> list[mount.Mount]:
+    def _writable(self) -> list[Mount]:
         """Return the mounts through which the filesystem can be grown."""
         return [
             item

@@ -4,7 +4,8 @@ from pathlib import Path
 
 from pycsi.backends.image import Image
 from pycsi.errors import FailedPrecondition
-from pycsi.linux import loop, mount
+from pycsi.linux import loop
+from pycsi.linux.mounttable import Mount
 from pycsi.model import Capability, Usage
 
 
@@ -17,12 +18,12 @@ class RawImage(Image):
 
     target_is_file = True
 
-    def mounts(self) -> list[mount.Mount]:
-        roots = {f"/loop{device.number}" for device in self.kernel.loops(self.image)}
+    def mounts(self) -> list[Mount]:
         return [
             item
-            for item in self.kernel.mounts()
-            if item.root in roots and item.fstype in {"devtmpfs", "tmpfs"}
+            for device in self.kernel.loops(self.image)
+            for item in self.kernel.mounts.showing(f"/loop{device.number}")
+            if item.fstype in {"devtmpfs", "tmpfs"}
         ]
 
     def _device(self, *, readonly: bool) -> loop.LoopDevice | None:
@@ -65,7 +66,7 @@ class RawImage(Image):
     ) -> None:
         readonly = readonly or capability.readonly
         device = self._device(readonly=readonly) or self._attach(readonly=readonly)
-        mount.bind(device.path, target)
+        self.kernel.bind(device.path, target)
 
     def withdraw(self) -> None:
         used = {item.root for item in self.mounts()}

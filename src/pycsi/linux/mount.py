@@ -1,4 +1,4 @@
-"""Mounts: what is mounted where (proc_pid_mountinfo(5)), and the system calls that change it.
+"""Mounts: where something lies, and the system calls that change what is mounted.
 
 A mount is prepared detached, gets its attributes, and only then is attached by `move_mount`: there
 is no moment at which a read-only mount can be written to, and a crash leaves nothing attached.
@@ -7,16 +7,15 @@ Needs Linux 5.12 (mount_setattr(2)).
 
 import contextlib
 import ctypes
-import dataclasses
 import errno
 import os
-import re
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from pycsi.linux.descriptor import closing, opened, straight
 from pycsi.linux.libc import function, system_call
+from pycsi.linux.mounttable import Mount, MountTable
 
 AT_EMPTY_PATH = 0x1000
 FSCONFIG_CMD_CREATE = 6
@@ -93,64 +92,14 @@ _umount2 = function("umount2", ctypes.c_char_p, ctypes.c_int)
 _syncfs = function("syncfs", ctypes.c_int)
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Mount:
-    """One line of mountinfo. `root` is the part of the filesystem that is mounted at `target`."""
-
-    id: int
-    device: int
-    root: str
-    target: str
-    options: frozenset[str]
-    fstype: str
-    source: str
-    super_options: frozenset[str]
-
-    @property
-    def readonly(self) -> bool:
-        return "ro" in self.options
-
-
-_ESCAPE = re.compile(r"\\([0-7]{3})")
-
-
-def _unescape(field: str) -> str:
-    return _ESCAPE.sub(lambda match: chr(int(match[1], 8)), field) if "\\" in field else field
-
-
-def parse_mountinfo(text: str) -> list[Mount]:
-    """Parse the text of a mountinfo file; later lines lie over earlier ones."""
-    mounts = []
-    # Not splitlines(): of the characters at which it splits the kernel escapes only the newline.
-    for line in text.rstrip("\n").split("\n"):
-        left, _, right = line.partition(" - ")
-        number, _parent, device, root, target, options, *_ = left.split(" ")
-        fstype, source, super_options = right.split(" ", 2)
-        major, _, minor = device.partition(":")
-        mounts.append(
-            Mount(
-                id=int(number),
-                device=os.makedev(int(major), int(minor)),
-                root=_unescape(root),
-                target=_unescape(target),
-                options=frozenset(options.split(",")),
-                fstype=fstype,
-                source=_unescape(source),
-                super_options=frozenset(super_options.split(",")),
-            )
-        )
-    return mounts
-
-
 def mountinfo() -> list[Mount]:
     """Return what this process sees mounted, in the order of mounting."""
-    # Decoded here: reading as text would take a carriage return for the end of a line.
-    return parse_mountinfo(os.fsdecode(Path("/proc/self/mountinfo").read_bytes()))
+    return list(MountTable())
 
 
 def topmost(path: Path) -> Mount | None:
     """Return the mount that one sees at `path`, or None where nothing is mounted."""
-    found = [item for item in mountinfo() if item.target == str(path)]
+    found = MountTable().at(str(path))
     return found[-1] if found else None
 
 
@@ -158,9 +107,8 @@ def mount_of(fd: int) -> Mount:
     """Return the mount through which `fd` was opened."""
     fdinfo = Path(f"/proc/self/fdinfo/{fd}").read_text()
     number = int(next(row.split()[1] for row in fdinfo.splitlines() if row.startswith("mnt_id:")))
-    for mount in mountinfo():
-        if mount.id == number:
-            return mount
+    if mount := MountTable().numbered(number):
+        return mount
     raise FileNotFoundError(2, "no such mount; it was detached", f"mnt_id {number}")
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pycsi.linux.descriptor import DIRECTORY, opened
-from pycsi.linux.mount import mountinfo
+from pycsi.linux.mounttable import MountTable
 
 FS_APPEND_FL = 0x20
 FS_IMMUTABLE_FL = 0x10
@@ -24,9 +24,8 @@ _PROTECTED = FS_APPEND_FL | FS_IMMUTABLE_FL
 def refuse_mounts(path: Path) -> None:
     """Raise EBUSY if anything is mounted at `path` or below it."""
     place = os.path.realpath(path)
-    for item in mountinfo():
-        if item.target == place or item.target.startswith(f"{place}/"):
-            raise OSError(errno.EBUSY, "something is mounted there; unmount it", item.target)
+    if found := MountTable().below(place):
+        raise OSError(errno.EBUSY, "something is mounted there; unmount it", found[0].target)
 
 
 def remove(path: Path, interrupted: Callable[[], bool] = lambda: False) -> None:

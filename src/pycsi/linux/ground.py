@@ -1,0 +1,52 @@
+"""Where a directory lies: by which mount one sees it, and where that is on its filesystem."""
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Self
+
+from pycsi.linux.mount import mount_of
+from pycsi.linux.mounttable import Mount
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Ground:
+    """The directory `path` on the filesystem `mount`.
+
+    `real_path` is the same without symbolic links, `root` its path from the filesystem's own root.
+    Below the directory there are no symbolic links to what is asked about.
+    """
+
+    path: Path
+    real_path: Path
+    mount: Mount
+    root: str
+
+    @classmethod
+    def of(cls, path: Path, fd: int) -> Self:
+        """Find out for a directory that is open as `fd`."""
+        mount = mount_of(fd)
+        real_path = Path(os.path.realpath(path))
+        inside = os.path.relpath(real_path, mount.target)
+        return cls(
+            path=path,
+            real_path=real_path,
+            mount=mount,
+            root=os.path.normpath(os.path.join(mount.root, inside)),  # noqa: PTH118
+        )
+
+    @property
+    def device(self) -> int:
+        """The filesystem's device number."""
+        return self.mount.device
+
+    def root_of(self, place: Path) -> str:
+        """Return the path of what lies below, from the filesystem's own root."""
+        return f"{self.root.rstrip('/')}{self._inside(place)}"
+
+    def real(self, place: Path) -> Path:
+        """Return the path of what lies below, without symbolic links."""
+        return Path(f"{self.real_path}{self._inside(place)}")
+
+    def _inside(self, place: Path) -> str:
+        return str(place).removeprefix(str(self.path))

@@ -1,0 +1,164 @@
+"""What is mounted where, as the kernel tells it (proc_pid_mountinfo(5))."""
+
+import bisect
+import dataclasses
+import os
+import re
+from collections.abc import Iterator
+
+from pycsi.linux.descriptor import read_file
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Mount:
+    """One line of mountinfo. `root` is the part of the filesystem that is mounted at `target`."""
+
+    id: int
+    device: int
+    root: str
+    target: str
+    options: frozenset[str]
+    fstype: str
+    source: str
+    super_options: frozenset[str]
+
+    @property
+    def readonly(self) -> bool:
+        return "ro" in self.options
+
+
+_ESCAPE = re.compile(r"\\([0-7]{3})")
+
+
+def _unescape(field: str) -> str:
+    return _ESCAPE.sub(lambda match: chr(int(match[1], 8)), field) if "\\" in field else field
+
+
+_ESCAPED = {ord(character): f"\\{ord(character):03o}" for character in " \t\n\\"}
+
+
+def _escape(text: str) -> bytes:
+    """Write a path as the kernel writes it in mountinfo."""
+    return os.fsencode(text.translate(_ESCAPED))
+
+
+def _parse(line: str) -> Mount:
+    left, _, right = line.partition(" - ")
+    number, _parent, device, root, target, options, *_ = left.split(" ")
+    fstype, source, super_options = right.split(" ", 2)
+    major, _, minor = device.partition(":")
+    return Mount(
+        id=int(number),
+        device=os.makedev(int(major), int(minor)),
+        root=_unescape(root),
+        target=_unescape(target),
+        options=frozenset(options.split(",")),
+        fstype=fstype,
+        source=_unescape(source),
+        super_options=frozenset(super_options.split(",")),
+    )
+
+
+def parse_mountinfo(text: str) -> list[Mount]:
+    """Parse the text of a mountinfo file; later lines lie over earlier ones."""
+    # Not splitlines(): of the characters at which it splits the kernel escapes only the newline.
+    return [_parse(line) for line in text.rstrip("\n").split("\n")]
+
+
+class MountTable:
+    """What this process saw mounted at one moment, in the order of mounting.
+
+    A node has hundreds of mounts, and a question is about a few: they are looked for in the
+    kernel's text, and only their lines are parsed.
+    """
+
+    def __init__(self) -> None:
+        # Bytes: reading as text would take a carriage return for the end of a line.
+        self._text = b"\n" + read_file("/proc/self/mountinfo")
+
+    def __iter__(self) -> Iterator[Mount]:
+        return iter(parse_mountinfo(os.fsdecode(self._text).strip("\n")))
+
+    def _with(self, words: bytes) -> Iterator[Mount]:
+        """Parse the lines that have these bytes in them, each once."""
+        found = self._text.find(words)
+        while found >= 0:
+            begin = self._text.rfind(b"\n", 0, found + 1) + 1
+            end = self._text.find(b"\n", found + 1)
+            yield _parse(os.fsdecode(self._text[begin:end]))
+            found = self._text.find(words, end)
+
+    def numbered(self, number: int) -> Mount | None:
+        """Return the mount with this id."""
+        return next(self._with(b"\n%d " % number), None)
+
+    def at(self, target: str) -> list[Mount]:
+        """Return what is mounted at a path, the topmost last."""
+        return [item for item in self._with(b" %b " % _escape(target)) if item.target == target]
+
+    def of(self, device: int, root: str = "/") -> list[Mount]:
+        """Return the mounts of a filesystem that show what is at `root` in it, or a part of that.
+
+        `device` is its device number.
+        """
+        inside = root.rstrip("/")
+        words = b" %d:%d %b" % (os.major(device), os.minor(device), _escape(inside))
+        return [
+            item
+            for item in self._with(words)
+            if item.device == device and f"{item.root}/".startswith(f"{inside}/")
+        ]
+
+    def of_source(self, source: str) -> list[Mount]:
+        """Return the mounts whose filesystem was mounted from `source`."""
+        return [item for item in self._with(b" %b " % _escape(source)) if item.source == source]
+
+    def showing(self, root: str) -> list[Mount]:
+        """Return the mounts, of whatever filesystem, that show just what is at `root` in it."""
+        return [item for item in self._with(b" %b " % _escape(root)) if item.root == root]
+
+    def below(self, target: str) -> list[Mount]:
+        """Return what is mounted at a path or anywhere below it."""
+        inside = target.rstrip("/")
+        return [
+            item
+            for item in self._with(b" %b" % _escape(inside))
+            if f"{item.target}/".startswith(f"{inside}/")
+        ]
+
+
+class MountIndex(MountTable):
+    """The same for those who ask about all volumes: everything is parsed once, and indexed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._at: dict[str, list[Mount]] = {}
+        self._of: dict[int, list[tuple[str, int, Mount]]] = {}
+        self._of_source: dict[str, list[Mount]] = {}
+        self._showing: dict[str, list[Mount]] = {}
+        for number, item in enumerate(self):
+            self._at.setdefault(item.target, []).append(item)
+            self._of.setdefault(item.device, []).append((f"{item.root}/", number, item))
+            self._of_source.setdefault(item.source, []).append(item)
+            self._showing.setdefault(item.root, []).append(item)
+        for those in self._of.values():
+            those.sort(key=lambda one: one[:2])
+
+    def at(self, target: str) -> list[Mount]:
+        return self._at.get(target, [])
+
+    def of(self, device: int, root: str = "/") -> list[Mount]:
+        those = self._of.get(device, [])
+        inside = f"{root.rstrip('/')}/"
+        first = bisect.bisect_left(those, inside, key=lambda one: one[0])
+        found = []
+        while first < len(those) and those[first][0].startswith(inside):
+            found.append(those[first][1:])
+            first += 1
+        return [item for _, item in sorted(found, key=lambda one: one[0])]
+
+    def of_source(self, source: str) -> list[Mount]:
+        return self._of_source.get(source, [])
+
+    def showing(self, root: str) -> list[Mount]:
+        return self._showing.get(root, [])
