@@ -230,11 +230,12 @@ class Trash:
             try:
                 reap(entry, limiter, interrupted)
             except InterruptedError:
+                self.look()  # it may have another name by now
                 break
             except Exception as error:  # noqa: BLE001  (a user's data may not stop the others')
                 log.warning("cannot be deleted now", path=str(entry.path), error=str(error))
                 wait = min(wait, _RETRY)
-                self.look()  # it may have another name by now
+                self.look()
             else:
                 with self._mutex:
                     self._drop(entry)
