@@ -13,11 +13,17 @@ from pycsi.proto import csi_pb2 as csi
 
 T = TypeVar("T")
 
+_LONGEST_PAGE = 3000
+"""Entries, of at most 1 KiB each: most clients take no message of more than 4 MiB."""
+
 
 def page(items: Iterator[T], size: int) -> tuple[list[T], bool]:
-    """Take the first `size` of some items, or all for 0; and tell whether there are more."""
-    shown = list(itertools.islice(items, size or None))
-    return shown, bool(size) and next(items, None) is not None
+    """Take the first `size` of some items, or for 0 as many as one reply can have.
+
+    Tell whether there are more.
+    """
+    shown = list(itertools.islice(items, min(size or _LONGEST_PAGE, _LONGEST_PAGE)))
+    return shown, next(items, None) is not None
 
 
 def volume(found: Volume, topology: csi.Topology) -> csi.Volume:

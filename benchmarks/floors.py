@@ -1,0 +1,139 @@
+"""What no driver can be faster than: a bare gRPC server, the bare system calls, mkfs alone."""
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import grpc
+from google.protobuf.wrappers_pb2 import BoolValue
+
+from pycsi.linux import loop, mount
+from pycsi.linux.descriptor import opened
+from pycsi.proto import csi_pb2 as csi
+from pycsi.proto import csi_pb2_grpc
+
+_RECORD = b"x" * 600
+"""As long as a volume's record."""
+
+_IMAGE = 64 << 20
+
+
+class _Bare(csi_pb2_grpc.IdentityServicer):
+    def Probe(self, request: csi.ProbeRequest, context: grpc.ServicerContext) -> csi.ProbeResponse:
+        return csi.ProbeResponse(ready=BoolValue(value=True))
+
+
+@contextlib.contextmanager
+def bare_server() -> Iterator[str]:
+    """Run a gRPC server that answers Probe and does nothing else; yield its endpoint."""
+    with tempfile.TemporaryDirectory(prefix="pycsi-bare-") as folder:
+        endpoint = f"unix://{folder}/csi.sock"
+        command = [sys.executable, __file__, endpoint]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as server:
+            assert server.stdout is not None
+            server.stdout.readline()
+            try:
+                yield endpoint
+            finally:
+                server.terminate()
+
+
+def _serve(endpoint: str) -> None:
+    server = grpc.server(ThreadPoolExecutor(256))
+    csi_pb2_grpc.add_IdentityServicer_to_server(_Bare(), server)  # type: ignore[no-untyped-call]
+    server.add_insecure_port(endpoint)
+    server.start()
+    print("ready", flush=True)
+    server.wait_for_termination()
+
+
+def durable_directory(folder: Path, count: int) -> list[float]:
+    """Make directories with a record in them, durably: seconds for each.
+
+    mkdir, write, fsync, rename, fsync of the parent: what is on disk then is whole, and stays.
+    """
+    times = []
+    making, made = folder / "making", folder / "made"
+    making.mkdir(parents=True)
+    made.mkdir()
+    for number in range(count):
+        begin = time.perf_counter()
+        building = f"{making}/{number}"
+        os.mkdir(building)  # noqa: PTH102  (the bare call)
+        with opened(f"{building}/record", os.O_WRONLY | os.O_CREAT) as fd:
+            os.write(fd, _RECORD)
+            os.fsync(fd)
+        os.rename(building, f"{made}/{number}")  # noqa: PTH104
+        with opened(made, os.O_DIRECTORY) as fd:
+            os.fsync(fd)
+        times.append(time.perf_counter() - begin)
+    shutil.rmtree(folder)
+    return times
+
+
+def mkfs(folder: Path, size: int, count: int) -> list[float]:
+    """Make a sparse file and a filesystem in it: seconds for each."""
+    times = []
+    folder.mkdir()
+    for number in range(count):
+        image = folder / f"{number}.img"
+        begin = time.perf_counter()
+        with image.open("wb") as file:
+            file.truncate(size)
+        subprocess.run(["mkfs.ext4", "-q", image], check=True)
+        times.append(time.perf_counter() - begin)
+    shutil.rmtree(folder)
+    return times
+
+
+def bind_cycle(folder: Path, disk: Path, count: int) -> list[float]:
+    """Bind a directory on `disk` twice and unmount both, with what has to be made for that."""
+    source = disk / "source"
+    source.mkdir()
+    times = _cycle(folder, lambda staging: mount.bind(source, staging), count)
+    source.rmdir()
+    return times
+
+
+def image_cycle(folder: Path, disk: Path, count: int) -> list[float]:
+    """Mount an ext4 image on `disk`, bind that, and unmount both."""
+    image = disk / "cycle.img"
+    with image.open("wb") as file:
+        file.truncate(_IMAGE)
+    subprocess.run(["mkfs.ext4", "-q", image], check=True)
+
+    def stage(staging: Path) -> None:
+        with loop.attach(image, autoclear=True) as device:
+            mount.mount("ext4", device.path, staging)
+
+    times = _cycle(folder, stage, count)
+    image.unlink()
+    return times
+
+
+def _cycle(folder: Path, stage: Callable[[Path], None], count: int) -> list[float]:
+    staging, target = folder / "staging", folder / "target"
+    staging.mkdir(parents=True)
+    times = []
+    for _ in range(count):
+        begin = time.perf_counter()
+        stage(staging)
+        target.mkdir()
+        mount.bind(staging, target)
+        mount.umount2(target)
+        target.rmdir()
+        mount.umount2(staging)
+        times.append(time.perf_counter() - begin)
+    shutil.rmtree(folder)
+    return times
+
+
+if __name__ == "__main__":
+    _serve(sys.argv[1])

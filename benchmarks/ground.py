@@ -1,0 +1,67 @@
+"""Where drivers are measured: a filesystem of their own in a sparse file, and processes on it."""
+
+import contextlib
+import dataclasses
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+
+from driver import GIB, Driver
+
+from pycsi.linux import mount
+
+_SIZE = 40 * GIB
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Ground:
+    """A filesystem of the kind `kind`, mounted at `disk`; `folder` is beside it, for all else."""
+
+    kind: str
+    folder: Path
+    disk: Path
+
+    @contextlib.contextmanager
+    def driver(self, name: str = "driver") -> Iterator[Driver]:
+        """Run a driver on a pool of its own."""
+        pool = self.disk / name
+        pool.mkdir()
+        with Driver(self.folder / name, [f"default={pool},overcommit=1000000"]) as driver:
+            yield driver
+
+
+@contextlib.contextmanager
+def ground(kind: str) -> Iterator[Ground]:
+    """Make a filesystem and mount it through the `with` block."""
+    with tempfile.TemporaryDirectory(prefix="pycsi-benchmark-") as name:
+        folder = Path(name)
+        image, disk = folder / "disk.img", folder / "disk"
+        with image.open("wb") as file:
+            file.truncate(_SIZE)
+        subprocess.run([f"mkfs.{kind}", "-q", image], check=True)
+        disk.mkdir()
+        subprocess.run(["mount", "-o", "loop", image, disk], check=True)
+        try:
+            yield Ground(kind=kind, folder=folder, disk=disk)
+        finally:
+            for left in reversed(mount.mountinfo()):
+                if left.target.startswith(f"{folder}/"):
+                    subprocess.run(["umount", left.target], check=True)
+
+
+def endpoint(driver: Driver) -> str:
+    return f"unix://{driver.socket}"
+
+
+def resident(driver: Driver) -> int:
+    """Return how many bytes of memory a driver's process has (proc_pid_status(5))."""
+    assert driver.process is not None
+    status = Path(f"/proc/{driver.process.pid}/status").read_text()
+    found = re.search(r"VmRSS:\s+(\d+) kB", status)
+    assert found is not None
+    return int(found[1]) * 1024

@@ -1,0 +1,125 @@
+"""What the same costs as a driver gets more and more volumes."""
+
+import dataclasses
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+
+import load
+from driver import Driver
+from ground import Ground, endpoint, resident
+from rows import DIRECTORY, Row, Series, median, ms
+
+_MEGABYTE = 1000 * 1000
+
+
+class Growing:
+    """A driver that gets more and more volumes, beside one that keeps a hundred."""
+
+    OPERATIONS = ("create", "delete", "cycle")
+
+    def __init__(self, few: Driver, many: Driver, ground: Ground) -> None:
+        self._ground = ground
+        wanted = load.Wanted(folder=ground.folder, parameters=DIRECTORY, prefix="few")
+        self._few = load.Client(endpoint(few), wanted)
+        self._wanted = dataclasses.replace(wanted, prefix="many")
+        self._driver = many
+        self._many = load.Client(endpoint(many), self._wanted)
+        self._there = 0
+        load.run(endpoint(few), wanted, "create", clients=4, count=100, first=500_000)
+
+    def fill(self, number: int) -> None:
+        """Make volumes until there are `number`."""
+        load.run(
+            endpoint(self._driver),
+            self._wanted,
+            "create",
+            clients=8,
+            count=number - self._there,
+            first=500_000 + self._there,
+        )
+        self._there = number
+
+    def costs(self) -> dict[str, tuple[float, float]]:
+        """Return what each operation takes with many volumes and with few, measured in turns."""
+        found: dict[str, tuple[list[float], list[float]]] = {
+            operation: ([], []) for operation in self.OPERATIONS
+        }
+        for _ in range(5):
+            for index, client in enumerate((self._many, self._few)):
+                names = range(50)
+                found["create"][index].append(median(load.timed(client.create, names)))
+                found["cycle"][index].append(median(load.timed(client.cycle, names)))
+                found["delete"][index].append(median(load.timed(client.delete, names)))
+        return {key: (median(many), median(few)) for key, (many, few) in found.items()}
+
+    def listing(self) -> tuple[int, float]:
+        """Return how many volumes are listed, and in how many seconds."""
+        begin = time.perf_counter()
+        count = self._many.list()
+        return count, time.perf_counter() - begin
+
+
+def growing(few: Driver, many: Driver, ground: Ground, most: int) -> tuple[list[Row], Series]:
+    """Measure the same at more and more volumes; return the rows, and what a plot shows."""
+    rows, series = [], Series()
+    grown = Growing(few, many, ground)
+    idle = resident(few)
+    steps = [step for step in (100, 300, 1000, 3000, 10_000, 30_000) if step < most] + [most]
+    for step in steps:
+        grown.fill(step)
+        costs = grown.costs()
+        for operation, (there, _) in costs.items():
+            series.setdefault(operation, {})[step] = there * 1000
+        count, seconds = grown.listing()
+        series.setdefault("list, per volume", {})[step] = seconds / count * 1000
+    for operation, (there, here) in costs.items():
+        rows.append(
+            Row(
+                what=f"{operation} at {most} volumes against 100",
+                ground=ground.kind,
+                seen=f"{ms(there)}; with 100: {ms(here)}",
+                value=there / here,
+                most=1.2,
+            )
+        )
+    rows.append(
+        Row(what=f"ListVolumes of {count}", ground=ground.kind, seen="", value=seconds, unit="s")
+    )
+    megabyte = 1000 * 1000
+    rows.append(
+        Row(
+            what="resident, idle",
+            ground=ground.kind,
+            seen="with 100 volumes",
+            value=idle / megabyte,
+            unit="MB",
+            most=60,
+        )
+    )
+    many.stop()
+    begin = time.perf_counter()
+    many.start()
+    rows.append(
+        Row(
+            what=f"start to serving with {most} volumes",
+            ground=ground.kind,
+            seen="",
+            value=time.perf_counter() - begin,
+            unit="s",
+            most=1,
+        )
+    )
+    rows.append(
+        Row(
+            what=f"resident with {most} volumes",
+            ground=ground.kind,
+            seen="after a start",
+            value=resident(many) / megabyte,
+            unit="MB",
+            most=90,
+        )
+    )
+    return rows, series

@@ -1,0 +1,258 @@
+"""Clients: what they ask of a driver, from several processes, and how long each answer took.
+
+One Python process can send no more than some thousand requests a second, so many clients are
+divided among processes, with threads in each. What they themselves took of the processors is
+measured too: where that is all there was, the clients were the limit.
+"""
+
+import concurrent.futures
+import dataclasses
+import multiprocessing
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+
+import grpc
+from driver import MIB, mount_capability
+
+from pycsi.proto import csi_pb2 as csi
+from pycsi.proto import csi_pb2_grpc
+
+THREADS = 4
+"""Clients in one process."""
+
+_OPTIONS = (("grpc.default_authority", "localhost"), ("grpc.max_receive_message_length", 1 << 28))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """The volumes that the clients work with; `context` is that of those that are there."""
+
+    folder: Path
+    parameters: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    filesystem: str = ""
+    size: int = 64 * MIB
+    prefix: str = "bench"
+
+
+class Client:
+    """One connection to a driver, and the operations that are measured, by name."""
+
+    def __init__(self, endpoint: str, wanted: Wanted) -> None:
+        self._channel = grpc.insecure_channel(endpoint, options=_OPTIONS)
+        self._identity = csi_pb2_grpc.IdentityStub(self._channel)  # type: ignore[no-untyped-call]
+        self._controller = csi_pb2_grpc.ControllerStub(self._channel)  # type: ignore[no-untyped-call]
+        self._node = csi_pb2_grpc.NodeStub(self._channel)  # type: ignore[no-untyped-call]
+        self._wanted = wanted
+        self._capability = mount_capability(wanted.filesystem)
+        self._volumes: dict[str, csi.Volume] = {}
+
+    def close(self) -> None:
+        self._channel.close()
+
+    def probe(self, _name: str) -> None:
+        self._identity.Probe(csi.ProbeRequest())
+
+    def create(self, name: str) -> csi.Volume:
+        request = csi.CreateVolumeRequest(
+            name=f"{self._wanted.prefix}-{name}",
+            capacity_range=csi.CapacityRange(required_bytes=self._wanted.size),
+            volume_capabilities=[self._capability],
+            parameters=self._wanted.parameters,
+        )
+        volume: csi.Volume = self._controller.CreateVolume(request).volume
+        self._volumes[name] = volume
+        return volume
+
+    def delete(self, name: str) -> None:
+        """Delete what `create` has made; made anew by a client that does not know its id."""
+        volume = self._volumes.pop(name, None) or self.create(name)
+        self._controller.DeleteVolume(csi.DeleteVolumeRequest(volume_id=volume.volume_id))
+        self._volumes.pop(name, None)
+
+    def stage(self, name: str) -> None:
+        staging, _ = self._places(name)
+        volume = self._volumes[name]
+        self._node.NodeStageVolume(
+            csi.NodeStageVolumeRequest(
+                volume_id=volume.volume_id,
+                staging_target_path=str(staging),
+                volume_capability=self._capability,
+                volume_context=volume.volume_context,
+            )
+        )
+
+    def publish(self, name: str) -> None:
+        staging, target = self._places(name)
+        volume = self._volumes[name]
+        self._node.NodePublishVolume(
+            csi.NodePublishVolumeRequest(
+                volume_id=volume.volume_id,
+                staging_target_path=str(staging),
+                target_path=str(target),
+                volume_capability=self._capability,
+                volume_context=volume.volume_context,
+            )
+        )
+
+    def unpublish(self, name: str) -> None:
+        _, target = self._places(name)
+        self._node.NodeUnpublishVolume(
+            csi.NodeUnpublishVolumeRequest(
+                volume_id=self._volumes[name].volume_id, target_path=str(target)
+            )
+        )
+
+    def unstage(self, name: str) -> None:
+        staging, _ = self._places(name)
+        self._node.NodeUnstageVolume(
+            csi.NodeUnstageVolumeRequest(
+                volume_id=self._volumes[name].volume_id, staging_target_path=str(staging)
+            )
+        )
+
+    def cycle(self, name: str) -> None:
+        """Stage, publish, unpublish and unstage."""
+        self.stage(name)
+        self.publish(name)
+        self.unpublish(name)
+        self.unstage(name)
+
+    def stats(self, name: str) -> None:
+        staging, target = self._places(name)
+        self._node.NodeGetVolumeStats(
+            csi.NodeGetVolumeStatsRequest(
+                volume_id=self._volumes[name].volume_id,
+                volume_path=str(target),
+                staging_target_path=str(staging),
+            )
+        )
+
+    def list(self, _name: str = "") -> int:
+        """List all volumes, in as many pages as the driver makes of them; return how many."""
+        token, count = "", 0
+        while True:
+            page = self._controller.ListVolumes(csi.ListVolumesRequest(starting_token=token))
+            count += len(page.entries)
+            token = page.next_token
+            if not token:
+                return count
+
+    def snapshot(self, name: str, volume: str) -> str:
+        """Take a snapshot of a volume that was made here; return its id."""
+        request = csi.CreateSnapshotRequest(
+            name=name, source_volume_id=self._volumes[volume].volume_id
+        )
+        snapshot: csi.Snapshot = self._controller.CreateSnapshot(request).snapshot
+        return snapshot.snapshot_id
+
+    def _places(self, name: str) -> tuple[Path, Path]:
+        staging = self._wanted.folder / f"staging-{name}"
+        staging.mkdir(exist_ok=True)
+        return staging, self._wanted.folder / f"target-{name}"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Result:
+    """What some clients saw. Times are in seconds; `busy` is the share of a core they took."""
+
+    times: list[float]
+    seconds: float
+    busy: float
+
+    @property
+    def rate(self) -> float:
+        """Operations per second, of all clients together."""
+        return len(self.times) / self.seconds
+
+    @property
+    def p50(self) -> float:
+        return statistics.median(self.times)
+
+
+def run(
+    endpoint: str, wanted: Wanted, operation: str, *, clients: int, count: int, first: int = 0
+) -> Result:
+    """Let `clients` call `operation` until it has been called `count` times; it gets numbers."""
+    processes = max(1, clients // THREADS)
+    context = multiprocessing.get_context("spawn")
+    barrier = context.Barrier(processes)
+    with concurrent.futures.ProcessPoolExecutor(
+        processes, context, initializer=_remember, initargs=(barrier,)
+    ) as pool:
+        per_process = count // processes
+        jobs = [
+            pool.submit(
+                _process,
+                endpoint,
+                wanted,
+                operation,
+                min(clients, THREADS),
+                range(first + number * per_process, first + (number + 1) * per_process),
+            )
+            for number in range(processes)
+        ]
+        answers = [job.result() for job in jobs]
+    begin, end = min(item[1] for item in answers), max(item[2] for item in answers)
+    return Result(
+        times=[seconds for item in answers for seconds in item[0]],
+        seconds=end - begin,
+        busy=sum(item[3] for item in answers) / (end - begin),
+    )
+
+
+_barrier: Any = None
+
+
+def _remember(barrier: Any) -> None:
+    global _barrier  # noqa: PLW0603  (a barrier can only be inherited)
+    _barrier = barrier
+
+
+def _process(
+    endpoint: str, wanted: Wanted, operation: str, threads: int, numbers: range
+) -> tuple[list[float], float, float, float]:
+    """Be one process of clients; return the times, begin, end, and the processor time taken."""
+    clients = [Client(endpoint, wanted) for _ in range(threads)]
+    for client in clients:
+        client.probe("")  # connected, and warm
+    shares = [numbers[thread::threads] for thread in range(threads)]
+    _barrier.wait()
+    begin, used = time.monotonic(), time.process_time()
+    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+        jobs = [
+            pool.submit(timed, getattr(client, operation), share)
+            for client, share in zip(clients, shares, strict=True)
+        ]
+        times = [seconds for job in jobs for seconds in job.result()]
+    end, used = time.monotonic(), time.process_time() - used
+    for client in clients:
+        client.close()
+    return times, begin, end, used
+
+
+def timed(call: Callable[[str], object], numbers: range) -> list[float]:
+    """Call `call` with each number's name; return how many seconds each call took."""
+    times = []
+    for number in numbers:
+        begin = time.perf_counter()
+        call(f"{number:06}")
+        times.append(time.perf_counter() - begin)
+    return times
+
+
+def repeated(call: Callable[[], object], count: int) -> list[float]:
+    """Call `call` again and again; return how many seconds each call took."""
+    return timed(lambda _: call(), range(count))
+
+
+def processor_seconds(pid: int) -> float:
+    """Return how much processor time a process has taken so far (proc_pid_stat(5))."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

@@ -1,0 +1,205 @@
+"""What single RPCs cost, against what they cannot do without."""
+
+import concurrent.futures
+import functools
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+
+import floors
+import load
+from copies import fill
+from driver import GIB, MIB, Driver, from_volume
+from ground import Ground, endpoint
+from rows import DIRECTORY, IMAGE, SEVERAL, SHORT, Row, here, median, ms
+
+from pycsi.proto import csi_pb2 as csi
+
+_RATE = 2000
+"""How often something is done of which the rate is measured."""
+
+
+def probes(driver: Driver, ground: Ground, bare: str) -> Iterator[Row]:
+    """Probe against a server that does nothing else, in turns."""
+    wanted = load.Wanted(folder=ground.folder)
+    for clients in (1, 16):
+        ours: list[float] = []
+        theirs: list[float] = []
+        taken: list[float] = []
+        for _ in range(3):
+            for rates, where in ((theirs, bare), (ours, endpoint(driver))):
+                result = load.run(where, wanted, "probe", clients=clients, count=_RATE)
+                rates.append(result.rate)
+                taken.append(result.busy)
+        yield Row(
+            what=f"Probe, {clients} client{'s' if clients > 1 else ''}",
+            ground=ground.kind,
+            seen=f"{median(ours):.0f}/s; bare server {median(theirs):.0f}/s; the clients took "
+            f"{median(taken):.1f} cores",
+            value=median(ours) / median(theirs),
+            least=0.9,
+        )
+
+
+def creation(driver: Driver, ground: Ground, bare: str) -> Iterator[Row]:
+    """CreateVolume against a bare RPC and the system calls that it cannot do without."""
+    wanted = load.Wanted(folder=ground.folder, parameters=DIRECTORY)
+    client, server = load.Client(endpoint(driver), wanted), load.Client(bare, wanted)
+    created, probed, made = [], [], []
+    for number in range(5):
+        probed.append(here(server, "probe", SHORT))
+        made.append(median(floors.durable_directory(ground.disk / "floor", SHORT)))
+        created.append(here(client, "create", SHORT, number * SHORT))
+    floor = median(probed) + median(made)
+    yield Row(
+        what="CreateVolume, directory, 1 client",
+        ground=ground.kind,
+        seen=f"{ms(median(created))}; bare RPC {ms(median(probed))} + floor {ms(median(made))}",
+        value=median(created) / floor,
+        most=1.3,
+    )
+    rates: dict[int, list[float]] = {1: [], 16: []}
+    for number in range(3):
+        for clients, found in rates.items():
+            first = 100_000 * clients + 10_000 * number
+            result = load.run(
+                endpoint(driver), wanted, "create", clients=clients, count=800, first=first
+            )
+            found.append(result.rate)
+    yield Row(
+        what="CreateVolume, 16 clients against 1",
+        ground=ground.kind,
+        seen=f"{median(rates[16]):.0f}/s; 1 client {median(rates[1]):.0f}/s",
+        value=median(rates[16]) / median(rates[1]),
+        least=2,
+    )
+
+
+def image_creation(driver: Driver, ground: Ground) -> Row:
+    """CreateVolume of an ext4 image against mkfs alone."""
+    images = load.Client(
+        endpoint(driver),
+        load.Wanted(folder=ground.folder, parameters=IMAGE, size=GIB, prefix="image"),
+    )
+    directories = load.Client(
+        endpoint(driver),
+        load.Wanted(folder=ground.folder, parameters=DIRECTORY, prefix="beside"),
+    )
+    created, made, beside = [], [], []
+    for number in range(5):
+        first = number * SEVERAL
+        made.append(median(floors.mkfs(ground.disk / "mkfs", GIB, SEVERAL)))
+        beside.append(here(directories, "create", SEVERAL, first))
+        created.append(here(images, "create", SEVERAL, first))
+    return Row(
+        what="CreateVolume, ext4 image of 1 GiB",
+        ground=ground.kind,
+        seen=f"{ms(median(created))}; mkfs {ms(median(made))} + directory {ms(median(beside))}",
+        value=median(created) / (median(made) + median(beside)),
+        most=1.2,
+    )
+
+
+def cycles(driver: Driver, ground: Ground, bare: str) -> Iterator[Row]:
+    """Stage, publish, unpublish and unstage against four RPCs and the system calls."""
+    server = load.Client(bare, load.Wanted(folder=ground.folder))
+    for what, parameters, calls, count in (
+        ("directory", DIRECTORY, floors.bind_cycle, SHORT),
+        ("image", IMAGE, floors.image_cycle, SEVERAL),
+    ):
+        wanted = load.Wanted(folder=ground.folder, parameters=parameters, prefix=f"cycle-{what}")
+        client = load.Client(endpoint(driver), wanted)
+        client.create("000000")
+        done, probed, called = [], [], []
+        for _ in range(5):
+            probed.append(here(server, "probe", SHORT))
+            called.append(median(calls(ground.folder / "cycle", ground.disk, count)))
+            done.append(median(load.repeated(functools.partial(client.cycle, "000000"), count)))
+        floor = 4 * median(probed) + median(called)
+        yield Row(
+            what=f"stage, publish, unpublish, unstage: {what}",
+            ground=ground.kind,
+            seen=f"{ms(median(done))}; 4 bare RPCs {ms(4 * median(probed))} + system calls "
+            f"{ms(median(called))}",
+            value=median(done) / floor,
+            most=2,
+        )
+
+
+def stats(driver: Driver, ground: Ground, bare: str) -> Iterator[Row]:
+    """NodeGetVolumeStats of a directory with one file and of one with many."""
+    server = load.Client(bare, load.Wanted(folder=ground.folder))
+    probed = here(server, "probe", SHORT)
+    took = {}
+    for files in (1, 20_000):
+        wanted = load.Wanted(folder=ground.folder, parameters=DIRECTORY, prefix=f"stats-{files}")
+        client = load.Client(endpoint(driver), wanted)
+        client.create("000000")
+        client.stage("000000")
+        client.publish("000000")
+        target = ground.folder / "target-000000"
+        for number in range(files):
+            (target / f"{number}").touch()
+        took[files] = median(load.repeated(functools.partial(client.stats, "000000"), SHORT))
+        client.unpublish("000000")
+        client.unstage("000000")
+    yield Row(
+        what="NodeGetVolumeStats, 20,000 files against 1",
+        ground=ground.kind,
+        seen=f"{ms(took[20_000])}; 1 file {ms(took[1])}; bare RPC {ms(probed)}",
+        value=took[20_000] / took[1],
+        most=1.2,
+    )
+
+
+def busy(driver: Driver, ground: Ground) -> Row:
+    """Probe while sixteen copies run, each of which holds a worker."""
+    size = 64 * MIB
+
+    def create(name: str, source: csi.VolumeContentSource | None = None) -> str:
+        return driver.create(name, 2 * size, parameters=IMAGE, source=source).volume_id
+
+    volumes = [create(f"busy-{number}") for number in range(16)]
+    for volume_id in volumes:
+        with driver.published(volume_id, ground.folder) as target:
+            fill(target / "data", size)
+    wanted = load.Wanted(folder=ground.folder)
+    client = load.Client(endpoint(driver), wanted)
+    alone = here(client, "probe", SHORT)
+    with concurrent.futures.ThreadPoolExecutor(16) as pool:
+        jobs = [
+            pool.submit(create, f"copy-{number}", from_volume(volume_id))
+            for number, volume_id in enumerate(volumes)
+        ]
+        times = []
+        while not all(job.done() for job in jobs):
+            times += load.timed(client.probe, range(1))
+            time.sleep(0.005)
+        for job in jobs:
+            job.result()
+    return Row(
+        what="Probe while 16 copies run, slowest",
+        ground=ground.kind,
+        seen=f"median {ms(median(times))} of {len(times)}; alone {ms(alone)}",
+        value=max(times),
+        unit="s",
+        most=1,
+    )
+
+
+def help_text() -> Row:
+    """`pycsi --help`, which should not make anybody wait."""
+    times = []
+    for _ in range(10):
+        begin = time.perf_counter()
+        subprocess.run(
+            [Path(sys.executable).with_name("pycsi"), "--help"],
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
+        times.append(time.perf_counter() - begin)
+    return Row(what="pycsi --help", ground="", seen="", value=median(times), unit="s", most=0.2)
