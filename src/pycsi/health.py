@@ -92,12 +92,15 @@ def _usage(backend: Backend) -> Usage | None:
     return None
 
 
-def examine(volumes: Iterable[tuple[Pool, Volume]], locks: Locks) -> dict[str, Condition]:
+def examine(
+    volumes: Iterable[tuple[Pool, Volume]], locks: Locks, kernel: Kernel | None = None
+) -> dict[str, Condition]:
     """Return the condition of volumes, which come with their pools, by id.
 
-    One that is found to have been deleted meanwhile is left out.
+    One that is found to have been deleted meanwhile is left out. Unless `kernel` is given they are
+    taken to be many.
     """
-    kernel = Glance()
+    kernel = kernel or Glance()
     wards: dict[str, Ward] = {}
     found = {}
     for pool, volume in volumes:
@@ -114,7 +117,7 @@ def examine(volumes: Iterable[tuple[Pool, Volume]], locks: Locks) -> dict[str, C
 
 def condition_of(pool: Pool, volume: Volume, locks: Locks) -> Condition:
     """Return the condition of one volume, or raise `NotFound` where it was deleted meanwhile."""
-    found = examine([(pool, volume)], locks).get(volume.id)
+    found = examine([(pool, volume)], locks, Kernel()).get(volume.id)
     if found is None:
         raise NotFound(f"volume {volume.id} was deleted just now")
     return found

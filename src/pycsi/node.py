@@ -1,6 +1,7 @@
 """The Node service: protobuf in, one call of staging, protobuf out."""
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import os
@@ -11,6 +12,7 @@ import grpc
 
 from pycsi import ids, parameters, reply
 from pycsi import request as read
+from pycsi.backends import Backend
 from pycsi.capabilities import Advertised
 from pycsi.config import parse_size
 from pycsi.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
@@ -28,6 +30,16 @@ from pycsi.volumes import check_fits, delete, expand, new_volume
 _EPHEMERAL = "csi.storage.k8s.io/ephemeral"
 _INLINE_KEYS = ("pool", "type", "size")
 """What a pod may say of its inline volume: neither mkfs options nor a directory without limit."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _Found:
+    """A volume that is staged or published at a path, or has been and is `lost` there."""
+
+    pool: Pool
+    volume: Volume
+    backend: Backend
+    lost: bool
 
 
 class Node(csi_pb2_grpc.NodeServicer):
@@ -224,12 +236,12 @@ class Node(csi_pb2_grpc.NodeServicer):
     ) -> csi.NodeGetVolumeStatsResponse:
         read.required(request.volume_id, "volume_id")
         read.required(request.volume_path, "volume_path")
-        pool, volume = self._at(request.volume_id, request.volume_path, lost=True)
-        condition = condition_of(pool, volume, self._locks)
-        backend, usage = pool.backend(volume), None
+        found = self._at(request.volume_id, request.volume_path, lost=True)
+        condition = condition_of(found.pool, found.volume, self._locks)
+        usage = None
         try:
-            if Staging(backend).holds(resolved(request.volume_path, "volume_path")):
-                usage = backend.usage(Path(request.volume_path))
+            if not found.lost:
+                usage = found.backend.usage(Path(request.volume_path))
         except OSError:
             if not condition.abnormal:  # otherwise that says why it cannot be measured
                 self._at(request.volume_id, request.volume_path)
@@ -246,7 +258,8 @@ class Node(csi_pb2_grpc.NodeServicer):
         read.required(request.volume_id, "volume_id")
         read.required(request.volume_path, "volume_path")
         with self._locks.hold(self._key(request.volume_id)):
-            pool, volume = self._at(request.volume_id, request.volume_path)
+            found = self._at(request.volume_id, request.volume_path)
+            pool, volume = found.pool, found.volume
             if request.HasField("volume_capability"):
                 check_fits(volume, read.capability(request.volume_capability), InvalidArgument)
             if request.HasField("capacity_range"):
@@ -254,7 +267,7 @@ class Node(csi_pb2_grpc.NodeServicer):
             pool.backend(volume).grow()
         return csi.NodeExpandVolumeResponse(capacity_bytes=volume.capacity)
 
-    def _at(self, volume_id: str, path: str, *, lost: bool = False) -> tuple[Pool, Volume]:
+    def _at(self, volume_id: str, path: str, *, lost: bool = False) -> "_Found":
         """Return the volume, persistent or inline, if it is staged or published at `path`.
 
         With `lost` also if it was, and something else is mounted there now; of a pool that is away
@@ -269,22 +282,21 @@ class Node(csi_pb2_grpc.NodeServicer):
             if not lost:
                 raise
             away = True
-        try:
+        with contextlib.suppress(InvalidArgument):
             place = resolved(path, "volume_path")
             staging = Staging(pool.backend(volume))
-            here = staging.holds(place) or (lost and staging.has_lost(place, known=not away))
-        except InvalidArgument:
-            here = False
-        if not here:
-            raise NotFound(f"volume {volume_id} is neither staged nor published at {path!r}")
-        return pool, volume
+            if staging.holds(place):
+                return _Found(pool=pool, volume=volume, backend=staging.backend, lost=False)
+            if lost and staging.has_lost(place, known=not away):
+                return _Found(pool=pool, volume=volume, backend=staging.backend, lost=True)
+        raise NotFound(f"volume {volume_id} is neither staged nor published at {path!r}")
 
     def _path(self, text: str, field: str) -> Path:
         """Return a path to mount at, which must not lie in a pool."""
         path = resolved(text, field)
         for pool in self._pools:
-            place = pool.ground.real_path
-            if path.is_relative_to(place) or place.is_relative_to(path):
+            there, place = f"{path}/", f"{pool.ground.real_path}/"
+            if there.startswith(place) or place.startswith(there):
                 raise InvalidArgument(
                     f"{field} {text!r} lies in pool {pool.name}, or the pool in it; use another"
                 )

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import grpc
 import structlog
+from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import DecodeError, Message
 
 from pycsi.errors import (
@@ -73,6 +74,12 @@ def status_of(error: Exception) -> tuple[grpc.StatusCode, str]:
 
 def _cut(text: str) -> str:
     return text.encode(errors="replace")[:_LONGEST_MESSAGE].decode(errors="ignore")
+
+
+@functools.cache
+def _identifying(kind: Descriptor) -> tuple[str, ...]:
+    """Return those fields of a kind of request that say what it is about."""
+    return tuple(field for field in _IDENTIFYING if field in kind.fields_by_name)
 
 
 def _decoder(decode: Callable[[bytes], Message]) -> Callable[[bytes], Message | DecodeError]:
@@ -216,16 +223,22 @@ class Interceptor(grpc.ServerInterceptor):
         outcome: dict[str, Any],
         failure: Exception | None,
     ) -> None:
-        fields: dict[str, Any] = {
-            field: _cut(value) for field in _IDENTIFYING if (value := getattr(request, field, ""))
-        }
+        number = next(self._numbers)
+        debugging, routine = log.is_enabled_for(_DEBUG), failure is None and name in _ROUTINE
+        if routine and not debugging:
+            return
+        fields: dict[str, Any] = {}
+        if isinstance(request, Message):
+            for field in _identifying(request.DESCRIPTOR):
+                if value := getattr(request, field):
+                    fields[field] = _cut(value)
         fields |= outcome
-        fields["request_id"] = f"{self._prefix}-{next(self._numbers)}"
-        if log.is_enabled_for(_DEBUG) and isinstance(request, Message):
+        fields["request_id"] = f"{self._prefix}-{number}"
+        if debugging and isinstance(request, Message):
             fields["request"] = redacted(request)
         if outcome["code"] == grpc.StatusCode.INTERNAL.name:
             log.error(name, exc_info=failure, **fields)
-        elif failure is None and name in _ROUTINE:
+        elif routine:
             log.debug(name, **fields)
         else:
             log.info(name, **fields)

@@ -59,6 +59,9 @@ class Note:
     arguments: str
     mode: Mode
 
+    def to_json(self) -> dict[str, Any]:
+        return {"arguments": self.arguments, "mode": self.mode}
+
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
         return cls(arguments=data["arguments"], mode=Mode(data["mode"]))
@@ -88,8 +91,8 @@ class Notes:
 
     def save(self) -> None:
         data = {
-            "staged": {path: dataclasses.asdict(note) for path, note in self.staged.items()},
-            "published": {path: dataclasses.asdict(note) for path, note in self.published.items()},
+            "staged": {path: note.to_json() for path, note in self.staged.items()},
+            "published": {path: note.to_json() for path, note in self.published.items()},
         }
         try:
             write_record(self._record, data, durable=False)
@@ -260,10 +263,12 @@ class Staging:
             raise
 
     def _unmount(self, path: Path) -> None:
-        while mounted := self.kernel.topmost(path):
-            if mounted.id not in {item.id for item in self.backend.mounts()}:
-                raise _foreign(mounted)
+        while found := self.kernel.mounts.at(str(path)):
+            if found[-1].id not in {item.id for item in self.backend.mounts()}:
+                raise _foreign(found[-1])
             self.kernel.unmount(path)
+            if len(found) == 1:
+                return
 
     def _refuse_mounted(self, path: Path) -> None:
         if mounted := self.kernel.topmost(path):

@@ -138,7 +138,7 @@ class FilesystemImage(Image):
     def _attached(self, *, readonly: bool = False) -> Iterator[loop.LoopDevice]:
         """Attach a loop device that the kernel frees when the last mount of it has gone."""
         found = filesystem.identify(self.image)
-        with loop.attach(
+        with self.kernel.attach(
             self.image,
             sector=found.sector if found else loop.SMALLEST_SECTOR,
             readonly=readonly,
@@ -255,7 +255,7 @@ class FilesystemImage(Image):
 
     def _shortfall(self) -> int:
         """Return by how many bytes the filesystem is smaller than the volume."""
-        places = [device.path for device in loop.find(self.image)] or [self.image]
+        places = [device.path for device in self.kernel.loops(self.image)] or [self.image]
         found = filesystem.identify(places[0])
         return self.volume.capacity - found.size if found else 0
 
@@ -295,7 +295,7 @@ class FilesystemImage(Image):
 
     def release(self) -> None:
         # The kernel closes the device of an unmounted btrfs a moment after umount2 has returned.
-        if not self.mounts():
+        if self.kernel.loops(self.image) and not self.mounts():
             self.wait_until_free()
 
     def usage(self, path: Path) -> Usage:

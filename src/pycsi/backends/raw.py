@@ -53,12 +53,12 @@ class RawImage(Image):
         self.keep_blocks(device)
 
     def _attach(self, *, readonly: bool) -> loop.LoopDevice:
-        with loop.attach(self.image, readonly=readonly, name=self.volume.id) as device:
+        with self.kernel.attach(self.image, readonly=readonly, name=self.volume.id) as device:
             return device
 
     def release(self) -> None:
         for device in loop.find(self.image):
-            loop.detach(device)
+            self.kernel.detach(device)
         self.require_free()
 
     def publish(
@@ -72,7 +72,7 @@ class RawImage(Image):
         used = {item.root for item in self.mounts()}
         for device in loop.find(self.image):
             if device.readonly and f"/loop{device.number}" not in used:
-                loop.detach(device)
+                self.kernel.detach(device)
 
     def usage(self, path: Path) -> Usage:
         return Usage(total=self.image.stat().st_size)

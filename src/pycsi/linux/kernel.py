@@ -1,8 +1,10 @@
 """What the kernel has mounted and attached, and changing what is mounted."""
 
+import contextlib
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from pycsi.linux import loop, mount
 from pycsi.linux.mounttable import Mount, MountIndex, MountTable
@@ -11,11 +13,17 @@ from pycsi.linux.mounttable import Mount, MountIndex, MountTable
 class Kernel:
     """The kernel, for one operation.
 
-    What is mounted is read when it is asked for first, and again when this has changed it.
+    What is mounted and attached is read when it is asked for first, and again when this has changed
+    it.
     """
 
     def __init__(self) -> None:
         self._mounts: MountTable | None = None
+        self._loops: dict[Path, list[loop.LoopDevice]] = {}
+
+    def _forget(self) -> None:
+        self._mounts = None
+        self._loops.clear()
 
     @property
     def mounts(self) -> MountTable:
@@ -31,11 +39,28 @@ class Kernel:
 
     def loops(self, file: Path) -> list[loop.LoopDevice]:
         """Return the loop devices that are bound to `file`."""
-        return loop.find(file)
+        if file not in self._loops:
+            self._loops[file] = loop.find(file)
+        return self._loops[file]
+
+    @contextlib.contextmanager
+    def attach(self, file: Path, **how: Any) -> Iterator[loop.LoopDevice]:
+        """See `loop.attach`."""
+        try:
+            with loop.attach(file, **how) as device:
+                self._forget()
+                yield device
+        finally:
+            self._forget()
+
+    def detach(self, device: loop.LoopDevice) -> None:
+        """See `loop.detach`."""
+        self._forget()
+        loop.detach(device)
 
     def bind(self, source: Path, target: Path, attributes: int = 0) -> None:
         """See `mount.bind`."""
-        self._mounts = None
+        self._forget()
         mount.bind(source, target, attributes)
 
     def mount(
@@ -47,12 +72,12 @@ class Kernel:
         attributes: int = 0,
     ) -> None:
         """See `mount.mount`."""
-        self._mounts = None
+        self._forget()
         mount.mount(fstype, source, target, options, attributes)
 
     def unmount(self, target: Path) -> None:
         """See `mount.unmount`."""
-        self._mounts = None
+        self._forget()
         mount.unmount(target)
 
 
@@ -64,7 +89,7 @@ class Glance(Kernel):
         return MountIndex()
 
     @functools.cached_property
-    def _loops(self) -> dict[tuple[int, int], list[loop.LoopDevice]]:
+    def _bound(self) -> dict[tuple[int, int], list[loop.LoopDevice]]:
         return loop.bound()
 
     def loops(self, file: Path) -> list[loop.LoopDevice]:
@@ -72,4 +97,4 @@ class Glance(Kernel):
             status = file.stat()
         except FileNotFoundError:
             return []
-        return self._loops.get((status.st_dev, status.st_ino), [])
+        return self._bound.get((status.st_dev, status.st_ino), [])

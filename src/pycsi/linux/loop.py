@@ -34,6 +34,9 @@ _CONTROL = "/dev/loop-control"
 _NO_DEVICES = frozenset(
     {errno.ENOENT, errno.ENODEV, errno.ENXIO, errno.ENOTTY, errno.EACCES, errno.EPERM}
 )
+_LONGEST = 4096
+"""No attribute in sysfs is longer: a page."""
+
 _SYSFS = Path("/sys/block")
 
 
@@ -164,28 +167,36 @@ def find(file: Path) -> list[LoopDevice]:
     The kernel's record of the path is only a hint, for it depends on the mount namespace; the
     file's device and inode number decide.
     """
-    hint = f"/{file.parent.name}/{file.name}"
+    hint = os.fsencode(f"/{file.parent.name}/{file.name}\n")
     found = []
-    for entry in _SYSFS.glob("loop*/loop/backing_file"):
+    for number in _numbers():
         try:
-            if not os.fsdecode(entry.read_bytes()).rstrip("\n").endswith(hint):
-                continue
+            fd = os.open(f"{_SYSFS}/loop{number}/loop/backing_file", os.O_RDONLY | os.O_CLOEXEC)
+            with closing(fd):
+                if not os.read(fd, _LONGEST).endswith(hint):
+                    continue
         except OSError as error:
             if error.errno in _GONE:
-                continue  # detached since the listing
+                continue  # not bound, or not any more
             raise
-        number = int(entry.parts[-3].removeprefix("loop"))
         with _held(number, file) as device:
             if device:
                 found.append(device)
-    return sorted(found, key=lambda device: device.number)
+    return found
+
+
+def _numbers() -> list[int]:
+    """Return the numbers of the loop devices that the kernel has, bound or not."""
+    names = os.listdir(_SYSFS)  # noqa: PTH208  (asked often, and a node has hundreds)
+    return sorted(int(name[4:]) for name in names if name.startswith("loop"))
 
 
 def bound() -> dict[tuple[int, int], list[LoopDevice]]:
     """Return all loop devices that are bound, by device and inode number of their files."""
     found: dict[tuple[int, int], list[LoopDevice]] = {}
-    for entry in _SYSFS.glob("loop*/loop"):
-        number = int(entry.parts[-2].removeprefix("loop"))
+    for number in _numbers():
+        if not os.path.isdir(f"{_SYSFS}/loop{number}/loop"):  # noqa: PTH112
+            continue  # not bound
         with contextlib.suppress(OSError), closing(_open(number, os.O_RDONLY)) as fd:
             info = _LoopInfo64()
             fcntl.ioctl(fd, LOOP_GET_STATUS64, info)

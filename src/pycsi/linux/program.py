@@ -8,15 +8,25 @@ from pathlib import Path
 
 _SAID = 400
 
+_found: dict[str, str] = {}
+
 
 class ProgramError(Exception):
     """A program was missing, failed or took too long; the text says which and what it said."""
 
 
 def find(name: str) -> Path | None:
-    """Return where on PATH the program `name` is, or None."""
-    found = shutil.which(name)
-    return Path(found) if found else None
+    """Return where on PATH the program `name` is, or None.
+
+    Every Probe asks: where it was found before is looked at first.
+    """
+    found = _found.get(name)
+    if found is None or not os.access(found, os.X_OK):
+        found = shutil.which(name)
+        if found is None:
+            return None
+        _found[name] = found
+    return Path(found)
 
 
 def run(
