@@ -19,7 +19,7 @@ CONTAINER_TOOL ?= $(eval CONTAINER_TOOL := $$(shell for tool in docker podman bu
 PARALLEL := --numprocesses 2 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-reliability soak lint proto sanity test-vm image image-archive manifests tools clean \
+.PHONY: help demo test test-reliability soak bench lint proto sanity test-vm image image-archive manifests tools clean \
 	kind kind-cluster kind-image kind-snapshots kind-install kind-demo kind-delete
 
 help: ## Show the targets
@@ -36,6 +36,9 @@ test-reliability: $(STAMP) tools ## Kill, fail, cut the power, race and fuzz at 
 
 soak: $(STAMP) tools ## Use a driver from 16 threads for ten minutes, and look for leaks
 	$(BIN)/pytest --thorough tests/reliability/test_soak.py
+
+bench: $(STAMP) tools ## Measure the driver against floors taken in the same run
+	$(BIN)/python benchmarks/bench.py
 
 lint: $(STAMP) ## Check style and types
 	$(BIN)/ruff check
