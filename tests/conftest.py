@@ -165,7 +165,8 @@ def driver(serve: Callable[..., Driver], pool: Path) -> Driver:
     return serve(pool)
 
 
-def _backing_files() -> Iterator[str]:
+def backing_files() -> Iterator[str]:
+    """Return the files that loop devices are bound to, with their paths."""
     for entry in Path("/sys/block").glob("loop*/loop/backing_file"):
         with contextlib.suppress(OSError):  # freed since the listing
             yield entry.read_text().strip()
@@ -180,7 +181,7 @@ def _nothing_is_left(tmp_path: Path) -> Iterator[None]:
     assert not mounts, f"mounts are left: {mounts}"
     # The kernel frees a device a moment after its last mount has gone.
     deadline = time.monotonic() + 10
-    while devices := [path for path in _backing_files() if path.startswith(here)]:
+    while devices := [path for path in backing_files() if path.startswith(here)]:
         if time.monotonic() > deadline:
             break
         time.sleep(0.05)

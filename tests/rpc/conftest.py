@@ -12,6 +12,7 @@ from typing import Any
 
 import grpc
 import pytest
+from conftest import backing_files
 from driver import MIB, Driver, mount_capability
 
 from pycsi.linux import mount
@@ -28,8 +29,8 @@ def _nothing_is_left(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
     yield
     left = [item.target for item in mount.mountinfo() if item.target.startswith(ours)]
     assert not left, f"mounts are left: {left}"
-    files = [entry.read_text() for entry in Path("/sys/block").glob("loop*/loop/backing_file")]
-    assert not [file for file in files if file.startswith(ours)], "loop devices are left"
+    files = [file for file in backing_files() if file.startswith(ours)]
+    assert not files, f"loop devices are left: {files}"
 
 
 def _serve(factory: pytest.TempPathFactory, *options: str, pools: int = 1) -> Driver:

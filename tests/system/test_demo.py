@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import ParamSpec
 
 import pytest
-from conftest import FilesystemFactory, needs
+from conftest import FilesystemFactory, backing_files, needs
 from driver import GIB
 
 import pycsi
@@ -185,15 +185,9 @@ def test_killed_demo_takes_driver_and_mounts_along(programs: None, tmp_path: Pat
     with demo_until("Image with ext4", tmp_path) as (demo, output):
         demo.kill()
     deadline = time.monotonic() + 30
-    while driver_of(output).exists() or str(tmp_path) in _loop_devices():
+    while driver_of(output).exists() or str(tmp_path) in "".join(backing_files()):
         assert time.monotonic() < deadline
         time.sleep(0.05)
-
-
-def _loop_devices() -> str:
-    return "".join(
-        entry.read_text() for entry in Path("/sys/block").glob("loop*/loop/backing_file")
-    )
 
 
 @pytest.fixture
