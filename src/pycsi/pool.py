@@ -138,11 +138,6 @@ class Pool:
             except (OSError, FailedPrecondition) as error:
                 log.warning("cannot be thawed", volume=marker.name, error=str(error))
 
-    def look(self) -> None:
-        """Look for what others have changed in the pool and not announced."""
-        self.volumes.look()
-        self.trash.look()
-
     @property
     def ground(self) -> Ground:
         """Where the pool lies on its filesystem."""

@@ -1,8 +1,11 @@
 """The reaper of a pool: frees what is in its trash, in the background and at low priority."""
 
+import contextlib
 import os
 import threading
 import time
+from collections.abc import Callable
+from pathlib import Path
 
 import structlog
 
@@ -12,7 +15,11 @@ from pycsi.pool import Pool
 log = structlog.get_logger()
 
 _LOWEST_PRIORITY = 19
-_LONGEST_SLEEP = 60.0
+
+_TICK = 50_000_000
+"""Nanoseconds, several times the kernel's ticks."""
+
+_LONGEST_SLEEP = 10.0
 """Seconds after which the pool is looked at anyway: people may have moved things about in it."""
 
 
@@ -22,6 +29,7 @@ class Reaper:
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
         self._stopping = threading.Event()
+        self._looked: dict[Path, int | None] = {}
         self._thread = threading.Thread(target=self._run, name=f"reaper {pool.name}", daemon=True)
 
     def start(self) -> None:
@@ -42,9 +50,20 @@ class Reaper:
         while not self._stopping.is_set():
             filled.clear()
             if time.monotonic() - looked >= _LONGEST_SLEEP:
-                self._pool.look()
+                self._look(self._pool.layout.volumes, self._pool.volumes.look)
+                self._look(self._pool.layout.trash, self._pool.trash.look)
                 looked = time.monotonic()
             filled.wait(min(self._reap(), _LONGEST_SLEEP))
+
+    def _look(self, folder: Path, look: Callable[[], None]) -> None:
+        """Look for what others have changed in a folder, and not announced."""
+        with contextlib.suppress(OSError):  # the pool's disk is away
+            changed = folder.stat().st_mtime_ns
+            if changed != self._looked.get(folder):
+                look()
+                # File times advance in ticks: two changes in one tick have one time.
+                over = abs(time.time_ns() - changed) > _TICK
+                self._looked[folder] = changed if over else None
 
     def _reap(self) -> float:
         """Remove what is due; return in how many seconds there is more to do."""
