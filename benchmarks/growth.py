@@ -88,13 +88,12 @@ def growing(few: Driver, many: Driver, ground: Ground, most: int) -> tuple[list[
     rows.append(
         Row(what=f"ListVolumes of {count}", ground=ground.kind, seen="", value=seconds, unit="s")
     )
-    megabyte = 1000 * 1000
     rows.append(
         Row(
             what="resident, idle",
             ground=ground.kind,
             seen="with 100 volumes",
-            value=idle / megabyte,
+            value=idle / _MEGABYTE,
             unit="MB",
             most=60,
         )
@@ -117,7 +116,7 @@ def growing(few: Driver, many: Driver, ground: Ground, most: int) -> tuple[list[
             what=f"resident with {most} volumes",
             ground=ground.kind,
             seen="after a start",
-            value=resident(many) / megabyte,
+            value=resident(many) / _MEGABYTE,
             unit="MB",
             most=90,
         )

@@ -8,7 +8,6 @@ measured too: where that is all there was, the clients were the limit.
 import concurrent.futures
 import dataclasses
 import multiprocessing
-import os
 import statistics
 import sys
 import time
@@ -250,9 +249,3 @@ def timed(call: Callable[[str], object], numbers: range) -> list[float]:
 def repeated(call: Callable[[], object], count: int) -> list[float]:
     """Call `call` again and again; return how many seconds each call took."""
     return timed(lambda _: call(), range(count))
-
-
-def processor_seconds(pid: int) -> float:
-    """Return how much processor time a process has taken so far (proc_pid_stat(5))."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

@@ -193,13 +193,7 @@ def busy(driver: Driver, ground: Ground) -> Row:
 
 def help_text() -> Row:
     """`pycsi --help`, which should not make anybody wait."""
-    times = []
-    for _ in range(10):
-        begin = time.perf_counter()
-        subprocess.run(
-            [Path(sys.executable).with_name("pycsi"), "--help"],
-            check=True,
-            stdout=subprocess.DEVNULL,
-        )
-        times.append(time.perf_counter() - begin)
+    command = [Path(sys.executable).with_name("pycsi"), "--help"]
+    ask = functools.partial(subprocess.run, command, check=True, stdout=subprocess.DEVNULL)
+    times = load.repeated(ask, 10)
     return Row(what="pycsi --help", ground="", seen="", value=median(times), unit="s", most=0.2)

@@ -18,7 +18,7 @@ from pycsi.backends import Backend
 from pycsi.errors import AlreadyExists, FailedPrecondition, InvalidArgument
 from pycsi.layout import NOTES_RECORD
 from pycsi.linux.descriptor import opened, straight
-from pycsi.linux.kernel import Kernel
+from pycsi.linux.mount import topmost
 from pycsi.linux.mounttable import Mount
 from pycsi.model import Capability, Mode
 from pycsi.store import RecordError, overwrite_record, read_record, write_record
@@ -142,7 +142,7 @@ class Staging:
         Where that is not `known`, for the notes are away, it may have been.
         """
         noted = str(path) in self.notes.staged or str(path) in self.notes.published
-        return (noted or not known) and self.kernel.topmost(path) is not None
+        return (noted or not known) and self.kernel.mounts.topmost(path) is not None
 
     def _staging_paths(self) -> list[str]:
         """Return the noted staging paths that there are; one that has gone says nothing."""
@@ -271,7 +271,7 @@ class Staging:
                 return
 
     def _refuse_mounted(self, path: Path) -> None:
-        if mounted := self.kernel.topmost(path):
+        if mounted := self.kernel.mounts.topmost(path):
             raise _foreign(mounted)
 
 
@@ -317,7 +317,7 @@ def _make_target(target: Path, *, is_file: bool) -> bool:
 
 def remove_unused(target: Path) -> bool:
     """Remove a target at which nothing is mounted; return False where there is none."""
-    if Kernel().topmost(target) or not os.path.lexists(target):
+    if topmost(target) or not os.path.lexists(target):
         return False
     _remove_target(target)
     return True

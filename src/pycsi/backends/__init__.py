@@ -74,7 +74,7 @@ class Backend(abc.ABC):
 
     def is_staged(self, path: Path) -> bool:
         """Tell whether the volume is what one sees at `path`, as far as the kernel knows."""
-        seen = self.kernel.topmost(path)
+        seen = self.kernel.mounts.topmost(path)
         return seen is not None and seen in self.mounts()
 
     def holder(self) -> str | None:

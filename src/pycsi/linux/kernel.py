@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pycsi.linux import loop, mount
-from pycsi.linux.mounttable import Mount, MountIndex, MountTable
+from pycsi.linux.mounttable import MountIndex, MountTable
 
 
 class Kernel:
@@ -31,11 +31,6 @@ class Kernel:
         if self._mounts is None:
             self._mounts = MountTable()
         return self._mounts
-
-    def topmost(self, path: Path) -> Mount | None:
-        """Return the mount that one sees at `path`, or None where nothing is mounted."""
-        found = self.mounts.at(str(path))
-        return found[-1] if found else None
 
     def loops(self, file: Path) -> list[loop.LoopDevice]:
         """Return the loop devices that are bound to `file`."""

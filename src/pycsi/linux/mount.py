@@ -99,8 +99,7 @@ def mountinfo() -> list[Mount]:
 
 def topmost(path: Path) -> Mount | None:
     """Return the mount that one sees at `path`, or None where nothing is mounted."""
-    found = MountTable().at(str(path))
-    return found[-1] if found else None
+    return MountTable().topmost(path)
 
 
 def mount_of(fd: int) -> Mount:

@@ -5,6 +5,7 @@ import dataclasses
 import os
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 from pycsi.linux.descriptor import read_file
 
@@ -95,6 +96,11 @@ class MountTable:
     def at(self, target: str) -> list[Mount]:
         """Return what is mounted at a path, the topmost last."""
         return [item for item in self._with(b" %b " % _escape(target)) if item.target == target]
+
+    def topmost(self, path: Path) -> Mount | None:
+        """Return the mount that one sees at `path`, or None where nothing is mounted."""
+        found = self.at(str(path))
+        return found[-1] if found else None
 
     def of(self, device: int, root: str = "/") -> list[Mount]:
         """Return the mounts of a filesystem that show what is at `root` in it, or a part of that.
