@@ -21,7 +21,7 @@ from pycsi.linux.descriptor import opened, straight
 from pycsi.linux.mount import topmost
 from pycsi.linux.mounttable import Mount
 from pycsi.model import Capability, Mode
-from pycsi.store import RecordError, overwrite_record, read_record, write_record
+from pycsi.store import RecordError, read_rewritten, rewrite_record
 
 _LONGEST_PATH = 4095
 _LONGEST_NAME = 255
@@ -74,7 +74,7 @@ class Notes:
         self._record = place / NOTES_RECORD
         self.damaged = False
         try:
-            data = read_record(self._record)
+            data = read_rewritten(self._record)
         except (FileNotFoundError, RecordError) as error:
             data = {"staged": {}, "published": {}}
             self.damaged = isinstance(error, RecordError)
@@ -94,13 +94,7 @@ class Notes:
             "staged": {path: note.to_json() for path, note in self.staged.items()},
             "published": {path: note.to_json() for path, note in self.published.items()},
         }
-        try:
-            write_record(self._record, data, durable=False)
-        except OSError as error:
-            if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
-                raise
-            # On a full pool the volume must still be usable, if only to delete files from it.
-            overwrite_record(self._record, data)
+        rewrite_record(self._record, data)
 
 
 class Staging:

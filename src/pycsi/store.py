@@ -9,15 +9,21 @@ find nothing left to write.
 """
 
 import contextlib
+import errno
+import fcntl
 import json
 import os
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pycsi.linux.descriptor import opened, read_file, sync_directory
+from pycsi.linux.descriptor import opened, read_file, read_whole, sync_directory
 
 SCHEMA = 2
+
+_PAGE = 4096
+"""Up to here a file is written whole: the kernel ends no process within a page."""
 
 
 def _volumes_have_settings(data: dict[str, Any]) -> dict[str, Any]:
@@ -40,22 +46,10 @@ def _text(data: Mapping[str, Any]) -> bytes:
     return json.dumps({"schema": SCHEMA, **data}, separators=(",", ":")).encode()
 
 
-def write_record(path: Path, data: Mapping[str, Any], *, durable: bool = True) -> None:
-    """Write a record, replacing what was there.
-
-    Without `durable` it survives the end of this process but not a power cut: enough for what
-    describes mounts, which a power cut ends too.
-    """
-    aside = path.with_name(f".{path.name}.new")
-    try:
-        _write(aside, data, os.O_TRUNC, durable=durable)
-        aside.rename(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            aside.unlink()
-        raise
-    if durable:
-        sync_directory(path.parent)
+def write_record(path: Path, data: Mapping[str, Any]) -> None:
+    """Write a record, replacing what was there."""
+    _write_aside(path, _text(data), durable=True)
+    sync_directory(path.parent)
 
 
 def write_new_record(path: Path, data: Mapping[str, Any], *, durable: bool = True) -> None:
@@ -63,34 +57,77 @@ def write_new_record(path: Path, data: Mapping[str, Any], *, durable: bool = Tru
 
     Its name is not durable before its directory is synchronised.
     """
-    _write(path, data, os.O_EXCL, durable=durable)
+    _write(path, _text(data), os.O_EXCL, durable=durable)
 
 
-def _write(path: Path, data: Mapping[str, Any], flag: int, *, durable: bool) -> None:
+def rewrite_record(path: Path, data: Mapping[str, Any]) -> None:
+    """Replace a record that shall survive the end of this process, but not a power cut.
+
+    That is enough for what describes mounts, which a power cut ends too. A short one is written
+    over the old one: that makes, renames and deletes no file. Of a long one a reader, or who is
+    killed, could leave or find a part, so it is written aside while there is room for that.
+    """
+    text = _text(data)
+    with contextlib.suppress(FileNotFoundError):
+        if _write_over(path, text, longest=_PAGE):
+            return
+    try:
+        _write_aside(path, text, durable=False)
+    except OSError as error:
+        if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+            raise
+        # On a full pool the volume must still be usable, if only to delete files from it.
+        _write_over(path, text)
+
+
+def _write_aside(path: Path, text: bytes, *, durable: bool) -> None:
+    aside = path.with_name(f".{path.name}.new")
+    try:
+        _write(aside, text, os.O_TRUNC, durable=durable)
+        aside.rename(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            aside.unlink()
+        raise
+
+
+def _write(path: Path, text: bytes, flag: int, *, durable: bool) -> None:
     with opened(path, os.O_WRONLY | os.O_CREAT | flag) as fd:
-        left = memoryview(_text(data))
+        left = memoryview(text)
         while left:
             left = left[os.write(fd, left) :]
         if durable:
             os.fsync(fd)
 
 
-def overwrite_record(path: Path, data: Mapping[str, Any]) -> None:
-    """Write a record into the file that is there, which needs no new block while it is small.
-
-    For full disks: after a power cut the record may be damaged.
-    """
-    text = _text(data)
+def _write_over(path: Path, text: bytes, longest: int = sys.maxsize) -> bool:
+    """Write over what a file holds; return False where either is longer than `longest` bytes."""
     with opened(path, os.O_WRONLY) as fd:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        size = os.fstat(fd).st_size
+        if max(size, len(text)) > longest:
+            return False
         # One call, with spaces over what is left of a longer old text: never a mixture.
-        os.pwrite(fd, text.ljust(os.fstat(fd).st_size), 0)
-        os.ftruncate(fd, len(text))
+        os.pwrite(fd, text.ljust(size), 0)
+    return True
 
 
 def read_record(path: Path) -> dict[str, Any]:
     """Read a record and bring it to today's schema; `FileNotFoundError` where there is none."""
+    return _parsed(path, read_file(path))
+
+
+def read_rewritten(path: Path) -> dict[str, Any]:
+    """Do the same for one that `rewrite_record` may be writing just now."""
+    with opened(path) as fd:
+        fcntl.flock(fd, fcntl.LOCK_SH)
+        text = read_whole(fd)
+    return _parsed(path, text)
+
+
+def _parsed(path: Path, text: bytes) -> dict[str, Any]:
     try:
-        data = json.loads(read_file(path))
+        data = json.loads(text)
         schema = data.pop("schema")
         while schema < SCHEMA:
             data = MIGRATIONS[schema](data)

@@ -18,8 +18,8 @@ LONGEST_FUNCTION = 60
 SERVICES = {"identity", "controller", "node", "group", "snapshot_metadata"}
 SPEAK_GRPC = SERVICES | {"controller_snapshots", "server", "rpc", "errors"}
 SPEAK_PROTOBUF = SPEAK_GRPC | {"request", "reply", "capabilities", "topology", "redaction"}
-FLOCK = {"pool", "claim"}
-"""What locks a pool's directory: flock(2) needs nothing that is not in the standard library."""
+FLOCK = {"claim", "store"}
+"""What locks a pool's directory, or a record: flock(2) is in the standard library."""
 
 
 def module(path: Path) -> str:

@@ -1,7 +1,12 @@
 """Records on disk: they survive, and a damaged one is never mistaken for a good one."""
 
+import fcntl
 import json
 import os
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -95,6 +100,54 @@ def test_half_written_record_is_never_seen(tmp_path: Path) -> None:
     assert store.read_record(path) == {"n": 1}
     store.write_record(path, {"n": 2})
     assert store.read_record(path) == {"n": 2}
+
+
+@pytest.mark.parametrize("lengths", [(10, 3000), (10, 9000), (9000, 20000)], ids=str)
+def test_rewritten_record_is_whole(tmp_path: Path, lengths: tuple[int, ...]) -> None:
+    """Who reads while a record is rewritten, or after its writer was killed, finds a whole one."""
+    path = tmp_path / "node.json"
+    records = [{"text": str(number) * length} for number, length in enumerate(lengths)]
+    store.write_new_record(path, records[0])
+    rewriting = f"""
+from itertools import cycle
+from pathlib import Path
+from pycsi import store
+for record in cycle({records}):
+    store.rewrite_record(Path({str(path)!r}), record)
+"""
+    for _ in range(5):
+        seen: set[int] = set()
+        with subprocess.Popen([sys.executable, "-c", rewriting]) as writer:
+            deadline = time.monotonic() + 30
+            while len(seen) < len(records) and time.monotonic() < deadline:
+                seen |= {records.index(store.read_rewritten(path)) for _ in range(100)}
+            writer.kill()
+        assert store.read_rewritten(path) in records
+        assert len(seen) == len(records), "nothing was rewritten"
+
+
+def test_reader_waits_for_the_writer(tmp_path: Path) -> None:
+    """A record that is being written over is read when that is done: a part is too rare to see."""
+    path = tmp_path / "node.json"
+    store.rewrite_record(path, {"n": 1})
+    with path.open("r+b") as writing, ThreadPoolExecutor(1) as pool:
+        fcntl.flock(writing, fcntl.LOCK_EX)
+        writing.write(b"#")
+        writing.flush()
+        reading = pool.submit(store.read_rewritten, path)
+        with pytest.raises(TimeoutError):
+            reading.result(timeout=0.2)
+        os.pwrite(writing.fileno(), b"{", 0)
+        fcntl.flock(writing, fcntl.LOCK_UN)
+        assert reading.result(timeout=30) == {"n": 1}
+
+
+def test_record_that_has_gone_is_written_anew(tmp_path: Path) -> None:
+    """A record that somebody has removed is there again, and nothing else is."""
+    path = tmp_path / "node.json"
+    store.rewrite_record(path, {"n": 1})
+    assert store.read_rewritten(path) == {"n": 1}
+    assert [entry.name for entry in tmp_path.iterdir()] == ["node.json"]
 
 
 @pytest.mark.parametrize(

@@ -52,10 +52,15 @@ def opened(
 def read_file(path: str | os.PathLike[str]) -> bytes:
     """Return what is in the file `path`, with the fewest system calls."""
     with opened(path) as fd:
-        parts = []
-        while part := os.read(fd, _PART):
-            parts.append(part)
-        return b"".join(parts)
+        return read_whole(fd)
+
+
+def read_whole(fd: int) -> bytes:
+    """Return what is left to read of a file."""
+    parts = []
+    while part := os.read(fd, _PART):
+        parts.append(part)
+    return b"".join(parts)
 
 
 def sync_directory(path: str | os.PathLike[str]) -> None:
