@@ -9,8 +9,8 @@ import itertools
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Protocol, TypeAlias
 
 import grpc
 import structlog
@@ -51,6 +51,8 @@ _DEBUG = 10
 _IDENTITY = "csi.v1.Identity"
 
 Method = Callable[[Any, grpc.ServicerContext], Any]
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+Admission = contextlib.AbstractContextManager[None]
 
 
 class Observer(Protocol):
@@ -103,66 +105,102 @@ def _readable(request: Message | DecodeError) -> Message:
     return request
 
 
-class Interceptor(grpc.ServerInterceptor):
-    """Wraps each method once; a call then costs two clock readings and a line.
+class _Refusal(contextlib.AbstractContextManager[None]):
+    """Lets nothing in: the method is not among what the driver advertises."""
 
-    At most `most` RPCs other than Identity's are let in at a time.
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __enter__(self) -> None:
+        raise Unimplemented(f"{self._name} is not among the capabilities of this driver's mode")
+
+    def __exit__(self, *_: object) -> None:
+        """Never called: nothing is let in."""
+
+
+class _Places(contextlib.AbstractContextManager[None]):
+    """Lets at most `most` operations in at a time, and none before the pools are open."""
+
+    def __init__(self, most: int, ready: threading.Event) -> None:
+        self._ready = ready
+        self._free = threading.BoundedSemaphore(most)
+
+    def __enter__(self) -> None:
+        if not self._ready.is_set():
+            raise Unavailable("the driver is starting; try again")
+        if not self._free.acquire(blocking=False):
+            raise Aborted("too many operations are under way; try again")
+
+    def __exit__(self, *_: object) -> None:
+        self._free.release()
+
+
+class Gate:
+    """What services are added to instead of a `grpc.Server`: it wraps each method, once.
+
+    An interceptor of gRPC's would be asked at every call which method is meant. At most `most` RPCs
+    other than Identity's are let in at a time.
     """
 
     def __init__(
-        self, unimplemented: frozenset[str], ready: threading.Event, most: int, observe: Observer
+        self,
+        server: grpc.Server,
+        unimplemented: frozenset[str],
+        ready: threading.Event,
+        most: int,
+        observe: Observer,
     ) -> None:
+        self._server = server
         self._unimplemented = unimplemented
-        self._ready = ready
-        self._places = threading.BoundedSemaphore(most)
+        self._places = _Places(most, ready)
         self._streams = threading.BoundedSemaphore(_STREAMS)
         self._observe = observe
-        self._wrapped: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
         self._prefix = os.urandom(4).hex()
         self._numbers = itertools.count(1)
 
-    def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], "grpc.RpcMethodHandler[Any, Any] | None"],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> "grpc.RpcMethodHandler[Any, Any] | None":
-        path = handler_call_details.method
-        wrapped = self._wrapped.get(path)
-        if wrapped is None:
-            handler = continuation(handler_call_details)
-            if handler is None or handler.request_deserializer is None:
-                return handler
-            coders = (_decoder(handler.request_deserializer), handler.response_serializer)
-            if handler.unary_stream is not None:
-                streams = functools.partial(self._stream, path, handler.unary_stream)
-                wrapped = grpc.unary_stream_rpc_method_handler(streams, *coders)
-            elif handler.unary_unary is not None:
-                answers = functools.partial(self._call, path, handler.unary_unary)
-                wrapped = grpc.unary_unary_rpc_method_handler(answers, *coders)
-            else:
-                return handler
-            self._wrapped[path] = wrapped
-        return wrapped
+    def add_generic_rpc_handlers(self, handlers: Iterable[grpc.GenericRpcHandler]) -> None:
+        """Leave it at the methods that are added by their names; gRPC refuses all others."""
+
+    def add_registered_method_handlers(self, service: str, handlers: Mapping[str, Handler]) -> None:
+        """Add a service's methods, as the generated `add_…_to_server` does."""
+        wrapped = {name: self._wrapped(service, name, item) for name, item in handlers.items()}
+        self._server.add_registered_method_handlers(service, wrapped)
+
+    def _wrapped(self, service: str, name: str, handler: Handler) -> Handler:
+        method = handler.unary_stream or handler.unary_unary
+        if method is None or handler.request_deserializer is None:
+            raise TypeError(f"{name} takes a stream or no message, which no method of CSI does")
+        coders = (_decoder(handler.request_deserializer), handler.response_serializer)
+        admitted: Admission = contextlib.nullcontext() if service == _IDENTITY else self._places
+        if name in self._unimplemented:
+            admitted = _Refusal(name)
+        if handler.response_streaming:
+            streams = functools.partial(self._stream, name, admitted, method)
+            return grpc.unary_stream_rpc_method_handler(streams, *coders)
+        answers = functools.partial(self._call, name, admitted, method)
+        return grpc.unary_unary_rpc_method_handler(answers, *coders)
 
     def _call(
         self,
-        path: str,
+        name: str,
+        admitted: Admission,
         method: Method,
         request: Message | DecodeError,
         context: grpc.ServicerContext,
     ) -> Message:
-        with self._told(path, request, context):
+        with self._told(name, request, context), admitted:
             response: Message = method(_readable(request), context)
         return response
 
     def _stream(
         self,
-        path: str,
+        name: str,
+        admitted: Admission,
         method: Method,
         request: Message | DecodeError,
         context: grpc.ServicerContext,
     ) -> Iterator[Message]:
-        with self._told(path, request, context):
+        with self._told(name, request, context), admitted:
             if not self._streams.acquire(blocking=False):
                 raise Aborted(f"{_STREAMS} streams are open already; try again")
             try:
@@ -172,16 +210,14 @@ class Interceptor(grpc.ServerInterceptor):
 
     @contextlib.contextmanager
     def _told(
-        self, path: str, request: Message | DecodeError, context: grpc.ServicerContext
+        self, name: str, request: Message | DecodeError, context: grpc.ServicerContext
     ) -> Iterator[None]:
         """Let an RPC run in the `with` block; log and count it, and answer what it raises."""
-        service, _, name = path.lstrip("/").partition("/")
         start = time.perf_counter()
         failure: Exception | None = None
         code, message = grpc.StatusCode.OK, ""
         try:
-            with self._admitted(service, name):
-                yield
+            yield
         except GeneratorExit:
             code = grpc.StatusCode.CANCELLED  # the caller of a stream has hung up
             raise
@@ -198,23 +234,6 @@ class Interceptor(grpc.ServerInterceptor):
                 self._log(name, request, outcome, failure)
         if failure is not None:
             context.abort(code, message)
-
-    @contextlib.contextmanager
-    def _admitted(self, service: str, name: str) -> Iterator[None]:
-        """Let an RPC in if it is switched on, the pools are open, and there is a place for it."""
-        if name in self._unimplemented:
-            raise Unimplemented(f"{name} is not among the capabilities of this driver's mode")
-        if service == _IDENTITY:
-            yield
-            return
-        if not self._ready.is_set():
-            raise Unavailable("the driver is starting; try again")
-        if not self._places.acquire(blocking=False):
-            raise Aborted("too many operations are under way; try again")
-        try:
-            yield
-        finally:
-            self._places.release()
 
     def _log(
         self,

@@ -26,7 +26,7 @@ from pycsi.pool import Pool
 from pycsi.pools import Pools
 from pycsi.proto import csi_pb2_grpc
 from pycsi.reaper import Reaper
-from pycsi.rpc import Interceptor, Observer
+from pycsi.rpc import Gate, Observer
 from pycsi.snapshot_metadata import SnapshotMetadata
 from pycsi.topology import NodeFacts
 
@@ -92,19 +92,15 @@ def _build(
         max_volumes=config.max_volumes,
     )
     locks = Locks()
-    server = grpc.server(
-        executor,
-        interceptors=[
-            Interceptor(says.unimplemented, ready, WORKERS - SPARE, _observer(config, pools))
-        ],
-    )
+    server = grpc.server(executor)
+    gate = Gate(server, says.unimplemented, ready, WORKERS - SPARE, _observer(config, pools))
     identity = Identity(config.driver_name, says, pools, ready)
     controller = Controller(says, pools, locks, node)
-    csi_pb2_grpc.add_IdentityServicer_to_server(identity, server)  # type: ignore[no-untyped-call]
-    csi_pb2_grpc.add_ControllerServicer_to_server(controller, server)  # type: ignore[no-untyped-call]
-    csi_pb2_grpc.add_NodeServicer_to_server(Node(says, pools, locks, node), server)  # type: ignore[no-untyped-call]
-    csi_pb2_grpc.add_GroupControllerServicer_to_server(Group(pools, locks, node), server)  # type: ignore[no-untyped-call]
-    csi_pb2_grpc.add_SnapshotMetadataServicer_to_server(SnapshotMetadata(pools, locks), server)  # type: ignore[no-untyped-call]
+    csi_pb2_grpc.add_IdentityServicer_to_server(identity, gate)  # type: ignore[no-untyped-call]
+    csi_pb2_grpc.add_ControllerServicer_to_server(controller, gate)  # type: ignore[no-untyped-call]
+    csi_pb2_grpc.add_NodeServicer_to_server(Node(says, pools, locks, node), gate)  # type: ignore[no-untyped-call]
+    csi_pb2_grpc.add_GroupControllerServicer_to_server(Group(pools, locks, node), gate)  # type: ignore[no-untyped-call]
+    csi_pb2_grpc.add_SnapshotMetadataServicer_to_server(SnapshotMetadata(pools, locks), gate)  # type: ignore[no-untyped-call]
     return server
 
 

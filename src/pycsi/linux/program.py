@@ -8,7 +8,7 @@ from pathlib import Path
 
 _SAID = 400
 
-_found: dict[str, str] = {}
+_found: dict[str, Path] = {}
 
 
 class ProgramError(Exception):
@@ -22,11 +22,11 @@ def find(name: str) -> Path | None:
     """
     found = _found.get(name)
     if found is None or not os.access(found, os.X_OK):
-        found = shutil.which(name)
-        if found is None:
+        there = shutil.which(name)
+        if there is None:
             return None
-        _found[name] = found
-    return Path(found)
+        found = _found[name] = Path(there)
+    return found
 
 
 def run(
