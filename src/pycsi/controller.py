@@ -17,7 +17,7 @@ from pycsi.errors import (
     NotFound,
     ResourceExhausted,
 )
-from pycsi.health import condition_of, examine
+from pycsi.health import Condition, condition_of, examine
 from pycsi.locks import Locks
 from pycsi.model import Attachment, Request, Volume, VolumeType
 from pycsi.pool import Pool
@@ -207,22 +207,19 @@ class Controller(ControllerSnapshots):
         self, request: csi.ListVolumesRequest, context: grpc.ServicerContext
     ) -> csi.ListVolumesResponse:
         size, after = read.page(request.max_entries, request.starting_token)
-        shown, more = reply.page(self._pools.located(after), size)
-        conditions = examine(shown, self._locks)
+        examined = examine(self._pools.located(after), self._locks)
+        entries = ((volume.id, self._entry(volume, found)) for volume, found in examined)
+        shown, last = reply.page(entries, size)
+        return csi.ListVolumesResponse(entries=shown, next_token=read.token(last))
+
+    def _entry(self, volume: Volume, condition: Condition) -> csi.ListVolumesResponse.Entry:
         kind = csi.ListVolumesResponse
-        return kind(
-            entries=[
-                kind.Entry(
-                    volume=self._volume(volume),
-                    status=kind.VolumeStatus(
-                        published_node_ids=_attached_to(volume),
-                        volume_condition=reply.condition(conditions[volume.id]),
-                    ),
-                )
-                for _, volume in shown
-                if volume.id in conditions
-            ],
-            next_token=read.token(shown[-1][1].id) if more else "",
+        return kind.Entry(
+            volume=self._volume(volume),
+            status=kind.VolumeStatus(
+                published_node_ids=_attached_to(volume),
+                volume_condition=reply.condition(condition),
+            ),
         )
 
     def ControllerGetVolume(

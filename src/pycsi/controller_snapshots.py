@@ -92,13 +92,14 @@ class ControllerSnapshots(csi_pb2_grpc.ControllerServicer):
         else:
             every = self._pools.snapshots(after)
         wanted = request.source_volume_id
-        chosen = (item for item in every if not wanted or item.volume.id == wanted)
-        shown, more = reply.page(chosen, size)
         kind = csi.ListSnapshotsResponse
-        return kind(
-            entries=[kind.Entry(snapshot=reply.snapshot(item)) for item in shown],
-            next_token=read.token(shown[-1].id) if more else "",
+        entries = (
+            (item.id, kind.Entry(snapshot=reply.snapshot(item)))
+            for item in every
+            if not wanted or item.volume.id == wanted
         )
+        shown, last = reply.page(entries, size)
+        return kind(entries=shown, next_token=read.token(last))
 
     def GetSnapshot(
         self, request: csi.GetSnapshotRequest, context: grpc.ServicerContext

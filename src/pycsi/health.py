@@ -17,7 +17,7 @@ from pycsi.linux.kernel import Glance, Kernel
 from pycsi.locks import Locks
 from pycsi.model import Usage, Volume
 from pycsi.pool import Pool
-from pycsi.staging import Staging
+from pycsi.staging import Notes
 
 _FULL = 0.95
 """The share in use from which a volume, or its pool, is nearly full."""
@@ -74,8 +74,10 @@ class Ward:
 
     def _misplaced(self, backend: Backend) -> Iterator[str]:
         """Yield where something else is mounted instead of the volume: its device was lost."""
-        notes = Staging(backend).notes
+        notes = Notes(backend.place)
         suspects = {*notes.staged, *notes.published}
+        if not suspects:
+            return
         suspects -= {item.target for item in backend.mounts()}
         for target in sorted(suspects):
             for item in self.kernel.mounts.at(target):
@@ -84,25 +86,24 @@ class Ward:
 
 def _usage(backend: Backend) -> Usage | None:
     """Measure a volume where that is possible without mounting it."""
-    if backend.volume.filesystem is None and backend.volume.enforced:
-        return None if backend.target_is_file else backend.usage(backend.content)
-    mounted = backend.mounts()
-    if backend.volume.filesystem and mounted:
-        return backend.usage(Path(mounted[0].target))
+    if backend.volume.filesystem:
+        mounted = backend.mounts()
+        return backend.usage(Path(mounted[0].target)) if mounted else None
+    if backend.volume.enforced and not backend.target_is_file:
+        return backend.usage(backend.content)
     return None
 
 
 def examine(
     volumes: Iterable[tuple[Pool, Volume]], locks: Locks, kernel: Kernel | None = None
-) -> dict[str, Condition]:
-    """Return the condition of volumes, which come with their pools, by id.
+) -> Iterator[tuple[Volume, Condition]]:
+    """Examine volumes, which come with their pools, one after the other.
 
     One that is found to have been deleted meanwhile is left out. Unless `kernel` is given they are
     taken to be many.
     """
     kernel = kernel or Glance()
     wards: dict[str, Ward] = {}
-    found = {}
     for pool, volume in volumes:
         ward = wards.get(pool.name) or wards.setdefault(pool.name, _ward(pool, kernel))
         condition = ward.condition(pool.backend(volume, kernel))
@@ -111,16 +112,14 @@ def examine(
             if again is None:
                 continue
             condition = again
-        found[volume.id] = condition
-    return found
+        yield volume, condition
 
 
 def condition_of(pool: Pool, volume: Volume, locks: Locks) -> Condition:
     """Return the condition of one volume, or raise `NotFound` where it was deleted meanwhile."""
-    found = examine([(pool, volume)], locks, Kernel()).get(volume.id)
-    if found is None:
-        raise NotFound(f"volume {volume.id} was deleted just now")
-    return found
+    for _, condition in examine([(pool, volume)], locks, Kernel()):
+        return condition
+    raise NotFound(f"volume {volume.id} was deleted just now")
 
 
 def _examine_again(pool: Pool, volume: Volume, locks: Locks) -> Condition | None:

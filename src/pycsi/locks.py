@@ -37,21 +37,17 @@ class Locks:
         self._watches: dict[str, list[Watch]] = {}
         self._mutex = threading.Lock()
 
-    @contextlib.contextmanager
-    def hold(self, key: str) -> Iterator[None]:
+    def hold(self, key: str) -> contextlib.AbstractContextManager[None]:
         """Hold `key` through the `with` block, or raise `Aborted` at once if it is held.
 
         The specification wants no waiting: "another operation pending for volume" is ABORTED, and
         the orchestrator tries again with a back-off.
         """
-        with self._taken(key, alone=True):
-            yield
+        return self._taken(key, alone=True)
 
-    @contextlib.contextmanager
-    def share(self, key: str) -> Iterator[None]:
+    def share(self, key: str) -> contextlib.AbstractContextManager[None]:
         """Hold `key` together with others that share it: those who only read."""
-        with self._taken(key, alone=False):
-            yield
+        return self._taken(key, alone=False)
 
     @contextlib.contextmanager
     def watch(self, key: str) -> Iterator[Watch]:

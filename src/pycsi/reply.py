@@ -1,9 +1,9 @@
 """Domain to protobuf: how volumes and snapshots look to an orchestrator."""
 
-import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable
 from typing import TypeVar
 
+from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from pycsi import request as read
@@ -11,19 +11,29 @@ from pycsi.health import Condition
 from pycsi.model import Group, Snapshot, Source, SourceKind, Volume
 from pycsi.proto import csi_pb2 as csi
 
-T = TypeVar("T")
+T = TypeVar("T", bound=Message)
 
-_LONGEST_PAGE = 3000
-"""Entries, of at most 1 KiB each: most clients take no message of more than 4 MiB."""
+_LARGEST = 4 * 1024 * 1024 - 1024
+"""Bytes of entries in a reply: most clients take no message of more than 4 MiB."""
+
+_FRAME = 4
+"""At most so many bytes are before an entry."""
 
 
-def page(items: Iterator[T], size: int) -> tuple[list[T], bool]:
-    """Take the first `size` of some items, or for 0 as many as one reply can have.
+def page(entries: Iterable[tuple[str, T]], size: int) -> tuple[list[T], str]:
+    """Take the first `size` of some entries, or for 0 as many as one reply can have.
 
-    Tell whether there are more.
+    Each comes with its id. Return them, and the id of the last one if there are more.
     """
-    shown = list(itertools.islice(items, min(size or _LONGEST_PAGE, _LONGEST_PAGE)))
-    return shown, next(items, None) is not None
+    shown: list[T] = []
+    last, room = "", _LARGEST
+    for object_id, entry in entries:
+        room -= entry.ByteSize() + _FRAME
+        if shown and (len(shown) == size or room < 0):
+            return shown, last
+        shown.append(entry)
+        last = object_id
+    return shown, ""
 
 
 def volume(found: Volume, topology: csi.Topology) -> csi.Volume:

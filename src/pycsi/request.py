@@ -146,5 +146,5 @@ def page(max_entries: int, starting_token: str) -> tuple[int, str]:
 
 
 def token(last_id: str) -> str:
-    """Return the token of the page that begins after `last_id`."""
-    return _AFTER + last_id
+    """Return the token of the page that begins after `last_id`; "": there is none."""
+    return _AFTER + last_id if last_id else ""

@@ -127,7 +127,7 @@ def read_rewritten(path: Path) -> dict[str, Any]:
 
 def _parsed(path: Path, text: bytes) -> dict[str, Any]:
     try:
-        data = json.loads(text)
+        data = json.loads(text.decode())
         schema = data.pop("schema")
         while schema < SCHEMA:
             data = MIGRATIONS[schema](data)

@@ -1,6 +1,7 @@
 """The node on which the driver runs, as orchestrators know it."""
 
 import dataclasses
+import functools
 import hashlib
 
 from pycsi import ids
@@ -9,7 +10,7 @@ from pycsi.proto import csi_pb2 as csi
 _LONGEST_PREFIX = 63
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class NodeFacts:
     """The node's id, its topology segment, and how many volumes it takes (0: any number)."""
 
@@ -17,7 +18,7 @@ class NodeFacts:
     driver_name: str
     max_volumes: int
 
-    @property
+    @functools.cached_property
     def topology_key(self) -> str:
         """The key: a DNS prefix in lower case, at most 63 bytes, and a name."""
         prefix = f"topology.{self.driver_name.lower().replace('_', '-')}"
@@ -25,7 +26,7 @@ class NodeFacts:
             prefix = f"topology.{hashlib.sha256(self.driver_name.encode()).hexdigest()[:40]}"
         return f"{prefix}/node"
 
-    @property
+    @functools.cached_property
     def topology(self) -> csi.Topology:
         return csi.Topology(segments={self.topology_key: ids.segment(self.id)})
 

@@ -19,8 +19,8 @@ from typing import Self
 
 import structlog
 
-from pycsi.backends.directory import DATA
-from pycsi.backends.image import IMAGE
+from pycsi.backends.directory import Directory
+from pycsi.backends.image import Image
 from pycsi.layout import SNAPSHOT_RECORD, VOLUME_RECORD, Layout
 from pycsi.limits import Limiter
 from pycsi.linux.tree import refuse_mounts, remove
@@ -133,9 +133,9 @@ def destroy(place: Path, limiter: Limiter, interrupted: Callable[[], bool] = lam
     project = volume.project if isinstance(volume, Volume) else None
     # Another one may delete the same entry: then each of these may find it gone on its way.
     with contextlib.suppress(FileNotFoundError):
-        limiter.remove(place / DATA, project, interrupted)
+        limiter.remove(place / Directory.NAME, project, interrupted)
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-        (place / IMAGE).unlink()
+        (place / Image.NAME).unlink()
     with contextlib.suppress(FileNotFoundError):
         remove(place, interrupted)
 

@@ -10,6 +10,7 @@
 import abc
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 from pycsi.limits import Limiter, Progress
 from pycsi.linux.ground import Ground
@@ -26,6 +27,9 @@ class Backend(abc.ABC):
     `kernel` is asked what is mounted, and mounts.
     """
 
+    NAME: ClassVar[str]
+    """What `content`, the directory or file that the data is in, is called in `place`."""
+
     target_is_file = False
     """Whether a volume of this kind is published at a file, as a device, or at a directory."""
 
@@ -33,15 +37,11 @@ class Backend(abc.ABC):
         self, place: Path, volume: Volume, limiter: Limiter, ground: Ground, kernel: Kernel
     ) -> None:
         self.place = place
+        self.content = place / self.NAME
         self.volume = volume
         self.limiter = limiter
         self.ground = ground
         self.kernel = kernel
-
-    @property
-    @abc.abstractmethod
-    def content(self) -> Path:
-        """The directory or the file that the data is in."""
 
     @abc.abstractmethod
     def create(self) -> int | None:

@@ -1,6 +1,8 @@
 """A volume that is a directory, limited by a quota where it is enforced."""
 
 import contextlib
+import os
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -13,8 +15,6 @@ from pycsi.linux.descriptor import sync_directory
 from pycsi.linux.mounttable import Mount
 from pycsi.model import Capability, Usage, Volume, show
 
-DATA = "data"
-
 T = TypeVar("T")
 
 _ATTEMPTS = 3
@@ -24,9 +24,7 @@ _ATTEMPTS = 3
 class Directory(Backend):
     """`<place>/data`: a subvolume on btrfs, a plain directory elsewhere."""
 
-    @property
-    def content(self) -> Path:
-        return self.place / DATA
+    NAME = "data"
 
     def create(self) -> int | None:
         size = self.volume.capacity if self.volume.enforced else None
@@ -56,13 +54,20 @@ class Directory(Backend):
     # Health
 
     def faults(self) -> Iterator[str]:
-        if not self.content.is_dir() or self.content.is_symlink():
+        if not self._is_there():
             yield f"its directory is missing: {self.content}"
         elif self.volume.enforced:
             limit = self.limiter.limit_of(self.content, self.volume.project)
             if limit != self.volume.capacity:
                 found = show(limit) if limit else "gone"
                 yield f"its limit is {found}; stage it again to restore that"
+
+    def _is_there(self) -> bool:
+        """Tell whether there is a directory, and not a link to one."""
+        try:
+            return stat.S_ISDIR(os.lstat(self.content).st_mode)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
 
     # Snapshots
 

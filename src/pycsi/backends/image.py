@@ -14,8 +14,6 @@ from pycsi.linux import clone, loop
 from pycsi.linux.descriptor import opened
 from pycsi.model import Volume, show
 
-IMAGE = "disk.img"
-
 _PATIENCE = 5.0
 """Seconds to wait for the kernel to free a loop device that nobody uses any more."""
 
@@ -33,9 +31,7 @@ def _refuse_restless(source: Backend) -> None:
 class Image(Backend):
     """`<place>/disk.img`, sparse or fully allocated."""
 
-    @property
-    def content(self) -> Path:
-        return self.place / IMAGE
+    NAME = "disk.img"
 
     @property
     def image(self) -> Path:

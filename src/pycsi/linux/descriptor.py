@@ -45,8 +45,11 @@ def opened(
 
     A file that is made belongs to its owner alone. No program inherits the descriptor.
     """
-    with closing(os.open(path, flags | os.O_CLOEXEC, 0o600, dir_fd=at)) as fd:
+    fd = os.open(path, flags | os.O_CLOEXEC, 0o600, dir_fd=at)
+    try:
         yield fd
+    finally:
+        os.close(fd)
 
 
 def read_file(path: str | os.PathLike[str]) -> bytes:
@@ -84,5 +87,7 @@ def straight(path: os.PathLike[str], flags: int = 0) -> Iterator[int]:
             raise
         reason = "leads through a symbolic link; give the real path"
         raise OSError(errno.ELOOP, reason, os.fspath(path)) from None
-    with closing(fd):
+    try:
         yield fd
+    finally:
+        os.close(fd)
