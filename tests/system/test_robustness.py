@@ -13,7 +13,16 @@ from pathlib import Path
 import grpc
 import pytest
 from conftest import FilesystemFactory, run
-from driver import GIB, MIB, Driver, Mode, block_capability, mount_capability, refused
+from driver import (
+    GIB,
+    MIB,
+    Driver,
+    Mode,
+    block_capability,
+    from_volume,
+    mount_capability,
+    refused,
+)
 
 from pycsi.linux import btrfs, loop
 from pycsi.proto import csi_pb2 as csi
@@ -428,3 +437,30 @@ def test_damaged_notes_of_a_raw_volume(
     driver.unpublish(volume_id, target)
     driver.unstage(volume_id, staging)
     driver.delete(volume_id)
+
+
+@pytest.mark.parametrize("name", ["mkfs.btrfs", "btrfstune"])
+def test_program_that_meets_an_unmount(
+    filesystem: FilesystemFactory, serve: Callable[..., Driver], tmp_path: Path, name: str
+) -> None:
+    """Where a program of btrfs fails because some mount has gone meanwhile it is run again."""
+    real = shutil.which(name)
+    shims = tmp_path / "shims"
+    shims.mkdir()
+    shim = shims / name
+    shim.write_text(
+        "#!/bin/sh\n"
+        f"if mkdir {shims}/failed 2>/dev/null; then\n"
+        '  echo "ERROR: cannot check mount status of a.img: No such device or address" >&2\n'
+        "  exit 1\n"
+        "fi\n"
+        f'exec {real} "$@"\n'
+    )
+    shim.chmod(0o755)
+    driver = serve(filesystem("xfs", GIB), PATH=f"{shims}:{os.environ['PATH']}")
+    capability = mount_capability("btrfs")
+    volume_id = driver.create("v", 256 * MIB, capability=capability).volume_id
+    copy = driver.create("w", 256 * MIB, capability=capability, source=from_volume(volume_id))
+    assert (shims / "failed").is_dir()
+    with driver.published(copy.volume_id, tmp_path, capability) as target:
+        (target / "file").write_text("x")

@@ -26,7 +26,9 @@ EXT_MAGIC = 0xEF53
 
 MIB = 1024 * 1024
 
+_ATTEMPTS = 20
 _BTRFS_SUPERBLOCK = 64 * 1024
+_DEVICE_HAS_GONE = "No such device"
 _EXT_SUPERBLOCK = 1024
 _SECTOR = 4096
 _HEAD = _BTRFS_SUPERBLOCK + 4096
@@ -106,7 +108,24 @@ def make(kind: str, image: Path, options: list[str], *, keep_blocks: bool = Fals
     kept = facts.keep_blocks if keep_blocks else ()
     # A file that shares blocks takes direct I/O of whole blocks only.
     sectors = ("-s", f"size={_SECTOR}") if kind == "xfs" and "-s" not in options else ()
-    program.run(f"mkfs.{kind}", *facts.make, *sectors, *kept, *options, image)
+    _run(f"mkfs.{kind}", *facts.make, *sectors, *kept, *options, image)
+
+
+def _run(name: str, *arguments: str | Path) -> None:
+    """Run a program that looks first whether the image is mounted.
+
+    btrfs' programs ask each loop device that something is mounted from, and fail where that is
+    unmounted just then; they have written nothing yet.
+    """
+    for _ in range(_ATTEMPTS):
+        try:
+            program.run(name, *arguments)
+        except program.ProgramError as error:
+            if _DEVICE_HAS_GONE not in str(error):
+                raise
+        else:
+            return
+    program.run(name, *arguments)
 
 
 def identify(image: Path) -> Identity | None:
@@ -253,7 +272,7 @@ def renew_uuid(kind: str, image: Path) -> None:
     if kind == "xfs":
         program.run("xfs_db", "-x", "-c", "uuid generate", image)
     elif kind == "btrfs":
-        program.run("btrfstune", "-f", "-m", image)
+        _run("btrfstune", "-f", "-m", image)
 
 
 def _grow_xfs(fd: int, size: int) -> None:
