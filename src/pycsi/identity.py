@@ -14,6 +14,8 @@ from pycsi.pools import Pools
 from pycsi.proto import csi_pb2 as csi
 from pycsi.proto import csi_pb2_grpc
 
+_READY = csi.ProbeResponse(ready=BoolValue(value=True))
+
 
 class Identity(csi_pb2_grpc.IdentityServicer):
     """Who we are and whether we work. `ready` is set when the pools have been recovered."""
@@ -47,7 +49,7 @@ class Identity(csi_pb2_grpc.IdentityServicer):
             return csi.ProbeResponse(ready=BoolValue(value=False))
         self._pools.check()
         self._check_programs()
-        return csi.ProbeResponse(ready=BoolValue(value=True))
+        return _READY
 
     def _check_programs(self) -> None:
         for kind in self._pools.filesystems() | {DEFAULT_FILESYSTEM}:

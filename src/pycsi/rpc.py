@@ -61,7 +61,7 @@ class Observer(Protocol):
     def __call__(self, method: str, code: str, seconds: float) -> None: ...
 
 
-def status_of(error: Exception) -> tuple[grpc.StatusCode, str]:
+def status_of(error: BaseException) -> tuple[grpc.StatusCode, str]:
     """Return the status and message of whatever an RPC has raised; never UNKNOWN, never empty.
 
     The message travels in a header, so it is cut where it is very long.
@@ -69,6 +69,8 @@ def status_of(error: Exception) -> tuple[grpc.StatusCode, str]:
     message = _cut(str(error) or type(error).__name__)
     if isinstance(error, CsiError):
         return error.code, message
+    if isinstance(error, GeneratorExit):
+        return grpc.StatusCode.CANCELLED, "the caller of a stream has hung up"
     if isinstance(error, OSError) and error.errno in ERRNO_CODES:
         return ERRNO_CODES[error.errno], message
     return grpc.StatusCode.INTERNAL, message
@@ -119,17 +121,18 @@ class _Refusal(contextlib.AbstractContextManager[None]):
 
 
 class _Places(contextlib.AbstractContextManager[None]):
-    """Lets at most `most` operations in at a time, and none before the pools are open."""
+    """Lets at most `most` RPCs in at a time; none before `ready` is set, if that is given."""
 
-    def __init__(self, most: int, ready: threading.Event) -> None:
-        self._ready = ready
+    def __init__(self, most: int, refusal: str, ready: threading.Event | None = None) -> None:
         self._free = threading.BoundedSemaphore(most)
+        self._refusal = refusal
+        self._ready = ready
 
     def __enter__(self) -> None:
-        if not self._ready.is_set():
+        if self._ready and not self._ready.is_set():
             raise Unavailable("the driver is starting; try again")
         if not self._free.acquire(blocking=False):
-            raise Aborted("too many operations are under way; try again")
+            raise Aborted(self._refusal)
 
     def __exit__(self, *_: object) -> None:
         self._free.release()
@@ -152,8 +155,8 @@ class Gate:
     ) -> None:
         self._server = server
         self._unimplemented = unimplemented
-        self._places = _Places(most, ready)
-        self._streams = threading.BoundedSemaphore(_STREAMS)
+        self._places = _Places(most, "too many operations are under way; try again", ready)
+        self._streaming = _Places(_STREAMS, f"{_STREAMS} streams are open already; try again")
         self._observe = observe
         self._prefix = os.urandom(4).hex()
         self._numbers = itertools.count(1)
@@ -188,8 +191,13 @@ class Gate:
         request: Message | DecodeError,
         context: grpc.ServicerContext,
     ) -> Message:
-        with self._told(name, request, context), admitted:
-            response: Message = method(_readable(request), context)
+        start = time.perf_counter()
+        try:
+            with admitted:
+                response: Message = method(_readable(request), context)
+        except Exception as error:  # noqa: BLE001  (the boundary: everything becomes a status)
+            context.abort(*self._tell(name, request, start, error))
+        self._tell(name, request, start)
         return response
 
     def _stream(
@@ -200,47 +208,41 @@ class Gate:
         request: Message | DecodeError,
         context: grpc.ServicerContext,
     ) -> Iterator[Message]:
-        with self._told(name, request, context), admitted:
-            if not self._streams.acquire(blocking=False):
-                raise Aborted(f"{_STREAMS} streams are open already; try again")
-            try:
-                yield from method(_readable(request), context)
-            finally:
-                self._streams.release()
-
-    @contextlib.contextmanager
-    def _told(
-        self, name: str, request: Message | DecodeError, context: grpc.ServicerContext
-    ) -> Iterator[None]:
-        """Let an RPC run in the `with` block; log and count it, and answer what it raises."""
         start = time.perf_counter()
-        failure: Exception | None = None
-        code, message = grpc.StatusCode.OK, ""
         try:
-            yield
-        except GeneratorExit:
-            code = grpc.StatusCode.CANCELLED  # the caller of a stream has hung up
+            with admitted, self._streaming:
+                yield from method(_readable(request), context)
+        except GeneratorExit as error:
+            self._tell(name, request, start, error)
             raise
-        except Exception as error:  # noqa: BLE001  (the boundary: everything becomes a status)
-            failure = error
-            code, message = status_of(error)
-        finally:
-            seconds = time.perf_counter() - start
-            self._observe(name, code.name, seconds)
-            outcome: dict[str, Any] = {"code": code.name, "duration_ms": round(seconds * 1000, 3)}
-            if message:
-                outcome["error"] = message
-            with contextlib.suppress(OSError):  # nobody reads the log: not the caller's fault
-                self._log(name, request, outcome, failure)
-        if failure is not None:
-            context.abort(code, message)
+        except Exception as error:  # noqa: BLE001
+            context.abort(*self._tell(name, request, start, error))
+        self._tell(name, request, start)
+
+    def _tell(
+        self,
+        name: str,
+        request: Message | DecodeError,
+        start: float,
+        failure: BaseException | None = None,
+    ) -> tuple[grpc.StatusCode, str]:
+        """Count an RPC that began at `start`, log it, and return its status."""
+        seconds = time.perf_counter() - start
+        code, message = status_of(failure) if failure else (grpc.StatusCode.OK, "")
+        self._observe(name, code.name, seconds)
+        outcome: dict[str, Any] = {"code": code.name, "duration_ms": round(seconds * 1000, 3)}
+        if message:
+            outcome["error"] = message
+        with contextlib.suppress(OSError):  # nobody reads the log: not the caller's fault
+            self._log(name, request, outcome, failure)
+        return code, message
 
     def _log(
         self,
         name: str,
         request: Message | DecodeError,
         outcome: dict[str, Any],
-        failure: Exception | None,
+        failure: BaseException | None,
     ) -> None:
         number = next(self._numbers)
         debugging, routine = log.is_enabled_for(_DEBUG), failure is None and name in _ROUTINE

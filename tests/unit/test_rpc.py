@@ -91,9 +91,10 @@ def test_one_of_many_threads_holds() -> None:
         (RuntimeError(), Code.INTERNAL),
         (errors.CsiError(), Code.INTERNAL),
         (errors.NotFound(), Code.NOT_FOUND),
+        (GeneratorExit(), Code.CANCELLED),
     ],
 )
-def test_status(error: Exception, code: grpc.StatusCode) -> None:
+def test_status(error: BaseException, code: grpc.StatusCode) -> None:
     """Every exception has a code that is not UNKNOWN, and a message that is not empty."""
     found, message = status_of(error)
     assert found is code
