@@ -31,7 +31,7 @@ _BTRFS_SUPERBLOCK = 64 * 1024
 _DEVICE_HAS_GONE = "No such device"
 _EXT_SUPERBLOCK = 1024
 _SECTOR = 4096
-_HEAD = _BTRFS_SUPERBLOCK + 4096
+_BLOCK = 4096
 _UNDO_MAGIC = b"E2UNDO02"
 
 
@@ -130,11 +130,12 @@ def _run(name: str, *arguments: str | Path) -> None:
 
 def identify(image: Path) -> Identity | None:
     """Read the superblock in a file or device; None where there is no filesystem that we know."""
-    with image.open("rb") as file:
-        head = file.read(_HEAD)
-    if len(head) < _HEAD:
+    with opened(image) as fd:
+        head = os.pread(fd, _BLOCK, 0)
+        block = os.pread(fd, _BLOCK, _BTRFS_SUPERBLOCK)
+    if len(block) < _BLOCK:
         return None
-    return _identify_ext4(head) or _identify_xfs(head) or _identify_btrfs(head)
+    return _identify_ext4(head) or _identify_xfs(head) or _identify_btrfs(block)
 
 
 def _identify_ext4(head: bytes) -> Identity | None:
@@ -170,8 +171,7 @@ def _identify_xfs(head: bytes) -> Identity | None:
     )
 
 
-def _identify_btrfs(head: bytes) -> Identity | None:
-    block = head[_BTRFS_SUPERBLOCK:]
+def _identify_btrfs(block: bytes) -> Identity | None:
     if block[0x40:0x48] != b"_BHRfS_M":
         return None
     (size,) = struct.unpack_from("<Q", block, 0x70)

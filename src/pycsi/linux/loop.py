@@ -14,7 +14,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from pycsi.linux.descriptor import closing, opened
+from pycsi.linux.descriptor import closing, opened, read_file
 
 LOOP_CLR_FD = 0x4C01
 LOOP_CONFIGURE = 0x4C0A
@@ -186,17 +186,17 @@ def find(file: Path) -> list[LoopDevice]:
 
 
 def _numbers() -> list[int]:
-    """Return the numbers of the loop devices that the kernel has, bound or not."""
-    names = os.listdir(_SYSFS)  # noqa: PTH208  (asked often, and a node has hundreds)
-    return sorted(int(name[4:]) for name in names if name.startswith("loop"))
+    """Return the numbers of the loop devices that are bound: others have no blocks (proc(5))."""
+    names = (line.rpartition(b" ")[2] for line in read_file("/proc/partitions").splitlines())
+    return sorted(
+        int(name[4:]) for name in names if name.startswith(b"loop") and name[4:].isdigit()
+    )
 
 
 def bound() -> dict[tuple[int, int], list[LoopDevice]]:
     """Return all loop devices that are bound, by device and inode number of their files."""
     found: dict[tuple[int, int], list[LoopDevice]] = {}
     for number in _numbers():
-        if not os.path.isdir(f"{_SYSFS}/loop{number}/loop"):  # noqa: PTH112
-            continue  # not bound
         with contextlib.suppress(OSError), closing(_open(number, os.O_RDONLY)) as fd:
             info = _LoopInfo64()
             fcntl.ioctl(fd, LOOP_GET_STATUS64, info)
