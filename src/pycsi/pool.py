@@ -10,7 +10,6 @@ import dataclasses
 import os
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -177,12 +176,20 @@ class Pool:
 
     def capacity(self) -> Capacity:
         """Measure the pool; what is promised is counted, what is in the trash too."""
+        measured = self._measure()
         with self._mutex:
-            return self._capacity()
+            return self._counting_promises(measured)
 
-    def _capacity(self) -> Capacity:
+    def _measure(self) -> Capacity:
+        """Ask the filesystem, and look for what others have changed; not under the lock."""
+        announced = self.layout.announced()
+        self.volumes.listen(announced)
+        self.trash.listen(announced)
+        return capacity_of(self.config, committed=0)
+
+    def _counting_promises(self, measured: Capacity) -> Capacity:
         held = self.volumes.held + self.snapshots.held + self.trash.held
-        return capacity_of(self.config, held + sum(self._pending.values()))
+        return dataclasses.replace(measured, committed=held + sum(self._pending.values()))
 
     def _reserve(self, place: Path, size: int, *, thick: bool) -> None:
         """Reserve `size` bytes for what shall be at `place`, or raise `ResourceExhausted`.
@@ -197,9 +204,10 @@ class Pool:
 
     def _try_reserve(self, place: Path, size: int, *, thick: bool) -> str | None:
         """Reserve room, or return why there is none."""
+        measured = self._measure()
         with self._mutex:
             more = size - self._pending.get(place, 0)
-            capacity = self._capacity()
+            capacity = self._counting_promises(measured)
             left = capacity.available(thick=thick)
             if more <= left:
                 self._pending[place] = size
@@ -232,7 +240,7 @@ class Pool:
         self.check()
         with self._room(place, size, thick=thick):
             # A name of its own: a mkfs that outlived its driver may still write into an older one.
-            building = self.layout.tmp / f"{place.name}.{uuid.uuid4().hex[:8]}"
+            building = self.layout.tmp / f"{place.name}.{os.urandom(4).hex()}"
             building.mkdir(mode=0o700)
             try:
                 yield building

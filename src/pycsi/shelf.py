@@ -64,14 +64,9 @@ class Shelf(Generic[T]):
         self._unreadable: dict[str, str] = {}
         self._coming: set[str] = set()
         self._ignored: set[str] = set()
-        self._held = 0
-        self._heard = 0
-
-    @property
-    def held(self) -> int:
+        self.held = 0
         """How many bytes of the pool all of them count for."""
-        self._listen()
-        return self._held
+        self._heard = 0
 
     def load(self) -> None:
         """Read the records. One that is damaged, or of a newer version, is left as it is."""
@@ -118,17 +113,19 @@ class Shelf(Generic[T]):
                 f"{object_id} is there, but {reason}; restore the record, or move "
                 f"{self.folder / object_id} away, and restart the driver"
             )
-        with self._mutex:
-            item = self._items.get(object_id)
-            # Only what is an id may become a path.
-            if item is None and self.adopts and node_of(object_id):
-                place = self.folder / object_id
-                if not self._is_spoken_for(object_id) and os.path.isdir(place):  # noqa: PTH112
-                    item = self._adopt(place)
-            return item
+        item = self._items.get(object_id)
+        # Only what is an id may become a path.
+        if item is None and self.adopts and node_of(object_id):
+            place = self.folder / object_id
+            if os.path.isdir(place):  # noqa: PTH112  (not under the lock: a disk may take long)
+                with self._mutex:
+                    item = self._items.get(object_id)
+                    if item is None and not self._is_spoken_for(object_id):
+                        item = self._adopt(place)
+        return item
 
     def __len__(self) -> int:
-        self._listen()
+        self.listen()
         return len(self._items)
 
     def __iter__(self) -> Iterator[T]:
@@ -136,7 +133,7 @@ class Shelf(Generic[T]):
 
     def following(self, after: str) -> Iterator[T]:
         """Go through all of them whose ids come after `after`, in the order of ids."""
-        self._listen()
+        self.listen()
         while True:
             with self._mutex:
                 first = bisect.bisect_right(self._ids, after)
@@ -146,9 +143,12 @@ class Shelf(Generic[T]):
                 return
             after = batch[-1].id
 
-    def _listen(self) -> None:
-        """Look for what is new if somebody has announced it."""
-        if self.adopts and (heard := self.announcements()) != self._heard:
+    def listen(self, announced: int | None = None) -> None:
+        """Look for what is new if somebody has announced it; asks for that unless it is given."""
+        if self.adopts is None:
+            return
+        heard = self.announcements() if announced is None else announced
+        if heard != self._heard:
             self.look()
             self._heard = heard
 
@@ -171,13 +171,12 @@ class Shelf(Generic[T]):
 
         Yields where it will be.
         """
-        with self._mutex:
-            self._coming.add(object_id)
+        # Without the lock: it is put here, under the lock, before it is no longer coming.
+        self._coming.add(object_id)
         try:
             yield self.folder / object_id
         finally:
-            with self._mutex:
-                self._coming.remove(object_id)
+            self._coming.remove(object_id)
 
     def put(self, item: T) -> None:
         """Remember a new one, or an old one with a new record."""
@@ -190,7 +189,7 @@ class Shelf(Generic[T]):
             self._count(item, 1)
 
     def _count(self, item: T, times: int) -> None:
-        self._held += times * item.held
+        self.held += times * item.held
         if item.filesystem:
             self.filesystems[item.filesystem] += times
 

@@ -9,10 +9,10 @@ import contextlib
 import dataclasses
 import enum
 import errno
+import os
 import re
 import threading
 import time
-import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Self
@@ -104,7 +104,7 @@ def entries(layout: Layout) -> list[Entry]:
 
 def doomed_place(layout: Layout, name: str) -> Path:
     """Return a place in the trash for litter: what was never whole, and nobody may restore."""
-    return layout.trash / f"{_DOOMED}{name}.{uuid.uuid4().hex[:8]}"
+    return layout.trash / f"{_DOOMED}{name}.{os.urandom(4).hex()}"
 
 
 def reap(entry: Entry, limiter: Limiter, interrupted: Callable[[], bool]) -> None:
@@ -155,44 +155,44 @@ class Trash:
         self._gone: dict[str, Entry] = {}
         self._kept: dict[str, Entry] = {}
         self._sizes: dict[str, int] = {}
-        self._held = 0
+        self.held = 0
+        """How many bytes of the pool are in the trash."""
         self._heard: int | None = None
 
     def look(self) -> None:
         """Look anew at what lies there when that is asked for next."""
         self._heard = None
 
-    def _listen(self) -> None:
+    def listen(self, announced: int) -> None:
         """Look at what lies there, if nobody has yet, or somebody has announced a change."""
-        heard = self._layout.announced()
-        if heard == self._heard:
+        if announced == self._heard:
             return
-        with contextlib.suppress(OSError):  # the pool's disk is away
+        with self._mutex, contextlib.suppress(OSError):  # the pool's disk is away
             found = entries(self._layout)
-            known, self._sizes, self._held = self._sizes, {}, 0
+            known, self._sizes, self.held = self._sizes, {}, 0
             self._gone.clear()
             self._kept.clear()
             for entry in found:
                 name = _name(entry)
                 self._put(entry, known[name] if name in known else entry.size())
-            self._heard = heard
+            self._heard = announced
 
     def _put(self, entry: Entry, size: int) -> None:
         of_its_fate = self._gone if entry.is_due(None) else self._kept
         of_its_fate[_name(entry)] = entry
-        self._held += size - self._sizes.get(_name(entry), 0)
+        self.held += size - self._sizes.get(_name(entry), 0)
         self._sizes[_name(entry)] = size
 
     def _drop(self, entry: Entry) -> None:
         name = _name(entry)
         self._gone.pop(name, None)
         self._kept.pop(name, None)
-        self._held -= self._sizes.pop(name, 0)
+        self.held -= self._sizes.pop(name, 0)
 
     def _due(self) -> tuple[list[Entry], float]:
         """Return what is due, and in how many seconds there will be more."""
+        self.listen(self._layout.announced())
         with self._mutex:
-            self._listen()
             due = list(self._gone.values())
             for entry in self._kept.values():  # the oldest first
                 if not entry.is_due(self._retain_for):
@@ -205,19 +205,12 @@ class Trash:
         due, _ = self._due()
         return bool(due)
 
-    @property
-    def held(self) -> int:
-        """How many bytes of the pool are in the trash."""
-        with self._mutex:
-            self._listen()
-            return self._held
-
     def throw_away(self, place: Path, object_id: str, fate: Fate, size: int) -> None:
         """Delete the directory `place` of an object, by one rename: durable when this returns.
 
         It counts for `size` bytes until it has been reaped.
         """
-        name = f"{object_id}.{int(time.time())}.{fate}.{uuid.uuid4().hex[:8]}"
+        name = f"{object_id}.{int(time.time())}.{fate}.{os.urandom(4).hex()}"
         publish(place, self._layout.trash / name)
         with self._mutex:
             self._put(Entry.parse(self._layout.trash / name), size)
