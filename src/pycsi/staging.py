@@ -71,10 +71,10 @@ class Notes:
     """What has been staged and published of one volume, by path."""
 
     def __init__(self, place: Path) -> None:
-        self._record = place / NOTES_RECORD
+        self._place = place
         self.damaged = False
         try:
-            data = read_rewritten(self._record)
+            data = read_rewritten(f"{place}/{NOTES_RECORD}")
         except (FileNotFoundError, RecordError) as error:
             data = {"staged": {}, "published": {}}
             self.damaged = isinstance(error, RecordError)
@@ -94,7 +94,7 @@ class Notes:
             "staged": {path: note.to_json() for path, note in self.staged.items()},
             "published": {path: note.to_json() for path, note in self.published.items()},
         }
-        rewrite_record(self._record, data)
+        rewrite_record(self._place / NOTES_RECORD, data)
 
 
 class Staging:

@@ -120,9 +120,9 @@ for record in cycle({records}):
         with subprocess.Popen([sys.executable, "-c", rewriting]) as writer:
             deadline = time.monotonic() + 30
             while len(seen) < len(records) and time.monotonic() < deadline:
-                seen |= {records.index(store.read_rewritten(path)) for _ in range(100)}
+                seen |= {records.index(store.read_rewritten(str(path))) for _ in range(100)}
             writer.kill()
-        assert store.read_rewritten(path) in records
+        assert store.read_rewritten(str(path)) in records
         assert len(seen) == len(records), "nothing was rewritten"
 
 
@@ -134,7 +134,7 @@ def test_reader_waits_for_the_writer(tmp_path: Path) -> None:
         fcntl.flock(writing, fcntl.LOCK_EX)
         writing.write(b"#")
         writing.flush()
-        reading = pool.submit(store.read_rewritten, path)
+        reading = pool.submit(store.read_rewritten, str(path))
         with pytest.raises(TimeoutError):
             reading.result(timeout=0.2)
         os.pwrite(writing.fileno(), b"{", 0)
@@ -146,7 +146,7 @@ def test_record_that_has_gone_is_written_anew(tmp_path: Path) -> None:
     """A record that somebody has removed is there again, and nothing else is."""
     path = tmp_path / "node.json"
     store.rewrite_record(path, {"n": 1})
-    assert store.read_rewritten(path) == {"n": 1}
+    assert store.read_rewritten(str(path)) == {"n": 1}
     assert [entry.name for entry in tmp_path.iterdir()] == ["node.json"]
 
 

@@ -8,6 +8,7 @@
 """
 
 import abc
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
@@ -28,7 +29,7 @@ class Backend(abc.ABC):
     """
 
     NAME: ClassVar[str]
-    """What `content`, the directory or file that the data is in, is called in `place`."""
+    """What `content` is called in `place`."""
 
     target_is_file = False
     """Whether a volume of this kind is published at a file, as a device, or at a directory."""
@@ -37,11 +38,15 @@ class Backend(abc.ABC):
         self, place: Path, volume: Volume, limiter: Limiter, ground: Ground, kernel: Kernel
     ) -> None:
         self.place = place
-        self.content = place / self.NAME
         self.volume = volume
         self.limiter = limiter
         self.ground = ground
         self.kernel = kernel
+
+    @functools.cached_property
+    def content(self) -> Path:
+        """The directory or the file that the data is in."""
+        return self.place / self.NAME
 
     @abc.abstractmethod
     def create(self) -> int | None:
