@@ -181,17 +181,19 @@ class Shelf(Generic[T]):
     def put(self, item: T) -> None:
         """Remember a new one, or an old one with a new record."""
         with self._mutex:
-            if before := self._items.get(item.id):
-                self._count(before, -1)
-            else:
+            before = self._items.get(item.id)
+            if before is None:
                 bisect.insort(self._ids, item.id)
             self._items[item.id] = item
-            self._count(item, 1)
+            self._count(before, item)
 
-    def _count(self, item: T, times: int) -> None:
-        self.held += times * item.held
-        if item.filesystem:
-            self.filesystems[item.filesystem] += times
+    def _count(self, before: T | None, after: T | None) -> None:
+        # At once: whoever reads it does not wait.
+        self.held += (after.held if after else 0) - (before.held if before else 0)
+        if before and before.filesystem:
+            self.filesystems[before.filesystem] -= 1
+        if after and after.filesystem:
+            self.filesystems[after.filesystem] += 1
 
     def read_again(self, object_id: str) -> None:
         """Remember what the record says, as far as it can be read: writing it has failed."""
@@ -213,4 +215,4 @@ class Shelf(Generic[T]):
             self._unreadable.pop(object_id, None)
             if before := self._items.pop(object_id, None):
                 del self._ids[bisect.bisect_left(self._ids, object_id)]
-                self._count(before, -1)
+                self._count(before, None)

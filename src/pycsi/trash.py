@@ -168,13 +168,15 @@ class Trash:
         if announced == self._heard:
             return
         with self._mutex, contextlib.suppress(OSError):  # the pool's disk is away
-            found = entries(self._layout)
-            known, self._sizes, self.held = self._sizes, {}, 0
-            self._gone.clear()
-            self._kept.clear()
-            for entry in found:
-                name = _name(entry)
-                self._put(entry, known[name] if name in known else entry.size())
+            found = {_name(entry): entry for entry in entries(self._layout)}
+            sizes = self._sizes
+            self._sizes = {
+                name: sizes[name] if name in sizes else entry.size()
+                for name, entry in found.items()
+            }
+            self._gone = {name: entry for name, entry in found.items() if entry.is_due(None)}
+            self._kept = {name: entry for name, entry in found.items() if name not in self._gone}
+            self.held = sum(self._sizes.values())  # at once: whoever reads it does not wait
             self._heard = announced
 
     def _put(self, entry: Entry, size: int) -> None:
