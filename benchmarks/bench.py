@@ -78,7 +78,7 @@ def machine() -> str:
 
 
 def _rpcs(where: Ground, to: Report) -> None:
-    with floors.bare_server() as bare, where.driver() as driver:
+    with floors.bare_server(where.disk) as bare, where.driver() as driver:
         for measured in (rpcs.probes, rpcs.creation, rpcs.cycles, rpcs.stats):
             for row in measured(driver, where, bare):
                 to.add(row)

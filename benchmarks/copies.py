@@ -14,12 +14,15 @@ from rows import IMAGE, Row, Series, median, timed
 from pycsi.linux.descriptor import opened
 from pycsi.proto import csi_pb2 as csi
 
+SIZES = (MIB, 16 * MIB, 256 * MIB, 4 * GIB)
+"""How much data the images hold that are copied."""
+
 
 def copies(driver: Driver, ground: Ground) -> tuple[list[Row], Series]:
     """Snapshots, restores and clones of images with little and with much data in them."""
     series: Series = {"snapshot": {}, "restore": {}, "clone": {}}
     rows = []
-    for data in (MIB, 16 * MIB, 256 * MIB, 4 * GIB):
+    for data in SIZES:
         volume_id = driver.create(f"data-{data}", 5 * GIB, parameters=IMAGE).volume_id
         found: dict[str, list[float]] = {step: [] for step in series}
         with driver.published(volume_id, ground.folder) as target:

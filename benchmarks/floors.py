@@ -25,17 +25,31 @@ _RECORD = b"x" * 600
 _IMAGE = 64 << 20
 
 
-class _Bare(csi_pb2_grpc.IdentityServicer):
+class _Identity(csi_pb2_grpc.IdentityServicer):
     def Probe(self, request: csi.ProbeRequest, context: grpc.ServicerContext) -> csi.ProbeResponse:
         return csi.ProbeResponse(ready=BoolValue(value=True))
 
 
+class _Controller(csi_pb2_grpc.ControllerServicer):
+    def __init__(self, folder: Path) -> None:
+        self._floor = Floor(folder)
+
+    def CreateVolume(
+        self, request: csi.CreateVolumeRequest, context: grpc.ServicerContext
+    ) -> csi.CreateVolumeResponse:
+        self._floor.make(request.name)
+        return csi.CreateVolumeResponse(volume=csi.Volume(volume_id=request.name))
+
+
 @contextlib.contextmanager
-def bare_server() -> Iterator[str]:
-    """Run a gRPC server that answers Probe and does nothing else; yield its endpoint."""
+def bare_server(disk: Path) -> Iterator[str]:
+    """Run a gRPC server that checks and remembers nothing; yield its endpoint.
+
+    It answers Probe, and CreateVolume when a directory in a folder on `disk` is durable.
+    """
     with tempfile.TemporaryDirectory(prefix="pycsi-bare-") as folder:
         endpoint = f"unix://{folder}/csi.sock"
-        command = [sys.executable, __file__, endpoint]
+        command = [sys.executable, __file__, endpoint, str(disk / "bare")]
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as server:
             assert server.stdout is not None
             server.stdout.readline()
@@ -45,34 +59,43 @@ def bare_server() -> Iterator[str]:
                 server.terminate()
 
 
-def _serve(endpoint: str) -> None:
+def _serve(endpoint: str, folder: Path) -> None:
     server = grpc.server(ThreadPoolExecutor(256))
-    csi_pb2_grpc.add_IdentityServicer_to_server(_Bare(), server)  # type: ignore[no-untyped-call]
+    csi_pb2_grpc.add_IdentityServicer_to_server(_Identity(), server)  # type: ignore[no-untyped-call]
+    csi_pb2_grpc.add_ControllerServicer_to_server(_Controller(folder), server)  # type: ignore[no-untyped-call]
     server.add_insecure_port(endpoint)
     server.start()
     print("ready", flush=True)
     server.wait_for_termination()
 
 
-def durable_directory(folder: Path, count: int) -> list[float]:
-    """Make directories with a record in them, durably: seconds for each.
+class Floor:
+    """Makes directories with a record in them, durably, and nothing else, in `folder`."""
 
-    mkdir, write, fsync, rename, fsync of the parent: what is on disk then is whole, and stays.
-    """
-    times = []
-    making, made = folder / "making", folder / "made"
-    making.mkdir(parents=True)
-    made.mkdir()
-    for number in range(count):
-        begin = time.perf_counter()
-        building = f"{making}/{number}"
+    def __init__(self, folder: Path) -> None:
+        self._making, self._made = folder / "making", folder / "made"
+        self._making.mkdir(parents=True)
+        self._made.mkdir()
+
+    def make(self, name: str) -> None:
+        """Make one: mkdir, write, fsync, rename, fsync of the parent."""
+        building = f"{self._making}/{name}"
         os.mkdir(building)  # noqa: PTH102  (the bare call)
         with opened(f"{building}/record", os.O_WRONLY | os.O_CREAT) as fd:
             os.write(fd, _RECORD)
             os.fsync(fd)
-        os.rename(building, f"{made}/{number}")  # noqa: PTH104
-        with opened(made, os.O_DIRECTORY) as fd:
+        os.rename(building, f"{self._made}/{name}")  # noqa: PTH104
+        with opened(self._made, os.O_DIRECTORY) as fd:
             os.fsync(fd)
+
+
+def durable_directory(folder: Path, count: int) -> list[float]:
+    """Make directories with a record in them, durably: seconds for each."""
+    floor = Floor(folder)
+    times = []
+    for number in range(count):
+        begin = time.perf_counter()
+        floor.make(f"{number}")
         times.append(time.perf_counter() - begin)
     shutil.rmtree(folder)
     return times
@@ -136,4 +159,4 @@ def _cycle(folder: Path, stage: Callable[[Path], None], count: int) -> list[floa
 
 
 if __name__ == "__main__":
-    _serve(sys.argv[1])
+    _serve(sys.argv[1], Path(sys.argv[2]))

@@ -43,7 +43,7 @@ def ground(kind: str) -> Iterator[Ground]:
         image, disk = folder / "disk.img", folder / "disk"
         with image.open("wb") as file:
             file.truncate(_SIZE)
-        subprocess.run([f"mkfs.{kind}", "-q", image], check=True)
+        subprocess.run([f"mkfs.{kind}", "-q", image], check=True, stdout=subprocess.DEVNULL)
         disk.mkdir()
         subprocess.run(["mount", "-o", "loop", image, disk], check=True)
         try:

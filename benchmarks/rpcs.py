@@ -62,19 +62,30 @@ def creation(driver: Driver, ground: Ground, bare: str) -> Iterator[Row]:
         value=median(created) / floor,
         most=1.3,
     )
-    rates: dict[int, list[float]] = {1: [], 16: []}
+    yield _sharing(driver, wanted, ground, bare)
+
+
+def _sharing(driver: Driver, wanted: load.Wanted, ground: Ground, bare: str) -> Row:
+    """How much faster many clients are served than one, here and by a server without rules."""
+    places = {"driver": endpoint(driver), "bare": bare}
+    rates: dict[tuple[str, int], list[float]] = {
+        (who, clients): [] for who in places for clients in (1, 16)
+    }
     for number in range(3):
-        for clients, found in rates.items():
+        for (who, clients), found in rates.items():
             first = 100_000 * clients + 10_000 * number
             result = load.run(
-                endpoint(driver), wanted, "create", clients=clients, count=800, first=first
+                places[who], wanted, "create", clients=clients, count=800, first=first
             )
             found.append(result.rate)
-    yield Row(
+    one, many = median(rates["driver", 1]), median(rates["driver", 16])
+    least, most = median(rates["bare", 1]), median(rates["bare", 16])
+    return Row(
         what="CreateVolume, 16 clients against 1",
         ground=ground.kind,
-        seen=f"{median(rates[16]):.0f}/s; 1 client {median(rates[1]):.0f}/s",
-        value=median(rates[16]) / median(rates[1]),
+        seen=f"{many:.0f}/s; 1 client {one:.0f}/s; a bare server that makes the floor "
+        f"{most:.0f}/s and {least:.0f}/s: {most / least:.2f}x",
+        value=many / one,
         least=2,
     )
 
