@@ -5,6 +5,7 @@ import errno
 import os
 import shutil
 import signal
+import struct
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -215,6 +216,43 @@ def test_growth_through_a_read_only_publication(
         driver.node_expand(volume_id, target)
         facts = os.statvfs(target)
         assert facts.f_blocks * facts.f_frsize > 550 * MIB
+
+
+@pytest.mark.parametrize("how", ["stage", "expand", "clone"])
+def test_xfs_whose_growth_was_cut_off(
+    filesystem: FilesystemFactory,
+    serve: Callable[..., Driver],
+    tmp_path: Path,
+    how: str,
+) -> None:
+    """A power cut may leave old copies of a grown XFS' superblock, which a repair would believe."""
+    driver = serve(where := filesystem("ext4", 3 * GIB))
+    xfs = mount_capability("xfs")
+    volume_id = driver.create("v", 300 * MIB, capability=xfs, type="image").volume_id
+    image = where / "volumes" / volume_id / "disk.img"
+    with image.open("rb") as file:
+        blocks, groups = struct.unpack(">84xII", file.read(92))
+        places = [number * blocks * 4096 for number in range(1, groups)]
+        old = [os.pread(file.fileno(), 512, place) for place in places]
+    driver.expand(volume_id, 700 * MIB)
+    with driver.published(volume_id, tmp_path, xfs):
+        pass
+    with image.open("r+b") as file:
+        for place, copy in zip(places, old, strict=True):
+            os.pwrite(file.fileno(), copy, place)
+    with pytest.raises(AssertionError, match=r"superblock [0-9] conflict"):
+        run("xfs_repair", "-n", image)
+    if how == "clone":
+        source = from_volume(volume_id)
+        volume_id = driver.create("w", 700 * MIB, capability=xfs, source=source).volume_id
+        image = where / "volumes" / volume_id / "disk.img"
+    elif how == "expand":
+        with driver.published(volume_id, tmp_path, xfs) as target:
+            driver.node_expand(volume_id, target)
+    else:
+        with driver.published(volume_id, tmp_path, xfs):
+            pass
+    run("xfs_repair", "-n", image)
 
 
 @pytest.mark.parametrize("more", [4096, MIB])

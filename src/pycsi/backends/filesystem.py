@@ -92,7 +92,7 @@ class FilesystemImage(Image):
         self._mount(path, capability, readonly=readonly)
         try:
             writable = any(item.target == str(path) for item in self._writable())
-            if writable and self._shortfall() > 0:
+            if writable and not self._is_grown():
                 filesystem.grow_mounted(self._kind, path, self.volume.capacity)
         except PermissionError:
             self.kernel.unmount(path)
@@ -253,11 +253,20 @@ class FilesystemImage(Image):
 
     # Growing
 
+    @property
+    def _disk(self) -> Path:
+        """Where the filesystem is read: its device, if it has one."""
+        devices = self.kernel.loops(self.image)
+        return devices[0].path if devices else self.image
+
     def _shortfall(self) -> int:
         """Return by how many bytes the filesystem is smaller than the volume."""
-        places = [device.path for device in self.kernel.loops(self.image)] or [self.image]
-        found = filesystem.identify(places[0])
+        found = filesystem.identify(self._disk)
         return self.volume.capacity - found.size if found else 0
+
+    def _is_grown(self) -> bool:
+        """Tell whether the filesystem is as large as the volume, and no growth was cut off."""
+        return self._shortfall() <= 0 and filesystem.copies_agree(self._disk)
 
     def _writable(self) -> list[Mount]:
         """Return the mounts through which the filesystem can be grown."""
@@ -273,8 +282,7 @@ class FilesystemImage(Image):
             filesystem.grow_unmounted_ext4(self.image, self._undo)
 
     def grow(self) -> None:
-        shortfall = self._shortfall()
-        if shortfall <= 0:
+        if self._is_grown():
             return
         writable = self._writable()
         if not writable:
@@ -285,7 +293,7 @@ class FilesystemImage(Image):
             mountpoint = Path(writable[0].target)
             filesystem.grow_mounted(self._kind, mountpoint, self.volume.capacity)
         except PermissionError:
-            if shortfall < _WORTHWHILE:
+            if self._shortfall() < _WORTHWHILE:
                 return
             raise FailedPrecondition(
                 f"volume {self.volume.id}: the kernel lets only CAP_SYS_RESOURCE grow a mounted "

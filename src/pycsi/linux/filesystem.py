@@ -32,6 +32,9 @@ _DEVICE_HAS_GONE = "No such device"
 _EXT_SUPERBLOCK = 1024
 _SECTOR = 4096
 _BLOCK = 4096
+_MOST_GROUPS = 10_000
+_XFS_SIZES = struct.Struct(">4sIQ68xII")
+"""Of a superblock of XFS: magic, block size, blocks, blocks of an allocation group, groups."""
 _UNDO_MAGIC = b"E2UNDO02"
 
 
@@ -279,6 +282,24 @@ def _grow_xfs(fd: int, size: int) -> None:
     geometry = fcntl.ioctl(fd, XFS_IOC_FSGEOMETRY_V1, bytes(112))
     words = struct.unpack_from("=8IQ", geometry)
     block_size, inode_percent, blocks = words[0], words[7], words[8]
-    if size // block_size > blocks:
-        request = struct.pack("=QI4x", size // block_size, inode_percent)
-        fcntl.ioctl(fd, XFS_IOC_FSGROWFSDATA, request)
+    # Also where it is that large: then the kernel writes the copies of the superblock anew.
+    request = struct.pack("=QI4x", max(size // block_size, blocks), inode_percent)
+    fcntl.ioctl(fd, XFS_IOC_FSGROWFSDATA, request)
+
+
+def copies_agree(image: Path) -> bool:
+    """Tell whether the copies of an XFS' superblock know its size; of others, True.
+
+    The kernel writes them when the growth is in the log, and not through it: after a power cut they
+    may be old, and xfs_repair believes the most of them.
+    """
+    with opened(image) as fd:
+        first = os.pread(fd, _XFS_SIZES.size, 0)
+        if len(first) < _XFS_SIZES.size or first[:4] != b"XFSB":
+            return True
+        _, block_size, blocks, group_blocks, groups = _XFS_SIZES.unpack(first)
+        for number in range(1, min(groups, _MOST_GROUPS)):
+            copy = os.pread(fd, _XFS_SIZES.size, number * group_blocks * block_size)
+            if len(copy) < _XFS_SIZES.size or _XFS_SIZES.unpack(copy)[1:3] != (block_size, blocks):
+                return False
+    return True
