@@ -125,7 +125,7 @@ class Shelf(Generic[T]):
         return item
 
     def __len__(self) -> int:
-        self.listen()
+        self.listen(self.announcements())
         return len(self._items)
 
     def __iter__(self) -> Iterator[T]:
@@ -133,7 +133,7 @@ class Shelf(Generic[T]):
 
     def following(self, after: str) -> Iterator[T]:
         """Go through all of them whose ids come after `after`, in the order of ids."""
-        self.listen()
+        self.listen(self.announcements())
         while True:
             with self._mutex:
                 first = bisect.bisect_right(self._ids, after)
@@ -143,14 +143,11 @@ class Shelf(Generic[T]):
                 return
             after = batch[-1].id
 
-    def listen(self, announced: int | None = None) -> None:
-        """Look for what is new if somebody has announced it; asks for that unless it is given."""
-        if self.adopts is None:
-            return
-        heard = self.announcements() if announced is None else announced
-        if heard != self._heard:
+    def listen(self, announced: int) -> None:
+        """Look for what is new if somebody has announced it since."""
+        if self.adopts and announced != self._heard:
             self.look()
-            self._heard = heard
+            self._heard = announced
 
     def look(self) -> None:
         """Look for what others have put here, announced or not."""

@@ -117,7 +117,7 @@ def read_record(path: Path) -> dict[str, Any]:
     return _parsed(path, read_file(path))
 
 
-def read_rewritten(path: str) -> dict[str, Any]:
+def read_rewritten(path: Path | str) -> dict[str, Any]:
     """Do the same for one that `rewrite_record` may be writing just now."""
     with opened(path) as fd:
         fcntl.flock(fd, fcntl.LOCK_SH)

@@ -45,6 +45,7 @@ def opened(
 
     A file that is made belongs to its owner alone. No program inherits the descriptor.
     """
+    # Not by `closing`: two contexts in one would cost as much as the system calls.
     fd = os.open(path, flags | os.O_CLOEXEC, 0o600, dir_fd=at)
     try:
         yield fd
