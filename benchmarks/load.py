@@ -11,7 +11,7 @@ import multiprocessing
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -236,7 +236,7 @@ def _process(
     return times, begin, end, used
 
 
-def timed(call: Callable[[str], object], numbers: Iterable[int]) -> list[float]:
+def timed(call: Callable[[str], object], numbers: range) -> list[float]:
     """Call `call` with each number's name; return how many seconds each call took."""
     times = []
     for number in numbers:

@@ -56,15 +56,10 @@ def median(times: Sequence[float]) -> float:
     return statistics.median(times)
 
 
-def here(
-    client: load.Client, operation: str, count: int, first: int = 0, *, step: int = 1
-) -> float:
-    """Return the median time of an operation of one client, from this process.
-
-    With `step` 0 it is always that on the volume `first`.
-    """
+def here(client: load.Client, operation: str, count: int, first: int = 0) -> float:
+    """Return the median time of an operation of one client, from this process."""
     call: Callable[[str], object] = getattr(client, operation)
-    return median(load.timed(call, [first + number * step for number in range(count)]))
+    return median(load.timed(call, range(first, first + count)))
 
 
 def timed(times: list[float], call: Callable[[], T]) -> T:
