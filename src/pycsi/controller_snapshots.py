@@ -94,12 +94,11 @@ class ControllerSnapshots(csi_pb2_grpc.ControllerServicer):
         wanted = request.source_volume_id
         kind = csi.ListSnapshotsResponse
         entries = (
-            (item.id, kind.Entry(snapshot=reply.snapshot(item)))
+            (item.id, kind(entries=[kind.Entry(snapshot=reply.snapshot(item))]).SerializeToString())
             for item in every
             if not wanted or item.volume.id == wanted
         )
-        shown, last = reply.page(entries, size)
-        return kind(entries=shown, next_token=read.token(last))
+        return reply.page(kind, entries, size)
 
     def GetSnapshot(
         self, request: csi.GetSnapshotRequest, context: grpc.ServicerContext

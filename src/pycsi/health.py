@@ -17,7 +17,7 @@ from pycsi.linux.kernel import Glance, Kernel
 from pycsi.locks import Locks
 from pycsi.model import Usage, Volume
 from pycsi.pool import Pool
-from pycsi.staging import Notes
+from pycsi.staging import Notes, never_noted
 
 _FULL = 0.95
 """The share in use from which a volume, or its pool, is nearly full."""
@@ -29,6 +29,9 @@ class Condition:
 
     abnormal: bool
     message: str
+
+
+HEALTHY = Condition(abnormal=False, message="healthy")
 
 
 class Ward:
@@ -62,7 +65,7 @@ class Ward:
             fault = next(self._faults(backend), None)
         except (OSError, ValueError, CsiError) as error:
             fault = f"cannot be examined: {error}"
-        return Condition(abnormal=fault is not None, message=fault or "healthy")
+        return Condition(abnormal=True, message=fault) if fault else HEALTHY
 
     def _faults(self, backend: Backend) -> Iterator[str]:
         yield from backend.faults()
@@ -74,7 +77,9 @@ class Ward:
 
     def _misplaced(self, backend: Backend) -> Iterator[str]:
         """Yield where something else is mounted instead of the volume: its device was lost."""
-        notes = Notes(backend.place)
+        if never_noted(backend.where):
+            return
+        notes = Notes(backend.where)
         suspects = {*notes.staged, *notes.published}
         if not suspects:
             return
@@ -96,7 +101,7 @@ def _usage(backend: Backend) -> Usage | None:
 
 def examine(
     volumes: Iterable[tuple[Pool, Volume]], locks: Locks, kernel: Kernel | None = None
-) -> Iterator[tuple[Volume, Condition]]:
+) -> Iterator[tuple[Pool, Volume, Condition]]:
     """Examine volumes, which come with their pools, one after the other.
 
     One that is found to have been deleted meanwhile is left out. Unless `kernel` is given they are
@@ -112,12 +117,12 @@ def examine(
             if again is None:
                 continue
             condition = again
-        yield volume, condition
+        yield pool, volume, condition
 
 
 def condition_of(pool: Pool, volume: Volume, locks: Locks) -> Condition:
     """Return the condition of one volume, or raise `NotFound` where it was deleted meanwhile."""
-    for _, condition in examine([(pool, volume)], locks, Kernel()):
+    for _, _, condition in examine([(pool, volume)], locks, Kernel()):
         return condition
     raise NotFound(f"volume {volume.id} was deleted just now")
 

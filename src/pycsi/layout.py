@@ -4,14 +4,16 @@ import contextlib
 import os
 import time
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import structlog
 
 from pycsi.linux.descriptor import opened
 from pycsi.model import Group, Snapshot, Volume
 from pycsi.shelf import UNREADABLE, Shelf
-from pycsi.store import RecordError, read_record, write_new_record, write_record
+from pycsi.store import RecordError, read_record, size_of, write_new_record, write_record
 
 log = structlog.get_logger()
 
@@ -19,6 +21,13 @@ _POOL_RECORD = "pool.json"
 VOLUME_RECORD = "volume.json"
 SNAPSHOT_RECORD = "snapshot.json"
 NOTES_RECORD = "node.json"
+
+NO_NOTES: Mapping[str, Any] = {"staged": {}, "published": {}}
+"""What the notes of a new volume say."""
+
+FIRST_NOTES_SIZE = size_of(NO_NOTES)
+"""How many bytes those are: all others are longer."""
+
 _HARMLESS = frozenset({"lost+found", f".{_POOL_RECORD}.new"})
 
 
@@ -83,7 +92,7 @@ class Layout:
 
 def write_new_volume(place: Path, volume: Volume) -> None:
     """Write the records of a volume that is being made; the notes' file is there from the start."""
-    write_new_record(place / NOTES_RECORD, {"staged": {}, "published": {}}, durable=False)
+    write_new_record(place / NOTES_RECORD, NO_NOTES, durable=False)
     write_new_record(place / VOLUME_RECORD, volume.to_json())
 
 

@@ -3,7 +3,6 @@
 from collections.abc import Iterable
 from typing import TypeVar
 
-from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from pycsi import request as read
@@ -11,29 +10,31 @@ from pycsi.health import Condition
 from pycsi.model import Group, Snapshot, Source, SourceKind, Volume
 from pycsi.proto import csi_pb2 as csi
 
-T = TypeVar("T", bound=Message)
+Page = TypeVar("Page", csi.ListVolumesResponse, csi.ListSnapshotsResponse)
 
 _LARGEST = 4 * 1024 * 1024 - 1024
 """Bytes of entries in a reply: most clients take no message of more than 4 MiB."""
 
-_FRAME = 4
-"""At most so many bytes are before an entry."""
 
+def page(kind: type[Page], entries: Iterable[tuple[str, bytes]], size: int) -> Page:
+    """Return a reply with the first `size` of some entries, or for 0 as many as it can have.
 
-def page(entries: Iterable[tuple[str, T]], size: int) -> tuple[list[T], str]:
-    """Take the first `size` of some entries, or for 0 as many as one reply can have.
-
-    Each comes with its id. Return them, and the id of the last one if there are more.
+    Each comes with its id, encoded as a reply that has no other: what such encodings give one after
+    the other is the encoding of a reply that has them all.
     """
-    shown: list[T] = []
+    shown: list[bytes] = []
     last, room = "", _LARGEST
     for object_id, entry in entries:
-        room -= entry.ByteSize() + _FRAME
+        room -= len(entry)
         if shown and (len(shown) == size or room < 0):
-            return shown, last
+            break
         shown.append(entry)
         last = object_id
-    return shown, ""
+    else:
+        last = ""
+    reply = kind.FromString(b"".join(shown))
+    reply.next_token = read.token(last)
+    return reply
 
 
 def volume(found: Volume, topology: csi.Topology) -> csi.Volume:

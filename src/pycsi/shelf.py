@@ -61,6 +61,7 @@ class Shelf(Generic[T]):
         self._mutex = threading.RLock()
         self._items: dict[str, T] = {}
         self._ids: list[str] = []
+        self._derived: dict[str, tuple[T, bytes]] = {}
         self._unreadable: dict[str, str] = {}
         self._coming: set[str] = set()
         self._ignored: set[str] = set()
@@ -192,6 +193,20 @@ class Shelf(Generic[T]):
         if after and after.filesystem:
             self.filesystems[after.filesystem] += 1
 
+    def derived(self, item: T, make: Callable[[T], bytes]) -> bytes:
+        """Return what `make` makes of one, which is kept while its record stays the same.
+
+        Ask always with the same `make`.
+        """
+        kept = self._derived.get(item.id)
+        if kept and kept[0] is item:
+            return kept[1]
+        made = make(item)
+        with self._mutex:
+            if self._items.get(item.id) is item:
+                self._derived[item.id] = item, made
+        return made
+
     def read_again(self, object_id: str) -> None:
         """Remember what the record says, as far as it can be read: writing it has failed."""
         with contextlib.suppress(*UNREADABLE):
@@ -210,6 +225,7 @@ class Shelf(Generic[T]):
         """Forget one; absent is fine."""
         with self._mutex:
             self._unreadable.pop(object_id, None)
+            self._derived.pop(object_id, None)
             if before := self._items.pop(object_id, None):
                 del self._ids[bisect.bisect_left(self._ids, object_id)]
                 self._count(before, None)

@@ -16,7 +16,7 @@ from typing import Any, Self
 
 from pycsi.backends import Backend
 from pycsi.errors import AlreadyExists, FailedPrecondition, InvalidArgument
-from pycsi.layout import NOTES_RECORD
+from pycsi.layout import FIRST_NOTES_SIZE, NO_NOTES, NOTES_RECORD
 from pycsi.linux.descriptor import opened, straight
 from pycsi.linux.mount import topmost
 from pycsi.linux.mounttable import Mount
@@ -67,16 +67,24 @@ class Note:
         return cls(arguments=data["arguments"], mode=Mode(data["mode"]))
 
 
+def never_noted(where: str) -> bool:
+    """Tell whether nothing has been noted of a volume yet: its notes are as short as at first."""
+    try:
+        return os.lstat(f"{where}/{NOTES_RECORD}").st_size == FIRST_NOTES_SIZE
+    except FileNotFoundError:
+        return True
+
+
 class Notes:
     """What has been staged and published of one volume, by path."""
 
-    def __init__(self, place: Path) -> None:
-        self._place = place
+    def __init__(self, where: str) -> None:
+        self._file = f"{where}/{NOTES_RECORD}"
         self.damaged = False
         try:
-            data = read_rewritten(f"{place}/{NOTES_RECORD}")
+            data = read_rewritten(self._file)
         except (FileNotFoundError, RecordError) as error:
-            data = {"staged": {}, "published": {}}
+            data = dict(NO_NOTES)
             self.damaged = isinstance(error, RecordError)
         self.staged = {path: Note.from_json(note) for path, note in data["staged"].items()}
         self.published = {path: Note.from_json(note) for path, note in data["published"].items()}
@@ -94,7 +102,7 @@ class Notes:
             "staged": {path: note.to_json() for path, note in self.staged.items()},
             "published": {path: note.to_json() for path, note in self.published.items()},
         }
-        rewrite_record(self._place / NOTES_RECORD, data)
+        rewrite_record(Path(self._file), data)
 
 
 class Staging:
@@ -103,7 +111,7 @@ class Staging:
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
         self.kernel = backend.kernel
-        self.notes = Notes(backend.place)
+        self.notes = Notes(backend.where)
         if self.notes.damaged:
             # Every mount may be a staged or a published one, with whatever arguments.
             unknown = Note(arguments="", mode=Mode.SINGLE_NODE_MULTI_WRITER)

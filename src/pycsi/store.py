@@ -46,6 +46,11 @@ def _text(data: Mapping[str, Any]) -> bytes:
     return json.dumps({"schema": SCHEMA, **data}, separators=(",", ":")).encode()
 
 
+def size_of(data: Mapping[str, Any]) -> int:
+    """Return how many bytes a record has."""
+    return len(_text(data))
+
+
 def write_record(path: Path, data: Mapping[str, Any]) -> None:
     """Write a record, replacing what was there."""
     _write_aside(path, _text(data), durable=True)

@@ -1,5 +1,7 @@
 """ListVolumes: pages that miss nothing and repeat nothing, whatever happens in between."""
 
+from pathlib import Path
+
 import grpc
 import pytest
 from driver import MIB, Driver
@@ -96,3 +98,26 @@ def test_token_that_is_not_ours(stocked: Driver, token: str) -> None:
 def test_negative_page(stocked: Driver, entries: int) -> None:
     """A negative number of entries is INVALID_ARGUMENT."""
     assert code_of(lambda: page(stocked, entries)) is grpc.StatusCode.INVALID_ARGUMENT
+
+
+def test_what_is_listed_is_how_it_is(driver: Driver, pool: Path) -> None:
+    """Each listing shows volumes as they are at that time, whatever an earlier one has shown."""
+
+    def entry() -> csi.ListVolumesResponse.Entry:
+        answer: csi.ListVolumesResponse = driver.controller.ListVolumes(csi.ListVolumesRequest())
+        (found,) = answer.entries
+        return found
+
+    volume_id = driver.create("v", MIB, quota="none").volume_id
+    assert entry().volume.capacity_bytes == MIB
+    driver.expand(volume_id, 2 * MIB)
+    assert entry().volume.capacity_bytes == 2 * MIB
+    data = pool / "volumes" / volume_id / "data"
+    for _ in range(2):
+        aside = data.rename(data.with_name("aside"))
+        assert entry().status.volume_condition.abnormal
+        aside.rename(data)
+        assert not entry().status.volume_condition.abnormal
+    driver.delete(volume_id)
+    driver.create("v", 4 * MIB, quota="none")
+    assert entry().volume.capacity_bytes == 4 * MIB

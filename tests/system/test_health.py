@@ -21,11 +21,7 @@ def abnormal(driver: Driver, volume_id: str, *words: str) -> None:
     assert len(condition.message.encode()) <= 128
     for word in words:
         assert word in condition.message
-    listed = {
-        entry.volume.volume_id: entry.status.volume_condition
-        for entry in driver.controller.ListVolumes(csi.ListVolumesRequest()).entries
-    }
-    assert listed[volume_id] == condition
+    assert listed(driver)[volume_id] == condition
 
 
 def well(driver: Driver, *volume_ids: str) -> None:
@@ -33,6 +29,12 @@ def well(driver: Driver, *volume_ids: str) -> None:
         condition = driver.condition(volume_id)
         assert not condition.abnormal, condition.message
         assert condition.message
+        assert listed(driver)[volume_id] == condition
+
+
+def listed(driver: Driver) -> dict[str, csi.VolumeCondition]:
+    entries = driver.controller.ListVolumes(csi.ListVolumesRequest()).entries
+    return {entry.volume.volume_id: entry.status.volume_condition for entry in entries}
 
 
 def test_healthy(

@@ -23,7 +23,7 @@ from pycsi.parameters import mount_options
 
 
 class Backend(abc.ABC):
-    """The data of `volume` in the directory `place`, on the pool's `ground`.
+    """The data of `volume` in the directory `where`, on the pool's `ground`.
 
     `kernel` is asked what is mounted, and mounts.
     """
@@ -35,13 +35,18 @@ class Backend(abc.ABC):
     """Whether a volume of this kind is published at a file, as a device, or at a directory."""
 
     def __init__(
-        self, place: Path, volume: Volume, limiter: Limiter, ground: Ground, kernel: Kernel
+        self, where: str, volume: Volume, limiter: Limiter, ground: Ground, kernel: Kernel
     ) -> None:
-        self.place = place
+        self.where = where
         self.volume = volume
         self.limiter = limiter
         self.ground = ground
         self.kernel = kernel
+
+    @functools.cached_property
+    def place(self) -> Path:
+        """The directory as a path, made when it is wanted: there may be thousands of volumes."""
+        return Path(self.where)
 
     @functools.cached_property
     def content(self) -> Path:

@@ -1,7 +1,5 @@
 """Which backend a volume has."""
 
-from pathlib import Path
-
 from pycsi.backends import Backend
 from pycsi.backends.directory import Directory
 from pycsi.backends.filesystem import FilesystemImage
@@ -13,12 +11,12 @@ from pycsi.model import Access, Volume, VolumeType
 
 
 def backend_for(
-    place: Path, volume: Volume, limiter: Limiter, ground: Ground, kernel: Kernel | None = None
+    where: str, volume: Volume, limiter: Limiter, ground: Ground, kernel: Kernel | None = None
 ) -> Backend:
-    """Return the data of `volume` in the directory `place` as a backend."""
+    """Return the data of `volume` in the directory `where` as a backend."""
     kind: type[Backend] = FilesystemImage
     if volume.type is VolumeType.DIRECTORY:
         kind = Directory
     elif volume.access is Access.BLOCK:
         kind = RawImage
-    return kind(place, volume, limiter, ground, kernel or Kernel())
+    return kind(where, volume, limiter, ground, kernel or Kernel())

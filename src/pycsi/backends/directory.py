@@ -65,7 +65,7 @@ class Directory(Backend):
     def _is_there(self) -> bool:
         """Tell whether there is a directory, and not a link to one."""
         try:
-            return stat.S_ISDIR(os.lstat(f"{self.place}/{self.NAME}").st_mode)
+            return stat.S_ISDIR(os.lstat(f"{self.where}/{self.NAME}").st_mode)
         except (FileNotFoundError, NotADirectoryError):
             return False
 
