@@ -1,7 +1,10 @@
 """How much a pool can still promise: for GetCapacity, CreateVolume and expansion alike."""
 
 import dataclasses
+import os
+from typing import Self
 
+from pycsi.config import PoolConfig
 from pycsi.model import LARGEST, MIB, round_down
 
 
@@ -18,6 +21,18 @@ class Capacity:
     reserve: int
     overcommit: float
     committed: int
+
+    @classmethod
+    def of(cls, config: PoolConfig, facts: os.statvfs_result, committed: int) -> Self:
+        """Return the numbers of a pool whose filesystem statvfs(3) has measured."""
+        size = facts.f_blocks * facts.f_frsize
+        return cls(
+            size=size,
+            free=facts.f_bavail * facts.f_frsize,
+            reserve=config.reserve.of(size),
+            overcommit=config.overcommit,
+            committed=committed,
+        )
 
     @property
     def limit(self) -> int:

@@ -23,7 +23,7 @@ class Claim:
 
     def __init__(self, config: PoolConfig) -> None:
         self._config = config
-        self._record = Layout(config.path).record
+        self._record = str(Layout(config.path).record)
         self._reopening = threading.Lock()
         self._read: tuple[int, ...] = ()
         self._fd = _open(config)
@@ -106,13 +106,14 @@ class Claim:
             )
 
     def _in_place(self) -> bool:
-        now = self._config.path.stat()
-        if (now.st_dev, now.st_ino) != self._directory:
-            return False
-        # Every RPC asks: a record that nobody has changed since it was read need not be read again.
-        record = self._record.stat()
+        # Every RPC asks. A record that nobody has changed or moved since it was read is not read
+        # again, and lies in the directory in which it lay then.
+        record = os.stat(self._record)  # noqa: PTH116  (Path costs as much again)
         version = record.st_dev, record.st_ino, record.st_ctime_ns
         if version != self._read:
+            now = self._config.path.stat()
+            if (now.st_dev, now.st_ino) != self._directory:
+                return False
             if Layout(self._config.path).read_uuid() != self.uuid:
                 return False
             self._read = version

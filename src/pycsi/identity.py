@@ -52,8 +52,10 @@ class Identity(csi_pb2_grpc.IdentityServicer):
         return _READY
 
     def _check_programs(self) -> None:
-        for kind in self._pools.filesystems() | {DEFAULT_FILESYSTEM}:
-            if self._says.serves_node and (missing := filesystem.missing_programs(kind)):
+        if not self._says.serves_node:
+            return
+        for kind in {DEFAULT_FILESYSTEM, *self._pools.filesystems()}:
+            if missing := filesystem.missing_programs(kind):
                 raise FailedPrecondition(
                     f"{', '.join(missing)}: not installed, and {kind} images need it; install it"
                 )

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from pycsi.backends.choice import backend_for
+from pycsi.capacity import Capacity
 from pycsi.config import PoolConfig
 from pycsi.health import Ward
 from pycsi.layout import Layout, snapshot_shelf, volume_shelf
@@ -14,7 +15,6 @@ from pycsi.linux.descriptor import opened
 from pycsi.linux.ground import Ground
 from pycsi.linux.kernel import Glance
 from pycsi.model import show
-from pycsi.pool import capacity_of
 from pycsi.staging import Staging
 from pycsi.store import RecordError
 from pycsi.trash import entries
@@ -64,7 +64,9 @@ def pools(configs: Sequence[PoolConfig]) -> list[dict[str, Any]]:
     for config in configs:
         seen = Seen(config)
         in_trash = sum(entry.size() for entry in seen.trash)
-        capacity = capacity_of(config, seen.volumes.held + seen.snapshots.held + in_trash)
+        capacity = Capacity.of(
+            config, os.statvfs(config.path), seen.volumes.held + seen.snapshots.held + in_trash
+        )
         rows.append(
             {
                 "name": config.name,
@@ -97,7 +99,7 @@ def volumes(configs: Sequence[PoolConfig]) -> list[dict[str, Any]]:
         limiter = seen.limiter
         for volume in seen.volumes:
             place = seen.layout.volumes / volume.id
-            backend = backend_for(place, volume, limiter, seen.ground, kernel)
+            backend = backend_for(os.fspath(place), volume, limiter, seen.ground, kernel)
             rows.append(
                 {
                     "id": volume.id,

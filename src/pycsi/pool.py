@@ -31,7 +31,7 @@ from pycsi.linux.ground import Ground
 from pycsi.linux.kernel import Kernel
 from pycsi.linux.mount import syncfs
 from pycsi.linux.mounttable import Mount
-from pycsi.linux.tree import refuse_mounts
+from pycsi.linux.tree import refuse_listed
 from pycsi.model import BLOCK, GIB, LARGEST, Group, Snapshot, Volume, show
 from pycsi.shelf import Shelf
 from pycsi.store import publish
@@ -42,19 +42,6 @@ _PATIENCE = 2.0
 """Seconds to wait for room while the trash is being emptied."""
 
 _LARGEST_FILES = {"ext4": 16 * 1024 * GIB - BLOCK}
-
-
-def capacity_of(config: PoolConfig, committed: int) -> Capacity:
-    """Measure the filesystem under a pool of which `committed` bytes are promised."""
-    facts = os.statvfs(config.path)
-    size = facts.f_blocks * facts.f_frsize
-    return Capacity(
-        size=size,
-        free=facts.f_bavail * facts.f_frsize,
-        reserve=config.reserve.of(size),
-        overcommit=config.overcommit,
-        committed=committed,
-    )
 
 
 def _from_nothing(backend: Backend) -> int | None:
@@ -157,8 +144,8 @@ class Pool:
 
     def backend(self, volume: Volume, kernel: Kernel | None = None) -> Backend:
         """Return the data of a volume that exists."""
-        place = self.volumes.folder / volume.id
-        return backend_for(place, volume, self.limiter, self.ground, kernel)
+        where = f"{self.volumes.folder}/{volume.id}"
+        return backend_for(where, volume, self.limiter, self.ground, kernel)
 
     def backend_of(self, snapshot: Snapshot) -> Backend:
         """Return the data of a snapshot that exists."""
@@ -166,7 +153,7 @@ class Pool:
 
     def backend_at(self, place: Path, volume: Volume) -> Backend:
         """Return the data of a volume, or of a snapshot of it, in the directory `place`."""
-        return backend_for(place, volume, self.limiter, self.ground)
+        return backend_for(os.fspath(place), volume, self.limiter, self.ground)
 
     def to_freeze(self, backend: Backend) -> Frozen:
         """Return what is to be frozen of a volume that is mounted."""
@@ -176,20 +163,20 @@ class Pool:
 
     def capacity(self) -> Capacity:
         """Measure the pool; what is promised is counted, what is in the trash too."""
-        measured = self._measure()
+        facts = self._measure()
         with self._mutex:
-            return self._counting_promises(measured)
+            return self._counting_promises(facts)
 
-    def _measure(self) -> Capacity:
+    def _measure(self) -> os.statvfs_result:
         """Ask the filesystem, and look for what others have changed; not under the lock."""
         announced = self.layout.announced()
         self.volumes.listen(announced)
         self.trash.listen(announced)
-        return capacity_of(self.config, committed=0)
+        return os.statvfs(self.layout.root)
 
-    def _counting_promises(self, measured: Capacity) -> Capacity:
+    def _counting_promises(self, facts: os.statvfs_result) -> Capacity:
         held = self.volumes.held + self.snapshots.held + self.trash.held
-        return dataclasses.replace(measured, committed=held + sum(self._pending.values()))
+        return Capacity.of(self.config, facts, held + sum(self._pending.values()))
 
     def _reserve(self, place: Path, size: int, *, thick: bool) -> None:
         """Reserve `size` bytes for what shall be at `place`, or raise `ResourceExhausted`.
@@ -204,10 +191,10 @@ class Pool:
 
     def _try_reserve(self, place: Path, size: int, *, thick: bool) -> str | None:
         """Reserve room, or return why there is none."""
-        measured = self._measure()
+        facts = self._measure()
         with self._mutex:
             more = size - self._pending.get(place, 0)
-            capacity = self._counting_promises(measured)
+            capacity = self._counting_promises(facts)
             left = capacity.available(thick=thick)
             if more <= left:
                 self._pending[place] = size
@@ -308,19 +295,21 @@ class Pool:
             place.rename(building)
             raise
 
-    def delete(self, volume: Volume, fate: trash.Fate) -> None:
+    def delete(self, backend: Backend, fate: trash.Fate) -> None:
         """Delete a volume that is not in use: gone when this returns, also after a power cut."""
         self.check()
-        refuse_mounts(self.volumes.folder / volume.id)
-        self._throw_away(self.volumes, volume.id, fate)
+        refuse_listed(backend.kernel.mounts, str(self.ground.real(backend.place)))
+        self._throw_away(self.volumes, backend.volume.id, fate)
 
     def _throw_away(
         self, shelf: Shelf[Volume] | Shelf[Snapshot], object_id: str, fate: trash.Fate
     ) -> None:
         place = shelf.folder / object_id
         try:
+            self.trash.throw_away(place, object_id, fate, shelf.held_by(object_id))
+        except FileNotFoundError:
             if place.exists():
-                self.trash.throw_away(place, object_id, fate, shelf.held_by(object_id))
+                raise
         finally:
             if not place.exists():
                 shelf.drop(object_id)

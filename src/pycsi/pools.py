@@ -197,8 +197,13 @@ class Pools:
 
     def filesystems(self) -> set[str]:
         """Return the kinds of filesystem that there are images of."""
-        shelves = [shelf for pool in self for shelf in (pool.volumes, pool.snapshots)]
-        return {kind for shelf in shelves for kind, number in shelf.filesystems.items() if number}
+        return {
+            kind
+            for pool in self._pools.values()
+            for shelf in (pool.volumes, pool.snapshots)
+            for kind, number in shelf.filesystems.items()
+            if number
+        }
 
 
 def _merged(streams: Iterable[tuple[Iterator[T], Pool]]) -> Iterator[tuple[T, Pool]]:

@@ -52,7 +52,7 @@ def delete(pool: Pool, volume: Volume) -> None:
         )
     staging.backend.release()
     retained = volume.settings["onDelete"] == "retain" and volume.handle is None
-    pool.delete(volume, Fate.KEPT if retained else Fate.GONE)
+    pool.delete(staging.backend, Fate.KEPT if retained else Fate.GONE)
 
 
 def modify(pool: Pool, volume: Volume, mutable: Mapping[str, str]) -> None:

@@ -8,24 +8,23 @@ from pathlib import Path
 
 _SAID = 400
 
-_found: dict[str, Path] = {}
+_found: dict[str, str] = {}
 
 
 class ProgramError(Exception):
     """A program was missing, failed or took too long; the text says which and what it said."""
 
 
-def find(name: str) -> Path | None:
+def find(name: str) -> str | None:
     """Return where on PATH the program `name` is, or None.
 
     Every Probe asks: where it was found before is looked at first.
     """
     found = _found.get(name)
     if found is None or not os.access(found, os.X_OK):
-        there = shutil.which(name)
-        if there is None:
-            return None
-        found = _found[name] = Path(there)
+        found = shutil.which(name)
+        if found:
+            _found[name] = found
     return found
 
 

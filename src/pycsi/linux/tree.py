@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
-from pycsi.linux.descriptor import DIRECTORY, opened
+from pycsi.linux.descriptor import DIRECTORY, closing, opened
 from pycsi.linux.mounttable import MountTable
 
 FS_APPEND_FL = 0x20
@@ -23,8 +23,12 @@ _PROTECTED = FS_APPEND_FL | FS_IMMUTABLE_FL
 
 def refuse_mounts(path: Path) -> None:
     """Raise EBUSY if anything is mounted at `path` or below it."""
-    place = os.path.realpath(path)
-    if found := MountTable().below(place):
+    refuse_listed(MountTable(), os.path.realpath(path))
+
+
+def refuse_listed(mounts: MountTable, path: str) -> None:
+    """Raise EBUSY if one of `mounts` is at `path`, which has no links in it, or below it."""
+    if found := mounts.below(path):
         raise OSError(errno.EBUSY, "something is mounted there; unmount it", found[0].target)
 
 
@@ -35,11 +39,13 @@ def remove(path: Path, interrupted: Callable[[], bool] = lambda: False) -> None:
     emptied, so a tree of any depth takes neither stack nor file descriptors. `interrupted` is asked
     now and then whether to stop, which is an `InterruptedError`.
     """
-    if not os.path.lexists(path):
+    try:
+        root = os.open(path, DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
         return
-    refuse_mounts(path)
-    unprotect(path)
-    with opened(path, DIRECTORY) as root:
+    with closing(root):
+        refuse_listed(MountTable(), os.readlink(f"/proc/self/fd/{root}"))  # noqa: PTH115
+        change_marks(root, remove=_PROTECTED)
         while entries := os.listdir(root):  # noqa: PTH208  (pathlib knows no descriptors)
             for name in entries:
                 if interrupted():
