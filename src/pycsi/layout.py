@@ -1,6 +1,5 @@
 """Where things lie in a pool, and how its records are read."""
 
-import contextlib
 import os
 import time
 import uuid
@@ -62,9 +61,10 @@ class Layout:
 
     def announced(self) -> int:
         """Return when that was told last, in nanoseconds since the epoch; 0: never."""
-        with contextlib.suppress(OSError):
+        try:
             return os.stat(self._announcement).st_mtime_ns  # noqa: PTH116  (asked very often)
-        return 0
+        except OSError:
+            return 0
 
     def read_uuid(self) -> str:
         """Return the pool's UUID from its record."""
@@ -92,8 +92,8 @@ class Layout:
 
 def write_new_volume(place: Path, volume: Volume) -> None:
     """Write the records of a volume that is being made; the notes' file is there from the start."""
-    write_new_record(place / NOTES_RECORD, NO_NOTES, durable=False)
-    write_new_record(place / VOLUME_RECORD, volume.to_json())
+    write_new_record(f"{place}/{NOTES_RECORD}", NO_NOTES, durable=False)
+    write_new_record(f"{place}/{VOLUME_RECORD}", volume.to_json())
 
 
 def write_volume(place: Path, volume: Volume) -> None:
@@ -103,7 +103,7 @@ def write_volume(place: Path, volume: Volume) -> None:
 
 def write_new_snapshot(place: Path, snapshot: Snapshot) -> None:
     """Write the record of a snapshot that is being made."""
-    write_new_record(place / SNAPSHOT_RECORD, snapshot.to_json())
+    write_new_record(f"{place}/{SNAPSHOT_RECORD}", snapshot.to_json())
 
 
 def write_group(layout: Layout, group: Group) -> None:

@@ -19,9 +19,15 @@ DEFAULT_SIZE = GIB
 """The size of a volume for which none was asked."""
 
 
+_PLAIN = (str, int, float, dict, type(None))
+
+
 def _plain(record: Any) -> dict[str, Any]:
     """Return a dataclass as JSON takes it: like `dataclasses.asdict`, but nothing is copied."""
-    return {name: _plain_value(getattr(record, name)) for name in record.__dataclass_fields__}
+    return {
+        name: value if isinstance(value := getattr(record, name), _PLAIN) else _plain_value(value)
+        for name in record.__dataclass_fields__
+    }
 
 
 def _plain_value(value: Any) -> Any:

@@ -118,6 +118,8 @@ def parse(raw: Mapping[str, str], keys: Iterable[str] = _KEYS) -> Parameters:
 
 
 def _split(options: str) -> tuple[str, ...]:
+    if not options:
+        return ()
     try:
         return tuple(shlex.split(options))
     except ValueError as error:

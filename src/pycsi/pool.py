@@ -247,7 +247,8 @@ class Pool:
             self._building(place, volume.capacity, thick=volume.thick) as building,
         ):
             backend = self.backend_at(building, volume)
-            made = dataclasses.replace(volume, project=fill(backend))
+            project = fill(backend)
+            made = dataclasses.replace(volume, project=project) if project else volume
             layout.write_new_volume(building, made)
             backend.sync_names()
             self._publish(building, place)

@@ -17,6 +17,7 @@ LONGEST_STRING = 128
 LONGEST_MAP = 4096
 _FORBIDDEN = re.compile("[\0-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 _AFTER = ">"
+_MODES = {number: name for name, number in csi.VolumeCapability.AccessMode.Mode.items()}
 
 
 class UnsupportedCapability(InvalidArgument):
@@ -45,6 +46,8 @@ def name(text: str) -> str:
 
 def string_map(value: Mapping[str, str], field: str) -> dict[str, str]:
     """Check a map: at most 4 KiB in all."""
+    if not value:
+        return {}
     size = sum(len(key.encode()) + len(item.encode()) for key, item in value.items())
     if size > LONGEST_MAP:
         raise InvalidArgument(f"{field} holds {size} bytes; {LONGEST_MAP} are allowed")
@@ -63,8 +66,7 @@ def capability(message: csi.VolumeCapability, field: str = "volume_capability") 
     if any("\0" in flag for flag in message.mount.mount_flags):
         raise InvalidArgument(f"{field}: a mount flag holds a NUL byte")
     number = message.access_mode.mode
-    known = csi.VolumeCapability.AccessMode.Mode
-    wanted = known.Name(number) if number in known.values() else str(number)
+    wanted = _MODES.get(number, str(number))
     if wanted not in Mode.__members__:
         raise UnsupportedCapability(
             f"{field}: access mode {wanted}: data lies on one node; use one of {', '.join(Mode)}"

@@ -116,14 +116,16 @@ class Shelf(Generic[T]):
             )
         item = self._items.get(object_id)
         # Only what is an id may become a path.
-        if item is None and self.adopts and node_of(object_id):
-            place = self.folder / object_id
-            if os.path.isdir(place):  # noqa: PTH112  (not under the lock: a disk may take long)
-                with self._mutex:
-                    item = self._items.get(object_id)
-                    if item is None and not self._is_spoken_for(object_id):
-                        item = self._adopt(place)
+        if item is None and self.adopts and node_of(object_id) and self._lies_there(object_id):
+            with self._mutex:
+                item = self._items.get(object_id)
+                if item is None and not self._is_spoken_for(object_id):
+                    item = self._adopt(self.folder / object_id)
         return item
+
+    def _lies_there(self, object_id: str) -> bool:
+        # Asked without the lock: a disk may take long.
+        return os.path.isdir(f"{self.folder}/{object_id}")  # noqa: PTH112
 
     def __len__(self) -> int:
         self.listen(self.announcements())

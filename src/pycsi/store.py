@@ -22,6 +22,8 @@ from pycsi.linux.descriptor import opened, read_file, read_whole, sync_directory
 
 SCHEMA = 2
 
+_ENCODER = json.JSONEncoder(separators=(",", ":"))
+
 _PAGE = 4096
 """Up to here a file is written whole: the kernel ends no process within a page."""
 
@@ -43,7 +45,7 @@ class RecordError(Exception):
 
 
 def _text(data: Mapping[str, Any]) -> bytes:
-    return json.dumps({"schema": SCHEMA, **data}, separators=(",", ":")).encode()
+    return _ENCODER.encode({"schema": SCHEMA, **data}).encode()
 
 
 def size_of(data: Mapping[str, Any]) -> int:
@@ -57,7 +59,7 @@ def write_record(path: Path, data: Mapping[str, Any]) -> None:
     sync_directory(path.parent)
 
 
-def write_new_record(path: Path, data: Mapping[str, Any], *, durable: bool = True) -> None:
+def write_new_record(path: Path | str, data: Mapping[str, Any], *, durable: bool = True) -> None:
     """Write a record of what is being made, where nobody looks for it yet.
 
     Its name is not durable before its directory is synchronised.
@@ -96,7 +98,7 @@ def _write_aside(path: Path, text: bytes, *, durable: bool) -> None:
         raise
 
 
-def _write(path: Path, text: bytes, flag: int, *, durable: bool) -> None:
+def _write(path: Path | str, text: bytes, flag: int, *, durable: bool) -> None:
     with opened(path, os.O_WRONLY | os.O_CREAT | flag) as fd:
         left = memoryview(text)
         while left:
@@ -146,7 +148,7 @@ def _parsed(path: Path | str, text: bytes) -> dict[str, Any]:
 
 def publish(building: Path, place: Path) -> None:
     """Rename a directory to its final name, durably; where that fails it has its old one again."""
-    building.rename(place)
+    os.rename(building, place)  # noqa: PTH104  (Path makes another one)
     try:
         sync_directory(place.parent)
         sync_directory(building.parent)

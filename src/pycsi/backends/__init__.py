@@ -51,7 +51,7 @@ class Backend(abc.ABC):
     @functools.cached_property
     def content(self) -> Path:
         """The directory or the file that the data is in."""
-        return self.place / self.NAME
+        return Path(f"{self.where}/{self.NAME}")
 
     @abc.abstractmethod
     def create(self) -> int | None:

@@ -69,8 +69,11 @@ def read_whole(fd: int) -> bytes:
 
 def sync_directory(path: str | os.PathLike[str]) -> None:
     """Make the names in the directory `path` durable (fsync(2))."""
-    with opened(path, os.O_DIRECTORY) as fd:
+    fd = os.open(path, os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
         os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 @contextlib.contextmanager
