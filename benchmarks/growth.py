@@ -111,11 +111,12 @@ def growing(few: Driver, many: Driver, ground: Ground, most: int) -> tuple[list[
             most=1,
         )
     )
+    grown.listing()
     rows.append(
         Row(
             what=f"resident with {most} volumes",
             ground=ground.kind,
-            seen="after a start",
+            seen="after a start and a listing",
             value=resident(many) / _MEGABYTE,
             unit="MB",
             most=90,

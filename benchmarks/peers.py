@@ -2,7 +2,6 @@
 
 import dataclasses
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,11 +32,7 @@ class _Side:
         for name in ("create", "cycle", "delete"):
             took = load.timed(getattr(self.client, name), range(_EACH))
             self.times[name].append(median(took))
-
-    def list(self) -> None:
-        begin = time.perf_counter()
-        self.client.list()
-        self.times["list"].append(time.perf_counter() - begin)
+        self.times["list"] += load.timed(self.client.list, range(1))
 
 
 def compared(driver: Driver, ground: Ground, peer: str, volumes: int) -> Iterator[Row]:
@@ -48,8 +43,6 @@ def compared(driver: Driver, ground: Ground, peer: str, volumes: int) -> Iterato
     for _ in range(_ROUNDS):
         for side in (ours, theirs):
             side.round()
-    for side in (ours, theirs):
-        side.list()
     for name, least in {**_OPERATIONS, "list": _LISTING}.items():
         we, they = median(ours.times[name]), median(theirs.times[name])
         yield Row(

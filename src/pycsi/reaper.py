@@ -16,6 +16,9 @@ log = structlog.get_logger()
 
 _LOWEST_PRIORITY = 19
 
+_GRACE = 0.1
+"""Seconds before what was thrown away is freed: who deletes many volumes is answered first."""
+
 _TICK = 50_000_000
 """Nanoseconds, several times the kernel's ticks."""
 
@@ -53,7 +56,8 @@ class Reaper:
                 self._look(self._pool.layout.volumes, self._pool.volumes.look)
                 self._look(self._pool.layout.trash, self._pool.trash.look)
                 looked = time.monotonic()
-            filled.wait(min(self._reap(), _LONGEST_SLEEP))
+            if filled.wait(min(self._reap(), _LONGEST_SLEEP)):
+                self._stopping.wait(_GRACE)
 
     def _look(self, folder: Path, look: Callable[[], None]) -> None:
         """Look for what others have changed in a folder, and not announced."""

@@ -34,8 +34,8 @@ def resolved(text: str, field: str) -> Path:
     followed. What is made, mounted or removed there looks again, through the kernel.
     """
     names = [name for name in text.split("/") if name not in {"", "."}]
-    longest = max((len(os.fsencode(name)) for name in names), default=0)
-    if "\0" in text or len(os.fsencode(text)) > _LONGEST_PATH or longest > _LONGEST_NAME:
+    raw = os.fsencode(text)
+    if b"\0" in raw or len(raw) > _LONGEST_PATH or max(map(len, raw.split(b"/"))) > _LONGEST_NAME:
         raise InvalidArgument(
             f"{field} holds a NUL byte, or is over {_LONGEST_PATH} bytes long, or a name in it is "
             f"over {_LONGEST_NAME}"
@@ -102,7 +102,7 @@ class Notes:
             "staged": {path: note.to_json() for path, note in self.staged.items()},
             "published": {path: note.to_json() for path, note in self.published.items()},
         }
-        rewrite_record(Path(self._file), data)
+        rewrite_record(self._file, data)
 
 
 class Staging:

@@ -67,7 +67,7 @@ def write_new_record(path: Path | str, data: Mapping[str, Any], *, durable: bool
     _write(path, _text(data), os.O_EXCL, durable=durable)
 
 
-def rewrite_record(path: Path, data: Mapping[str, Any]) -> None:
+def rewrite_record(path: Path | str, data: Mapping[str, Any]) -> None:
     """Replace a record that shall survive the end of this process, but not a power cut.
 
     That is enough for what describes mounts, which a power cut ends too. A short one is written
@@ -87,8 +87,9 @@ def rewrite_record(path: Path, data: Mapping[str, Any]) -> None:
         _write_over(path, text)
 
 
-def _write_aside(path: Path, text: bytes, *, durable: bool) -> None:
-    aside = path.with_name(f".{path.name}.new")
+def _write_aside(path: Path | str, text: bytes, *, durable: bool) -> None:
+    folder, name = os.path.split(path)
+    aside = Path(folder, f".{name}.new")
     try:
         _write(aside, text, os.O_TRUNC, durable=durable)
         aside.rename(path)
@@ -107,7 +108,7 @@ def _write(path: Path | str, text: bytes, flag: int, *, durable: bool) -> None:
             os.fsync(fd)
 
 
-def _write_over(path: Path, text: bytes, longest: int = sys.maxsize) -> bool:
+def _write_over(path: Path | str, text: bytes, longest: int = sys.maxsize) -> bool:
     """Write over what a file holds; return False where either is longer than `longest` bytes."""
     with opened(path, os.O_WRONLY) as fd:
         fcntl.flock(fd, fcntl.LOCK_EX)
