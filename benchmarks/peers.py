@@ -48,7 +48,7 @@ def compared(driver: Driver, ground: Ground, peer: str, volumes: int) -> Iterato
         yield Row(
             what=f"{name} at {volumes} volumes, against the peer",
             ground=ground.kind,
-            seen=f"{ms(we)}; peer {ms(they)}",
+            seen=f"{ms(we)}; peer {ms(they)}" + ("; listed before" if name == "list" else ""),
             value=they / we,
             least=least,
         )

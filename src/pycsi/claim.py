@@ -107,12 +107,12 @@ class Claim:
 
     def _in_place(self) -> bool:
         # Every RPC asks. A record that nobody has changed or moved since it was read is not read
-        # again, and lies in the directory in which it lay then.
-        record = os.stat(self._record)  # noqa: PTH116  (Path costs as much again)
-        version = record.st_dev, record.st_ino, record.st_ctime_ns
+        # again, and lies in the directory in which it lay then: the one that is still held.
+        record, held = os.stat(self._record), self._directory  # noqa: PTH116  (Path costs more)
+        version = *held, record.st_dev, record.st_ino, record.st_ctime_ns
         if version != self._read:
             now = self._config.path.stat()
-            if (now.st_dev, now.st_ino) != self._directory:
+            if (now.st_dev, now.st_ino) != held:
                 return False
             if Layout(self._config.path).read_uuid() != self.uuid:
                 return False

@@ -297,7 +297,10 @@ class Pool:
             raise
 
     def delete(self, backend: Backend, fate: trash.Fate) -> None:
-        """Delete a volume that is not in use: gone when this returns, also after a power cut."""
+        """Delete a volume that is not in use: gone when this returns, also after a power cut.
+
+        The kernel that `backend` has asked whether it is in use is not asked again.
+        """
         self.check()
         refuse_listed(backend.kernel.mounts, str(self.ground.real(backend.place)))
         self._throw_away(self.volumes, backend.volume.id, fate)
@@ -307,10 +310,8 @@ class Pool:
     ) -> None:
         place = shelf.folder / object_id
         try:
-            self.trash.throw_away(place, object_id, fate, shelf.held_by(object_id))
-        except FileNotFoundError:
             if place.exists():
-                raise
+                self.trash.throw_away(place, object_id, fate, shelf.held_by(object_id))
         finally:
             if not place.exists():
                 shelf.drop(object_id)

@@ -17,7 +17,7 @@ log = structlog.get_logger()
 _LOWEST_PRIORITY = 19
 
 _GRACE = 0.1
-"""Seconds before what was thrown away is freed: who deletes many volumes is answered first."""
+"""Seconds before what was thrown away is freed: deletions that come together are answered first."""
 
 _TICK = 50_000_000
 """Nanoseconds, several times the kernel's ticks."""
@@ -42,22 +42,24 @@ class Reaper:
         """End the thread, also in the middle of a tree: the next start goes on with it."""
         self._stopping.set()
         self._pool.trash.filled.set()
+        self._pool.trash.wanted.set()
         if self._thread.is_alive():
             self._thread.join()
 
     def _run(self) -> None:
         # Of this thread alone; without an I/O priority of its own that follows (ioprio_set(2)).
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWEST_PRIORITY)
-        filled = self._pool.trash.filled
+        filled, wanted = self._pool.trash.filled, self._pool.trash.wanted
         looked = time.monotonic()
         while not self._stopping.is_set():
-            filled.clear()
             if time.monotonic() - looked >= _LONGEST_SLEEP:
                 self._look(self._pool.layout.volumes, self._pool.volumes.look)
                 self._look(self._pool.layout.trash, self._pool.trash.look)
                 looked = time.monotonic()
             if filled.wait(min(self._reap(), _LONGEST_SLEEP)):
-                self._stopping.wait(_GRACE)
+                wanted.wait(_GRACE)
+            filled.clear()
+            wanted.clear()
 
     def _look(self, folder: Path, look: Callable[[], None]) -> None:
         """Look for what others have changed in a folder, and not announced."""

@@ -144,13 +144,14 @@ class Trash:
     """The trash of an open pool, and how much of the pool it occupies.
 
     What lies there is remembered, so that deleting costs the same however much is kept. `filled` is
-    set when something is thrown away.
+    set when something is thrown away, `wanted` when somebody waits for its room.
     """
 
     def __init__(self, layout: Layout, retain_for: float | None) -> None:
         self._layout = layout
         self._retain_for = retain_for
         self.filled = threading.Event()
+        self.wanted = threading.Event()
         self._mutex = threading.Lock()
         self._gone: dict[str, Entry] = {}
         self._kept: dict[str, Entry] = {}
@@ -203,7 +204,8 @@ class Trash:
             return due, float("inf")
 
     def dwindles(self) -> bool:
-        """Tell whether there is something that is being freed, or will be at once."""
+        """Tell whether there is something to be freed, which then does not wait any longer."""
+        self.wanted.set()
         due, _ = self._due()
         return bool(due)
 

@@ -1,5 +1,6 @@
 """Identity: who the driver is, what it says it can do, and whether it works."""
 
+import fcntl
 import os
 import re
 import shutil
@@ -15,6 +16,7 @@ from rpc.conftest import OK, code_of
 
 from pycsi import __version__
 from pycsi.linux import filesystem
+from pycsi.linux.descriptor import closing
 from pycsi.proto import csi_pb2 as csi
 from pycsi.store import read_record, write_record
 
@@ -149,6 +151,19 @@ def test_probe_with_a_moved_pool(driver: Driver, pool: Path, tmp_path: Path) -> 
     driver.delete(volume.volume_id)
     assert list((pool / "volumes").iterdir()) == []
     assert [entry.name for entry in (tmp_path / "away/volumes").iterdir()] == [volume.volume_id]
+
+
+def test_probe_with_a_pool_that_comes_back(driver: Driver, pool: Path, tmp_path: Path) -> None:
+    """Whichever directory the pool is in now, as when a disk comes and goes, is the locked one."""
+    assert probe(driver) is OK
+    away, copy = tmp_path / "away", tmp_path / "copy"
+    shutil.copytree(pool, copy)
+    for last, now in ((away, copy), (copy, away), (away, copy)):
+        pool.rename(last)
+        now.rename(pool)
+        assert probe(driver) is OK
+        with closing(os.open(pool, os.O_RDONLY)) as fd, pytest.raises(BlockingIOError):
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def test_probe_without_a_program(serve: Callable[..., Driver], pool: Path, tmp_path: Path) -> None:

@@ -92,6 +92,7 @@ class Image(Backend):
         deadline = time.monotonic() + _PATIENCE
         while (devices := loop.find(self.image)) and time.monotonic() < deadline:
             time.sleep(0.01)
+            self.kernel.forget()
         return devices
 
     # Health

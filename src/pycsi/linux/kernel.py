@@ -21,7 +21,8 @@ class Kernel:
         self._mounts: MountTable | None = None
         self._loops: dict[Path, list[loop.LoopDevice]] = {}
 
-    def _forget(self) -> None:
+    def forget(self) -> None:
+        """Read what is mounted and attached anew when it is asked for next."""
         self._mounts = None
         self._loops.clear()
 
@@ -43,19 +44,19 @@ class Kernel:
         """See `loop.attach`."""
         try:
             with loop.attach(file, **how) as device:
-                self._forget()
+                self.forget()
                 yield device
         finally:
-            self._forget()
+            self.forget()
 
     def detach(self, device: loop.LoopDevice) -> None:
         """See `loop.detach`."""
-        self._forget()
+        self.forget()
         loop.detach(device)
 
     def bind(self, source: Path, target: Path, attributes: int = 0) -> None:
         """See `mount.bind`."""
-        self._forget()
+        self.forget()
         mount.bind(source, target, attributes)
 
     def mount(
@@ -67,12 +68,12 @@ class Kernel:
         attributes: int = 0,
     ) -> None:
         """See `mount.mount`."""
-        self._forget()
+        self.forget()
         mount.mount(fstype, source, target, options, attributes)
 
     def unmount(self, target: Path) -> None:
         """See `mount.unmount`."""
-        self._forget()
+        self.forget()
         mount.unmount(target)
 
 
