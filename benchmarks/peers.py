@@ -18,6 +18,7 @@ _OPERATIONS = {"create": 10, "delete": 10, "cycle": 5}
 _LISTING = 7
 _ROUNDS = 5
 _EACH = 20
+_LISTINGS = 3
 
 
 class _Side:
@@ -32,7 +33,7 @@ class _Side:
         for name in ("create", "cycle", "delete"):
             took = load.timed(getattr(self.client, name), range(_EACH))
             self.times[name].append(median(took))
-        self.times["list"] += load.timed(self.client.list, range(1))
+        self.times["list"].append(median(load.repeated(self.client.list, _LISTINGS)))
 
 
 def compared(driver: Driver, ground: Ground, peer: str, volumes: int) -> Iterator[Row]:

@@ -205,14 +205,14 @@ class Controller(ControllerSnapshots):
 
     def ListVolumes(
         self, request: csi.ListVolumesRequest, context: grpc.ServicerContext
-    ) -> csi.ListVolumesResponse:
+    ) -> reply.Encoded:
         size, after = read.page(request.max_entries, request.starting_token)
         examined = examine(self._pools.located(after), self._locks)
         entries = (
             (volume.id, self._entry(pool, volume, condition))
             for pool, volume, condition in examined
         )
-        return reply.page(csi.ListVolumesResponse, entries, size)
+        return reply.encoded_page(csi.ListVolumesResponse, entries, size)
 
     def _entry(self, pool: Pool, volume: Volume, condition: Condition) -> bytes:
         if condition is HEALTHY:  # so nearly all are, and are asked for again and again

@@ -11,13 +11,15 @@ from pathlib import Path
 
 from pycsi.backends import Backend
 from pycsi.errors import CsiError, NotFound
+from pycsi.layout import never_noted
 from pycsi.linux import btrfs, filesystem
+from pycsi.linux.descriptor import is_directory
 from pycsi.linux.ground import Ground
 from pycsi.linux.kernel import Glance, Kernel
 from pycsi.locks import Locks
 from pycsi.model import Usage, Volume
 from pycsi.pool import Pool
-from pycsi.staging import Notes, never_noted
+from pycsi.staging import Notes
 
 _FULL = 0.95
 """The share in use from which a volume, or its pool, is nearly full."""
@@ -40,7 +42,10 @@ class Ward:
     def __init__(self, ground: Ground, kernel: Kernel, fault: str | None) -> None:
         self._ground = ground
         self.kernel = kernel
+        self._low = False
         self._fault = fault or self._ground_fault()
+        self.is_well = not self._fault and not self._low
+        """Whether nothing is wrong with a volume but what is wrong with itself."""
 
     def _ground_fault(self) -> str | None:
         try:
@@ -111,6 +116,9 @@ def examine(
     wards: dict[str, Ward] = {}
     for pool, volume in volumes:
         ward = wards.get(pool.name) or wards.setdefault(pool.name, _ward(pool, kernel))
+        if ward.is_well and _looks_well(pool, volume):
+            yield pool, volume, HEALTHY
+            continue
         condition = ward.condition(pool.backend(volume, kernel))
         if condition.abnormal:
             again = _examine_again(pool, volume, locks)
@@ -118,6 +126,15 @@ def examine(
                 continue
             condition = again
         yield pool, volume, condition
+
+
+def _looks_well(pool: Pool, volume: Volume) -> bool:
+    """Tell whether one look is enough to see that nothing is wrong with a volume."""
+    try:
+        sight = pool.volumes.derived(volume, pool.sight)
+        return bool(sight) and is_directory(sight)
+    except OSError:
+        return False
 
 
 def condition_of(pool: Pool, volume: Volume, locks: Locks) -> Condition:

@@ -96,6 +96,14 @@ def write_new_volume(place: Path, volume: Volume) -> None:
     write_new_record(f"{place}/{VOLUME_RECORD}", volume.to_json())
 
 
+def never_noted(where: str) -> bool:
+    """Tell whether nothing was ever noted of the volume in a directory: its notes are the first."""
+    try:
+        return os.lstat(f"{where}/{NOTES_RECORD}").st_size == FIRST_NOTES_SIZE
+    except FileNotFoundError:
+        return True
+
+
 def write_volume(place: Path, volume: Volume) -> None:
     """Write a volume's record into its directory, durably."""
     write_record(place / VOLUME_RECORD, volume.to_json())

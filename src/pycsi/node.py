@@ -25,7 +25,7 @@ from pycsi.proto import csi_pb2 as csi
 from pycsi.proto import csi_pb2_grpc
 from pycsi.staging import Staging, remove_unused, resolved
 from pycsi.topology import NodeFacts
-from pycsi.volumes import check_fits, delete, expand, new_volume
+from pycsi.volumes import check_fits, delete, expand, new_volume, noting
 
 _EPHEMERAL = "csi.storage.k8s.io/ephemeral"
 _INLINE_KEYS = ("pool", "type", "size")
@@ -83,7 +83,8 @@ class Node(csi_pb2_grpc.NodeServicer):
             _check_pool(pool, request.volume_context)
             check_fits(volume, wanted, FailedPrecondition)
             pool.check()
-            Staging(pool.backend(volume)).ensure_staged(path, wanted, _arguments(request))
+            with noting(pool, volume) as staging:
+                staging.ensure_staged(path, wanted, _arguments(request))
         return csi.NodeStageVolumeResponse()
 
     def NodeUnstageVolume(
@@ -133,9 +134,10 @@ class Node(csi_pb2_grpc.NodeServicer):
         _check_pool(pool, request.volume_context)
         check_fits(volume, wanted, FailedPrecondition)
         pool.check()
-        Staging(pool.backend(volume)).ensure_published(
-            target, wanted, _arguments(request), readonly=request.readonly, source=source
-        )
+        with noting(pool, volume) as staging:
+            staging.ensure_published(
+                target, wanted, _arguments(request), readonly=request.readonly, source=source
+            )
 
     def _publish_inline(self, request: csi.NodePublishVolumeRequest) -> None:
         """Create the volume that a pod describes, and mount it at its target."""
@@ -153,9 +155,10 @@ class Node(csi_pb2_grpc.NodeServicer):
         try:
             self._compare_inline(volume, request)
             check_fits(volume, wanted, FailedPrecondition)
-            Staging(pool.backend(volume)).ensure_published(
-                target, wanted, _arguments(request), readonly=request.readonly, source=None
-            )
+            with noting(pool, volume) as staging:
+                staging.ensure_published(
+                    target, wanted, _arguments(request), readonly=request.readonly, source=None
+                )
         except BaseException:
             if found is None:
                 delete(pool, volume)

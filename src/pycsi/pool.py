@@ -155,6 +155,11 @@ class Pool:
         """Return the data of a volume, or of a snapshot of it, in the directory `place`."""
         return backend_for(os.fspath(place), volume, self.limiter, self.ground)
 
+    def sight(self, volume: Volume) -> str:
+        """Return the `Backend.sight` of a volume that nobody has noted to have staged, or none."""
+        backend = self.backend(volume)
+        return backend.sight if layout.never_noted(backend.where) else ""
+
     def to_freeze(self, backend: Backend) -> Frozen:
         """Return what is to be frozen of a volume that is mounted."""
         return Frozen(marker=self.layout.frozen / backend.volume.id, backend=backend)

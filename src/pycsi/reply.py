@@ -1,7 +1,7 @@
 """Domain to protobuf: how volumes and snapshots look to an orchestrator."""
 
 from collections.abc import Iterable
-from typing import TypeVar
+from typing import NewType, TypeVar
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -12,11 +12,19 @@ from pycsi.proto import csi_pb2 as csi
 
 Page = TypeVar("Page", csi.ListVolumesResponse, csi.ListSnapshotsResponse)
 
+Encoded = NewType("Encoded", bytes)
+"""A reply as it is sent."""
+
 _LARGEST = 4 * 1024 * 1024 - 1024
 """Bytes of entries in a reply: most clients take no message of more than 4 MiB."""
 
 
 def page(kind: type[Page], entries: Iterable[tuple[str, bytes]], size: int) -> Page:
+    """Return what `encoded_page` does, as a message."""
+    return kind.FromString(encoded_page(kind, entries, size))
+
+
+def encoded_page(kind: type[Page], entries: Iterable[tuple[str, bytes]], size: int) -> Encoded:
     """Return a reply with the first `size` of some entries, or for 0 as many as it can have.
 
     Each comes with its id, encoded as a reply that has no other: what such encodings give one after
@@ -32,9 +40,8 @@ def page(kind: type[Page], entries: Iterable[tuple[str, bytes]], size: int) -> P
         last = object_id
     else:
         last = ""
-    reply = kind.FromString(b"".join(shown))
-    reply.next_token = read.token(last)
-    return reply
+    shown.append(kind(next_token=read.token(last)).SerializeToString())
+    return Encoded(b"".join(shown))
 
 
 def volume(found: Volume, topology: csi.Topology) -> csi.Volume:

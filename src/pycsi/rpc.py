@@ -98,6 +98,11 @@ def _decoder(decode: Callable[[bytes], Message]) -> Callable[[bytes], Message | 
     return read
 
 
+def _encoder(encode: Callable[[Message], bytes]) -> Callable[[Message | bytes], bytes]:
+    """Return `encode` for those replies that are not encoded yet."""
+    return lambda reply: reply if isinstance(reply, bytes) else encode(reply)
+
+
 def _readable(request: Message | DecodeError) -> Message:
     if isinstance(request, DecodeError):
         raise InvalidArgument(
@@ -171,9 +176,10 @@ class Gate:
 
     def _wrapped(self, service: str, name: str, handler: Handler) -> Handler:
         method = handler.unary_stream or handler.unary_unary
-        if method is None or handler.request_deserializer is None:
+        decode, encode = handler.request_deserializer, handler.response_serializer
+        if method is None or decode is None or encode is None:
             raise TypeError(f"{name} takes a stream or no message, which no method of CSI does")
-        coders = (_decoder(handler.request_deserializer), handler.response_serializer)
+        coders = (_decoder(decode), _encoder(encode))
         admitted: Admission = contextlib.nullcontext() if service == _IDENTITY else self._places
         if name in self._unimplemented:
             admitted = _Refusal(name)
@@ -190,11 +196,11 @@ class Gate:
         method: Method,
         request: Message | DecodeError,
         context: grpc.ServicerContext,
-    ) -> Message:
+    ) -> Message | bytes:
         start = time.perf_counter()
         try:
             with admitted:
-                response: Message = method(_readable(request), context)
+                response: Message | bytes = method(_readable(request), context)
         except Exception as error:  # noqa: BLE001  (the boundary: everything becomes a status)
             context.abort(*self._tell(name, request, start, error))
         self._tell(name, request, start)

@@ -7,7 +7,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, cast
 
 import structlog
 
@@ -37,6 +37,7 @@ class Kept(Protocol):
 
 
 T = TypeVar("T", bound=Kept)
+D = TypeVar("D")
 
 _BATCH = 256
 """How many are taken at a time: nobody waits for who goes through all of them."""
@@ -61,7 +62,8 @@ class Shelf(Generic[T]):
         self._mutex = threading.RLock()
         self._items: dict[str, T] = {}
         self._ids: list[str] = []
-        self._derived: dict[str, tuple[T, bytes]] = {}
+        self._derived: dict[Callable[[T], Any], dict[str, Any]] = {}
+        self._touched = 0
         self._unreadable: dict[str, str] = {}
         self._coming: set[str] = set()
         self._ignored: set[str] = set()
@@ -186,6 +188,7 @@ class Shelf(Generic[T]):
                 bisect.insort(self._ids, item.id)
             self._items[item.id] = item
             self._count(before, item)
+            self.touch(item.id)
 
     def _count(self, before: T | None, after: T | None) -> None:
         # At once: whoever reads it does not wait.
@@ -195,19 +198,25 @@ class Shelf(Generic[T]):
         if after and after.filesystem:
             self.filesystems[after.filesystem] += 1
 
-    def derived(self, item: T, make: Callable[[T], bytes]) -> bytes:
-        """Return what `make` makes of one, which is kept while its record stays the same.
-
-        Ask always with the same `make`.
-        """
-        kept = self._derived.get(item.id)
-        if kept and kept[0] is item:
-            return kept[1]
+    def derived(self, item: T, make: Callable[[T], D]) -> D:
+        """Return what `make` makes of one, never None; it is kept until that one is touched."""
+        kept = self._derived.setdefault(make, {})
+        if (known := kept.get(item.id)) is not None:
+            return cast("D", known)
+        before = self._touched
         made = make(item)
         with self._mutex:
-            if self._items.get(item.id) is item:
-                self._derived[item.id] = item, made
+            # Not what may have been made of something older.
+            if self._touched == before and self._items.get(item.id) is item:
+                kept[item.id] = made
         return made
+
+    def touch(self, object_id: str) -> None:
+        """Keep nothing that was derived from one: it has changed."""
+        with self._mutex:
+            self._touched += 1
+            for kept in self._derived.values():
+                kept.pop(object_id, None)
 
     def read_again(self, object_id: str) -> None:
         """Remember what the record says, as far as it can be read: writing it has failed."""
@@ -227,7 +236,7 @@ class Shelf(Generic[T]):
         """Forget one; absent is fine."""
         with self._mutex:
             self._unreadable.pop(object_id, None)
-            self._derived.pop(object_id, None)
+            self.touch(object_id)
             if before := self._items.pop(object_id, None):
                 del self._ids[bisect.bisect_left(self._ids, object_id)]
                 self._count(before, None)

@@ -16,7 +16,7 @@ from typing import Any, Self
 
 from pycsi.backends import Backend
 from pycsi.errors import AlreadyExists, FailedPrecondition, InvalidArgument
-from pycsi.layout import FIRST_NOTES_SIZE, NO_NOTES, NOTES_RECORD
+from pycsi.layout import NO_NOTES, NOTES_RECORD
 from pycsi.linux.descriptor import opened, straight
 from pycsi.linux.mount import topmost
 from pycsi.linux.mounttable import Mount
@@ -65,14 +65,6 @@ class Note:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
         return cls(arguments=data["arguments"], mode=Mode(data["mode"]))
-
-
-def never_noted(where: str) -> bool:
-    """Tell whether nothing has been noted of a volume yet: its notes are as short as at first."""
-    try:
-        return os.lstat(f"{where}/{NOTES_RECORD}").st_size == FIRST_NOTES_SIZE
-    except FileNotFoundError:
-        return True
 
 
 class Notes:

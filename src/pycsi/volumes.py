@@ -1,8 +1,9 @@
 """What Controller and Node both do to a volume. Callers hold the volume's lock."""
 
+import contextlib
 import dataclasses
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from pycsi import parameters
 from pycsi.errors import FailedPrecondition, InvalidArgument, OutOfRange
@@ -53,6 +54,15 @@ def delete(pool: Pool, volume: Volume) -> None:
     staging.backend.release()
     retained = volume.settings["onDelete"] == "retain" and volume.handle is None
     pool.delete(staging.backend, Fate.KEPT if retained else Fate.GONE)
+
+
+@contextlib.contextmanager
+def noting(pool: Pool, volume: Volume) -> Iterator[Staging]:
+    """Yield the node's side of a volume, to who may note something of it."""
+    try:
+        yield Staging(pool.backend(volume))
+    finally:
+        pool.volumes.touch(volume.id)
 
 
 def modify(pool: Pool, volume: Volume, mutable: Mapping[str, str]) -> None:

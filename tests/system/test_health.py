@@ -109,6 +109,19 @@ def test_image_that_was_replaced(driver: Driver, root: None, tmp_path: Path, poo
         well(driver, volume_id)
 
 
+def test_directory_that_another_mount_replaced(driver: Driver, root: None, tmp_path: Path) -> None:
+    """It was seen to be well before it was ever staged; now something else is at its target."""
+    volume_id = driver.create("v", type="directory", quota="none").volume_id
+    well(driver, volume_id)
+    with driver.published(volume_id, tmp_path) as target:
+        well(driver, volume_id)
+        mount.umount2(target)
+        mount.mount("tmpfs", Path("none"), target)
+        abnormal(driver, volume_id, "lost", "tmpfs")
+        mount.umount2(target)
+        well(driver, volume_id)
+
+
 def test_lost_loop_device(driver: Driver, root: None, tmp_path: Path, pool: Path) -> None:
     """A raw volume's device was taken away below its pod."""
     volume_id = driver.create("v", capability=block_capability()).volume_id

@@ -105,6 +105,11 @@ class Backend(abc.ABC):
 
     # Health
 
+    @property
+    def sight(self) -> str:
+        """A path: while there is a directory, no `faults` are left to look for; or none, empty."""
+        return ""
+
     @abc.abstractmethod
     def faults(self) -> Iterator[str]:
         """Yield what is wrong with the data, each found by looking at it now."""

@@ -1,8 +1,6 @@
 """A volume that is a directory, limited by a quota where it is enforced."""
 
 import contextlib
-import os
-import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -11,7 +9,7 @@ from pycsi.backends import Backend, attributes
 from pycsi.errors import Aborted, FailedPrecondition, OutOfRange
 from pycsi.limits import Progress, filesystem_usage
 from pycsi.linux import mount, treecopy
-from pycsi.linux.descriptor import sync_directory
+from pycsi.linux.descriptor import is_directory, sync_directory
 from pycsi.linux.mounttable import Mount
 from pycsi.model import Capability, Usage, Volume, show
 
@@ -54,7 +52,7 @@ class Directory(Backend):
     # Health
 
     def faults(self) -> Iterator[str]:
-        if not self._is_there():
+        if not is_directory(f"{self.where}/{self.NAME}"):
             yield f"its directory is missing: {self.content}"
         elif self.volume.enforced:
             limit = self.limiter.limit_of(self.content, self.volume.project)
@@ -62,12 +60,9 @@ class Directory(Backend):
                 found = show(limit) if limit else "gone"
                 yield f"its limit is {found}; stage it again to restore that"
 
-    def _is_there(self) -> bool:
-        """Tell whether there is a directory, and not a link to one."""
-        try:
-            return stat.S_ISDIR(os.lstat(f"{self.where}/{self.NAME}").st_mode)
-        except (FileNotFoundError, NotADirectoryError):
-            return False
+    @property
+    def sight(self) -> str:
+        return "" if self.volume.enforced else f"{self.where}/{self.NAME}"
 
     # Snapshots
 

@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import errno
 import os
+import stat
 from collections.abc import Iterator
 
 from pycsi.linux.libc import system_call
@@ -65,6 +66,14 @@ def read_whole(fd: int) -> bytes:
     while part := os.read(fd, _PART):
         parts.append(part)
     return b"".join(parts)
+
+
+def is_directory(path: str) -> bool:
+    """Tell whether there is a directory at `path`, and not a link to one."""
+    try:
+        return stat.S_ISDIR(os.lstat(path).st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
 
 
 def sync_directory(path: str | os.PathLike[str]) -> None:
