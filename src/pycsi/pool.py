@@ -32,7 +32,7 @@ from pycsi.linux.kernel import Kernel
 from pycsi.linux.mount import syncfs
 from pycsi.linux.mounttable import Mount
 from pycsi.linux.tree import refuse_listed
-from pycsi.model import BLOCK, GIB, LARGEST, Group, Snapshot, Volume, show
+from pycsi.model import BLOCK, GIB, LARGEST, Group, Snapshot, Volume, VolumeType, show
 from pycsi.shelf import Shelf
 from pycsi.store import publish
 
@@ -256,7 +256,7 @@ class Pool:
             made = dataclasses.replace(volume, project=project) if project else volume
             layout.write_new_volume(building, made)
             backend.sync_names()
-            self._publish(building, place)
+            self._publish(building, place, made)
             self._remember(self.volumes, place, made)
         return made
 
@@ -276,7 +276,7 @@ class Pool:
         place = self.snapshots.folder / snapshot.id
         self._reserve(place, snapshot.held, thick=False)
         layout.write_new_snapshot(building, snapshot)
-        self._publish(building, place)
+        self._publish(building, place, snapshot.volume)
 
     def remember(self, snapshot: Snapshot) -> None:
         """Make a snapshot known that is in its place."""
@@ -287,7 +287,7 @@ class Pool:
         self.check()
         self._throw_away(self.snapshots, snapshot_id, trash.Fate.GONE)
 
-    def _publish(self, building: Path, place: Path) -> None:
+    def _publish(self, building: Path, place: Path, volume: Volume) -> None:
         if os.path.lexists(place):
             raise FailedPrecondition(
                 f"{place} exists, but was not there when the driver started; restart the driver, "
@@ -296,7 +296,7 @@ class Pool:
         sync_directory(building)
         publish(building, place)
         try:
-            self._settle()
+            self._settle(volume)
         except BaseException:
             place.rename(building)
             raise
@@ -347,7 +347,7 @@ class Pool:
         before = self.volumes.get(volume.id)
         try:
             layout.write_volume(place, volume)
-            self._settle()
+            self._settle(volume)
         except BaseException:
             # The new record may be in its place, and not on the disk: then the old one goes back.
             with contextlib.suppress(OSError):
@@ -379,9 +379,10 @@ class Pool:
             self._pending.pop(place, None)
             shelf.put(item)
 
-    def _settle(self) -> None:
-        # On btrfs a new subvolume and its limit are durable with the next commit, not by fsync.
-        if self.mount.fstype == "btrfs":
+    def _settle(self, volume: Volume) -> None:
+        # On btrfs a new subvolume and its limit are durable with the next commit, not by fsync; an
+        # image is a file, and has been synchronised.
+        if self.mount.fstype == "btrfs" and volume.type is VolumeType.DIRECTORY:
             syncfs(self.layout.root)
 
     def _destroy_or_log(self, place: Path) -> None:
