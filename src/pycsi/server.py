@@ -1,6 +1,7 @@
 """The process: open the pools, serve the services on a unix socket, stop cleanly on SIGTERM."""
 
 import contextlib
+import gc
 import os
 import signal
 import socket
@@ -65,7 +66,12 @@ def serve(config: Config) -> None:
         opened.enter_context(_bound(server, config.socket))
         server.start()
         try:
+            # Thousands of records may be read, and stay: there is no garbage to be looked for among
+            # them, now or later.
+            gc.disable()
             open_pools.recover()
+            gc.freeze()
+            gc.enable()
             for pool in open_pools:
                 reaper = Reaper(pool)
                 opened.callback(reaper.stop)
