@@ -74,25 +74,26 @@ class Shelf(Generic[T]):
     def load(self) -> None:
         """Read the records. One that is damaged, or of a newer version, is left as it is."""
         for name in sorted(os.listdir(self.folder)):  # noqa: PTH208  (Path would cost the most)
-            if item := self._read(self.folder / name):
+            if item := self._read(name):
                 self.put(item)
 
-    def _read(self, place: Path) -> T | None:
+    def _read(self, name: str) -> T | None:
+        place = f"{self.folder}/{name}"  # thousands are read at the start, and Path costs as much
         try:
-            item = self._parse(read_record(place / self._record))
-            if item.id != place.name:
+            item = self._parse(read_record(f"{place}/{self._record}"))
+            if item.id != name:
                 raise RecordError(f"it is that of {item.id}")
         except UNREADABLE as error:
             if not os.path.lexists(place):
                 return None  # deleted since it was listed
-            self._unreadable[place.name] = f"its record cannot be read ({error})"
-            log.warning("a record cannot be read", path=str(place), error=str(error))
+            self._unreadable[name] = f"its record cannot be read ({error})"
+            log.warning("a record cannot be read", path=place, error=str(error))
             return None
         return item
 
-    def _adopt(self, place: Path) -> T | None:
-        """Take up what somebody else has put at `place`, if that is welcome."""
-        item = self._read(place)
+    def _adopt(self, name: str) -> T | None:
+        """Take up what somebody else has put here by this name, if that is welcome."""
+        item = self._read(name)
         if item is None or self.adopts is None:
             return None
         if not self.adopts(item):
@@ -122,7 +123,7 @@ class Shelf(Generic[T]):
             with self._mutex:
                 item = self._items.get(object_id)
                 if item is None and not self._is_spoken_for(object_id):
-                    item = self._adopt(self.folder / object_id)
+                    item = self._adopt(object_id)
         return item
 
     def _lies_there(self, object_id: str) -> bool:
@@ -162,7 +163,7 @@ class Shelf(Generic[T]):
             for name in os.listdir(self.folder):  # noqa: PTH208
                 with self._mutex:
                     if name not in self._items and not self._is_spoken_for(name):
-                        self._adopt(self.folder / name)
+                        self._adopt(name)
 
     def _is_spoken_for(self, name: str) -> bool:
         return name in self._coming or name in self._ignored or name in self._unreadable

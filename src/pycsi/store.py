@@ -120,7 +120,7 @@ def _write_over(path: Path | str, text: bytes, longest: int = sys.maxsize) -> bo
     return True
 
 
-def read_record(path: Path) -> dict[str, Any]:
+def read_record(path: Path | str) -> dict[str, Any]:
     """Read a record and bring it to today's schema; `FileNotFoundError` where there is none."""
     return _parsed(path, read_file(path))
 
