@@ -1,9 +1,10 @@
-"""Whether volumes are well: said from evidence that is looked at now, never from memory.
+"""Whether volumes are well: said from evidence that is looked at now.
 
 The first fault found is told. A volume that is well says so too, for the specification wants a
 message in any case.
 """
 
+import contextlib
 import dataclasses
 import os
 from collections.abc import Iterable, Iterator
@@ -82,8 +83,9 @@ class Ward:
 
     def _misplaced(self, backend: Backend) -> Iterator[str]:
         """Yield where something else is mounted instead of the volume: its device was lost."""
-        if never_noted(backend.where):
-            return
+        with contextlib.suppress(FileNotFoundError):
+            if never_noted(backend.where):
+                return
         notes = Notes(backend.where)
         suspects = {*notes.staged, *notes.published}
         if not suspects:
@@ -132,9 +134,14 @@ def _looks_well(pool: Pool, volume: Volume) -> bool:
     """Tell whether one look is enough to see that nothing is wrong with a volume."""
     try:
         sight = pool.volumes.derived(volume, pool.sight)
-        return bool(sight) and is_directory(sight)
+        if not sight:
+            return False
+        if is_directory(sight):
+            return True
     except OSError:
         return False
+    pool.volumes.touch(volume.id)  # what comes back may be another one
+    return False
 
 
 def condition_of(pool: Pool, volume: Volume, locks: Locks) -> Condition:

@@ -97,11 +97,11 @@ def write_new_volume(place: Path, volume: Volume) -> None:
 
 
 def never_noted(where: str) -> bool:
-    """Tell whether nothing was ever noted of the volume in a directory: its notes are the first."""
-    try:
-        return os.lstat(f"{where}/{NOTES_RECORD}").st_size == FIRST_NOTES_SIZE
-    except FileNotFoundError:
-        return True
+    """Tell whether nothing was ever noted of the volume in a directory: its notes are the first.
+
+    `FileNotFoundError` where there are none, which tells nothing.
+    """
+    return os.lstat(f"{where}/{NOTES_RECORD}").st_size == FIRST_NOTES_SIZE
 
 
 def write_volume(place: Path, volume: Volume) -> None:

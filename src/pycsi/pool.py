@@ -156,7 +156,10 @@ class Pool:
         return backend_for(os.fspath(place), volume, self.limiter, self.ground)
 
     def sight(self, volume: Volume) -> str:
-        """Return the `Backend.sight` of a volume that nobody has noted to have staged, or none."""
+        """Return the `Backend.sight` of a volume that was never staged or published, or none.
+
+        `OSError` where that cannot be seen.
+        """
         backend = self.backend(volume)
         return backend.sight if layout.never_noted(backend.where) else ""
 

@@ -69,9 +69,11 @@ def serve(config: Config) -> None:
             # Thousands of records may be read, and stay: there is no garbage to be looked for among
             # them, now or later.
             gc.disable()
-            open_pools.recover()
-            gc.freeze()
-            gc.enable()
+            try:
+                open_pools.recover()
+                gc.freeze()
+            finally:
+                gc.enable()
             for pool in open_pools:
                 reaper = Reaper(pool)
                 opened.callback(reaper.stop)

@@ -62,7 +62,7 @@ class Shelf(Generic[T]):
         self._mutex = threading.RLock()
         self._items: dict[str, T] = {}
         self._ids: list[str] = []
-        self._derived: dict[Callable[[T], Any], dict[str, Any]] = {}
+        self._derived: dict[str, dict[Callable[[T], Any], Any]] = {}
         self._touched = 0
         self._unreadable: dict[str, str] = {}
         self._coming: set[str] = set()
@@ -200,24 +200,26 @@ class Shelf(Generic[T]):
             self.filesystems[after.filesystem] += 1
 
     def derived(self, item: T, make: Callable[[T], D]) -> D:
-        """Return what `make` makes of one, never None; it is kept until that one is touched."""
-        kept = self._derived.setdefault(make, {})
-        if (known := kept.get(item.id)) is not None:
+        """Return what `make` makes of one, never None; it is kept until that one is touched.
+
+        Ask always with the same few functions: what each has made is kept.
+        """
+        kept = self._derived.get(item.id)
+        if kept and (known := kept.get(make)) is not None:
             return cast("D", known)
         before = self._touched
         made = make(item)
         with self._mutex:
             # Not what may have been made of something older.
             if self._touched == before and self._items.get(item.id) is item:
-                kept[item.id] = made
+                self._derived.setdefault(item.id, {})[make] = made
         return made
 
     def touch(self, object_id: str) -> None:
         """Keep nothing that was derived from one: it has changed."""
         with self._mutex:
             self._touched += 1
-            for kept in self._derived.values():
-                kept.pop(object_id, None)
+            self._derived.pop(object_id, None)
 
     def read_again(self, object_id: str) -> None:
         """Remember what the record says, as far as it can be read: writing it has failed."""

@@ -3,6 +3,7 @@
 import os
 import shutil
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -122,6 +123,21 @@ def test_directory_that_another_mount_replaced(driver: Driver, root: None, tmp_p
         well(driver, volume_id)
 
 
+def test_directory_that_came_back(driver: Driver, root: None, tmp_path: Path, pool: Path) -> None:
+    """What is noted of a volume counts also if it was away when it was looked at first."""
+    volume_id = driver.create("v", type="directory", quota="none").volume_id
+    place = pool / "volumes" / volume_id
+    with driver.published(volume_id, tmp_path) as target:
+        aside = place.rename(pool / "aside")
+        abnormal(driver, volume_id, "missing")
+        aside.rename(place)
+        mount.umount2(target)
+        mount.mount("tmpfs", Path("none"), target)
+        abnormal(driver, volume_id, "lost", "tmpfs")
+        mount.umount2(target)
+        well(driver, volume_id)
+
+
 def test_lost_loop_device(driver: Driver, root: None, tmp_path: Path, pool: Path) -> None:
     """A raw volume's device was taken away below its pod."""
     volume_id = driver.create("v", capability=block_capability()).volume_id
@@ -152,7 +168,10 @@ def test_errors_of_ext4(driver: Driver, root: None, tmp_path: Path) -> None:
     volume_id = driver.create("v", type="image").volume_id
     with driver.published(volume_id, tmp_path) as target:
         device = next(item.source for item in mount.mountinfo() if item.target == str(target))
-        Path(f"/sys/fs/ext4/{Path(device).name}/trigger_fs_error").write_text("test")
+        counters = Path(f"/sys/fs/ext4/{Path(device).name}")
+        (counters / "trigger_fs_error").write_text("test")
+        while not int((counters / "errors_count").read_text()):  # the kernel counts it later
+            time.sleep(0.01)
         abnormal(driver, volume_id, "errors")
     abnormal(driver, volume_id, "errors")
 

@@ -107,7 +107,7 @@ class Backend(abc.ABC):
 
     @property
     def sight(self) -> str:
-        """A path: while there is a directory, no `faults` are left to look for; or none, empty."""
+        """The directory whose presence alone rules out `faults`; empty where it takes more."""
         return ""
 
     @abc.abstractmethod

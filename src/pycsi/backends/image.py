@@ -56,7 +56,7 @@ class Image(Backend):
                 os.ftruncate(fd, size)  # what an earlier call left that was never recorded
             elif before < size:
                 self._extend(fd, before, size)
-                os.fsync(fd)
+            os.fsync(fd)  # in any case: an earlier call may have ended just before it
 
     def _extend(self, fd: int, start: int, end: int | None = None) -> None:
         end = self.volume.capacity if end is None else end
