@@ -66,14 +66,7 @@ def serve(config: Config) -> None:
         opened.enter_context(_bound(server, config.socket))
         server.start()
         try:
-            # Thousands of records may be read, and stay: there is no garbage to be looked for among
-            # them, now or later.
-            gc.disable()
-            try:
-                open_pools.recover()
-                gc.freeze()
-            finally:
-                gc.enable()
+            _recover(open_pools)
             for pool in open_pools:
                 reaper = Reaper(pool)
                 opened.callback(reaper.stop)
@@ -88,6 +81,17 @@ def serve(config: Config) -> None:
             server.stop(PATIENCE).wait()
             # Also where patience ran out: a pool is not left while something is made in it.
             executor.shutdown()
+
+
+def _recover(pools: Pools) -> None:
+    # Thousands of records may be read, and stay: there is no garbage to be looked for among them,
+    # now or later.
+    gc.disable()
+    try:
+        pools.recover()
+        gc.freeze()
+    finally:
+        gc.enable()
 
 
 def _build(

@@ -33,6 +33,15 @@ def well(driver: Driver, *volume_ids: str) -> None:
         assert listed(driver)[volume_id] == condition
 
 
+def lost_to_another_mount(driver: Driver, volume_id: str, target: Path) -> None:
+    """Expect it to be told that something else is mounted where the volume was published."""
+    mount.umount2(target)
+    mount.mount("tmpfs", Path("none"), target)
+    abnormal(driver, volume_id, "lost", "tmpfs")
+    mount.umount2(target)
+    well(driver, volume_id)
+
+
 def listed(driver: Driver) -> dict[str, csi.VolumeCondition]:
     entries = driver.controller.ListVolumes(csi.ListVolumesRequest()).entries
     return {entry.volume.volume_id: entry.status.volume_condition for entry in entries}
@@ -116,11 +125,7 @@ def test_directory_that_another_mount_replaced(driver: Driver, root: None, tmp_p
     well(driver, volume_id)
     with driver.published(volume_id, tmp_path) as target:
         well(driver, volume_id)
-        mount.umount2(target)
-        mount.mount("tmpfs", Path("none"), target)
-        abnormal(driver, volume_id, "lost", "tmpfs")
-        mount.umount2(target)
-        well(driver, volume_id)
+        lost_to_another_mount(driver, volume_id, target)
 
 
 def test_directory_that_came_back(driver: Driver, root: None, tmp_path: Path, pool: Path) -> None:
@@ -131,11 +136,7 @@ def test_directory_that_came_back(driver: Driver, root: None, tmp_path: Path, po
         aside = place.rename(pool / "aside")
         abnormal(driver, volume_id, "missing")
         aside.rename(place)
-        mount.umount2(target)
-        mount.mount("tmpfs", Path("none"), target)
-        abnormal(driver, volume_id, "lost", "tmpfs")
-        mount.umount2(target)
-        well(driver, volume_id)
+        lost_to_another_mount(driver, volume_id, target)
 
 
 def test_lost_loop_device(driver: Driver, root: None, tmp_path: Path, pool: Path) -> None:
