@@ -338,7 +338,7 @@ def check_mount_flags(capability: Capability, type_: VolumeType, *, thick: bool)
 
     A flag may be sensitive, so the message gives its position and not its text.
     """
-    if capability.access is Access.BLOCK:
+    if capability.access is Access.BLOCK or not capability.mount_flags:
         return
     known = mount.ATTRIBUTES.keys() | mount.DEFAULTS
     options = mount_options(capability.mount_flags)

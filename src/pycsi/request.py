@@ -18,6 +18,7 @@ LONGEST_MAP = 4096
 _FORBIDDEN = re.compile("[\0-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 _AFTER = ">"
 _MODES = {number: name for name, number in csi.VolumeCapability.AccessMode.Mode.items()}
+_SERVED = {number: Mode[name] for number, name in _MODES.items() if name in Mode.__members__}
 
 
 class UnsupportedCapability(InvalidArgument):
@@ -48,10 +49,11 @@ def string_map(value: Mapping[str, str], field: str) -> dict[str, str]:
     """Check a map: at most 4 KiB in all."""
     if not value:
         return {}
-    size = sum(len(key.encode()) + len(item.encode()) for key, item in value.items())
+    read = dict(value)
+    size = sum(len(key.encode()) + len(item.encode()) for key, item in read.items())
     if size > LONGEST_MAP:
         raise InvalidArgument(f"{field} holds {size} bytes; {LONGEST_MAP} are allowed")
-    return dict(value)
+    return read
 
 
 def capability(message: csi.VolumeCapability, field: str = "volume_capability") -> Capability:
@@ -61,25 +63,28 @@ def capability(message: csi.VolumeCapability, field: str = "volume_capability") 
         raise InvalidArgument(f"{field}: access_type is missing; set mount or block")
     if not message.HasField("access_mode") or not message.access_mode.mode:
         raise InvalidArgument(f"{field}: access_mode is missing")
-    if sum(len(flag.encode()) for flag in message.mount.mount_flags) > LONGEST_MAP:
+    mount = message.mount
+    flags = tuple(mount.mount_flags)
+    if sum(len(flag.encode()) for flag in flags) > LONGEST_MAP:
         raise InvalidArgument(f"{field}: mount_flags hold over {LONGEST_MAP} bytes")
-    if any("\0" in flag for flag in message.mount.mount_flags):
+    if any("\0" in flag for flag in flags):
         raise InvalidArgument(f"{field}: a mount flag holds a NUL byte")
     number = message.access_mode.mode
-    wanted = _MODES.get(number, str(number))
-    if wanted not in Mode.__members__:
+    mode = _SERVED.get(number)
+    if mode is None:
+        wanted = _MODES.get(number, str(number))
         raise UnsupportedCapability(
             f"{field}: access mode {wanted}: data lies on one node; use one of {', '.join(Mode)}"
         )
-    if message.mount.volume_mount_group:
+    if mount.volume_mount_group:
         raise UnsupportedCapability(
             f"{field}: volume_mount_group is not supported; let fsGroup change the volume's group"
         )
     return Capability(
         access=Access(access),
-        mode=Mode(wanted),
-        filesystem=message.mount.fs_type or None,
-        mount_flags=tuple(message.mount.mount_flags),
+        mode=mode,
+        filesystem=mount.fs_type or None,
+        mount_flags=flags,
     )
 
 

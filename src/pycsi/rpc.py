@@ -10,6 +10,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol, TypeAlias
 
 import grpc
@@ -43,12 +44,16 @@ _IDENTIFYING = (
 _ROUTINE = frozenset({"Probe"})
 """Called every few seconds: a success is logged at debug level only."""
 
+_PROBERS = 3
+"""Threads for Probe: few, for Python runs one at a time, and each system call changes which."""
+
 _STREAMS = 16
 """How many streams there can be at a time: a reader that is slow holds a thread each."""
 
 _LONGEST_MESSAGE = 1024
 _DEBUG = 10
 _IDENTITY = "csi.v1.Identity"
+_DONE = grpc.StatusCode.OK, ""
 
 Method = Callable[[Any, grpc.ServicerContext], Any]
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
@@ -143,11 +148,17 @@ class _Places(contextlib.AbstractContextManager[None]):
         self._free.release()
 
 
+class _Answers(functools.partial[Any]):
+    """What answers a method; gRPC calls it on threads of its own, if it has any."""
+
+    experimental_thread_pool: ThreadPoolExecutor
+
+
 class Gate:
     """What services are added to instead of a `grpc.Server`: it wraps each method, once.
 
     An interceptor of gRPC's would be asked at every call which method is meant. At most `most` RPCs
-    other than Identity's are let in at a time.
+    other than Identity's are let in at a time. Probe is answered by threads of its own.
     """
 
     def __init__(
@@ -159,12 +170,15 @@ class Gate:
         observe: Observer,
     ) -> None:
         self._server = server
+        self._probers = ThreadPoolExecutor(_PROBERS, thread_name_prefix="probe")
         self._unimplemented = unimplemented
         self._places = _Places(most, "too many operations are under way; try again", ready)
         self._streaming = _Places(_STREAMS, f"{_STREAMS} streams are open already; try again")
         self._observe = observe
         self._prefix = os.urandom(4).hex()
         self._numbers = itertools.count(1)
+        self._logger = log.bind()  # as it is configured now: a lazy one is asked for that each time
+        self._debugging = self._logger.is_enabled_for(_DEBUG)
 
     def add_generic_rpc_handlers(self, handlers: Iterable[grpc.GenericRpcHandler]) -> None:
         """Leave it at the methods that are added by their names; gRPC refuses all others."""
@@ -186,7 +200,9 @@ class Gate:
         if handler.response_streaming:
             streams = functools.partial(self._stream, name, admitted, method)
             return grpc.unary_stream_rpc_method_handler(streams, *coders)
-        answers = functools.partial(self._call, name, admitted, method)
+        answers = _Answers(self._call, name, admitted, method)
+        if name in _ROUTINE:
+            answers.experimental_thread_pool = self._probers
         return grpc.unary_unary_rpc_method_handler(answers, *coders)
 
     def _call(
@@ -234,38 +250,36 @@ class Gate:
     ) -> tuple[grpc.StatusCode, str]:
         """Count an RPC that began at `start`, log it, and return its status."""
         seconds = time.perf_counter() - start
-        code, message = status_of(failure) if failure else (grpc.StatusCode.OK, "")
+        code, message = status_of(failure) if failure else _DONE
         self._observe(name, code.name, seconds)
-        outcome: dict[str, Any] = {"code": code.name, "duration_ms": round(seconds * 1000, 3)}
-        if message:
-            outcome["error"] = message
-        with contextlib.suppress(OSError):  # nobody reads the log: not the caller's fault
-            self._log(name, request, outcome, failure)
+        number = next(self._numbers)
+        if failure or self._debugging or name not in _ROUTINE:
+            about = self._about(request)
+            about["code"] = code.name
+            about["duration_ms"] = round(seconds * 1000, 3)
+            if message:
+                about["error"] = message
+            about["request_id"] = f"{self._prefix}-{number}"
+            if self._debugging and isinstance(request, Message):
+                about["request"] = redacted(request)
+            with contextlib.suppress(OSError):  # nobody reads the log: not the caller's fault
+                self._log(name, code, about, failure)
         return code, message
 
+    @staticmethod
+    def _about(request: Message | DecodeError) -> dict[str, Any]:
+        """Return those fields of a request that say what it is about, where it has them."""
+        if not isinstance(request, Message):
+            return {}
+        fields = _identifying(request.DESCRIPTOR)
+        return {field: _cut(value) for field in fields if (value := getattr(request, field))}
+
     def _log(
-        self,
-        name: str,
-        request: Message | DecodeError,
-        outcome: dict[str, Any],
-        failure: BaseException | None,
+        self, name: str, code: grpc.StatusCode, about: dict[str, Any], failure: BaseException | None
     ) -> None:
-        number = next(self._numbers)
-        debugging, routine = log.is_enabled_for(_DEBUG), failure is None and name in _ROUTINE
-        if routine and not debugging:
-            return
-        fields: dict[str, Any] = {}
-        if isinstance(request, Message):
-            for field in _identifying(request.DESCRIPTOR):
-                if value := getattr(request, field):
-                    fields[field] = _cut(value)
-        fields |= outcome
-        fields["request_id"] = f"{self._prefix}-{number}"
-        if debugging and isinstance(request, Message):
-            fields["request"] = redacted(request)
-        if outcome["code"] == grpc.StatusCode.INTERNAL.name:
-            log.error(name, exc_info=failure, **fields)
-        elif routine:
-            log.debug(name, **fields)
+        if code is grpc.StatusCode.INTERNAL:
+            self._logger.error(name, exc_info=failure, **about)
+        elif failure is None and name in _ROUTINE:
+            self._logger.debug(name, **about)
         else:
-            log.info(name, **fields)
+            self._logger.info(name, **about)

@@ -37,7 +37,7 @@ WORKERS = 256
 """Threads for RPCs, made when they are needed."""
 
 SPARE = 8
-"""How many of them only Identity may use: Probe must not wait for what takes minutes."""
+"""How many of them only Identity may use: it must not wait for what takes minutes."""
 
 _STOPPING = {signal.SIGTERM, signal.SIGINT}
 
