@@ -89,10 +89,11 @@ class FilesystemImage(Image):
         return found
 
     def stage(self, path: Path, capability: Capability, *, readonly: bool = False) -> None:
-        self._mount(path, capability, readonly=readonly)
+        if self._mount(path, capability, readonly=readonly):
+            return
         try:
             writable = any(item.target == str(path) for item in self._writable())
-            if writable and not self._is_grown():
+            if writable and not self._is_grown(self._disk):
                 filesystem.grow_mounted(self._kind, path, self.volume.capacity)
         except PermissionError:
             self.kernel.unmount(path)
@@ -102,10 +103,12 @@ class FilesystemImage(Image):
             self.kernel.unmount(path)
             raise
 
-    def _mount(self, path: Path, capability: Capability, *, readonly: bool) -> None:
+    def _mount(self, path: Path, capability: Capability, *, readonly: bool) -> bool:
+        """Mount it; tell whether it was as large as the volume before, and so need not grow."""
         options = mount_options(capability.mount_flags)
         bits = attributes(capability, readonly=readonly)
         with self._held_device() as device:
+            grown = self._is_grown(self.image)
             try:
                 self.kernel.mount(self._kind, device.path, path, options, bits)
             except OSError as error:
@@ -115,6 +118,7 @@ class FilesystemImage(Image):
                         f"({error.strerror}); correct mountOptions"
                     ) from None
                 raise self._explained(error) from None
+        return grown
 
     @contextlib.contextmanager
     def _held_device(self) -> Iterator[loop.LoopDevice]:
@@ -259,14 +263,14 @@ class FilesystemImage(Image):
         devices = self.kernel.loops(self.image)
         return devices[0].path if devices else self.image
 
-    def _shortfall(self) -> int:
-        """Return by how many bytes the filesystem is smaller than the volume."""
-        found = filesystem.identify(self._disk)
+    def _shortfall(self, disk: Path) -> int:
+        """Return by how many bytes the filesystem on `disk` is smaller than the volume."""
+        found = filesystem.identify(disk)
         return self.volume.capacity - found.size if found else 0
 
-    def _is_grown(self) -> bool:
+    def _is_grown(self, disk: Path) -> bool:
         """Tell whether the filesystem is as large as the volume, and no growth was cut off."""
-        return self._shortfall() <= 0 and filesystem.copies_agree(self._disk)
+        return self._shortfall(disk) <= 0 and filesystem.copies_agree(disk)
 
     def _writable(self) -> list[Mount]:
         """Return the mounts through which the filesystem can be grown."""
@@ -278,11 +282,13 @@ class FilesystemImage(Image):
 
     def _grow_unmounted(self) -> None:
         """Grow an ext4 where the kernel does not let us while it is mounted."""
-        if self._kind == "ext4" and self.holder() is None and self._shortfall() >= _WORTHWHILE:
+        if self._kind != "ext4" or self.holder() is not None:
+            return
+        if self._shortfall(self._disk) >= _WORTHWHILE:
             filesystem.grow_unmounted_ext4(self.image, self._undo)
 
     def grow(self) -> None:
-        if self._is_grown():
+        if self._is_grown(self._disk):
             return
         writable = self._writable()
         if not writable:
@@ -293,7 +299,7 @@ class FilesystemImage(Image):
             mountpoint = Path(writable[0].target)
             filesystem.grow_mounted(self._kind, mountpoint, self.volume.capacity)
         except PermissionError:
-            if self._shortfall() < _WORTHWHILE:
+            if self._shortfall(self._disk) < _WORTHWHILE:
                 return
             raise FailedPrecondition(
                 f"volume {self.volume.id}: the kernel lets only CAP_SYS_RESOURCE grow a mounted "
