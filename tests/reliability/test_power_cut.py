@@ -234,7 +234,7 @@ def test_at_rest(
         story = Story(driver, lambda: cuts.append(bench.disk.cut()))
         life = bench.life(story, published, "at rest")
         directory = "limited" if ground == "btrfs" else "plain"
-        for kind in (directory, "block") if thorough else (directory,):
+        for kind in (directory, "block", "ext4") if thorough else (directory,):
             everything(life, kind, bench.makes[kind], pool)
     bench.recover([story], cuts if thorough else bench.few(cuts))
 

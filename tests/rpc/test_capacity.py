@@ -8,7 +8,7 @@ import grpc
 import pytest
 from conftest import FilesystemFactory
 from driver import GIB, MIB, Driver, Mode, block_capability, mount_capability
-from rpc.conftest import OK, TOPOLOGY, code_of, request
+from rpc.conftest import OK, TOPOLOGY, code_of, request, wait_for
 
 from pycsi.proto import csi_pb2 as csi
 
@@ -65,6 +65,8 @@ def test_thin(
         assert promise_is_kept(driver, **fields) == largest
         driver.delete("fits@node-1")
         driver.reaped()
+        # It counts until the driver knows that it is gone from the disk, which is a moment later.
+        wait_for(lambda: capacity(driver).available_capacity > 0)
 
 
 @pytest.mark.parametrize("kind", ["ext4", "xfs", "btrfs"])
