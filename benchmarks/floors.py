@@ -89,18 +89,6 @@ class Floor:
             os.fsync(fd)
 
 
-def durable_directory(folder: Path, count: int) -> list[float]:
-    """Make directories with a record in them, durably: seconds for each."""
-    floor = Floor(folder)
-    times = []
-    for number in range(count):
-        begin = time.perf_counter()
-        floor.make(f"{number}")
-        times.append(time.perf_counter() - begin)
-    shutil.rmtree(folder)
-    return times
-
-
 def mkfs(folder: Path, size: int, count: int) -> list[float]:
     """Make a sparse file and a filesystem in it: seconds for each."""
     times = []
