@@ -12,7 +12,14 @@ import structlog
 from pycsi.linux.descriptor import opened
 from pycsi.model import Group, Snapshot, Volume
 from pycsi.shelf import UNREADABLE, Shelf
-from pycsi.store import RecordError, read_record, size_of, write_new_record, write_record
+from pycsi.store import (
+    RecordError,
+    encoded,
+    read_record,
+    write_new_record,
+    write_record,
+    write_unsynchronised,
+)
 
 log = structlog.get_logger()
 
@@ -24,8 +31,8 @@ NOTES_RECORD = "node.json"
 NO_NOTES: Mapping[str, Any] = {"staged": {}, "published": {}}
 """What the notes of a new volume say."""
 
-FIRST_NOTES_SIZE = size_of(NO_NOTES)
-"""How many bytes those are: all others are longer."""
+_FIRST_NOTES = encoded(NO_NOTES)
+"""How those are written: all others are longer."""
 
 _HARMLESS = frozenset({"lost+found", f".{_POOL_RECORD}.new"})
 
@@ -92,7 +99,7 @@ class Layout:
 
 def write_new_volume(place: Path, volume: Volume) -> None:
     """Write the records of a volume that is being made; the notes' file is there from the start."""
-    write_new_record(f"{place}/{NOTES_RECORD}", NO_NOTES, durable=False)
+    write_unsynchronised(f"{place}/{NOTES_RECORD}", _FIRST_NOTES)
     write_new_record(f"{place}/{VOLUME_RECORD}", volume.to_json())
 
 
@@ -101,7 +108,7 @@ def never_noted(where: str) -> bool:
 
     `FileNotFoundError` where there are none, which tells nothing.
     """
-    return os.lstat(f"{where}/{NOTES_RECORD}").st_size == FIRST_NOTES_SIZE
+    return os.lstat(f"{where}/{NOTES_RECORD}").st_size == len(_FIRST_NOTES)
 
 
 def write_volume(place: Path, volume: Volume) -> None:

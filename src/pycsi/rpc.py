@@ -134,18 +134,22 @@ class _Places(contextlib.AbstractContextManager[None]):
     """Lets at most `most` RPCs in at a time; none before `ready` is set, if that is given."""
 
     def __init__(self, most: int, refusal: str, ready: threading.Event | None = None) -> None:
-        self._free = threading.BoundedSemaphore(most)
+        self._free = most
+        self._mutex = threading.Lock()
         self._refusal = refusal
         self._ready = ready
 
     def __enter__(self) -> None:
         if self._ready and not self._ready.is_set():
             raise Unavailable("the driver is starting; try again")
-        if not self._free.acquire(blocking=False):
-            raise Aborted(self._refusal)
+        with self._mutex:
+            if not self._free:
+                raise Aborted(self._refusal)
+            self._free -= 1
 
     def __exit__(self, *_: object) -> None:
-        self._free.release()
+        with self._mutex:
+            self._free += 1
 
 
 class _Answers(functools.partial[Any]):

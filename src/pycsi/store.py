@@ -44,27 +44,28 @@ class RecordError(Exception):
     """A record cannot be read: damaged, or written by a newer version."""
 
 
-def _text(data: Mapping[str, Any]) -> bytes:
+def encoded(data: Mapping[str, Any]) -> bytes:
+    """Return a record as it is written."""
     return _ENCODER.encode({"schema": SCHEMA, **data}).encode()
-
-
-def size_of(data: Mapping[str, Any]) -> int:
-    """Return how many bytes a record has."""
-    return len(_text(data))
 
 
 def write_record(path: Path, data: Mapping[str, Any]) -> None:
     """Write a record, replacing what was there."""
-    _write_aside(path, _text(data), durable=True)
+    _write_aside(path, encoded(data), durable=True)
     sync_directory(path.parent)
 
 
-def write_new_record(path: Path | str, data: Mapping[str, Any], *, durable: bool = True) -> None:
+def write_new_record(path: Path | str, data: Mapping[str, Any]) -> None:
     """Write a record of what is being made, where nobody looks for it yet.
 
     Its name is not durable before its directory is synchronised.
     """
-    _write(path, _text(data), os.O_EXCL, durable=durable)
+    _write(path, encoded(data), os.O_EXCL, durable=True)
+
+
+def write_unsynchronised(path: Path | str, text: bytes) -> None:
+    """Write an encoded record like `rewrite_record` does, where there is none yet."""
+    _write(path, text, os.O_EXCL, durable=False)
 
 
 def rewrite_record(path: Path | str, data: Mapping[str, Any]) -> None:
@@ -74,7 +75,7 @@ def rewrite_record(path: Path | str, data: Mapping[str, Any]) -> None:
     over the old one: that makes, renames and deletes no file. Of a long one a reader, or who is
     killed, could leave or find a part, so it is written aside while there is room for that.
     """
-    text = _text(data)
+    text = encoded(data)
     with contextlib.suppress(FileNotFoundError):
         if _write_over(path, text, longest=_PAGE):
             return
@@ -151,8 +152,8 @@ def publish(building: Path, place: Path) -> None:
     """Rename a directory to its final name, durably; where that fails it has its old one again."""
     os.rename(building, place)  # noqa: PTH104  (Path makes another one)
     try:
-        sync_directory(place.parent)
-        sync_directory(building.parent)
+        sync_directory(os.path.dirname(place))  # noqa: PTH120  (and here)
+        sync_directory(os.path.dirname(building))  # noqa: PTH120
     except BaseException:
         with contextlib.suppress(FileNotFoundError):  # somebody has taken it already
             place.rename(building)

@@ -38,20 +38,25 @@ def closing(fd: int) -> Iterator[int]:
         os.close(fd)
 
 
-@contextlib.contextmanager
-def opened(
-    path: str | os.PathLike[str], flags: int = os.O_RDONLY, *, at: int | None = None
-) -> Iterator[int]:
+class opened:  # noqa: N801  (called like a function, as are the others here)
     """Open `path`, relative to the directory descriptor `at` if that is given (open(2)).
 
     A file that is made belongs to its owner alone. No program inherits the descriptor.
     """
-    # Not by `closing`: two contexts in one would cost as much as the system calls.
-    fd = os.open(path, flags | os.O_CLOEXEC, 0o600, dir_fd=at)
-    try:
-        yield fd
-    finally:
-        os.close(fd)
+
+    # A class: a generator would cost as much as the system calls.
+
+    def __init__(
+        self, path: str | os.PathLike[str], flags: int = os.O_RDONLY, *, at: int | None = None
+    ) -> None:
+        self._path, self._flags, self._at = path, flags, at
+
+    def __enter__(self) -> int:
+        self._fd = os.open(self._path, self._flags | os.O_CLOEXEC, 0o600, dir_fd=self._at)
+        return self._fd
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._fd)
 
 
 def read_file(path: str | os.PathLike[str]) -> bytes:
