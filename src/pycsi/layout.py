@@ -97,7 +97,7 @@ class Layout:
         return made
 
 
-def write_new_volume(place: Path, volume: Volume) -> None:
+def write_new_volume(place: str, volume: Volume) -> None:
     """Write the records of a volume that is being made; the notes' file is there from the start."""
     write_unsynchronised(f"{place}/{NOTES_RECORD}", _FIRST_NOTES)
     write_new_record(f"{place}/{VOLUME_RECORD}", volume.to_json())

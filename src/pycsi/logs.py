@@ -3,8 +3,16 @@
 import json
 import logging
 import sys
+from typing import Any
 
 import structlog
+
+_ENCODER = json.JSONEncoder(default=repr)
+
+
+def _encoded(event: structlog.typing.EventDict, **_: Any) -> str:
+    """Encode without making an encoder for each line, as json.dumps would with structlog's."""
+    return _ENCODER.encode(event)
 
 
 def _escape(
@@ -24,7 +32,7 @@ def configure(fmt: str, level: str) -> None:
     renderer: structlog.typing.Processor
     escaping: list[structlog.typing.Processor] = []
     if fmt == "json":
-        renderer = structlog.processors.JSONRenderer()
+        renderer = structlog.processors.JSONRenderer(_encoded)
     else:
         renderer = structlog.processors.LogfmtRenderer(
             key_order=["timestamp", "level", "event"], bool_as_flag=False

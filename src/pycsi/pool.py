@@ -63,7 +63,7 @@ class Pool:
         self.trash = trash.Trash(self.layout, config.retain_for)
         self._claim = Claim(config)
         self._mutex = threading.Lock()
-        self._pending: dict[Path, int] = {}
+        self._pending: dict[str, int] = {}
 
     @property
     def uuid(self) -> str:
@@ -144,14 +144,14 @@ class Pool:
 
     def backend(self, volume: Volume, kernel: Kernel | None = None) -> Backend:
         """Return the data of a volume that exists."""
-        where = f"{self.volumes.folder}/{volume.id}"
+        where = self.volumes.place(volume.id)
         return backend_for(where, volume, self.limiter, self.ground, kernel)
 
     def backend_of(self, snapshot: Snapshot) -> Backend:
         """Return the data of a snapshot that exists."""
-        return self.backend_at(self.snapshots.folder / snapshot.id, snapshot.volume)
+        return self.backend_at(self.snapshots.place(snapshot.id), snapshot.volume)
 
-    def backend_at(self, place: Path, volume: Volume) -> Backend:
+    def backend_at(self, place: Path | str, volume: Volume) -> Backend:
         """Return the data of a volume, or of a snapshot of it, in the directory `place`."""
         return backend_for(os.fspath(place), volume, self.limiter, self.ground)
 
@@ -186,7 +186,7 @@ class Pool:
         held = self.volumes.held + self.snapshots.held + self.trash.held
         return Capacity.of(self.config, facts, held + sum(self._pending.values()))
 
-    def _reserve(self, place: Path, size: int, *, thick: bool) -> None:
+    def _reserve(self, place: str, size: int, *, thick: bool) -> None:
         """Reserve `size` bytes for what shall be at `place`, or raise `ResourceExhausted`.
 
         While the trash is being emptied it is worth waiting for a moment.
@@ -197,7 +197,7 @@ class Pool:
                 raise ResourceExhausted(refusal)
             time.sleep(0.01)
 
-    def _try_reserve(self, place: Path, size: int, *, thick: bool) -> str | None:
+    def _try_reserve(self, place: str, size: int, *, thick: bool) -> str | None:
         """Reserve room, or return why there is none."""
         facts = self._measure()
         with self._mutex:
@@ -215,7 +215,7 @@ class Pool:
             )
 
     @contextlib.contextmanager
-    def _room(self, place: Path, size: int, *, thick: bool) -> Iterator[None]:
+    def _room(self, place: str, size: int, *, thick: bool) -> Iterator[None]:
         """Reserve `size` bytes through the `with` block, or raise `ResourceExhausted`."""
         self._reserve(place, size, thick=thick)
         try:
@@ -227,7 +227,7 @@ class Pool:
     # Changing; callers hold the volume's or the snapshot's lock
 
     @contextlib.contextmanager
-    def _building(self, place: Path, size: int, *, thick: bool) -> Iterator[Path]:
+    def _building(self, place: str, size: int, *, thick: bool) -> Iterator[str]:
         """Make an empty directory for what shall be at `place`, and reserve room for it.
 
         If the `with` block fails it is deleted, unless it was published.
@@ -235,7 +235,8 @@ class Pool:
         self.check()
         with self._room(place, size, thick=thick):
             # A name of its own: a mkfs that outlived its driver may still write into an older one.
-            building = self.layout.tmp / f"{place.name}.{os.urandom(4).hex()}"
+            name = place.rpartition("/")[2]
+            building = f"{self.layout.tmp}/{name}.{os.urandom(4).hex()}"
             os.mkdir(building, 0o700)  # noqa: PTH102  (Path's costs as much as the call)
             try:
                 yield building
@@ -270,27 +271,27 @@ class Pool:
         Of a thick volume these are bytes of its own, now. The directory is to be given to `keep` in
         the `with` block; if that fails it is deleted.
         """
-        place = self.snapshots.folder / snapshot_id
+        place = self.snapshots.place(snapshot_id)
         with self._building(place, size, thick=thick or not self.reflinks) as building:
-            yield building
+            yield Path(building)
 
     def keep(self, building: Path, snapshot: Snapshot) -> None:
         """Put a snapshot that is whole in its place; `remember` makes it known."""
-        place = self.snapshots.folder / snapshot.id
+        place = self.snapshots.place(snapshot.id)
         self._reserve(place, snapshot.held, thick=False)
         layout.write_new_snapshot(building, snapshot)
         self._publish(building, place, snapshot.volume)
 
     def remember(self, snapshot: Snapshot) -> None:
         """Make a snapshot known that is in its place."""
-        self._remember(self.snapshots, self.snapshots.folder / snapshot.id, snapshot)
+        self._remember(self.snapshots, self.snapshots.place(snapshot.id), snapshot)
 
     def forget(self, snapshot_id: str) -> None:
         """Delete a snapshot, also one whose record cannot be read; absent is fine."""
         self.check()
         self._throw_away(self.snapshots, snapshot_id, trash.Fate.GONE)
 
-    def _publish(self, building: Path, place: Path, volume: Volume) -> None:
+    def _publish(self, building: Path | str, place: str, volume: Volume) -> None:
         if os.path.lexists(place):
             raise FailedPrecondition(
                 f"{place} exists, but was not there when the driver started; restart the driver, "
@@ -301,7 +302,7 @@ class Pool:
         try:
             self._settle(volume)
         except BaseException:
-            place.rename(building)
+            os.rename(place, building)  # noqa: PTH104
             raise
 
     def delete(self, backend: Backend, fate: trash.Fate) -> None:
@@ -327,7 +328,7 @@ class Pool:
     def resize(self, volume: Volume, size: int) -> Volume:
         """Make a volume's data larger: `size` bytes. The filesystem on an image is not grown."""
         self.check()
-        place = self.volumes.folder / volume.id
+        place = self.volumes.place(volume.id)
         with self._room(place, size - volume.capacity, thick=volume.thick):
             backend = self.backend(volume)
             larger = dataclasses.replace(volume, capacity=size)
@@ -358,7 +359,7 @@ class Pool:
                     layout.write_volume(place, before)
             self.volumes.read_again(volume.id)
             raise
-        self._remember(self.volumes, place, volume)
+        self._remember(self.volumes, self.volumes.place(volume.id), volume)
 
     def write_group_record(self, group: Group) -> None:
         """Record a group snapshot, durably: now it exists, with all its members."""
@@ -377,7 +378,7 @@ class Pool:
                     layout.write_group(self.layout, group)
             raise
 
-    def _remember(self, shelf: Shelf[Volume] | Shelf[Snapshot], place: Path, item: Any) -> None:
+    def _remember(self, shelf: Shelf[Volume] | Shelf[Snapshot], place: str, item: Any) -> None:
         with self._mutex:
             self._pending.pop(place, None)
             shelf.put(item)
@@ -388,11 +389,11 @@ class Pool:
         if self.mount.fstype == "btrfs" and volume.type is VolumeType.DIRECTORY:
             syncfs(self.layout.root)
 
-    def _destroy_or_log(self, place: Path) -> None:
+    def _destroy_or_log(self, place: str) -> None:
         """Delete what was half built; what cannot be deleted waits for the next start."""
-        if not place.exists():
+        if not Path(place).exists():
             return
         try:
-            trash.destroy(place, self.limiter)
+            trash.destroy(Path(place), self.limiter)
         except Exception as error:  # noqa: BLE001  (the reason of the failure counts, not this one)
-            log.warning("cannot be deleted now", path=str(place), error=str(error))
+            log.warning("cannot be deleted now", path=place, error=str(error))

@@ -54,6 +54,7 @@ class Shelf(Generic[T]):
 
     def __init__(self, folder: Path, record: str, parse: Callable[[Mapping[str, Any]], T]) -> None:
         self.folder = folder
+        self._prefix = f"{folder}/"
         self._record = record
         self._parse = parse
         self.adopts: Callable[[T], bool] | None = None
@@ -71,6 +72,10 @@ class Shelf(Generic[T]):
         """How many bytes of the pool all of them count for."""
         self._heard = 0
 
+    def place(self, object_id: str) -> str:
+        """Return where one is, as text: a Path costs as much as a system call."""
+        return self._prefix + object_id
+
     def load(self) -> None:
         """Read the records. One that is damaged, or of a newer version, is left as it is."""
         for name in sorted(os.listdir(self.folder)):  # noqa: PTH208  (Path would cost the most)
@@ -78,7 +83,7 @@ class Shelf(Generic[T]):
                 self.put(item)
 
     def _read(self, name: str) -> T | None:
-        place = f"{self.folder}/{name}"  # thousands are read at the start, and Path costs as much
+        place = self.place(name)
         try:
             item = self._parse(read_record(f"{place}/{self._record}"))
             if item.id != name:
@@ -128,7 +133,7 @@ class Shelf(Generic[T]):
 
     def _lies_there(self, object_id: str) -> bool:
         # Asked without the lock: a disk may take long.
-        return os.path.isdir(f"{self.folder}/{object_id}")  # noqa: PTH112
+        return os.path.isdir(self.place(object_id))  # noqa: PTH112
 
     def __len__(self) -> int:
         self.listen(self.announcements())
@@ -169,7 +174,7 @@ class Shelf(Generic[T]):
         return name in self._coming or name in self._ignored or name in self._unreadable
 
     @contextlib.contextmanager
-    def coming(self, object_id: str) -> Iterator[Path]:
+    def coming(self, object_id: str) -> Iterator[str]:
         """Keep what is made in the `with` block from being adopted: it is put here when it is done.
 
         Yields where it will be.
@@ -177,7 +182,7 @@ class Shelf(Generic[T]):
         # Without the lock: it is put here, under the lock, before it is no longer coming.
         self._coming.add(object_id)
         try:
-            yield self.folder / object_id
+            yield self.place(object_id)
         finally:
             self._coming.remove(object_id)
 

@@ -148,7 +148,7 @@ def _parsed(path: Path | str, text: bytes) -> dict[str, Any]:
     return dict(data)
 
 
-def publish(building: Path, place: Path) -> None:
+def publish(building: Path | str, place: Path | str) -> None:
     """Rename a directory to its final name, durably; where that fails it has its old one again."""
     os.rename(building, place)  # noqa: PTH104  (Path makes another one)
     try:
@@ -156,5 +156,5 @@ def publish(building: Path, place: Path) -> None:
         sync_directory(os.path.dirname(building))  # noqa: PTH120
     except BaseException:
         with contextlib.suppress(FileNotFoundError):  # somebody has taken it already
-            place.rename(building)
+            os.rename(place, building)  # noqa: PTH104
         raise
