@@ -57,8 +57,6 @@ def creation(driver: Driver, ground: Ground, bare: str) -> Iterator[Row]:
         probed.append(here(server, "probe", SHORT))
         made.append(median(load.timed(bare_calls.make, range(first, first + SHORT))))
         created.append(here(client, "create", SHORT, first))
-    # Not in between: the filesystem goes on with it in the background.
-    shutil.rmtree(ground.disk / "floor")
     floor = median(probed) + median(made)
     yield Row(
         what="CreateVolume, directory, 1 client",
@@ -68,6 +66,8 @@ def creation(driver: Driver, ground: Ground, bare: str) -> Iterator[Row]:
         most=1.3,
     )
     yield _sharing(driver, wanted, ground, bare)
+    # Not in between: the filesystem goes on with it in the background.
+    shutil.rmtree(ground.disk / "floor")
 
 
 def _sharing(driver: Driver, wanted: load.Wanted, ground: Ground, bare: str) -> Row:

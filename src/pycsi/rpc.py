@@ -42,10 +42,7 @@ _IDENTIFYING = (
     "target_path",
 )
 _ROUTINE = frozenset({"Probe"})
-"""Called every few seconds: a success is logged at debug level only."""
-
-_PROBERS = 3
-"""Threads for Probe: few, for Python runs one at a time, and each system call changes which."""
+"""Called every few seconds: has threads of its own, and a success is logged at debug level only."""
 
 _STREAMS = 16
 """How many streams there can be at a time: a reader that is slow holds a thread each."""
@@ -162,7 +159,7 @@ class Gate:
     """What services are added to instead of a `grpc.Server`: it wraps each method, once.
 
     An interceptor of gRPC's would be asked at every call which method is meant. At most `most` RPCs
-    other than Identity's are let in at a time. Probe is answered by threads of its own.
+    other than Identity's are let in at a time. `probers` answer Probe.
     """
 
     def __init__(
@@ -172,9 +169,11 @@ class Gate:
         ready: threading.Event,
         most: int,
         observe: Observer,
+        *,
+        probers: ThreadPoolExecutor,
     ) -> None:
         self._server = server
-        self._probers = ThreadPoolExecutor(_PROBERS, thread_name_prefix="probe")
+        self._probers = probers
         self._unimplemented = unimplemented
         self._places = _Places(most, "too many operations are under way; try again", ready)
         self._streaming = _Places(_STREAMS, f"{_STREAMS} streams are open already; try again")

@@ -39,6 +39,9 @@ WORKERS = 256
 SPARE = 8
 """How many of them only Identity may use: it must not wait for what takes minutes."""
 
+PROBERS = 3
+"""Threads for Probe: few, for Python runs one at a time, and each system call changes which."""
+
 _STOPPING = {signal.SIGTERM, signal.SIGINT}
 
 PATIENCE = 300.0
@@ -62,7 +65,8 @@ def serve(config: Config) -> None:
         open_pools = Pools(pools, config.node_id)
         ready = threading.Event()
         executor = ThreadPoolExecutor(WORKERS, thread_name_prefix="rpc")
-        server = _build(config, open_pools, ready, executor)
+        probers = ThreadPoolExecutor(PROBERS, thread_name_prefix="probe")
+        server = _build(config, open_pools, ready, executor, probers)
         opened.enter_context(_bound(server, config.socket))
         server.start()
         try:
@@ -81,6 +85,7 @@ def serve(config: Config) -> None:
             server.stop(PATIENCE).wait()
             # Also where patience ran out: a pool is not left while something is made in it.
             executor.shutdown()
+            probers.shutdown()
 
 
 def _recover(pools: Pools) -> None:
@@ -95,7 +100,11 @@ def _recover(pools: Pools) -> None:
 
 
 def _build(
-    config: Config, pools: Pools, ready: threading.Event, executor: ThreadPoolExecutor
+    config: Config,
+    pools: Pools,
+    ready: threading.Event,
+    executor: ThreadPoolExecutor,
+    probers: ThreadPoolExecutor,
 ) -> grpc.Server:
     says = advertised(config.mode, attach=config.attach)
     node = NodeFacts(
@@ -105,7 +114,9 @@ def _build(
     )
     locks = Locks()
     server = grpc.server(executor)
-    gate = Gate(server, says.unimplemented, ready, WORKERS - SPARE, _observer(config, pools))
+    observe = _observer(config, pools)
+    most = WORKERS - SPARE
+    gate = Gate(server, says.unimplemented, ready, most, observe, probers=probers)
     identity = Identity(config.driver_name, says, pools, ready)
     controller = Controller(says, pools, locks, node)
     csi_pb2_grpc.add_IdentityServicer_to_server(identity, gate)  # type: ignore[no-untyped-call]

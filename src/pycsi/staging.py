@@ -43,14 +43,14 @@ def resolved(text: str, field: str) -> Path:
     if not text.startswith("/") or ".." in names or not names:
         raise InvalidArgument(f"{field} {text!r}: give an absolute path without '..'")
     path = Path("/", *names)
-    try:
-        with straight(path.parent):
-            return path
-    except OSError as error:  # what is not there is no link
-        if error.errno != errno.ELOOP:
-            return path
-    link = next((item for item in reversed(path.parents) if item.is_symlink()), path.parent)
-    raise InvalidArgument(f"{field} {text!r}: {link} is a symbolic link; give the real path")
+    with contextlib.suppress(OSError), straight(path.parent):
+        return path
+    for parent in reversed(path.parents):
+        if os.path.islink(parent):  # noqa: PTH114  (what cannot be looked at is no link)
+            raise InvalidArgument(
+                f"{field} {text!r}: {parent} is a symbolic link; give the real path"
+            )
+    return path
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

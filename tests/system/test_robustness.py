@@ -255,6 +255,25 @@ def test_xfs_whose_growth_was_cut_off(
     run("xfs_repair", "-n", image)
 
 
+@pytest.mark.usefixtures("root")
+@pytest.mark.parametrize("filler", [0x00, 0x3F, 0x7F, 0xFF])
+@pytest.mark.parametrize(("fs_type", "sizes"), [("xfs", (4, 500)), ("ext4", (1024 + 0x18, 4))])
+def test_superblock_that_is_damaged(
+    driver: Driver, tmp_path: Path, pool: Path, fs_type: str, sizes: tuple[int, int], filler: int
+) -> None:
+    """Whatever it says of its sizes, the volume is refused, and nothing stays attached."""
+    place, length = sizes
+    capability = mount_capability(fs_type)
+    volume_id = driver.create("v", 300 * MIB, capability=capability, type="image").volume_id
+    image = pool / "volumes" / volume_id / "disk.img"
+    with image.open("r+b") as file:
+        file.seek(place)
+        file.write(bytes([filler]) * length)
+    with refused(grpc.StatusCode.FAILED_PRECONDITION, str(image)):
+        driver.stage(volume_id, tmp_path / "staging", capability)
+    assert loop.find(image) == []
+
+
 @pytest.mark.parametrize("more", [4096, MIB])
 def test_ext4_that_cannot_use_its_last_bytes(
     driver: Driver, root: None, tmp_path: Path, more: int

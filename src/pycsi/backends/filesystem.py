@@ -23,7 +23,10 @@ _FULL = 64 * MIB
 _WORTHWHILE = 4 * MIB
 """Less than this is not worth a check of the whole filesystem; ext4 may not use it at all."""
 
-_DAMAGED = frozenset({errno.EINVAL, errno.EUCLEAN, errno.EBADMSG, errno.EIO})
+_DAMAGED = frozenset(
+    {errno.EINVAL, errno.EUCLEAN, errno.EBADMSG, errno.EIO, errno.ENOSYS, errno.EFBIG}
+)
+"""What the kernel says to a filesystem that it does not mount: the last two to sizes of an XFS."""
 
 
 def _answers(mountpoint: str) -> bool:
@@ -259,7 +262,7 @@ class FilesystemImage(Image):
 
     @property
     def _disk(self) -> Path:
-        """Where the filesystem is read: its device, if it has one."""
+        """Where the filesystem is as the kernel has it: its device, if it has one."""
         devices = self.kernel.loops(self.image)
         return devices[0].path if devices else self.image
 

@@ -30,7 +30,12 @@ _ATTEMPTS = 20
 _BTRFS_SUPERBLOCK = 64 * 1024
 _DEVICE_HAS_GONE = "No such device"
 _EXT_SUPERBLOCK = 1024
+_EXT_LARGEST_LOG_SIZE = 6
 _SECTOR = 4096
+_SECTORS = frozenset({512, 1024, 2048, _SECTOR})
+_FARTHEST = 2**63 - _SECTOR
+"""No file reaches farther."""
+
 _BLOCK = 4096
 _MOST_GROUPS = 10_000
 _XFS_SIZES = struct.Struct(">4sIQ68xII")
@@ -144,12 +149,12 @@ def identify(image: Path) -> Identity | None:
 def _identify_ext4(head: bytes) -> Identity | None:
     block = head[_EXT_SUPERBLOCK : _EXT_SUPERBLOCK + 1024]
     (magic,) = struct.unpack_from("<H", block, 0x38)
-    if magic != EXT_MAGIC:
-        return None
     low, log_size = (
         struct.unpack_from("<I", block, 0x4)[0],
         struct.unpack_from("<I", block, 0x18)[0],
     )
+    if magic != EXT_MAGIC or log_size > _EXT_LARGEST_LOG_SIZE:
+        return None
     incompatible, high = (struct.unpack_from("<I", block, at)[0] for at in (0x60, 0x150))
     has_64_bit = 0x80
     blocks = low | (high << 32 if incompatible & has_64_bit else 0)
@@ -166,11 +171,13 @@ def _identify_xfs(head: bytes) -> Identity | None:
     if head[:4] != b"XFSB":
         return None
     block_size, blocks = struct.unpack_from(">IQ", head, 4)
+    (sector,) = struct.unpack_from(">H", head, 102)
     return Identity(
         kind="xfs",
         uuid=uuid.UUID(bytes=head[32:48]),
         size=block_size * blocks,
-        sector=struct.unpack_from(">H", head, 102)[0],
+        # A damaged one may say anything; the kernel will refuse it, on a device that can be made.
+        sector=sector if sector in _SECTORS else min(_SECTORS),
     )
 
 
@@ -299,7 +306,10 @@ def copies_agree(image: Path) -> bool:
             return True
         _, block_size, blocks, group_blocks, groups = _XFS_SIZES.unpack(first)
         for number in range(1, min(groups, _MOST_GROUPS)):
-            copy = os.pread(fd, _XFS_SIZES.size, number * group_blocks * block_size)
+            place = number * group_blocks * block_size
+            if place > _FARTHEST:
+                return False
+            copy = os.pread(fd, _XFS_SIZES.size, place)
             if len(copy) < _XFS_SIZES.size or _XFS_SIZES.unpack(copy)[1:3] != (block_size, blocks):
                 return False
     return True
