@@ -100,6 +100,8 @@ def traced(driver: Driver, worker: Worker, log: Path, *options: str) -> Iterator
     """Run the `with` block with strace on the threads of a kind."""
     needs("strace", met=shutil.which("strace") is not None)
     assert driver.process is not None
+    if worker is Worker.RPC:  # or it may have no thread yet but those of Probe
+        driver.identity.GetPluginInfo(csi.GetPluginInfoRequest())
     chosen = threads(driver, worker)
     attach = [word for thread in chosen for word in ("-p", str(thread))]
     command = ["strace", "-y", "-s", "64", "-o", str(log), *options, *attach]
@@ -146,7 +148,9 @@ def record(
     names = f"{CHANGING},{ASKING}" if asking else CHANGING
     with traced(driver, worker, log, "-e", f"trace={names}"):
         act()
-    return points(log, asking=asking)
+    found = points(log, asking=asking)
+    assert found, "no call was seen: another thread has done it"
+    return found
 
 
 def died(driver: Driver) -> bool:
