@@ -111,9 +111,9 @@ def never_noted(where: str) -> bool:
     return os.lstat(f"{where}/{NOTES_RECORD}").st_size == len(_FIRST_NOTES)
 
 
-def write_volume(place: Path, volume: Volume) -> None:
+def write_volume(place: str, volume: Volume) -> None:
     """Write a volume's record into its directory, durably."""
-    write_record(place / VOLUME_RECORD, volume.to_json())
+    write_record(Path(place, VOLUME_RECORD), volume.to_json())
 
 
 def write_new_snapshot(place: Path, snapshot: Snapshot) -> None:

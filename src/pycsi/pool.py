@@ -347,7 +347,7 @@ class Pool:
     def update(self, volume: Volume) -> None:
         """Record a volume anew, durably."""
         self.check()
-        place = self.volumes.folder / volume.id
+        place = self.volumes.place(volume.id)
         before = self.volumes.get(volume.id)
         try:
             layout.write_volume(place, volume)
@@ -359,7 +359,7 @@ class Pool:
                     layout.write_volume(place, before)
             self.volumes.read_again(volume.id)
             raise
-        self._remember(self.volumes, self.volumes.place(volume.id), volume)
+        self._remember(self.volumes, place, volume)
 
     def write_group_record(self, group: Group) -> None:
         """Record a group snapshot, durably: now it exists, with all its members."""

@@ -120,7 +120,7 @@ class Shelf(Generic[T]):
         if reason := self._unreadable.get(object_id):
             raise FailedPrecondition(
                 f"{object_id} is there, but {reason}; restore the record, or move "
-                f"{self.folder / object_id} away, and restart the driver"
+                f"{self.place(object_id)} away, and restart the driver"
             )
         item = self._items.get(object_id)
         # Only what is an id may become a path.
@@ -229,13 +229,13 @@ class Shelf(Generic[T]):
     def read_again(self, object_id: str) -> None:
         """Remember what the record says, as far as it can be read: writing it has failed."""
         with contextlib.suppress(*UNREADABLE):
-            self.put(self._parse(read_record(self.folder / object_id / self._record)))
+            self.put(self._parse(read_record(f"{self.place(object_id)}/{self._record}")))
 
     def ignore(self, object_id: str) -> None:
         """Forget one that lies there, and do not find it again: nobody may reach it by its id."""
         log.error(
             "ignored: another pool's, or another pool has one of its id",
-            path=str(self.folder / object_id),
+            path=self.place(object_id),
         )
         self.drop(object_id)
         self._ignored.add(object_id)
