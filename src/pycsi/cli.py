@@ -66,6 +66,13 @@ def main() -> None:
 )
 @click.option("--metrics-address", metavar="HOST:PORT", help="Serve Prometheus metrics there.")
 @click.option(
+    "--one-cpu/--all-cpus",
+    default=True,
+    show_default=True,
+    help="Run on one CPU of those allowed, which is faster for Python; copies and programs use "
+    "all.",
+)
+@click.option(
     "--log-format", type=click.Choice(["json", "text"]), default="json", show_default=True
 )
 @click.option(
@@ -84,6 +91,7 @@ def serve(
     enable_attach: bool,
     max_volumes_per_node: int,
     metrics_address: str | None,
+    one_cpu: bool,
     log_format: str,
     log_level: str,
 ) -> None:
@@ -107,6 +115,7 @@ def serve(
             attach=enable_attach,
             max_volumes=max_volumes_per_node,
             metrics=config.parse_metrics_address(metrics_address) if metrics_address else None,
+            one_cpu=one_cpu,
         )
         from pycsi.server import serve as run
 

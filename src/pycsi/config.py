@@ -168,6 +168,7 @@ class Config:
     attach: bool = False
     max_volumes: int = 0
     metrics: tuple[str, int] | None = None
+    one_cpu: bool = True
 
     def __post_init__(self) -> None:
         _check_driver_name(self.driver_name)

@@ -10,6 +10,7 @@ from pathlib import Path
 import structlog
 
 from pycsi.errors import FailedPrecondition
+from pycsi.linux import processors
 from pycsi.pool import Pool
 
 log = structlog.get_logger()
@@ -46,6 +47,7 @@ class Reaper:
         if self._thread.is_alive():
             self._thread.join()
 
+    @processors.spread()
     def _run(self) -> None:
         # Of this thread alone; without an I/O priority of its own that follows (ioprio_set(2)).
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWEST_PRIORITY)

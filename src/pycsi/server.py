@@ -20,6 +20,7 @@ from pycsi.config import Config, ConfigError, DriverMode
 from pycsi.controller import Controller
 from pycsi.group import Group
 from pycsi.identity import Identity
+from pycsi.linux import processors
 from pycsi.locks import Locks
 from pycsi.metrics import Metrics
 from pycsi.node import Node
@@ -54,6 +55,8 @@ def serve(config: Config) -> None:
     # Blocked for every thread and program from here on, and waited for below: a handler could run
     # at any instruction, and a key pressed in a terminal would end a mkfs half way.
     signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)
+    if config.one_cpu:
+        processors.gather()
     with contextlib.ExitStack() as opened:
         _refuse_served(config.socket)
         pools = []

@@ -1,5 +1,7 @@
 """The process: its variables, its metrics, and how it ends."""
 
+import concurrent.futures
+import contextlib
 import os
 import signal
 import subprocess
@@ -13,7 +15,7 @@ from typing import Any
 
 import grpc
 import pytest
-from driver import MIB, NODE, Driver
+from driver import MIB, NODE, Driver, block_capability
 from rpc.conftest import SlowPrograms, code_of, free_port, on_disk, rpc_types, wait_for
 
 from pycsi.proto import csi_pb2 as csi
@@ -169,6 +171,78 @@ def test_crash_while_a_volume_is_made(
     assert driver.volume_ids() == []
     assert on_disk(driver) == set()
     assert driver.create("a", type="image").volume_id == f"a@{NODE}"
+
+
+def processors(pid: int) -> list[set[int]]:
+    """Return the processors that each thread of a process may run on."""
+    found = []
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(ProcessLookupError):  # it has ended since it was listed
+            found.append(os.sched_getaffinity(int(thread.name)))
+    return found
+
+
+ALL_PROCESSORS = os.sched_getaffinity(0)
+several_processors = pytest.mark.skipif(len(ALL_PROCESSORS) < 2, reason="there is one processor")
+
+
+@several_processors
+def test_processors(serve: Callable[..., Driver], pool: Path, slow_mkfs: SlowPrograms) -> None:
+    """All that is Python's runs on one processor, but the reaper; a program on any."""
+    driver = serve(pool, PATH=slow_mkfs.path)
+    assert driver.process is not None
+    with concurrent.futures.ThreadPoolExecutor(16) as clients:
+        list(clients.map(lambda number: driver.create(f"v{number}", quota="none"), range(64)))
+        making = clients.submit(driver.create, "image", type="image")
+        wait_for(lambda: slow_mkfs.started)
+        waiting = processors(driver.process.pid)
+        assert processors(slow_mkfs.pid) == [ALL_PROCESSORS]
+        slow_mkfs.go()
+        making.result(30)
+    after = processors(driver.process.pid)
+    assert waiting.count(ALL_PROCESSORS) == 2, "the reaper, and who waits for the program"
+    assert after.count(ALL_PROCESSORS) == 1, "the reaper"
+    shared = [found for found in after if found != ALL_PROCESSORS]
+    assert len(shared) > 4
+    assert all(found == shared[0] and len(found) == 1 for found in shared)
+
+
+@several_processors
+def test_processors_of_a_copy(driver: Driver, pool: Path) -> None:
+    """Data is copied on any processor: sixteen copies must not share one."""
+    volume = driver.create(
+        "v", 256 * MIB, capability=block_capability(), allocation="thick"
+    )  # so that its copy has blocks of its own
+    image = pool / "volumes" / volume.volume_id / "disk.img"
+    image.write_bytes(os.urandom(MIB) * 256)
+    assert driver.process is not None
+    most = 0
+    with concurrent.futures.ThreadPoolExecutor(1) as client:
+        copying = client.submit(driver.snapshot, "s", volume.volume_id)
+        while not copying.done():
+            most = max(most, processors(driver.process.pid).count(ALL_PROCESSORS))
+        copying.result()
+    assert most == 2, "the reaper, and who copies"
+    assert processors(driver.process.pid).count(ALL_PROCESSORS) == 1
+
+
+@several_processors
+def test_processors_that_are_allowed(serve: Callable[..., Driver], pool: Path) -> None:
+    """With --all-cpus nothing is changed, and a program never gets more than the driver has."""
+    driver = serve(pool, options=("--all-cpus",))
+    driver.create("v", quota="none")
+    assert driver.process is not None
+    assert set(map(frozenset, processors(driver.process.pid))) == {frozenset(ALL_PROCESSORS)}
+    driver.stop()
+    allowed = {max(ALL_PROCESSORS)}
+    os.sched_setaffinity(0, allowed)
+    try:
+        driver = serve(pool)
+    finally:
+        os.sched_setaffinity(0, ALL_PROCESSORS)
+    driver.create("w", quota="none")
+    assert driver.process is not None
+    assert set(map(frozenset, processors(driver.process.pid))) == {frozenset(allowed)}
 
 
 def test_log_that_nobody_reads(tmp_path: Path, pool: Path) -> None:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from pycsi.linux import processors
 from pycsi.linux.descriptor import opened
 
 FICLONE = 0x40049409
@@ -14,6 +15,7 @@ _CANNOT = frozenset({errno.EINVAL, errno.ENOSYS, errno.ENOTTY, errno.EOPNOTSUPP,
 _STEP = 1024 * 1024
 
 
+@processors.spread()
 def share(source: int, target: int) -> bool:
     """Let the file `target` have all the blocks of the file `source`, at one point in time.
 
@@ -42,6 +44,7 @@ def can_share(file: Path) -> bool:
     return True
 
 
+@processors.spread()
 def copy(source: int, target: int, progress: Callable[[], None]) -> None:
     """Copy the data of the open file `source` into the empty file `target`, and not its holes.
 

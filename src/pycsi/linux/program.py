@@ -6,6 +6,8 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+from pycsi.linux import processors
+
 _SAID = 400
 
 _found: dict[str, str] = {}
@@ -28,6 +30,7 @@ def find(name: str) -> str | None:
     return found
 
 
+@processors.spread()
 def run(
     name: str,
     *arguments: str | Path,

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Self
 
-from pycsi.linux import clone
+from pycsi.linux import clone, processors
 from pycsi.linux.descriptor import DIRECTORY, opened
 from pycsi.linux.tree import refuse_mounts
 
@@ -149,6 +149,7 @@ def occupied(root: Path) -> int:
     return total
 
 
+@processors.spread()
 def copy(source: Path, target: Path, progress: Callable[[], None]) -> None:
     """Copy what is in the directory `source` into the empty directory `target`.
 
