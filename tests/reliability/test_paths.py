@@ -27,6 +27,8 @@ MISSING = grpc.StatusCode.NOT_FOUND
 AT_FDCWD = -100
 RENAME_EXCHANGE = 2
 NOBODY = 65534
+LONGEST_PAUSE = 0.001
+"""Seconds between two swaps, or what the call took before: one that is faster would be over."""
 
 
 @pytest.fixture
@@ -88,18 +90,20 @@ def staging_request(volume_id: str, path: Path) -> csi.NodeStageVolumeRequest:
 
 
 @contextlib.contextmanager
-def exchanging(one: Path, other: Path, seed: int) -> Iterator[None]:
-    """Swap two names all the time; in the end they are as they were."""
+def exchanging(one: Path, other: Path, chance: random.Random, pause: float) -> Iterator[None]:
+    """Swap two names all the time, after at most `pause` seconds; in the end they are as they were.
+
+    They are swapped for a quarter of the time, whatever the pause.
+    """
     rename = ctypes.CDLL(None, use_errno=True).renameat2
-    done, chance = threading.Event(), random.Random(seed)  # noqa: S311
+    done = threading.Event()
     names = os.fsencode(one), os.fsencode(other)
 
     def swap() -> None:
         while not done.is_set():
-            time.sleep(chance.uniform(0, 0.006))
-            for pause in (0.0002, 0):
+            for longest in (pause, pause / 3):
+                time.sleep(chance.uniform(0, longest))
                 assert rename(AT_FDCWD, names[0], AT_FDCWD, names[1], RENAME_EXCHANGE) == 0
-                time.sleep(pause)
 
     thread = threading.Thread(target=swap)
     thread.start()
@@ -139,12 +143,16 @@ def test_link_that_is_swapped_in(
         ("unstage", lambda: driver.unstage(volume_id, staging)),
     ]
     ends: dict[tuple[str, str], int] = {}
+    took: dict[str, float] = {}
+    chance = random.Random(0)  # noqa: S311
     rounds = 1000 if thorough else 60
     with untouched(canary):
         for number in range(rounds):
             for what, call in calls:
-                with exchanging(folder, link, number):
+                with exchanging(folder, link, chance, min(took.get(what, 1), LONGEST_PAUSE)):
+                    began = time.monotonic()
                     code = code_of(call)
+                    took[what] = time.monotonic() - began
                 assert code.name not in {"INTERNAL", "UNKNOWN"}, f"{what}: {code}"
                 assert not mounted_in(canary), f"{what} in round {number}"
                 assert code_of(call) is OK, f"{what}, when nobody swaps any more"
