@@ -227,20 +227,27 @@ def test_processors_of_a_copy(driver: Driver, pool: Path) -> None:
 
 
 @several_processors
-def test_processors_that_are_allowed(serve: Callable[..., Driver], pool: Path) -> None:
-    """With --all-cpus nothing is changed, and a program never gets more than the driver has."""
-    driver = serve(pool, options=("--all-cpus",))
+@pytest.mark.parametrize(
+    "how", [{"options": ("--all-cpus",)}, {"PYCSI_ONE_CPU": "false"}], ids=["option", "variable"]
+)
+def test_all_processors(serve: Callable[..., Driver], pool: Path, how: dict[str, Any]) -> None:
+    """Who wants it has the driver on all processors."""
+    driver = serve(pool, **how)
     driver.create("v", quota="none")
     assert driver.process is not None
     assert set(map(frozenset, processors(driver.process.pid))) == {frozenset(ALL_PROCESSORS)}
-    driver.stop()
+
+
+@several_processors
+def test_processors_that_are_allowed(serve: Callable[..., Driver], pool: Path) -> None:
+    """No thread ever gets a processor that the driver was not started on."""
     allowed = {max(ALL_PROCESSORS)}
     os.sched_setaffinity(0, allowed)
     try:
         driver = serve(pool)
     finally:
         os.sched_setaffinity(0, ALL_PROCESSORS)
-    driver.create("w", quota="none")
+    driver.create("v", quota="none")
     assert driver.process is not None
     assert set(map(frozenset, processors(driver.process.pid))) == {frozenset(allowed)}
 
