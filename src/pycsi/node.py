@@ -27,6 +27,7 @@ from pycsi.staging import Staging, remove_unused, resolved
 from pycsi.topology import NodeFacts
 from pycsi.volumes import check_fits, delete, expand, new_volume, noting
 
+_ENCODER = json.JSONEncoder(sort_keys=True)
 _EPHEMERAL = "csi.storage.k8s.io/ephemeral"
 _INLINE_KEYS = ("pool", "type", "size")
 """What a pod may say of its inline volume: neither mkfs options nor a directory without limit."""
@@ -294,7 +295,7 @@ class Node(csi_pb2_grpc.NodeServicer):
                 return _Found(pool=pool, volume=volume, backend=staging.backend, lost=True)
         raise NotFound(f"volume {volume_id} is neither staged nor published at {path!r}")
 
-    def _path(self, text: str, field: str) -> Path:
+    def _path(self, text: str, field: str) -> str:
         """Return a path to mount at, which must not lie in a pool."""
         path = resolved(text, field)
         for pool in self._pools:
@@ -327,16 +328,15 @@ def _check_pool(pool: Pool, context: Mapping[str, str]) -> None:
 def _arguments(request: csi.NodeStageVolumeRequest | csi.NodePublishVolumeRequest) -> str:
     """Digest what a repeated call must repeat: all but secrets and the orchestrator's own keys."""
     capability = request.volume_capability
+    published, context = request.publish_context, request.volume_context
     data: dict[str, object] = {
         "access": capability.WhichOneof("access_type"),
         "mode": capability.access_mode.mode,
         "filesystem": capability.mount.fs_type,
         "flags": list(capability.mount.mount_flags),
-        "publish_context": dict(request.publish_context),
+        "publish_context": {key: published[key] for key in published},
         "volume_context": {
-            key: value
-            for key, value in request.volume_context.items()
-            if not key.startswith(parameters.ORCHESTRATOR)
+            key: context[key] for key in context if not key.startswith(parameters.ORCHESTRATOR)
         },
     }
     if isinstance(request, csi.NodePublishVolumeRequest):
@@ -344,7 +344,7 @@ def _arguments(request: csi.NodeStageVolumeRequest | csi.NodePublishVolumeReques
             "readonly": request.readonly,
             "staged": os.path.normpath(request.staging_target_path),
         }
-    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(_ENCODER.encode(data).encode()).hexdigest()
 
 
 def _inline_size(context: Mapping[str, str]) -> CapacityRange | None:

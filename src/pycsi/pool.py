@@ -26,7 +26,7 @@ from pycsi.errors import FailedPrecondition, ResourceExhausted
 from pycsi.freezing import Frozen, thaw_after_crash
 from pycsi.limits import Limiter, LimitError, NoLimiter, limiter_for
 from pycsi.linux import clone
-from pycsi.linux.descriptor import sync_directory
+from pycsi.linux.descriptor import exists, sync_directory
 from pycsi.linux.ground import Ground
 from pycsi.linux.kernel import Kernel
 from pycsi.linux.mount import syncfs
@@ -311,18 +311,18 @@ class Pool:
         The kernel that `backend` has asked whether it is in use is not asked again.
         """
         self.check()
-        refuse_listed(backend.kernel.mounts, str(self.ground.real(backend.place)))
+        refuse_listed(backend.kernel.mounts, self.ground.real(backend.where))
         self._throw_away(self.volumes, backend.volume.id, fate)
 
     def _throw_away(
         self, shelf: Shelf[Volume] | Shelf[Snapshot], object_id: str, fate: trash.Fate
     ) -> None:
-        place = shelf.folder / object_id
+        place = shelf.place(object_id)
         try:
-            if place.exists():
+            if exists(place):
                 self.trash.throw_away(place, object_id, fate, shelf.held_by(object_id))
         finally:
-            if not place.exists():
+            if not exists(place):
                 shelf.drop(object_id)
 
     def resize(self, volume: Volume, size: int) -> Volume:

@@ -49,8 +49,8 @@ def string_map(value: Mapping[str, str], field: str) -> dict[str, str]:
     """Check a map: at most 4 KiB in all."""
     if not value:
         return {}
-    read = dict(value)
-    size = sum(len(key.encode()) + len(item.encode()) for key, item in read.items())
+    read = {key: value[key] for key in value}  # dict() is slower with a map of protobuf's
+    size = len("".join((*read, *read.values())).encode())
     if size > LONGEST_MAP:
         raise InvalidArgument(f"{field} holds {size} bytes; {LONGEST_MAP} are allowed")
     return read
@@ -65,9 +65,10 @@ def capability(message: csi.VolumeCapability, field: str = "volume_capability") 
         raise InvalidArgument(f"{field}: access_mode is missing")
     mount = message.mount
     flags = tuple(mount.mount_flags)
-    if sum(len(flag.encode()) for flag in flags) > LONGEST_MAP:
+    text = "".join(flags)
+    if len(text.encode()) > LONGEST_MAP:
         raise InvalidArgument(f"{field}: mount_flags hold over {LONGEST_MAP} bytes")
-    if any("\0" in flag for flag in flags):
+    if "\0" in text:
         raise InvalidArgument(f"{field}: a mount flag holds a NUL byte")
     number = message.access_mode.mode
     mode = _SERVED.get(number)

@@ -254,11 +254,12 @@ class Gate:
         """Count an RPC that began at `start`, log it, and return its status."""
         seconds = time.perf_counter() - start
         code, message = status_of(failure) if failure else _DONE
-        self._observe(name, code.name, seconds)
+        said = code.name
+        self._observe(name, said, seconds)
         number = next(self._numbers)
         if failure or self._debugging or name not in _ROUTINE:
             about = self._about(request)
-            about["code"] = code.name
+            about["code"] = said
             about["duration_ms"] = round(seconds * 1000, 3)
             if message:
                 about["error"] = message

@@ -17,7 +17,7 @@ from typing import Any, Self
 from pycsi.backends import Backend
 from pycsi.errors import AlreadyExists, FailedPrecondition, InvalidArgument
 from pycsi.layout import NO_NOTES, NOTES_RECORD
-from pycsi.linux.descriptor import opened, straight
+from pycsi.linux.descriptor import is_directory, opened, straight
 from pycsi.linux.mount import topmost
 from pycsi.linux.mounttable import Mount
 from pycsi.model import Capability, Mode
@@ -27,7 +27,7 @@ _LONGEST_PATH = 4095
 _LONGEST_NAME = 255
 
 
-def resolved(text: str, field: str) -> Path:
+def resolved(text: str, field: str) -> str:
     """Return a path of the orchestrator's as the kernel lists it, which is without links.
 
     Whoever may plant a link must not choose where something is mounted, so links are refused, not
@@ -42,10 +42,10 @@ def resolved(text: str, field: str) -> Path:
         )
     if not text.startswith("/") or ".." in names or not names:
         raise InvalidArgument(f"{field} {text!r}: give an absolute path without '..'")
-    path = Path("/", *names)
-    with contextlib.suppress(OSError), straight(path.parent):
+    path, folder = f"/{'/'.join(names)}", f"/{'/'.join(names[:-1])}"
+    with contextlib.suppress(OSError), straight(folder):
         return path
-    for parent in reversed(path.parents):
+    for parent in reversed(Path(path).parents):
         if os.path.islink(parent):  # noqa: PTH114  (what cannot be looked at is no link)
             raise InvalidArgument(
                 f"{field} {text!r}: {parent} is a symbolic link; give the real path"
@@ -122,21 +122,21 @@ class Staging:
     def in_use(self) -> str | None:
         """Return where the volume is in use, or None where nothing keeps it from being deleted."""
         places = [item.target for item in self.backend.mounts()]
-        places += [path for path in self._staging_paths() if self.backend.is_staged(Path(path))]
+        places += [path for path in self._staging_paths() if self.backend.is_staged(path)]
         return places[0] if places else self.backend.holder()
 
-    def holds(self, path: Path) -> bool:
+    def holds(self, path: str) -> bool:
         """Tell whether the volume is staged or published at `path`."""
-        if any(item.target == str(path) for item in self.backend.mounts()):
+        if any(item.target == path for item in self.backend.mounts()):
             return True
-        return str(path) in self.notes.staged and self.backend.is_staged(path)
+        return path in self.notes.staged and self.backend.is_staged(path)
 
-    def has_lost(self, path: Path, *, known: bool) -> bool:
+    def has_lost(self, path: str, *, known: bool) -> bool:
         """Tell whether the volume was staged or published at `path`, where something else is.
 
         Where that is not `known`, for the notes are away, it may have been.
         """
-        noted = str(path) in self.notes.staged or str(path) in self.notes.published
+        noted = path in self.notes.staged or path in self.notes.published
         return (noted or not known) and self.kernel.mounts.topmost(path) is not None
 
     def _staging_paths(self) -> list[str]:
@@ -145,9 +145,9 @@ class Staging:
 
     # Changing it
 
-    def ensure_staged(self, path: Path, capability: Capability, arguments: str) -> None:
+    def ensure_staged(self, path: str, capability: Capability, arguments: str) -> None:
         """Stage the volume at `path`, or find that it is, with these arguments."""
-        note = self.notes.staged.get(str(path))
+        note = self.notes.staged.get(path)
         if note and self.backend.is_staged(path):
             if note.arguments != arguments:
                 raise AlreadyExists(
@@ -162,33 +162,33 @@ class Staging:
             )
         # Notes of where a reboot or somebody else has unstaged it say nothing any more; and of a
         # raw volume's device one could not tell where it is staged.
-        if not any(self.backend.is_staged(Path(other)) for other in self._staging_paths()):
+        if not any(self.backend.is_staged(other) for other in self._staging_paths()):
             self.notes.staged.clear()
-        self.notes.staged[str(path)] = Note(arguments=arguments, mode=capability.mode)
+        self.notes.staged[path] = Note(arguments=arguments, mode=capability.mode)
         self.notes.save()
         self.backend.stage(path, capability)
 
-    def ensure_unstaged(self, path: Path) -> None:
+    def ensure_unstaged(self, path: str) -> None:
         """Undo what staging at `path` did; nothing is fine."""
-        if targets := self.published() - {str(path)}:
+        if targets := self.published() - {path}:
             raise FailedPrecondition(
                 f"volume {self._id} is still published at {min(targets)}; unpublish it first"
             )
         self._unmount(path)
-        noted = self.notes.staged.pop(str(path), None)
-        if not any(self.backend.is_staged(Path(other)) for other in self._staging_paths()):
+        noted = self.notes.staged.pop(path, None)
+        if not any(self.backend.is_staged(other) for other in self._staging_paths()):
             self.backend.release()
         if noted:
             self.notes.forget()
 
     def ensure_published(
         self,
-        target: Path,
+        target: str,
         capability: Capability,
         arguments: str,
         *,
         readonly: bool,
-        source: Path | None,
+        source: str | None,
     ) -> None:
         """Publish the volume at `target`, or find that it is, with these arguments.
 
@@ -197,7 +197,7 @@ class Staging:
         published = self.published()
         if self._is_repeated(target, capability.mode, arguments, published):
             return
-        if source and not (str(source) in self.notes.staged and self.backend.is_staged(source)):
+        if source and not (source in self.notes.staged and self.backend.is_staged(source)):
             raise FailedPrecondition(
                 f"volume {self._id} is not staged at {source}; call NodeStageVolume first"
             )
@@ -207,7 +207,7 @@ class Staging:
         for path in self.notes.published.keys() - published:
             if not os.path.lexists(path):
                 del self.notes.published[path]
-        self.notes.published[str(target)] = Note(arguments=arguments, mode=capability.mode)
+        self.notes.published[target] = Note(arguments=arguments, mode=capability.mode)
         self.notes.save()
         with self._target(target):
             if source:
@@ -215,10 +215,10 @@ class Staging:
             else:
                 self.backend.stage(target, capability, readonly=readonly)
 
-    def _is_repeated(self, target: Path, mode: Mode, arguments: str, published: set[str]) -> bool:
+    def _is_repeated(self, target: str, mode: Mode, arguments: str, published: set[str]) -> bool:
         """Follow the specification's table for a second NodePublishVolume."""
-        if str(target) in published:
-            if self.notes.published[str(target)].arguments != arguments:
+        if target in published:
+            if self.notes.published[target].arguments != arguments:
                 raise AlreadyExists(
                     f"volume {self._id} is published at {target} with another capability, "
                     "readonly flag or context; unpublish it first"
@@ -233,17 +233,17 @@ class Staging:
             )
         return False
 
-    def ensure_unpublished(self, target: Path) -> None:
+    def ensure_unpublished(self, target: str) -> None:
         """Undo what publishing at `target` did, and remove the target; nothing is fine."""
         self._unmount(target)
         self.backend.withdraw()
-        if str(target) in self.notes.published:
+        if target in self.notes.published:
             _remove_target(target)
-            del self.notes.published[str(target)]
+            del self.notes.published[target]
             self.notes.forget()
 
     @contextlib.contextmanager
-    def _target(self, target: Path) -> Iterator[None]:
+    def _target(self, target: str) -> Iterator[None]:
         """Make the target; take it and its note away again if publishing fails."""
         made = False
         try:
@@ -253,19 +253,19 @@ class Staging:
             self.backend.withdraw()
             if made:
                 _remove_target(target)
-            del self.notes.published[str(target)]
+            del self.notes.published[target]
             self.notes.forget()
             raise
 
-    def _unmount(self, path: Path) -> None:
-        while found := self.kernel.mounts.at(str(path)):
+    def _unmount(self, path: str) -> None:
+        while found := self.kernel.mounts.at(path):
             if found[-1].id not in {item.id for item in self.backend.mounts()}:
                 raise _foreign(found[-1])
             self.kernel.unmount(path)
             if len(found) == 1:
                 return
 
-    def _refuse_mounted(self, path: Path) -> None:
+    def _refuse_mounted(self, path: str) -> None:
         if mounted := self.kernel.mounts.topmost(path):
             raise _foreign(mounted)
 
@@ -277,40 +277,43 @@ def _foreign(mounted: Mount) -> FailedPrecondition:
     )
 
 
-def _refuse_unfit(target: Path, *, is_file: bool) -> None:
+def _refuse_unfit(target: str, *, is_file: bool) -> None:
     """Refuse a target that can neither be made nor is an empty one already."""
-    if not target.parent.is_dir():
-        raise FailedPrecondition(f"target_path: {target.parent} does not exist; create it")
-    if not os.path.lexists(target):
+    folder, _ = os.path.split(target)
+    if not os.path.isdir(folder):  # noqa: PTH112  (a Path costs as much as a system call)
+        raise FailedPrecondition(f"target_path: {folder} does not exist; create it")
+    try:
+        mode = os.lstat(target).st_mode
+    except OSError:
         return
-    fits = target.is_file() if is_file else _is_empty_directory(target)
-    if not fits or target.is_symlink():
+    if not (stat.S_ISREG(mode) if is_file else _is_empty_directory(target)):
         kind = "a file" if is_file else "an empty directory"
         raise FailedPrecondition(f"target_path {target} exists and is not {kind}")
 
 
-def _is_empty_directory(path: Path) -> bool:
+def _is_empty_directory(path: str) -> bool:
     """Tell whether an empty directory is there; one that goes meanwhile is not."""
     with contextlib.suppress(OSError):
-        return path.is_dir() and not path.is_symlink() and not any(path.iterdir())
+        return is_directory(path) and not os.listdir(path)  # noqa: PTH208  (and here)
     return False
 
 
-def _make_target(target: Path, *, is_file: bool) -> bool:
+def _make_target(target: str, *, is_file: bool) -> bool:
     """Make a directory, or a file for a device, at `target`; return False where it was there."""
-    with straight(target.parent, os.O_DIRECTORY) as parent:
+    folder, name = os.path.split(target)
+    with straight(folder, os.O_DIRECTORY) as parent:
         try:
             if is_file:
-                with opened(target.name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, at=parent):
+                with opened(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, at=parent):
                     pass
             else:
-                os.mkdir(target.name, 0o750, dir_fd=parent)
+                os.mkdir(name, 0o750, dir_fd=parent)
         except FileExistsError:
             return False
     return True
 
 
-def remove_unused(target: Path) -> bool:
+def remove_unused(target: str) -> bool:
     """Remove a target at which nothing is mounted; return False where there is none."""
     if topmost(target) or not os.path.lexists(target):
         return False
@@ -318,15 +321,16 @@ def remove_unused(target: Path) -> bool:
     return True
 
 
-def _remove_target(target: Path) -> None:
+def _remove_target(target: str) -> None:
     """Remove an unmounted target: a directory only while it is empty, a file only while it is."""
+    folder, name = os.path.split(target)
     try:
-        with straight(target.parent, os.O_DIRECTORY) as parent:
-            status = os.stat(target.name, dir_fd=parent, follow_symlinks=False)
+        with straight(folder, os.O_DIRECTORY) as parent:
+            status = os.stat(name, dir_fd=parent, follow_symlinks=False)
             if stat.S_ISDIR(status.st_mode):
-                os.rmdir(target.name, dir_fd=parent)
+                os.rmdir(name, dir_fd=parent)
             elif stat.S_ISREG(status.st_mode) and status.st_size == 0:
-                os.unlink(target.name, dir_fd=parent)
+                os.unlink(name, dir_fd=parent)
             else:
                 raise FailedPrecondition(
                     f"target_path {target} is not what was made there; remove it"

@@ -209,7 +209,7 @@ class Trash:
         due, _ = self._due()
         return bool(due)
 
-    def throw_away(self, place: Path, object_id: str, fate: Fate, size: int) -> None:
+    def throw_away(self, place: str, object_id: str, fate: Fate, size: int) -> None:
         """Delete the directory `place` of an object, by one rename: durable when this returns.
 
         It counts for `size` bytes until it has been reaped.

@@ -72,7 +72,7 @@ class Backend(abc.ABC):
         """Return the mounts of this volume or of a part of it, as the kernel lists them."""
 
     @abc.abstractmethod
-    def stage(self, path: Path, capability: Capability, *, readonly: bool = False) -> None:
+    def stage(self, path: str, capability: Capability, *, readonly: bool = False) -> None:
         """Make the volume usable at the empty directory `path`."""
 
     @abc.abstractmethod
@@ -82,7 +82,7 @@ class Backend(abc.ABC):
     def grow(self) -> None:
         """Make the filesystem, which is mounted, as large as the data."""
 
-    def is_staged(self, path: Path) -> bool:
+    def is_staged(self, path: str) -> bool:
         """Tell whether the volume is what one sees at `path`, as far as the kernel knows."""
         seen = self.kernel.mounts.topmost(path)
         return seen is not None and seen in self.mounts()
@@ -94,9 +94,7 @@ class Backend(abc.ABC):
     def release(self) -> None:
         """Free what staging took besides the mount."""
 
-    def publish(
-        self, source: Path, target: Path, capability: Capability, *, readonly: bool
-    ) -> None:
+    def publish(self, source: str, target: str, capability: Capability, *, readonly: bool) -> None:
         """Make the volume that is staged at `source` visible at `target`, which exists."""
         self.kernel.bind(source, target, attributes(capability, readonly=readonly))
 

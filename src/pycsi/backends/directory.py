@@ -24,6 +24,11 @@ class Directory(Backend):
 
     NAME = "data"
 
+    @property
+    def _shown(self) -> str:
+        """The same as `content`, as text: a Path costs as much as a system call."""
+        return f"{self.where}/{self.NAME}"
+
     def create(self) -> int | None:
         size = self.volume.capacity if self.volume.enforced else None
         return self.limiter.make(self.content, size)
@@ -36,12 +41,12 @@ class Directory(Backend):
             self.limiter.limit(self.content, self.volume.project, size)
 
     def mounts(self) -> list[Mount]:
-        return self.kernel.mounts.of(self.ground.device, self.ground.root_of(self.content))
+        return self.kernel.mounts.of(self.ground.device, self.ground.root_of(self._shown))
 
-    def stage(self, path: Path, capability: Capability, *, readonly: bool = False) -> None:
+    def stage(self, path: str, capability: Capability, *, readonly: bool = False) -> None:
         if self.volume.enforced:
             self.limiter.limit(self.content, self.volume.project, self.volume.capacity)
-        shown = self.ground.real(self.content)
+        shown = self.ground.real(self._shown)
         self.kernel.bind(shown, path, attributes(capability, readonly=readonly))
 
     def usage(self, path: Path) -> Usage:
@@ -52,7 +57,7 @@ class Directory(Backend):
     # Health
 
     def faults(self) -> Iterator[str]:
-        if not is_directory(f"{self.where}/{self.NAME}"):
+        if not is_directory(self._shown):
             yield f"its directory is missing: {self.content}"
         elif self.volume.enforced:
             limit = self.limiter.limit_of(self.content, self.volume.project)
@@ -62,7 +67,7 @@ class Directory(Backend):
 
     @property
     def sight(self) -> str:
-        return "" if self.volume.enforced else f"{self.where}/{self.NAME}"
+        return "" if self.volume.enforced else self._shown
 
     # Snapshots
 

@@ -91,13 +91,13 @@ class FilesystemImage(Image):
                 found += mounts.of(device.device)
         return found
 
-    def stage(self, path: Path, capability: Capability, *, readonly: bool = False) -> None:
+    def stage(self, path: str, capability: Capability, *, readonly: bool = False) -> None:
         if self._mount(path, capability, readonly=readonly):
             return
         try:
-            writable = any(item.target == str(path) for item in self._writable())
+            writable = any(item.target == path for item in self._writable())
             if writable and not self._is_grown(self._disk):
-                filesystem.grow_mounted(self._kind, path, self.volume.capacity)
+                filesystem.grow_mounted(self._kind, Path(path), self.volume.capacity)
         except PermissionError:
             self.kernel.unmount(path)
             self._grow_unmounted()
@@ -106,7 +106,7 @@ class FilesystemImage(Image):
             self.kernel.unmount(path)
             raise
 
-    def _mount(self, path: Path, capability: Capability, *, readonly: bool) -> bool:
+    def _mount(self, path: str, capability: Capability, *, readonly: bool) -> bool:
         """Mount it; tell whether it was as large as the volume before, and so need not grow."""
         options = mount_options(capability.mount_flags)
         bits = attributes(capability, readonly=readonly)

@@ -41,11 +41,11 @@ class RawImage(Image):
                 )
         return next((device for device in devices if not device.autoclear), None)
 
-    def is_staged(self, path: Path) -> bool:
+    def is_staged(self, path: str) -> bool:
         devices = self.kernel.loops(self.image)
         return any(not (device.readonly or device.autoclear) for device in devices)
 
-    def stage(self, path: Path, capability: Capability, *, readonly: bool = False) -> None:
+    def stage(self, path: str, capability: Capability, *, readonly: bool = False) -> None:
         device = self._device(readonly=False)
         if device is None:
             self.forget_unrecorded()
@@ -61,9 +61,7 @@ class RawImage(Image):
             self.kernel.detach(device)
         self.require_free()
 
-    def publish(
-        self, source: Path, target: Path, capability: Capability, *, readonly: bool
-    ) -> None:
+    def publish(self, source: str, target: str, capability: Capability, *, readonly: bool) -> None:
         readonly = readonly or capability.readonly
         device = self._device(readonly=readonly) or self._attach(readonly=readonly)
         self.kernel.bind(device.path, target)

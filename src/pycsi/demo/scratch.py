@@ -74,7 +74,7 @@ def _free_devices(root: Path) -> None:
 def _unmount_below(root: Path) -> None:
     for item in reversed(mount.mountinfo()):
         if Path(item.target).is_relative_to(root):
-            mount.umount2(Path(item.target), mount.MNT_DETACH | mount.UMOUNT_NOFOLLOW)
+            mount.umount2(item.target, mount.MNT_DETACH | mount.UMOUNT_NOFOLLOW)
 
 
 def loops_available() -> bool:

@@ -1,13 +1,14 @@
-"""File descriptors that are closed with the `with` block that uses them."""
+"""File descriptors that are closed with the `with` block that uses them.
 
-import contextlib
+They are opened by classes: generators would cost as much as the system calls.
+"""
+
 import ctypes
 import errno
 import os
 import stat
-from collections.abc import Iterator
 
-from pycsi.linux.libc import system_call
+from pycsi.linux.libc import StrPath, system_call
 
 AT_FDCWD = -100
 RESOLVE_NO_SYMLINKS = 0x4
@@ -29,37 +30,58 @@ _openat2 = system_call(
 )
 
 
-@contextlib.contextmanager
-def closing(fd: int) -> Iterator[int]:
+class closing:  # noqa: N801  (called like a function, as are the others here)
     """Close `fd` at the end of the block."""
-    try:
-        yield fd
-    finally:
-        os.close(fd)
 
-
-class opened:  # noqa: N801  (called like a function, as are the others here)
-    """Open `path`, relative to the directory descriptor `at` if that is given (open(2)).
-
-    A file that is made belongs to its owner alone. No program inherits the descriptor.
-    """
-
-    # A class: a generator would cost as much as the system calls.
-
-    def __init__(
-        self, path: str | os.PathLike[str], flags: int = os.O_RDONLY, *, at: int | None = None
-    ) -> None:
-        self._path, self._flags, self._at = path, flags, at
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
 
     def __enter__(self) -> int:
-        self._fd = os.open(self._path, self._flags | os.O_CLOEXEC, 0o600, dir_fd=self._at)
         return self._fd
 
     def __exit__(self, *_: object) -> None:
         os.close(self._fd)
 
 
-def read_file(path: str | os.PathLike[str]) -> bytes:
+class opened(closing):  # noqa: N801
+    """Open `path`, relative to the directory descriptor `at` if that is given (open(2)).
+
+    A file that is made belongs to its owner alone. No program inherits the descriptor.
+    """
+
+    def __init__(self, path: StrPath, flags: int = os.O_RDONLY, *, at: int | None = None) -> None:
+        self._path, self._flags, self._at = path, flags, at
+
+    def __enter__(self) -> int:
+        self._fd = os.open(self._path, self._flags | os.O_CLOEXEC, 0o600, dir_fd=self._at)
+        return self._fd
+
+
+class straight(closing):  # noqa: N801
+    """Open what is at `path` without reading it (O_PATH); ELOOP where any part is a symbolic link.
+
+    It is the kernel that looks, so nobody can swap a link in between a look and the use.
+    """
+
+    def __init__(self, path: StrPath, flags: int = 0) -> None:
+        self._path = path
+        self._how = _OpenHow(flags | os.O_PATH | os.O_CLOEXEC, 0, RESOLVE_NO_SYMLINKS)
+
+    def __enter__(self) -> int:
+        path, how = os.fsencode(self._path), self._how
+        try:
+            self._fd = _openat2(
+                AT_FDCWD, path, ctypes.byref(how), ctypes.sizeof(how), path=self._path
+            )
+        except OSError as error:
+            if error.errno != errno.ELOOP:
+                raise
+            reason = "leads through a symbolic link; give the real path"
+            raise OSError(errno.ELOOP, reason, os.fspath(self._path)) from None
+        return self._fd
+
+
+def read_file(path: StrPath) -> bytes:
     """Return what is in the file `path`, with the fewest system calls."""
     with opened(path) as fd:
         return read_whole(fd)
@@ -73,7 +95,16 @@ def read_whole(fd: int) -> bytes:
     return b"".join(parts)
 
 
-def is_directory(path: str) -> bool:
+def exists(path: StrPath) -> bool:
+    """Tell whether there is anything at `path`, be it a link; what cannot be told is an error."""
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
+def is_directory(path: StrPath) -> bool:
     """Tell whether there is a directory at `path`, and not a link to one."""
     try:
         return stat.S_ISDIR(os.lstat(path).st_mode)
@@ -81,31 +112,10 @@ def is_directory(path: str) -> bool:
         return False
 
 
-def sync_directory(path: str | os.PathLike[str]) -> None:
+def sync_directory(path: StrPath) -> None:
     """Make the names in the directory `path` durable (fsync(2))."""
     fd = os.open(path, os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-@contextlib.contextmanager
-def straight(path: os.PathLike[str], flags: int = 0) -> Iterator[int]:
-    """Open what is at `path` without reading it (O_PATH); ELOOP where any part is a symbolic link.
-
-    It is the kernel that looks, so nobody can swap a link in between a look and the use.
-    """
-    how = _OpenHow(flags | os.O_PATH | os.O_CLOEXEC, 0, RESOLVE_NO_SYMLINKS)
-    try:
-        size = ctypes.sizeof(how)
-        fd = _openat2(AT_FDCWD, os.fsencode(path), ctypes.byref(how), size, path=path)
-    except OSError as error:
-        if error.errno != errno.ELOOP:
-            raise
-        reason = "leads through a symbolic link; give the real path"
-        raise OSError(errno.ELOOP, reason, os.fspath(path)) from None
-    try:
-        yield fd
     finally:
         os.close(fd)

@@ -40,13 +40,13 @@ class Ground:
         """The filesystem's device number."""
         return self.mount.device
 
-    def root_of(self, place: Path) -> str:
+    def root_of(self, place: str) -> str:
         """Return the path of what lies below, from the filesystem's own root."""
         return f"{self.root.rstrip('/')}{self._inside(place)}"
 
-    def real(self, place: Path) -> Path:
+    def real(self, place: str) -> str:
         """Return the path of what lies below, without symbolic links."""
-        return Path(f"{self.real_path}{self._inside(place)}")
+        return f"{self.real_path}{self._inside(place)}"
 
-    def _inside(self, place: Path) -> str:
-        return str(place).removeprefix(str(self.path))
+    def _inside(self, place: str) -> str:
+        return place.removeprefix(str(self.path))

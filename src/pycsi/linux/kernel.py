@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pycsi.linux import loop, mount
+from pycsi.linux.libc import StrPath
 from pycsi.linux.mounttable import MountIndex, MountTable
 
 
@@ -54,7 +55,7 @@ class Kernel:
         self.forget()
         loop.detach(device)
 
-    def bind(self, source: Path, target: Path, attributes: int = 0) -> None:
+    def bind(self, source: StrPath, target: StrPath, attributes: int = 0) -> None:
         """See `mount.bind`."""
         self.forget()
         mount.bind(source, target, attributes)
@@ -63,7 +64,7 @@ class Kernel:
         self,
         fstype: str,
         source: Path,
-        target: Path,
+        target: StrPath,
         options: Iterable[str] = (),
         attributes: int = 0,
     ) -> None:
@@ -71,7 +72,7 @@ class Kernel:
         self.forget()
         mount.mount(fstype, source, target, options, attributes)
 
-    def unmount(self, target: Path) -> None:
+    def unmount(self, target: StrPath) -> None:
         """See `mount.unmount`."""
         self.forget()
         mount.unmount(target)

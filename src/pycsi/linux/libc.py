@@ -7,7 +7,9 @@ when this package is imported; prototypes are never changed afterwards, so threa
 
 import ctypes
 import os
-from typing import Protocol
+from typing import Protocol, TypeAlias
+
+StrPath: TypeAlias = str | os.PathLike[str]
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -15,30 +17,30 @@ _libc = ctypes.CDLL(None, use_errno=True)
 class Call(Protocol):
     """One C function: its result, or `OSError` with errno and `path` where it fails."""
 
-    def __call__(self, *arguments: object, path: os.PathLike[str] | str | None = None) -> int: ...
+    def __call__(self, *arguments: object, path: StrPath | None = None) -> int: ...
 
 
 def function(name: str, *argtypes: type) -> Call:
     """Return the C library's function `name`, which answers -1 and errno on failure."""
-    pointer = _libc[name]  # indexing makes a new object, so prototypes never clash
-    pointer.argtypes = argtypes
-    pointer.restype = ctypes.c_long if name == "syscall" else ctypes.c_int
-
-    def call(*arguments: object, path: os.PathLike[str] | str | None = None) -> int:
-        result: int = pointer(*arguments)
-        if result < 0:
-            errno = ctypes.get_errno()
-            raise OSError(errno, os.strerror(errno), None if path is None else os.fspath(path))
-        return result
-
-    return call
+    return _checked(name, argtypes, ctypes.c_int)
 
 
 def system_call(number: int, *argtypes: type) -> Call:
     """Return the system call `number` as a function."""
-    enter = function("syscall", ctypes.c_long, *argtypes)
+    return _checked("syscall", (ctypes.c_long, *argtypes), ctypes.c_long, number)
 
-    def call(*arguments: object, path: os.PathLike[str] | str | None = None) -> int:
-        return enter(number, *arguments, path=path)
+
+def _checked(name: str, argtypes: tuple[type, ...], result: type, *first: int) -> Call:
+    """Return a function of the C library, whose first arguments are `first`."""
+    pointer = _libc[name]  # indexing makes a new object, so prototypes never clash
+    pointer.argtypes = argtypes
+    pointer.restype = result
+
+    def call(*arguments: object, path: StrPath | None = None) -> int:
+        answer: int = pointer(*first, *arguments)
+        if answer < 0:
+            errno = ctypes.get_errno()
+            raise OSError(errno, os.strerror(errno), None if path is None else os.fspath(path))
+        return answer
 
     return call

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from pycsi.linux.descriptor import closing, opened, straight
-from pycsi.linux.libc import function, system_call
+from pycsi.linux.libc import StrPath, function, system_call
 from pycsi.linux.mounttable import Mount, MountTable
 
 AT_EMPTY_PATH = 0x1000
@@ -97,7 +97,7 @@ def mountinfo() -> list[Mount]:
     return list(MountTable())
 
 
-def topmost(path: Path) -> Mount | None:
+def topmost(path: StrPath) -> Mount | None:
     """Return the mount that one sees at `path`, or None where nothing is mounted."""
     return MountTable().topmost(path)
 
@@ -133,7 +133,7 @@ def _mount_setattr_fd(fd: int, bits: int, path: str) -> None:
     _mount_setattr(fd, b"", AT_EMPTY_PATH, ctypes.byref(request), size, path=path)
 
 
-def _attach(mount: int, target: Path) -> None:
+def _attach(mount: int, target: StrPath) -> None:
     """Attach a detached mount at `target`, in whose path there must be no symbolic link."""
     with straight(target) as place:
         flags = MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH
@@ -146,7 +146,7 @@ def _attach(mount: int, target: Path) -> None:
             raise OSError(errno.ENOSPC, reason, os.fspath(target)) from None
 
 
-def bind(source: Path, target: Path, attributes: int = 0) -> None:
+def bind(source: StrPath, target: StrPath, attributes: int = 0) -> None:
     """Make `source` (a directory, file or device) visible at `target` with `MOUNT_ATTR_` bits.
 
     In neither path there may be a symbolic link.
@@ -162,7 +162,7 @@ def bind(source: Path, target: Path, attributes: int = 0) -> None:
 
 
 def mount(
-    fstype: str, source: Path, target: Path, options: Iterable[str] = (), attributes: int = 0
+    fstype: str, source: Path, target: StrPath, options: Iterable[str] = (), attributes: int = 0
 ) -> None:
     """Let the filesystem on the device `source` appear at `target`.
 
@@ -226,18 +226,18 @@ def _complaints(context: int) -> str:
             messages.append(message)
 
 
-def umount2(target: Path, flags: int = UMOUNT_NOFOLLOW) -> None:
+def umount2(target: StrPath, flags: int = UMOUNT_NOFOLLOW) -> None:
     """Detach the topmost mount at `target`; EBUSY while somebody uses it.
 
     It is looked for in a directory that is open: a descriptor of the mount itself would keep it
     busy, and its path may lead elsewhere by now.
     """
-    with straight(target.parent, os.O_DIRECTORY) as parent:
-        place = f"/proc/self/fd/{parent}/{target.name}"
-        _umount2(os.fsencode(place), flags, path=target)
+    folder, name = os.path.split(target)
+    with straight(folder, os.O_DIRECTORY) as parent:
+        _umount2(os.fsencode(f"/proc/self/fd/{parent}/{name}"), flags, path=target)
 
 
-def unmount(target: Path) -> None:
+def unmount(target: StrPath) -> None:
     """Detach the topmost mount at `target`; EBUSY where somebody uses it for longer than a look.
 
     This driver looks too: a volume's filesystem is measured while nobody is kept from unmounting.

@@ -5,9 +5,9 @@ import dataclasses
 import os
 import re
 from collections.abc import Iterator
-from pathlib import Path
 
 from pycsi.linux.descriptor import read_file
+from pycsi.linux.libc import StrPath
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +32,7 @@ _ESCAPE = re.compile(r"\\([0-7]{3})")
 
 
 def _unescape(field: str) -> str:
-    return _ESCAPE.sub(lambda match: chr(int(match[1], 8)), field) if "\\" in field else field
+    return _ESCAPE.sub(lambda match: chr(int(match[1], 8)), field)
 
 
 _ESCAPED = {ord(character): f"\\{ord(character):03o}" for character in " \t\n\\"}
@@ -48,14 +48,15 @@ def _parse(line: str) -> Mount:
     number, _parent, device, root, target, options, *_ = left.split(" ")
     fstype, source, super_options = right.split(" ", 2)
     major, _, minor = device.partition(":")
+    read = _unescape if "\\" in line else str
     return Mount(
         id=int(number),
         device=os.makedev(int(major), int(minor)),
-        root=_unescape(root),
-        target=_unescape(target),
+        root=read(root),
+        target=read(target),
         options=frozenset(options.split(",")),
         fstype=fstype,
-        source=_unescape(source),
+        source=read(source),
         super_options=frozenset(super_options.split(",")),
     )
 
@@ -76,17 +77,20 @@ class MountTable:
     def __init__(self) -> None:
         # Bytes: reading as text would take a carriage return for the end of a line.
         self._text = b"\n" + read_file("/proc/self/mountinfo")
+        self._parsed: dict[int, Mount] = {}
 
     def __iter__(self) -> Iterator[Mount]:
         return iter(parse_mountinfo(os.fsdecode(self._text).strip("\n")))
 
     def _with(self, words: bytes) -> Iterator[Mount]:
-        """Parse the lines that have these bytes in them, each once."""
+        """Yield the lines that have these bytes in them, each once; none is parsed twice."""
         found = self._text.find(words)
         while found >= 0:
             begin = self._text.rfind(b"\n", 0, found + 1) + 1
             end = self._text.find(b"\n", found + 1)
-            yield _parse(os.fsdecode(self._text[begin:end]))
+            if begin not in self._parsed:
+                self._parsed[begin] = _parse(os.fsdecode(self._text[begin:end]))
+            yield self._parsed[begin]
             found = self._text.find(words, end)
 
     def numbered(self, number: int) -> Mount | None:
@@ -97,9 +101,9 @@ class MountTable:
         """Return what is mounted at a path, the topmost last."""
         return [item for item in self._with(b" %b " % _escape(target)) if item.target == target]
 
-    def topmost(self, path: Path) -> Mount | None:
+    def topmost(self, path: StrPath) -> Mount | None:
         """Return the mount that one sees at `path`, or None where nothing is mounted."""
-        found = self.at(str(path))
+        found = self.at(os.fspath(path))
         return found[-1] if found else None
 
     def of(self, device: int, root: str = "/") -> list[Mount]:
