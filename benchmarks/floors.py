@@ -38,14 +38,51 @@ class _Controller(csi_pb2_grpc.ControllerServicer):
         self, request: csi.CreateVolumeRequest, context: grpc.ServicerContext
     ) -> csi.CreateVolumeResponse:
         self._floor.make(request.name)
-        return csi.CreateVolumeResponse(volume=csi.Volume(volume_id=request.name))
+        return csi.CreateVolumeResponse(
+            volume=csi.Volume(volume_id=request.name, volume_context=request.parameters)
+        )
+
+
+class _Node(csi_pb2_grpc.NodeServicer):
+    def __init__(self, folder: Path) -> None:
+        self._directory, self._image = make_source(folder), make_image(folder)
+
+    def NodeStageVolume(
+        self, request: csi.NodeStageVolumeRequest, context: grpc.ServicerContext
+    ) -> csi.NodeStageVolumeResponse:
+        if request.volume_context["type"] == "image":
+            _mount_image(self._image, request.staging_target_path)
+        else:
+            mount.bind(self._directory, request.staging_target_path)
+        return csi.NodeStageVolumeResponse()
+
+    def NodePublishVolume(
+        self, request: csi.NodePublishVolumeRequest, context: grpc.ServicerContext
+    ) -> csi.NodePublishVolumeResponse:
+        os.mkdir(request.target_path)  # noqa: PTH102
+        mount.bind(request.staging_target_path, request.target_path)
+        return csi.NodePublishVolumeResponse()
+
+    def NodeUnpublishVolume(
+        self, request: csi.NodeUnpublishVolumeRequest, context: grpc.ServicerContext
+    ) -> csi.NodeUnpublishVolumeResponse:
+        mount.umount2(request.target_path)
+        os.rmdir(request.target_path)  # noqa: PTH106
+        return csi.NodeUnpublishVolumeResponse()
+
+    def NodeUnstageVolume(
+        self, request: csi.NodeUnstageVolumeRequest, context: grpc.ServicerContext
+    ) -> csi.NodeUnstageVolumeResponse:
+        mount.umount2(request.staging_target_path)
+        return csi.NodeUnstageVolumeResponse()
 
 
 @contextlib.contextmanager
 def bare_server(disk: Path) -> Iterator[str]:
     """Run a gRPC server that checks and remembers nothing; yield its endpoint.
 
-    It answers Probe, and CreateVolume when a directory in a folder on `disk` is durable.
+    It answers Probe, CreateVolume when a directory in a folder on `disk` is durable, and what
+    stages and publishes when the bare system calls are done, always of the same two volumes.
     """
     with tempfile.TemporaryDirectory(prefix="pycsi-bare-") as folder:
         endpoint = f"unix://{folder}/csi.sock"
@@ -63,6 +100,7 @@ def _serve(endpoint: str, folder: Path) -> None:
     server = grpc.server(ThreadPoolExecutor(256))
     csi_pb2_grpc.add_IdentityServicer_to_server(_Identity(), server)  # type: ignore[no-untyped-call]
     csi_pb2_grpc.add_ControllerServicer_to_server(_Controller(folder), server)  # type: ignore[no-untyped-call]
+    csi_pb2_grpc.add_NodeServicer_to_server(_Node(folder), server)  # type: ignore[no-untyped-call]
     server.add_insecure_port(endpoint)
     server.start()
     print("ready", flush=True)
@@ -104,10 +142,25 @@ def mkfs(folder: Path, size: int, count: int) -> list[float]:
     return times
 
 
+def make_source(folder: Path) -> Path:
+    """Make a directory to be bound."""
+    source = folder / "source"
+    source.mkdir()
+    return source
+
+
+def make_image(folder: Path) -> Path:
+    """Make an ext4 image to be mounted."""
+    image = folder / "cycle.img"
+    with image.open("wb") as file:
+        file.truncate(_IMAGE)
+    subprocess.run(["mkfs.ext4", "-q", image], check=True)
+    return image
+
+
 def bind_cycle(folder: Path, disk: Path, count: int) -> list[float]:
     """Bind a directory on `disk` twice and unmount both, with what has to be made for that."""
-    source = disk / "source"
-    source.mkdir()
+    source = make_source(disk)
     times = _cycle(folder, lambda staging: mount.bind(source, staging), count)
     source.rmdir()
     return times
@@ -115,18 +168,15 @@ def bind_cycle(folder: Path, disk: Path, count: int) -> list[float]:
 
 def image_cycle(folder: Path, disk: Path, count: int) -> list[float]:
     """Mount an ext4 image on `disk`, bind that, and unmount both."""
-    image = disk / "cycle.img"
-    with image.open("wb") as file:
-        file.truncate(_IMAGE)
-    subprocess.run(["mkfs.ext4", "-q", image], check=True)
-
-    def stage(staging: Path) -> None:
-        with loop.attach(image, autoclear=True) as device:
-            mount.mount("ext4", device.path, staging)
-
-    times = _cycle(folder, stage, count)
+    image = make_image(disk)
+    times = _cycle(folder, lambda staging: _mount_image(image, staging), count)
     image.unlink()
     return times
+
+
+def _mount_image(image: Path, staging: Path | str) -> None:
+    with loop.attach(image, autoclear=True) as device:
+        mount.mount("ext4", device.path, staging)
 
 
 def _cycle(folder: Path, stage: Callable[[Path], None], count: int) -> list[float]:
