@@ -8,6 +8,7 @@ import heapq
 import os
 from collections.abc import Callable, Iterable, Iterator
 
+from pycsi.linux import processors
 from pycsi.linux.fiemap import Extent, extents
 from pycsi.model import BLOCK
 
@@ -166,9 +167,15 @@ def _changed_data(
             yield from _different_blocks(base, target, at, min(at + _STEP, last))
 
 
+@processors.spread()
+def _read_both(base: int, target: int, start: int, end: int) -> tuple[bytes, bytes]:
+    size = end - start
+    old, new = os.pread(base, size, start), os.pread(target, size, start)
+    return old.ljust(size, b"\0"), new.ljust(size, b"\0")
+
+
 def _different_blocks(base: int, target: int, start: int, end: int) -> Iterator[Range]:
-    old = os.pread(base, end - start, start).ljust(end - start, b"\0")
-    new = os.pread(target, end - start, start).ljust(end - start, b"\0")
+    old, new = _read_both(base, target, start, end)
     if old == new:
         return
     one, other = memoryview(old), memoryview(new)

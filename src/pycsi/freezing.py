@@ -16,6 +16,7 @@ import structlog
 
 from pycsi.backends import Backend
 from pycsi.errors import FailedPrecondition, insist
+from pycsi.linux import processors
 from pycsi.linux.descriptor import DIRECTORY, closing, opened
 from pycsi.linux.freeze import freeze, thaw
 from pycsi.linux.mount import mount_of, syncfs
@@ -70,11 +71,13 @@ def frozen(volumes: Iterable[Frozen], limit: float) -> Iterator[Moment]:
             syncfs(fd)  # now, while nobody has to wait for it
         if opened_volumes:
             descriptors = [fd for fd, _ in opened_volumes]
-            watchdog = threading.Timer(limit, _expire, [moment, descriptors])
-            watchdog.daemon = True
+            done = threading.Event()
+            watchdog = threading.Thread(
+                target=_watch, args=(limit, done, moment, descriptors), daemon=True
+            )
             watchdog.start()
             undo.callback(watchdog.join)
-            undo.callback(watchdog.cancel)
+            undo.callback(done.set)
         for fd, volume in opened_volumes:
             undo.enter_context(_frozen(fd, volume, moment))
             moment.check()
@@ -82,7 +85,11 @@ def frozen(volumes: Iterable[Frozen], limit: float) -> Iterator[Moment]:
         moment.check()
 
 
-def _expire(moment: Moment, descriptors: list[int]) -> None:
+@processors.spread()  # it may not have to wait for what keeps the others' processor
+def _watch(limit: float, done: threading.Event, moment: Moment, descriptors: list[int]) -> None:
+    """Thaw them after `limit` seconds, unless all is done by then."""
+    if done.wait(limit):
+        return
     moment.end()
     for fd in descriptors:
         with contextlib.suppress(OSError):  # the others are to be thawed in any case

@@ -280,8 +280,8 @@ def _foreign(mounted: Mount) -> FailedPrecondition:
 def _refuse_unfit(target: str, *, is_file: bool) -> None:
     """Refuse a target that can neither be made nor is an empty one already."""
     folder, _ = os.path.split(target)
-    if not os.path.isdir(folder):  # noqa: PTH112  (a Path costs as much as a system call)
-        raise FailedPrecondition(f"target_path: {folder} does not exist; create it")
+    if not is_directory(folder):
+        raise FailedPrecondition(f"target_path: {folder} is not a directory; create it")
     try:
         mode = os.lstat(target).st_mode
     except OSError:
@@ -294,7 +294,7 @@ def _refuse_unfit(target: str, *, is_file: bool) -> None:
 def _is_empty_directory(path: str) -> bool:
     """Tell whether an empty directory is there; one that goes meanwhile is not."""
     with contextlib.suppress(OSError):
-        return is_directory(path) and not os.listdir(path)  # noqa: PTH208  (and here)
+        return is_directory(path) and not os.listdir(path)  # noqa: PTH208  (a Path costs more)
     return False
 
 

@@ -252,6 +252,29 @@ def test_processors_that_are_allowed(serve: Callable[..., Driver], pool: Path) -
     assert set(map(frozenset, processors(driver.process.pid))) == {frozenset(allowed)}
 
 
+@several_processors
+@pytest.mark.parametrize("options", [(), ("--all-cpus",)], ids=["one", "all"])
+def test_processors_that_somebody_chose_since(
+    serve: Callable[..., Driver], slow_mkfs: SlowPrograms, pool: Path, options: tuple[str, ...]
+) -> None:
+    """Where an operator has sent the driver since (taskset), its programs run as well."""
+    driver = serve(pool, options=options, PATH=slow_mkfs.path)
+    driver.create("v", quota="none")
+    assert driver.process is not None
+    shared = min(processors(driver.process.pid), key=len)
+    chosen = {max(ALL_PROCESSORS - shared or ALL_PROCESSORS)}
+    for thread in Path(f"/proc/{driver.process.pid}/task").iterdir():
+        os.sched_setaffinity(int(thread.name), chosen)
+    with concurrent.futures.ThreadPoolExecutor(1) as client:
+        making = client.submit(driver.create, "image", type="image")
+        wait_for(lambda: slow_mkfs.started)
+        programs = processors(slow_mkfs.pid)
+        slow_mkfs.go()
+        making.result(30)
+    assert programs == [chosen]
+    assert set(map(frozenset, processors(driver.process.pid))) == {frozenset(chosen)}
+
+
 def test_log_that_nobody_reads(tmp_path: Path, pool: Path) -> None:
     """A broken standard error costs the log, never an answer."""
     reading, writing = os.pipe()

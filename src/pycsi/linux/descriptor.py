@@ -96,9 +96,9 @@ def read_whole(fd: int) -> bytes:
 
 
 def exists(path: StrPath) -> bool:
-    """Tell whether there is anything at `path`, be it a link; what cannot be told is an error."""
+    """Tell whether there is anything at `path`; where that cannot be told, it is an error."""
     try:
-        os.lstat(path)
+        os.stat(path)  # noqa: PTH116  (a Path costs more)
     except (FileNotFoundError, NotADirectoryError):
         return False
     return True

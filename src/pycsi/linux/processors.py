@@ -14,6 +14,9 @@ from pycsi.linux.libc import function
 _ALL = os.sched_getaffinity(0)
 """Those that this process was started on: what an operator or a container allows."""
 
+_HOME: set[int] = set()
+"""The one on which its threads have been gathered; none before."""
+
 _current = function("sched_getcpu")
 
 
@@ -22,24 +25,26 @@ def gather() -> None:
 
     Others that could run elsewhere are moved away from it by the kernel, if they leave it no time.
     """
-    _run_on({_current()})
+    with contextlib.suppress(OSError):  # a sandbox that does not tell which: then it is all
+        _HOME.add(_current())
+        _run_on(_HOME)
 
 
 @contextlib.contextmanager
 def spread() -> Iterator[None]:
     """Let this thread run on all processors in the `with` block, and programs that it starts there.
 
-    It is for what takes long and is not Python's work; a decorator as well.
+    It is for what takes long and is not Python's work; a decorator as well. A thread that was not
+    gathered, or that somebody else has sent elsewhere since, stays where it may run.
     """
-    before = os.sched_getaffinity(0)
-    if before == _ALL:
+    if os.sched_getaffinity(0) != _HOME:
         yield
         return
     _run_on(_ALL)
     try:
         yield
     finally:
-        _run_on(before)
+        _run_on(_HOME)
 
 
 def _run_on(processors: set[int]) -> None:
