@@ -16,6 +16,7 @@ from google.protobuf.wrappers_pb2 import BoolValue
 
 from pycsi.linux import loop, mount
 from pycsi.linux.descriptor import opened
+from pycsi.linux.libc import StrPath
 from pycsi.proto import csi_pb2 as csi
 from pycsi.proto import csi_pb2_grpc
 
@@ -45,7 +46,7 @@ class _Controller(csi_pb2_grpc.ControllerServicer):
 
 class _Node(csi_pb2_grpc.NodeServicer):
     def __init__(self, folder: Path) -> None:
-        self._directory, self._image = make_source(folder), make_image(folder)
+        self._directory, self._image = _make_source(folder), _make_image(folder)
 
     def NodeStageVolume(
         self, request: csi.NodeStageVolumeRequest, context: grpc.ServicerContext
@@ -142,14 +143,14 @@ def mkfs(folder: Path, size: int, count: int) -> list[float]:
     return times
 
 
-def make_source(folder: Path) -> Path:
+def _make_source(folder: Path) -> Path:
     """Make a directory to be bound."""
     source = folder / "source"
     source.mkdir()
     return source
 
 
-def make_image(folder: Path) -> Path:
+def _make_image(folder: Path) -> Path:
     """Make an ext4 image to be mounted."""
     image = folder / "cycle.img"
     with image.open("wb") as file:
@@ -160,7 +161,7 @@ def make_image(folder: Path) -> Path:
 
 def bind_cycle(folder: Path, disk: Path, count: int) -> list[float]:
     """Bind a directory on `disk` twice and unmount both, with what has to be made for that."""
-    source = make_source(disk)
+    source = _make_source(disk)
     times = _cycle(folder, lambda staging: mount.bind(source, staging), count)
     source.rmdir()
     return times
@@ -168,13 +169,13 @@ def bind_cycle(folder: Path, disk: Path, count: int) -> list[float]:
 
 def image_cycle(folder: Path, disk: Path, count: int) -> list[float]:
     """Mount an ext4 image on `disk`, bind that, and unmount both."""
-    image = make_image(disk)
+    image = _make_image(disk)
     times = _cycle(folder, lambda staging: _mount_image(image, staging), count)
     image.unlink()
     return times
 
 
-def _mount_image(image: Path, staging: Path | str) -> None:
+def _mount_image(image: Path, staging: StrPath) -> None:
     with loop.attach(image, autoclear=True) as device:
         mount.mount("ext4", device.path, staging)
 

@@ -391,7 +391,7 @@ class Pool:
 
     def _destroy_or_log(self, place: str) -> None:
         """Delete what was half built; what cannot be deleted waits for the next start."""
-        if not Path(place).exists():
+        if not exists(place):
             return
         try:
             trash.destroy(Path(place), self.limiter)

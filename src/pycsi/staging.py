@@ -121,8 +121,7 @@ class Staging:
 
     def in_use(self) -> str | None:
         """Return where the volume is in use, or None where nothing keeps it from being deleted."""
-        places = [item.target for item in self.backend.mounts()]
-        places += [path for path in self._staging_paths() if self.backend.is_staged(path)]
+        places = [item.target for item in self.backend.mounts()] + self._staged()
         return places[0] if places else self.backend.holder()
 
     def holds(self, path: str) -> bool:
@@ -139,9 +138,10 @@ class Staging:
         noted = path in self.notes.staged or path in self.notes.published
         return (noted or not known) and self.kernel.mounts.topmost(path) is not None
 
-    def _staging_paths(self) -> list[str]:
-        """Return the noted staging paths that there are; one that has gone says nothing."""
-        return [path for path in self.notes.staged if os.path.lexists(path)]
+    def _staged(self) -> list[str]:
+        """Return the noted paths at which it is staged now; one that has gone says nothing."""
+        there = filter(os.path.lexists, self.notes.staged)
+        return [path for path in there if self.backend.is_staged(path)]
 
     # Changing it
 
@@ -162,7 +162,7 @@ class Staging:
             )
         # Notes of where a reboot or somebody else has unstaged it say nothing any more; and of a
         # raw volume's device one could not tell where it is staged.
-        if not any(self.backend.is_staged(other) for other in self._staging_paths()):
+        if not self._staged():
             self.notes.staged.clear()
         self.notes.staged[path] = Note(arguments=arguments, mode=capability.mode)
         self.notes.save()
@@ -176,7 +176,7 @@ class Staging:
             )
         self._unmount(path)
         noted = self.notes.staged.pop(path, None)
-        if not any(self.backend.is_staged(other) for other in self._staging_paths()):
+        if not self._staged():
             self.backend.release()
         if noted:
             self.notes.forget()

@@ -215,9 +215,10 @@ class Trash:
         It counts for `size` bytes until it has been reaped.
         """
         name = f"{object_id}.{int(time.time())}.{fate}.{os.urandom(4).hex()}"
-        publish(place, self._layout.trash / name)
+        entry = Entry.parse(self._layout.trash / name)
+        publish(place, entry.path)
         with self._mutex:
-            self._put(Entry.parse(self._layout.trash / name), size)
+            self._put(entry, size)
         self.filled.set()
 
     def reap(self, limiter: Limiter, interrupted: Callable[[], bool]) -> float:

@@ -48,10 +48,15 @@ class Backend(abc.ABC):
         """The directory as a path, made when it is wanted: there may be thousands of volumes."""
         return Path(self.where)
 
+    @property
+    def inside(self) -> str:
+        """Where the data is: what `where` is to `place`, this is to `content`."""
+        return f"{self.where}/{self.NAME}"
+
     @functools.cached_property
     def content(self) -> Path:
         """The directory or the file that the data is in."""
-        return Path(f"{self.where}/{self.NAME}")
+        return Path(self.inside)
 
     @abc.abstractmethod
     def create(self) -> int | None:

@@ -24,11 +24,6 @@ class Directory(Backend):
 
     NAME = "data"
 
-    @property
-    def _shown(self) -> str:
-        """The same as `content`, as text: a Path costs as much as a system call."""
-        return f"{self.where}/{self.NAME}"
-
     def create(self) -> int | None:
         size = self.volume.capacity if self.volume.enforced else None
         return self.limiter.make(self.content, size)
@@ -41,12 +36,12 @@ class Directory(Backend):
             self.limiter.limit(self.content, self.volume.project, size)
 
     def mounts(self) -> list[Mount]:
-        return self.kernel.mounts.of(self.ground.device, self.ground.root_of(self._shown))
+        return self.kernel.mounts.of(self.ground.device, self.ground.root_of(self.inside))
 
     def stage(self, path: str, capability: Capability, *, readonly: bool = False) -> None:
         if self.volume.enforced:
             self.limiter.limit(self.content, self.volume.project, self.volume.capacity)
-        shown = self.ground.real(self._shown)
+        shown = self.ground.real(self.inside)
         self.kernel.bind(shown, path, attributes(capability, readonly=readonly))
 
     def usage(self, path: Path) -> Usage:
@@ -57,7 +52,7 @@ class Directory(Backend):
     # Health
 
     def faults(self) -> Iterator[str]:
-        if not is_directory(self._shown):
+        if not is_directory(self.inside):
             yield f"its directory is missing: {self.content}"
         elif self.volume.enforced:
             limit = self.limiter.limit_of(self.content, self.volume.project)
@@ -67,7 +62,7 @@ class Directory(Backend):
 
     @property
     def sight(self) -> str:
-        return "" if self.volume.enforced else self._shown
+        return "" if self.volume.enforced else self.inside
 
     # Snapshots
 
