@@ -8,6 +8,7 @@ from pycsi.config import ConfigError, PoolConfig
 from pycsi.errors import FailedPrecondition
 from pycsi.layout import Layout
 from pycsi.linux.btrfs import is_subvolume
+from pycsi.linux.descriptor import closing
 from pycsi.linux.ground import Ground
 from pycsi.linux.mounttable import Mount
 from pycsi.store import RecordError
@@ -28,22 +29,29 @@ class Claim:
         self._read: tuple[int, ...] = ()
         self._fd = _open(config)
         try:
-            self._hold(self._fd)
+            _lock(self._fd, config)
+            self._look()
             self._refuse_unfit()
             self.uuid = Layout(config.path).read_or_make_uuid()
-        except RecordError as error:
+        except (RecordError, OSError) as error:
             os.close(self._fd)
             raise ConfigError(f"pool {config.name}: {error}") from None
         except BaseException:
             os.close(self._fd)
             raise
 
-    def _hold(self, fd: int) -> None:
-        """Take over the descriptor of the pool's directory."""
-        self._fd = fd
-        status = os.fstat(fd)
-        self._directory = status.st_dev, status.st_ino
-        self.ground = Ground.of(self._config.path, fd)
+    def _look(self) -> None:
+        """Find out where the directory lies that is held, which is the one at the pool's path."""
+        with closing(_open(self._config)) as fd:
+            ground = Ground.of(self._config.path, fd)
+        directory, named = _identity(self._fd), self._name_of_held()
+        # Only now, when nothing can fail any more, and in this order: then it is in place.
+        self.ground = ground
+        self._directory, self._named = directory, named
+
+    def _name_of_held(self) -> str:
+        """Return where the kernel sees the directory that is held."""
+        return os.readlink(f"/proc/self/fd/{self._fd}")  # noqa: PTH115  (Path costs more)
 
     def _refuse_unfit(self) -> None:
         name, path = self._config.name, self._config.path
@@ -107,17 +115,19 @@ class Claim:
 
     def _in_place(self) -> bool:
         # Every RPC asks. A record that nobody has changed or moved since it was read is not read
-        # again, and lies in the directory in which it lay then: the one that is still held.
+        # again, and lies in the directory in which it lay then: the one that is still held; but for
+        # one that has other names, which may be in other directories.
         record, held = os.stat(self._record), self._directory  # noqa: PTH116  (Path costs more)
         version = *held, record.st_dev, record.st_ino, record.st_ctime_ns
-        if version != self._read:
+        if version != self._read or record.st_nlink > 1:
             now = self._config.path.stat()
             if (now.st_dev, now.st_ino) != held:
                 return False
             if Layout(self._config.path).read_uuid() != self.uuid:
                 return False
             self._read = version
-        return True
+        # Renamed, and found through a link or another mount: it lies elsewhere in its filesystem.
+        return self._name_of_held() == self._named
 
     def _readonly(self) -> bool:
         return bool(os.fstatvfs(self._fd).f_flag & os.ST_RDONLY)
@@ -131,25 +141,33 @@ class Claim:
                 f"pool {self._config.name}: {path} holds pool {found}, not {self.uuid}; mount the "
                 "right disk"
             )
-        fd = _open(self._config)
-        old = self._fd
-        self._hold(fd)
-        os.close(old)
+        with closing(_open(self._config)) as fd:
+            if _identity(fd) != _identity(self._fd):
+                _lock(fd, self._config)
+                # One call: who asks about the descriptor just now finds the old one or the new.
+                os.dup2(fd, self._fd, inheritable=False)
+        self._look()
 
 
 def _open(config: PoolConfig) -> int:
     try:
-        fd = os.open(config.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        return os.open(config.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
         raise ConfigError(
             f"pool {config.name}: {config.path}: {error.strerror}; make the directory or mount "
             "its disk"
         ) from None
+
+
+def _lock(fd: int, config: PoolConfig) -> None:
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        os.close(fd)
         raise ConfigError(
             f"pool {config.name}: {config.path} is in use by another driver"
         ) from None
-    return fd
+
+
+def _identity(fd: int) -> tuple[int, int]:
+    status = os.fstat(fd)
+    return status.st_dev, status.st_ino

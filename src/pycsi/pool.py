@@ -95,7 +95,7 @@ class Pool:
         # A process that was killed may have left what is found now, and so is acknowledged when it
         # is asked for again, in memory only.
         syncfs(self.layout.root)
-        self.limiter = limiter_for(self.config.path, self.mount.fstype, self.uuid)
+        self.limiter = limiter_for(self.ground.real_path, self.mount.fstype, self.uuid)
         self.reflinks = clone.can_share(self.layout.record)
         self.snapshots.load()
         self.groups = layout.read_groups(self.layout)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from conftest import FilesystemFactory, run
-from driver import GIB, Driver
+from driver import GIB, MIB, Driver
 from rpc.conftest import pycsi
 
 
@@ -152,6 +152,34 @@ def test_read_only_disk(endpoint: str, pool: Path, root: None) -> None:
         assert "read-only" in refusal(endpoint, NODE, f"--pool=default={pool}")
     finally:
         run("umount", pool)
+
+
+def test_empty_directory_that_cannot_become_a_pool(
+    filesystem: FilesystemFactory, endpoint: str
+) -> None:
+    """The reason is told in one line, as for everything that keeps a driver from starting."""
+    pool = filesystem("ext4", 64 * MIB)
+    run("chattr", "+i", pool)
+    try:
+        assert "pool.json" in refusal(endpoint, NODE, f"--pool=default={pool}")
+    finally:
+        run("chattr", "-i", pool)
+
+
+@pytest.mark.parametrize("kind", ["xfs", "btrfs"])
+def test_pool_behind_a_link(
+    filesystem: FilesystemFactory, serve: Callable[..., Driver], tmp_path: Path, kind: str
+) -> None:
+    """A pool may be given by a symbolic link to it."""
+    link = tmp_path / "link"
+    link.symlink_to(filesystem(kind, 512 * MIB))
+    driver = serve(link)
+    volume_id = driver.create("v", 64 * MIB, quota="none").volume_id
+    with driver.published(volume_id, tmp_path) as target:
+        (target / "file").write_text("data")
+        assert driver.condition(volume_id).message == "healthy"
+    driver.delete(volume_id)
+    driver.reaped()
 
 
 def test_second_driver_on_a_pool(driver: Driver, pool: Path, endpoint: str) -> None:

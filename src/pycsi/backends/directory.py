@@ -36,7 +36,8 @@ class Directory(Backend):
             self.limiter.limit(self.content, self.volume.project, size)
 
     def mounts(self) -> list[Mount]:
-        return self.kernel.mounts.of(self.ground.device, self.ground.root_of(self.inside))
+        mounts = self.kernel.mounts
+        return mounts.of(self.ground.device, self.ground.seen_in(mounts).root_of(self.inside))
 
     def stage(self, path: str, capability: Capability, *, readonly: bool = False) -> None:
         if self.volume.enforced:

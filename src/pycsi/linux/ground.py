@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Self
 
 from pycsi.linux.mount import mount_of
-from pycsi.linux.mounttable import Mount
+from pycsi.linux.mounttable import Mount, MountTable
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +34,18 @@ class Ground:
             mount=mount,
             root=os.path.normpath(os.path.join(mount.root, inside)),  # noqa: PTH118
         )
+
+    def seen_in(self, mounts: MountTable) -> Self:
+        """Return the same as it is now: somebody may have renamed a directory above, elsewhere.
+
+        The kernel tells it of a part of a filesystem that is mounted here.
+        """
+        mount = mounts.numbered(self.mount.id)
+        if mount is None or mount.root == self.mount.root:
+            return self
+        inside = os.path.relpath(self.root, self.mount.root)
+        root = os.path.normpath(os.path.join(mount.root, inside))  # noqa: PTH118
+        return dataclasses.replace(self, mount=mount, root=root)
 
     @property
     def device(self) -> int:

@@ -12,9 +12,13 @@ from pycsi.linux.libc import StrPath
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Mount:
-    """One line of mountinfo. `root` is the part of the filesystem that is mounted at `target`."""
+    """One line of mountinfo. `root` is the part of the filesystem that is mounted at `target`.
+
+    `parent` is the id of the mount that it lies on.
+    """
 
     id: int
+    parent: int = dataclasses.field(default=0, compare=False)
     device: int
     root: str
     target: str
@@ -45,12 +49,13 @@ def _escape(text: str) -> bytes:
 
 def _parse(line: str) -> Mount:
     left, _, right = line.partition(" - ")
-    number, _parent, device, root, target, options, *_ = left.split(" ")
+    number, parent, device, root, target, options, *_ = left.split(" ")
     fstype, source, super_options = right.split(" ", 2)
     major, _, minor = device.partition(":")
     read = _unescape if "\\" in line else str
     return Mount(
         id=int(number),
+        parent=int(parent),
         device=os.makedev(int(major), int(minor)),
         root=read(root),
         target=read(target),
@@ -62,9 +67,18 @@ def _parse(line: str) -> Mount:
 
 
 def parse_mountinfo(text: str) -> list[Mount]:
-    """Parse the text of a mountinfo file; later lines lie over earlier ones."""
+    """Parse the text of a mountinfo file."""
     # Not splitlines(): of the characters at which it splits the kernel escapes only the newline.
     return [_parse(line) for line in text.rstrip("\n").split("\n")]
+
+
+def _stacked(found: list[Mount]) -> list[Mount]:
+    """Put what is mounted at one path into the order in which it lies there, the topmost last.
+
+    The kernel lists by the age of mounts: one that was moved there may be older than what it hides.
+    """
+    hidden = {item.parent for item in found}
+    return sorted(found, key=lambda item: item.id not in hidden)
 
 
 class MountTable:
@@ -99,7 +113,8 @@ class MountTable:
 
     def at(self, target: str) -> list[Mount]:
         """Return what is mounted at a path, the topmost last."""
-        return [item for item in self._with(b" %b " % _escape(target)) if item.target == target]
+        found = [item for item in self._with(b" %b " % _escape(target)) if item.target == target]
+        return _stacked(found) if len(found) > 1 else found
 
     def topmost(self, path: StrPath) -> Mount | None:
         """Return the mount that one sees at `path`, or None where nothing is mounted."""
@@ -155,7 +170,7 @@ class MountIndex(MountTable):
             those.sort(key=lambda one: one[:2])
 
     def at(self, target: str) -> list[Mount]:
-        return self._at.get(target, [])
+        return _stacked(self._at.get(target, []))
 
     def of(self, device: int, root: str = "/") -> list[Mount]:
         those = self._of.get(device, [])
