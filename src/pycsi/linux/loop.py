@@ -14,7 +14,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from pycsi.linux.descriptor import closing, opened, read_file
+from pycsi.linux.descriptor import closing, opened
 
 LOOP_CLR_FD = 0x4C01
 LOOP_CONFIGURE = 0x4C0A
@@ -34,6 +34,14 @@ _CONTROL = "/dev/loop-control"
 _NO_DEVICES = frozenset(
     {errno.ENOENT, errno.ENODEV, errno.ENXIO, errno.ENOTTY, errno.EACCES, errno.EPERM}
 )
+_PARTITIONS = "/proc/partitions"
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+_LONGEST_LINE = 128
+"""More than a line of that file can have: a name has 31 bytes, and the numbers fewer than 40."""
+
+_UNLINKED = b" (deleted)\n"
+"""What the kernel adds to the path of a file that was unlinked, also if it was linked again."""
+
 _LONGEST = 4096
 """No attribute in sysfs is longer: a page."""
 
@@ -164,21 +172,22 @@ _GONE = frozenset({errno.ENXIO, errno.ENOENT, errno.ENODEV})
 def find(file: Path) -> list[LoopDevice]:
     """Return the loop devices that are bound to `file`.
 
-    The kernel's record of the path is only a hint, for it depends on the mount namespace; the
-    file's device and inode number decide.
+    The kernel's record of the path is only a hint, for it depends on the mount namespace, and there
+    is none where it would be longer than a page; the file's device and inode number decide.
     """
-    hint = os.fsencode(f"/{file.parent.name}/{file.name}\n")
+    hints = os.fsencode(f"/{file.parent.name}/{file.name}\n"), _UNLINKED
     found = []
     for number in _numbers():
         try:
             fd = os.open(f"{_SYSFS}/loop{number}/loop/backing_file", os.O_RDONLY | os.O_CLOEXEC)
             with closing(fd):
-                if not os.read(fd, _LONGEST).endswith(hint):
+                if not os.read(fd, _LONGEST).endswith(hints):
                     continue
         except OSError as error:
             if error.errno in _GONE:
                 continue  # not bound, or not any more
-            raise
+            if error.errno != errno.ENAMETOOLONG:
+                raise
         with _held(number, file) as device:
             if device:
                 found.append(device)
@@ -186,11 +195,28 @@ def find(file: Path) -> list[LoopDevice]:
 
 
 def _numbers() -> list[int]:
-    """Return the numbers of the loop devices that are bound: others have no blocks (proc(5))."""
-    names = (line.rpartition(b" ")[2] for line in read_file("/proc/partitions").splitlines())
+    """Return the numbers of the loop devices that are bound, and perhaps of others."""
+    names = _partitions() or os.listdir(os.fsencode(_SYSFS))  # noqa: PTH208  (Path costs the most)
     return sorted(
         int(name[4:]) for name in names if name.startswith(b"loop") and name[4:].isdigit()
     )
+
+
+def _partitions() -> list[bytes]:
+    """Return the block devices that have blocks (proc(5)); none where that cannot be told.
+
+    The kernel gives as many lines at a time as there is room for in a page, and goes on by their
+    number: where a device has gone since, another one is passed over. So what did not fill the page
+    is all there was at one moment, and nothing else is good.
+    """
+    try:
+        with opened(_PARTITIONS) as fd:
+            text = os.read(fd, _PAGE)
+    except FileNotFoundError:  # /proc was mounted with subset=pid
+        return []
+    if len(text) > _PAGE - _LONGEST_LINE:
+        return []
+    return [line.rpartition(b" ")[2] for line in text.splitlines()]
 
 
 def bound() -> dict[tuple[int, int], list[LoopDevice]]:
