@@ -63,7 +63,7 @@ class Reaper:
             filled.clear()
             wanted.clear()
 
-    def _look(self, folder: Path, look: Callable[[], None]) -> None:
+    def _look(self, folder: Path, look: Callable[[], object]) -> None:
         """Look for what others have changed in a folder, and not announced."""
         with contextlib.suppress(OSError):  # the pool's disk is away
             changed = folder.stat().st_mtime_ns

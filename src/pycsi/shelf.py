@@ -3,6 +3,7 @@
 import bisect
 import collections
 import contextlib
+import errno
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -79,10 +80,17 @@ class Shelf(Generic[T]):
     def load(self) -> None:
         """Read the records. One that is damaged, or of a newer version, is left as it is."""
         for name in sorted(os.listdir(self.folder)):  # noqa: PTH208  (Path would cost the most)
-            if item := self._read(name):
-                self.put(item)
+            try:
+                if item := self._read(name):
+                    self.put(item)
+            except OSError as error:
+                self._give_up(name, error)
 
     def _read(self, name: str) -> T | None:
+        """Read a record; None where it is damaged, or where there is none, nor a directory.
+
+        `OSError` where it cannot be read now, and perhaps later.
+        """
         place = self.place(name)
         try:
             item = self._parse(read_record(f"{place}/{self._record}"))
@@ -91,10 +99,15 @@ class Shelf(Generic[T]):
         except UNREADABLE as error:
             if not os.path.lexists(place):
                 return None  # deleted since it was listed
-            self._unreadable[name] = f"its record cannot be read ({error})"
-            log.warning("a record cannot be read", path=place, error=str(error))
+            if isinstance(error, OSError) and error.errno != errno.ENOENT:
+                raise
+            self._give_up(name, error)
             return None
         return item
+
+    def _give_up(self, name: str, error: Exception) -> None:
+        self._unreadable[name] = f"its record cannot be read ({error})"
+        log.warning("a record cannot be read", path=self.place(name), error=str(error))
 
     def _adopt(self, name: str) -> T | None:
         """Take up what somebody else has put here by this name, if that is welcome."""
@@ -117,11 +130,7 @@ class Shelf(Generic[T]):
 
     def get(self, object_id: str) -> T | None:
         """Return one, or None; `FailedPrecondition` where its record cannot be read."""
-        if reason := self._unreadable.get(object_id):
-            raise FailedPrecondition(
-                f"{object_id} is there, but {reason}; restore the record, or move "
-                f"{self.place(object_id)} away, and restart the driver"
-            )
+        self._refuse_unreadable(object_id)
         item = self._items.get(object_id)
         # Only what is an id may become a path.
         if item is None and self.adopts and node_of(object_id) and self._lies_there(object_id):
@@ -129,7 +138,15 @@ class Shelf(Generic[T]):
                 item = self._items.get(object_id)
                 if item is None and not self._is_spoken_for(object_id):
                     item = self._adopt(object_id)
+            self._refuse_unreadable(object_id)
         return item
+
+    def _refuse_unreadable(self, object_id: str) -> None:
+        if reason := self._unreadable.get(object_id):
+            raise FailedPrecondition(
+                f"{object_id} is there, but {reason}; restore the record, or move "
+                f"{self.place(object_id)} away, and restart the driver"
+            )
 
     def _lies_there(self, object_id: str) -> bool:
         # Asked without the lock: a disk may take long.
@@ -156,19 +173,26 @@ class Shelf(Generic[T]):
 
     def listen(self, announced: int) -> None:
         """Look for what is new if somebody has announced it since."""
-        if self.adopts and announced != self._heard:
-            self.look()
+        if self.adopts and announced != self._heard and self.look():
             self._heard = announced
 
-    def look(self) -> None:
-        """Look for what others have put here, announced or not."""
+    def look(self) -> bool:
+        """Look for what others have put here, announced or not; tell whether all could be seen."""
         if self.adopts is None:
-            return
-        with contextlib.suppress(OSError):  # the pool's disk is away: `Pool.check` says so
-            for name in os.listdir(self.folder):  # noqa: PTH208
-                with self._mutex:
-                    if name not in self._items and not self._is_spoken_for(name):
+            return True
+        try:
+            names = os.listdir(self.folder)  # noqa: PTH208
+        except OSError:  # the pool's disk is away: `Pool.check` says so
+            return False
+        seen = True
+        for name in names:
+            with self._mutex:
+                if name not in self._items and not self._is_spoken_for(name):
+                    try:
                         self._adopt(name)
+                    except OSError:
+                        seen = False
+        return seen
 
     def _is_spoken_for(self, name: str) -> bool:
         return name in self._coming or name in self._ignored or name in self._unreadable
@@ -192,6 +216,7 @@ class Shelf(Generic[T]):
             before = self._items.get(item.id)
             if before is None:
                 bisect.insort(self._ids, item.id)
+                self._ignored.discard(item.id)  # it was another one's
             self._items[item.id] = item
             self._count(before, item)
             self.touch(item.id)

@@ -111,13 +111,18 @@ def _write(path: Path | str, text: bytes, flag: int, *, durable: bool) -> None:
 
 def _write_over(path: Path | str, text: bytes, longest: int = sys.maxsize) -> bool:
     """Write over what a file holds; return False where either is longer than `longest` bytes."""
-    with opened(path, os.O_WRONLY) as fd:
+    with opened(path, os.O_RDWR) as fd:
         fcntl.flock(fd, fcntl.LOCK_EX)
-        size = os.fstat(fd).st_size
-        if max(size, len(text)) > longest:
+        old = read_whole(fd)
+        if max(len(old), len(text)) > longest:
             return False
-        # One call, with spaces over what is left of a longer old text: never a mixture.
-        os.pwrite(fd, text.ljust(size), 0)
+        # One call, with spaces over what is left of a longer old text: never a mixture, but where
+        # there is room for a part only.
+        new = text.ljust(len(old))
+        if os.pwrite(fd, new, 0) < len(new):
+            os.pwrite(fd, old, 0)
+            os.ftruncate(fd, len(old))
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), os.fspath(path))
     return True
 
 
