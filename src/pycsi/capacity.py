@@ -13,7 +13,7 @@ class Capacity:
     """A pool's numbers, in bytes.
 
     `size` and `free` are the filesystem's, `reserve` is what volumes never get, `committed` the
-    sum of the sizes of all volumes, also of those being made.
+    sizes of all volumes, also of those being made, what snapshots hold, and what is in the trash.
     """
 
     size: int

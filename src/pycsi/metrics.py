@@ -13,7 +13,7 @@ _GAUGES = {
     "size": "Size of the pool's filesystem.",
     "free": "Free space on the pool's filesystem.",
     "reserve": "Bytes that volumes never get.",
-    "committed": "Sum of the sizes of all volumes.",
+    "committed": "The sizes of all volumes, what snapshots hold, and what is in the trash.",
     "limit": "What may be promised to volumes in all.",
 }
 
