@@ -54,7 +54,7 @@ class Ward:
             if self._ground.mount.fstype == "ext4":
                 counted = filesystem.errors(self._ground.device)
             elif self._ground.mount.fstype == "btrfs":
-                counted = btrfs.errors(self._ground.path)
+                counted = btrfs.errors(self._ground.real_path)
             facts = os.statvfs(self._ground.path)
         except OSError as error:
             return f"the pool's disk: {error.strerror}"

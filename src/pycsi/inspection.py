@@ -53,8 +53,8 @@ class Seen:
     @property
     def limiter(self) -> Limiter:
         """How directories are limited there."""
-        if limiter_name(self.config.path, self.ground.mount.fstype):
-            return limiter_for(self.config.path, self.ground.mount.fstype, self.uuid)
+        if limiter_name(self.ground.real_path, self.ground.mount.fstype):
+            return limiter_for(self.ground.real_path, self.ground.mount.fstype, self.uuid)
         return NoLimiter()
 
 
@@ -73,7 +73,7 @@ def pools(configs: Sequence[PoolConfig]) -> list[dict[str, Any]]:
                 "path": str(config.path),
                 "uuid": seen.uuid,
                 "filesystem": seen.ground.mount.fstype,
-                "directory_limit": limiter_name(config.path, seen.ground.mount.fstype),
+                "directory_limit": limiter_name(seen.ground.real_path, seen.ground.mount.fstype),
                 "volumes": len(seen.volumes),
                 "snapshots": len(seen.snapshots),
                 "size": capacity.size,

@@ -2,6 +2,7 @@
 
 import os
 import socket
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -178,6 +179,7 @@ def test_pool_behind_a_link(
     with driver.published(volume_id, tmp_path) as target:
         (target / "file").write_text("data")
         assert driver.condition(volume_id).message == "healthy"
+    assert str(link) in run(sys.executable, "-m", "pycsi", "pools", f"--pool=default={link}")
     driver.delete(volume_id)
     driver.reaped()
 
