@@ -87,13 +87,11 @@ class Ward:
             if never_noted(backend.where):
                 return
         notes = Notes(backend.where)
-        suspects = {*notes.staged, *notes.published}
-        if not suspects:
-            return
-        suspects -= {item.target for item in backend.mounts()}
-        for target in sorted(suspects):
-            for item in self.kernel.mounts.at(target):
-                yield f"lost: at {item.target} is {item.fstype} {item.source}, not the volume"
+        ours = backend.mounts() if notes.staged or notes.published else []
+        for target in sorted({*notes.staged, *notes.published}):
+            seen = self.kernel.mounts.topmost(target)
+            if seen and seen not in ours:
+                yield f"lost: at {target} is {seen.fstype} {seen.source}, not the volume"
 
 
 def _usage(backend: Backend) -> Usage | None:

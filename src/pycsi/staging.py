@@ -126,7 +126,7 @@ class Staging:
 
     def holds(self, path: str) -> bool:
         """Tell whether the volume is staged or published at `path`."""
-        if any(item.target == path for item in self.backend.mounts()):
+        if self.backend.is_seen(path):
             return True
         return path in self.notes.staged and self.backend.is_staged(path)
 
@@ -223,6 +223,8 @@ class Staging:
                     f"volume {self._id} is published at {target} with another capability, "
                     "readonly flag or context; unpublish it first"
                 )
+            if not self.backend.is_seen(target):
+                self._refuse_mounted(target)
             return True
         if published and (
             mode.one_target or any(self.notes.published[path].mode.one_target for path in published)

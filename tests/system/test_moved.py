@@ -224,6 +224,29 @@ def test_older_mount_moved_onto_a_target(
     driver.delete(volume_id)
 
 
+@pytest.mark.parametrize("parameters", [DIRECTORY, {"type": "image"}], ids=["directory", "image"])
+def test_mount_over_a_target(
+    driver: Driver, root: None, tmp_path: Path, parameters: dict[str, str]
+) -> None:
+    """What hides a volume is not taken for it."""
+    staging, target = tmp_path / "staging", tmp_path / "target"
+    volume_id = driver.create("v", parameters=parameters).volume_id
+    driver.stage(volume_id, staging)
+    driver.publish(volume_id, staging, target)
+    with mounted("-t", "tmpfs", "none", target):
+        with refused(grpc.StatusCode.FAILED_PRECONDITION, "something else is mounted there"):
+            driver.publish(volume_id, staging, target)
+        assert "lost" in driver.condition(volume_id).message
+        assert driver.stats(volume_id, target).volume_condition.abnormal
+        with refused(grpc.StatusCode.FAILED_PRECONDITION, "in use"):
+            driver.delete(volume_id)
+    driver.publish(volume_id, staging, target)
+    assert driver.condition(volume_id).message == "healthy"
+    driver.unpublish(volume_id, target)
+    driver.unstage(volume_id, staging)
+    driver.delete(volume_id)
+
+
 def test_notes_that_grow_on_a_full_pool(
     filesystem: FilesystemFactory, serve: Callable[..., Driver], tmp_path: Path
 ) -> None:

@@ -87,10 +87,14 @@ class Backend(abc.ABC):
     def grow(self) -> None:
         """Make the filesystem, which is mounted, as large as the data."""
 
-    def is_staged(self, path: str) -> bool:
-        """Tell whether the volume is what one sees at `path`, as far as the kernel knows."""
+    def is_seen(self, path: str) -> bool:
+        """Tell whether the volume is mounted at `path`, and nothing over it."""
         seen = self.kernel.mounts.topmost(path)
         return seen is not None and seen in self.mounts()
+
+    def is_staged(self, path: str) -> bool:
+        """Tell whether the volume is staged at `path`, as far as the kernel knows."""
+        return self.is_seen(path)
 
     def holder(self) -> str | None:
         """Return what uses the volume besides its mounts, or None."""
