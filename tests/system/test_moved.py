@@ -117,8 +117,11 @@ def test_pool_in_whose_place_is_a_hard_linked_copy(
     second = Driver(driver.folder.with_name("second"), [f"default={pool}"])
     second.launch()
     assert second.process is not None
-    assert second.process.wait(20) == 1
-    second.channel.close()
+    try:
+        assert second.process.wait(20) == 1
+    finally:
+        second.process.kill()
+        second.channel.close()
     assert "in use by another driver" in second.log
 
 
