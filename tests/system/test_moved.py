@@ -344,11 +344,14 @@ def listed() -> int:
 def devices(image: Path) -> Iterator[list[int]]:
     """Bind loop devices to a file, until the kernel does not list all block devices at once.
 
-    All but the first one, which is free.
+    All but the first one, which is free. Who asks for a free device meanwhile gets a lower number.
     """
     made: list[int] = []
+    lower = range(4000, 4032)
     with Path("/dev/loop-control").open("r+b", buffering=0) as control:
         try:
+            for number in lower:
+                fcntl.ioctl(control, LOOP_CTL_ADD, number)
             while listed() == len(Path("/proc/partitions").read_bytes()):
                 made.append(fcntl.ioctl(control, LOOP_CTL_ADD, 8000 + len(made)))
                 if len(made) > 1:
@@ -357,8 +360,8 @@ def devices(image: Path) -> Iterator[list[int]]:
         finally:
             for number in made[1:]:
                 run("losetup", "--detach", f"/dev/loop{number}")
-            for number in made:
-                with contextlib.suppress(OSError):  # somebody is just looking at it
+            for number in (*made, *lower):
+                with contextlib.suppress(OSError):  # somebody looks at it, or uses it
                     fcntl.ioctl(control, LOOP_CTL_REMOVE, number)
 
 
