@@ -8,6 +8,7 @@ virtual machine.
 
 import contextlib
 import ctypes
+import errno
 import os
 import shutil
 import subprocess
@@ -72,6 +73,31 @@ def run(*command: str | Path) -> str:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{command}: {done.stderr}"
     return done.stdout
+
+
+@contextlib.contextmanager
+def mounted(*arguments: str | Path) -> Iterator[None]:
+    """Mount something at the last of the arguments through the `with` block."""
+    run("mount", *arguments)
+    try:
+        yield
+    finally:
+        run("umount", arguments[-1])
+
+
+def fill(path: Path) -> None:
+    """Write to `path` until not half a kilobyte more goes in."""
+    size = 1 << 20
+    with path.open("wb", buffering=0) as file:
+        while size >= 512:
+            try:
+                complete = file.write(bytes(size)) == size
+            except OSError as error:
+                assert error.errno == errno.ENOSPC  # noqa: PT017
+                complete = False
+            if not complete:
+                size //= 2
+        os.fsync(file.fileno())
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import grpc
 import pytest
-from conftest import FilesystemFactory, needs, run
+from conftest import FilesystemFactory, fill, mounted, needs, run
 from driver import MIB, Driver, refused
 
 from pycsi.config import PoolConfig
@@ -24,16 +24,6 @@ from pycsi.undelete import restore
 DIRECTORY = {"type": "directory", "quota": "none"}
 LOOP_CTL_ADD = 0x4C80
 LOOP_CTL_REMOVE = 0x4C81
-
-
-@contextlib.contextmanager
-def mounted(*arguments: str | Path) -> Iterator[None]:
-    """Mount something at the last of the arguments through the `with` block."""
-    run("mount", *arguments)
-    try:
-        yield
-    finally:
-        run("umount", arguments[-1])
 
 
 @contextlib.contextmanager
@@ -276,20 +266,6 @@ def test_notes_that_grow_on_a_full_pool(
     for target in there:
         driver.unpublish(volume_id, target)
     driver.unstage(volume_id, staging)
-
-
-def fill(file: Path) -> None:
-    """Write until there is not half a kilobyte left."""
-    size = MIB
-    with file.open("wb", buffering=0) as out:
-        while size >= 512:
-            try:
-                complete = out.write(bytes(size)) == size
-            except OSError:
-                complete = False
-            if not complete:
-                size //= 2
-    os.sync()
 
 
 def test_device_whose_file_lies_too_deep(driver: Driver, root: None, tmp_path: Path) -> None:

@@ -1,19 +1,17 @@
 """What users, other programs and dying processes do to volumes, and must not achieve."""
 
-import contextlib
-import errno
 import os
 import shutil
 import signal
 import struct
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import grpc
 import pytest
-from conftest import FilesystemFactory, run
+from conftest import FilesystemFactory, fill, mounted, run
 from driver import (
     GIB,
     MIB,
@@ -31,28 +29,6 @@ from pycsi.proto import csi_pb2 as csi
 DIRECTORY = {"type": "directory", "quota": "none"}
 
 
-@contextlib.contextmanager
-def bound(source: Path, target: Path) -> Iterator[None]:
-    run("mount", "--bind", source, target)
-    try:
-        yield
-    finally:
-        run("umount", target)
-
-
-def fill(path: Path) -> None:
-    """Write to `path` until not one more block goes in."""
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
-    for size in (MIB, 4096):
-        try:
-            while os.write(fd, bytes(size)):
-                pass
-        except OSError as error:
-            assert error.errno == errno.ENOSPC  # noqa: PT017
-    os.fsync(fd)
-    os.close(fd)
-
-
 @pytest.mark.parametrize("where", ["volumes", "trash"])
 def test_deletion_does_not_cross_mounts(
     driver: Driver, root: None, tmp_path: Path, pool: Path, where: str
@@ -67,7 +43,7 @@ def test_deletion_does_not_cross_mounts(
     else:
         inside = pool / "trash/old/data/sub"
     inside.mkdir(parents=True)
-    with bound(precious, inside):
+    with mounted("--bind", precious, inside):
         if where == "volumes":
             with refused(grpc.StatusCode.FAILED_PRECONDITION, "mounted"):
                 driver.delete(volume_id)
@@ -426,7 +402,7 @@ def test_pool_in_a_pool_by_another_path(
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     driver.stop()
-    with bound(pool / "tmp/inner", elsewhere):
+    with mounted("--bind", pool / "tmp/inner", elsewhere):
         second = Driver(tmp_path / "second", [f"a={pool}", f"b={elsewhere}"])
         second.launch()
         assert second.process is not None
