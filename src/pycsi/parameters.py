@@ -1,12 +1,11 @@
 """The StorageClass parameters, and the choice of what a volume is made of."""
 
 import dataclasses
-import re
-import shlex
 from collections.abc import Iterable, Mapping, Sequence
 
+from pycsi import mkfsoptions, mountflags
 from pycsi.errors import FailedPrecondition, InvalidArgument, OutOfRange
-from pycsi.linux import filesystem, mount
+from pycsi.linux import filesystem
 from pycsi.model import (
     BLOCK,
     DEFAULT_SIZE,
@@ -43,10 +42,6 @@ _CHOICES = {
     **MUTABLE,
 }
 _SNAPSHOT_CHOICES = {"consistency": ("point-in-time", "files")}
-_MKFS_VALUE = re.compile(r"[A-Za-z0-9_^=,.:%+-]+")
-_MKFS_REACHES_OUT = re.compile(
-    r"(?:^|,)(?:device|file|logdev|name|rtdev|offset|uuid|journal_dev)(?:=|,|$)"
-)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,17 +108,8 @@ def parse(raw: Mapping[str, str], keys: Iterable[str] = _KEYS) -> Parameters:
         filesystem=own.get(FILESYSTEM),
         quota=own.get("quota"),
         allocation=own.get("allocation"),
-        mkfs_options=_split(own.get("mkfsOptions", "")),
+        mkfs_options=mkfsoptions.split(own.get("mkfsOptions", "")),
     )
-
-
-def _split(options: str) -> tuple[str, ...]:
-    if not options:
-        return ()
-    try:
-        return tuple(shlex.split(options))
-    except ValueError as error:
-        raise InvalidArgument(f"parameter mkfsOptions: {error}") from None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -202,7 +188,7 @@ def _choose(wanted: Parameters, capabilities: tuple[Capability, ...], limiter: s
         else:
             make = _image(wanted, reason, kind)
     for item in capabilities:
-        check_mount_flags(item, make.type, thick=make.thick)
+        mountflags.check(item, make.type, thick=make.thick)
     return make
 
 
@@ -262,7 +248,7 @@ def _directory(wanted: Parameters, reason: str, limiter: str | None) -> Make:
 
 def _image(wanted: Parameters, reason: str, kind: str) -> Make:
     thick = _thick(wanted)
-    check_mkfs_options(kind, wanted.mkfs_options)
+    mkfsoptions.check(kind, wanted.mkfs_options)
     if missing := filesystem.missing_programs(kind):
         raise FailedPrecondition(f"{kind}: {', '.join(missing)} not installed on this node")
     return Make(
@@ -280,84 +266,6 @@ def _thick(wanted: Parameters) -> bool:
     if wanted.quota == "none":
         raise InvalidArgument("parameter quota: none is for a directory; an image has a size")
     return wanted.allocation == "thick"
-
-
-def check_mkfs_options(kind: str, words: Iterable[str]) -> None:
-    """Refuse mkfs options that could reach another file or device, and words that are none.
-
-    Whoever may create a volume is not thereby trusted with the node's files: `mkfs.ext4 -d /etc`
-    would copy them into the volume.
-    """
-    options = filesystem.KINDS[kind].options
-    rest = list(words)
-    while rest:
-        word = rest.pop(0)
-        option, equals, value = word.partition("=") if word.startswith("--") else (word, "", "")
-        if not word.startswith("--") and len(word) > 2:  # noqa: PLR2004  (-b4096)
-            option, equals, value = word[:2], "=", word[2:]
-        if option not in options:
-            raise InvalidArgument(
-                f"parameter mkfsOptions: {option!r} is not allowed for {kind}; "
-                f"there are {' '.join(sorted(options))}"
-            )
-        if options[option] and not equals:
-            value = rest.pop(0) if rest else ""
-        if options[option] != bool(value) or (value and not _MKFS_VALUE.fullmatch(value)):
-            raise InvalidArgument(f"parameter mkfsOptions: {option} has no value that it can take")
-        if value and _MKFS_REACHES_OUT.search(value):
-            raise InvalidArgument(
-                f"parameter mkfsOptions: {option} may not name files, devices or a UUID"
-            )
-
-
-_USERLAND = frozenset({"_netdev", "auto", "noauto", "nofail", "user", "nouser"})
-_REACHES_OUT = frozenset({"device", "journal_dev", "journal_path", "logdev", "rtdev"})
-_OPPOSITES = (
-    {"ro", "rw"},
-    {"noatime", "relatime", "strictatime", "atime"},
-    {"nodev", "dev"},
-    {"nodiratime", "diratime"},
-    {"noexec", "exec"},
-    {"nosuid", "suid"},
-    {"nosymfollow", "symfollow"},
-)
-_NOT_OURS = frozenset(
-    {"bind", "loop", "move", "private", "rbind", "remount", "rprivate", "rshared", "rslave"}
-    | {"runbindable", "shared", "slave", "unbindable"}
-)
-
-
-def mount_options(flags: Iterable[str]) -> list[str]:
-    """Return the single options in mount flags, without those that only mount(8) itself reads."""
-    options = [option for flag in flags for option in flag.split(",") if option]
-    return [item for item in options if item not in _USERLAND and not item.startswith("x-")]
-
-
-def check_mount_flags(capability: Capability, type_: VolumeType, *, thick: bool) -> None:
-    """Refuse mount flags that this type of volume cannot honour.
-
-    A flag may be sensitive, so the message gives its position and not its text.
-    """
-    if capability.access is Access.BLOCK or not capability.mount_flags:
-        return
-    known = mount.ATTRIBUTES.keys() | mount.DEFAULTS
-    options = mount_options(capability.mount_flags)
-    for group in _OPPOSITES:
-        if len(group.intersection(options)) > 1:
-            raise InvalidArgument(f"mount flags: of {', '.join(sorted(group))} there can be one")
-    for number, option in enumerate(options, start=1):
-        where = f"mount flag {number}"
-        if option.partition("=")[0] in _REACHES_OUT:
-            raise InvalidArgument(f"{where} names another device, which a volume does not have")
-        if option in _NOT_OURS:
-            raise InvalidArgument(f"{where} says how to mount, which is the driver's to decide")
-        if type_ is VolumeType.DIRECTORY and option not in known:
-            raise InvalidArgument(
-                f"{where} is for a filesystem of its own; a directory takes "
-                f"{', '.join(sorted(known))}; use type: image for others"
-            )
-        if thick and option.partition("=")[0] == "discard":
-            raise InvalidArgument(f"{where}: a thick volume is never discarded; use thin")
 
 
 def size_from(wanted: CapacityRange | None, source: int, minimum: int) -> int:

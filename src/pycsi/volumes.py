@@ -5,7 +5,7 @@ import dataclasses
 import time
 from collections.abc import Iterator, Mapping
 
-from pycsi import parameters
+from pycsi import mountflags, parameters
 from pycsi.errors import FailedPrecondition, InvalidArgument, OutOfRange
 from pycsi.model import Capability, CapacityRange, Request, Volume, VolumeType
 from pycsi.pool import Pool
@@ -98,6 +98,6 @@ def check_fits(
             f"volume {volume.id} has {volume.filesystem}, not {wanted.filesystem}; change fs_type"
         )
     try:
-        parameters.check_mount_flags(wanted, volume.type, thick=volume.thick)
+        mountflags.check(wanted, volume.type, thick=volume.thick)
     except InvalidArgument as error:
         raise refusal(str(error)) from None

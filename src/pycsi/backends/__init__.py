@@ -13,13 +13,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
 
+from pycsi import mountflags
 from pycsi.limits import Limiter, Progress
 from pycsi.linux.ground import Ground
 from pycsi.linux.kernel import Kernel
 from pycsi.linux.mount import MOUNT_ATTR_RDONLY, attributes_of
 from pycsi.linux.mounttable import Mount
 from pycsi.model import Capability, Usage, Volume
-from pycsi.parameters import mount_options
 
 
 class Backend(abc.ABC):
@@ -173,5 +173,5 @@ class Backend(abc.ABC):
 
 def attributes(capability: Capability, *, readonly: bool) -> int:
     """Return the attribute bits of a mount for a capability."""
-    bits = attributes_of(mount_options(capability.mount_flags))
+    bits = attributes_of(mountflags.split(capability.mount_flags))
     return bits | (MOUNT_ATTR_RDONLY if readonly or capability.readonly else 0)

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from pycsi import mountflags
 from pycsi.backends import attributes
 from pycsi.backends.image import Image
 from pycsi.errors import FailedPrecondition, InvalidArgument, ResourceExhausted
@@ -15,7 +16,7 @@ from pycsi.linux.descriptor import opened
 from pycsi.linux.mounttable import Mount
 from pycsi.linux.program import ProgramError
 from pycsi.model import MIB, Capability, Usage, Volume
-from pycsi.parameters import DEFAULT_FILESYSTEM, mount_options
+from pycsi.parameters import DEFAULT_FILESYSTEM
 
 _FULL = 64 * MIB
 """With less free than this, what failed is taken to have failed for want of room."""
@@ -108,7 +109,7 @@ class FilesystemImage(Image):
 
     def _mount(self, path: str, capability: Capability, *, readonly: bool) -> bool:
         """Mount it; tell whether it was as large as the volume before, and so need not grow."""
-        options = mount_options(capability.mount_flags)
+        options = mountflags.split(capability.mount_flags)
         bits = attributes(capability, readonly=readonly)
         with self._held_device() as device:
             grown = self._is_grown(self.image)

@@ -77,7 +77,7 @@ class Image(Backend):
     def keep_blocks(self, device: loop.LoopDevice) -> None:
         """Let nobody discard the blocks of a thick volume."""
         if self.volume.thick and not device.readonly:
-            with contextlib.suppress(OSError):  # /sys may be read-only; see check_mount_flags
+            with contextlib.suppress(OSError):  # /sys may be read-only; see mountflags.check
                 loop.forbid_discard(device)
 
     def require_free(self) -> None:

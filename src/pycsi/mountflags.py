@@ -1,0 +1,56 @@
+"""The mount flags of a capability: what they say, and which of them a volume can honour."""
+
+from collections.abc import Iterable
+
+from pycsi.errors import InvalidArgument
+from pycsi.linux import mount
+from pycsi.model import Access, Capability, VolumeType
+
+_USERLAND = frozenset({"_netdev", "auto", "noauto", "nofail", "user", "nouser"})
+_REACHES_OUT = frozenset({"device", "journal_dev", "journal_path", "logdev", "rtdev"})
+_OPPOSITES = (
+    {"ro", "rw"},
+    {"noatime", "relatime", "strictatime", "atime"},
+    {"nodev", "dev"},
+    {"nodiratime", "diratime"},
+    {"noexec", "exec"},
+    {"nosuid", "suid"},
+    {"nosymfollow", "symfollow"},
+)
+_NOT_OURS = frozenset(
+    {"bind", "loop", "move", "private", "rbind", "remount", "rprivate", "rshared", "rslave"}
+    | {"runbindable", "shared", "slave", "unbindable"}
+)
+
+
+def split(flags: Iterable[str]) -> list[str]:
+    """Return the single options in mount flags, without those that only mount(8) itself reads."""
+    options = [option for flag in flags for option in flag.split(",") if option]
+    return [item for item in options if item not in _USERLAND and not item.startswith("x-")]
+
+
+def check(capability: Capability, type_: VolumeType, *, thick: bool) -> None:
+    """Refuse mount flags that this type of volume cannot honour.
+
+    A flag may be sensitive, so the message gives its position and not its text.
+    """
+    if capability.access is Access.BLOCK or not capability.mount_flags:
+        return
+    known = mount.ATTRIBUTES.keys() | mount.DEFAULTS
+    options = split(capability.mount_flags)
+    for group in _OPPOSITES:
+        if len(group.intersection(options)) > 1:
+            raise InvalidArgument(f"mount flags: of {', '.join(sorted(group))} there can be one")
+    for number, option in enumerate(options, start=1):
+        where = f"mount flag {number}"
+        if option.partition("=")[0] in _REACHES_OUT:
+            raise InvalidArgument(f"{where} names another device, which a volume does not have")
+        if option in _NOT_OURS:
+            raise InvalidArgument(f"{where} says how to mount, which is the driver's to decide")
+        if type_ is VolumeType.DIRECTORY and option not in known:
+            raise InvalidArgument(
+                f"{where} is for a filesystem of its own; a directory takes "
+                f"{', '.join(sorted(known))}; use type: image for others"
+            )
+        if thick and option.partition("=")[0] == "discard":
+            raise InvalidArgument(f"{where}: a thick volume is never discarded; use thin")
