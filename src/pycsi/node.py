@@ -2,35 +2,26 @@
 
 import contextlib
 import dataclasses
-import hashlib
-import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 import grpc
 
-from pycsi import ids, parameters, reply
+from pycsi import ids, inline, node_request, reply
 from pycsi import request as read
 from pycsi.backends import Backend
 from pycsi.capabilities import Advertised
-from pycsi.config import parse_size
-from pycsi.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
+from pycsi.errors import FailedPrecondition, InvalidArgument, NotFound
 from pycsi.health import condition_of
 from pycsi.locks import Locks
-from pycsi.model import Access, Capability, CapacityRange, Request, Usage, Volume
+from pycsi.model import Usage, Volume
 from pycsi.pool import Pool
 from pycsi.pools import Pools
 from pycsi.proto import csi_pb2 as csi
 from pycsi.proto import csi_pb2_grpc
 from pycsi.staging import Staging, remove_unused, resolved
 from pycsi.topology import NodeFacts
-from pycsi.volumes import check_fits, delete, expand, new_volume, noting
-
-_ENCODER = json.JSONEncoder(sort_keys=True)
-_EPHEMERAL = "csi.storage.k8s.io/ephemeral"
-_INLINE_KEYS = ("pool", "type", "size")
-"""What a pod may say of its inline volume: neither mkfs options nor a directory without limit."""
+from pycsi.volumes import check_fits, expand, noting
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,13 +70,15 @@ class Node(csi_pb2_grpc.NodeServicer):
             raise InvalidArgument("volume_capability is missing")
         with self._locks.hold(request.volume_id):
             pool, volume = self._pools.need(request.volume_id)
-            wanted = _capability(request.volume_capability)
-            path = self._path(request.staging_target_path, "staging_target_path")
+            wanted = node_request.capability(request.volume_capability)
+            path = node_request.path(
+                self._pools, request.staging_target_path, "staging_target_path"
+            )
             _check_pool(pool, request.volume_context)
             check_fits(volume, wanted, FailedPrecondition)
             pool.check()
             with noting(pool, volume) as staging:
-                staging.ensure_staged(path, wanted, _arguments(request))
+                staging.ensure_staged(path, wanted, node_request.arguments(request))
         return csi.NodeStageVolumeResponse()
 
     def NodeUnstageVolume(
@@ -95,7 +88,9 @@ class Node(csi_pb2_grpc.NodeServicer):
         read.required(request.staging_target_path, "staging_target_path")
         with self._locks.hold(request.volume_id):
             pool, volume = self._pools.need(request.volume_id)
-            path = self._path(request.staging_target_path, "staging_target_path")
+            path = node_request.path(
+                self._pools, request.staging_target_path, "staging_target_path"
+            )
             pool.check(writable=False)
             Staging(pool.backend(volume)).ensure_unstaged(path)
         return csi.NodeUnstageVolumeResponse()
@@ -109,10 +104,10 @@ class Node(csi_pb2_grpc.NodeServicer):
         read.required(request.target_path, "target_path")
         if not request.HasField("volume_capability"):
             raise InvalidArgument("volume_capability is missing")
-        inline = request.volume_context.get(_EPHEMERAL) == "true"
-        with self._locks.hold(self._key(request.volume_id)):
-            if inline:
-                self._publish_inline(request)
+        own_id = self._key(request.volume_id)
+        with self._locks.hold(own_id):
+            if inline.is_wanted(request):
+                inline.publish(self._pools, request, own_id)
             else:
                 self._publish(request)
         return csi.NodePublishVolumeResponse()
@@ -129,66 +124,20 @@ class Node(csi_pb2_grpc.NodeServicer):
             raise FailedPrecondition(
                 "staging_target_path is missing: call NodeStageVolume first, and say where"
             )
-        wanted = _capability(request.volume_capability)
-        source = self._path(request.staging_target_path, "staging_target_path")
-        target = self._path(request.target_path, "target_path")
+        wanted = node_request.capability(request.volume_capability)
+        source = node_request.path(self._pools, request.staging_target_path, "staging_target_path")
+        target = node_request.path(self._pools, request.target_path, "target_path")
         _check_pool(pool, request.volume_context)
         check_fits(volume, wanted, FailedPrecondition)
         pool.check()
         with noting(pool, volume) as staging:
             staging.ensure_published(
-                target, wanted, _arguments(request), readonly=request.readonly, source=source
+                target,
+                wanted,
+                node_request.arguments(request),
+                readonly=request.readonly,
+                source=source,
             )
-
-    def _publish_inline(self, request: csi.NodePublishVolumeRequest) -> None:
-        """Create the volume that a pod describes, and mount it at its target."""
-        if ids.node_of(request.volume_id):
-            raise InvalidArgument(
-                f"volume_id {request.volume_id} is a persistent volume's; an inline one may not "
-                "have it"
-            )
-        wanted = _capability(request.volume_capability)
-        if wanted.access is Access.BLOCK:
-            raise InvalidArgument("an inline volume is mounted; it cannot be a block device")
-        target = self._path(request.target_path, "target_path")
-        found = self._pools.find_inline(request.volume_id)
-        pool, volume = found or self._create_inline(wanted, request)
-        try:
-            self._compare_inline(volume, request)
-            check_fits(volume, wanted, FailedPrecondition)
-            with noting(pool, volume) as staging:
-                staging.ensure_published(
-                    target, wanted, _arguments(request), readonly=request.readonly, source=None
-                )
-        except BaseException:
-            if found is None:
-                delete(pool, volume)
-            raise
-
-    @staticmethod
-    def _compare_inline(volume: Volume, request: csi.NodePublishVolumeRequest) -> None:
-        if parameters.deciding(request.volume_context) != volume.request.parameters:
-            raise AlreadyExists(
-                f"inline volume {request.volume_id} exists with other attributes; unpublish it"
-            )
-
-    def _create_inline(
-        self, wanted: Capability, request: csi.NodePublishVolumeRequest
-    ) -> tuple[Pool, Volume]:
-        given = parameters.parse(request.volume_context, _INLINE_KEYS)
-        pool = self._pools.named(given.pool)
-        make = parameters.choose(given, [wanted], limiter=pool.limiter.name)
-        size = parameters.size_for(_inline_size(request.volume_context), make.minimum)
-        volume = new_volume(
-            pool,
-            make,
-            Request(capabilities=(wanted,), parameters=parameters.deciding(request.volume_context)),
-            volume_id=self._key(request.volume_id),
-            name=request.volume_context.get("csi.storage.k8s.io/pod.name", ""),
-            size=size,
-            handle=request.volume_id,
-        )
-        return pool, pool.create(volume)
 
     def NodeUnpublishVolume(
         self, request: csi.NodeUnpublishVolumeRequest, context: grpc.ServicerContext
@@ -200,7 +149,7 @@ class Node(csi_pb2_grpc.NodeServicer):
                 self._unpublish_inline(request)
             elif found := self._pools.find(request.volume_id):
                 pool, volume = found
-                target = self._path(request.target_path, "target_path")
+                target = node_request.path(self._pools, request.target_path, "target_path")
                 pool.check(writable=False)
                 Staging(pool.backend(volume)).ensure_unpublished(target)
             else:
@@ -214,24 +163,18 @@ class Node(csi_pb2_grpc.NodeServicer):
         """
         if not self._pools.elsewhere(request.volume_id):
             with contextlib.suppress(InvalidArgument):
-                if remove_unused(self._path(request.target_path, "target_path")):
+                if remove_unused(
+                    node_request.path(self._pools, request.target_path, "target_path")
+                ):
                     return
         self._pools.need(request.volume_id)
 
     def _unpublish_inline(self, request: csi.NodeUnpublishVolumeRequest) -> None:
         """Unmount an inline volume and delete it; one that is gone already is fine."""
-        found = self._pools.find_inline(request.volume_id)
-        if found is None:
-            if _exists(request.target_path):
-                self._unpublish_lost(request)
-            return
-        pool, volume = found
-        target = self._path(request.target_path, "target_path")
-        pool.check(writable=False)
-        staging = Staging(pool.backend(volume))
-        staging.ensure_unpublished(target)
-        if not staging.published():
-            delete(pool, volume)
+        if found := self._pools.find_inline(request.volume_id):
+            inline.unpublish(self._pools, *found, request.target_path)
+        elif _exists(request.target_path):
+            self._unpublish_lost(request)
 
     # Measure and grow
 
@@ -277,8 +220,8 @@ class Node(csi_pb2_grpc.NodeServicer):
         With `lost` also if it was, and something else is mounted there now; of a pool that is away
         it is not known what was.
         """
-        inline = None if ids.node_of(volume_id) else self._pools.find_inline(volume_id)
-        pool, volume = inline or self._pools.need(volume_id)
+        ephemeral = None if ids.node_of(volume_id) else self._pools.find_inline(volume_id)
+        pool, volume = ephemeral or self._pools.need(volume_id)
         away = False
         try:
             pool.check(writable=False)
@@ -295,25 +238,6 @@ class Node(csi_pb2_grpc.NodeServicer):
                 return _Found(pool=pool, volume=volume, backend=staging.backend, lost=True)
         raise NotFound(f"volume {volume_id} is neither staged nor published at {path!r}")
 
-    def _path(self, text: str, field: str) -> str:
-        """Return a path to mount at, which must not lie in a pool."""
-        path = resolved(text, field)
-        for pool in self._pools:
-            there, place = f"{path}/", f"{pool.ground.real_path}/"
-            if there.startswith(place) or place.startswith(there):
-                raise InvalidArgument(
-                    f"{field} {text!r} lies in pool {pool.name}, or the pool in it; use another"
-                )
-        return path
-
-
-def _capability(message: csi.VolumeCapability) -> Capability:
-    """Read a capability; one that no volume here can have is FAILED_PRECONDITION on the node."""
-    try:
-        return read.capability(message)
-    except read.UnsupportedCapability as error:
-        raise FailedPrecondition(str(error)) from None
-
 
 def _check_pool(pool: Pool, context: Mapping[str, str]) -> None:
     """Refuse a volume of a pool that was replaced: never an empty volume in place of a lost one."""
@@ -323,40 +247,6 @@ def _check_pool(pool: Pool, context: Mapping[str, str]) -> None:
             f"pool {pool.name} is now {pool.uuid}; the volume was made in {wanted}: mount the old "
             "disk again, or delete the volume"
         )
-
-
-def _arguments(request: csi.NodeStageVolumeRequest | csi.NodePublishVolumeRequest) -> str:
-    """Digest what a repeated call must repeat: all but secrets and the orchestrator's own keys."""
-    capability = request.volume_capability
-    published, context = request.publish_context, request.volume_context
-    data: dict[str, object] = {
-        "access": capability.WhichOneof("access_type"),
-        "mode": capability.access_mode.mode,
-        "filesystem": capability.mount.fs_type,
-        "flags": list(capability.mount.mount_flags),
-        "publish_context": {key: published[key] for key in published},
-        "volume_context": {
-            key: context[key] for key in context if not key.startswith(parameters.ORCHESTRATOR)
-        },
-    }
-    if isinstance(request, csi.NodePublishVolumeRequest):
-        data |= {
-            "readonly": request.readonly,
-            "staged": os.path.normpath(request.staging_target_path),
-        }
-    return hashlib.sha256(_ENCODER.encode(data).encode()).hexdigest()
-
-
-def _inline_size(context: Mapping[str, str]) -> CapacityRange | None:
-    if "size" not in context:
-        return None
-    try:
-        size = parse_size(context["size"])
-    except ValueError as error:
-        raise InvalidArgument(f"volume attribute size: {error}") from None
-    if size <= 0:
-        raise InvalidArgument(f"volume attribute size is {context['size']!r}; use a positive size")
-    return CapacityRange(required=size)
 
 
 def _exists(path: str) -> bool:

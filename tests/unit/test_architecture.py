@@ -17,7 +17,15 @@ LONGEST_FUNCTION = 60
 
 SERVICES = {"identity", "controller", "node", "group", "snapshot_metadata"}
 SPEAK_GRPC = SERVICES | {"controller_snapshots", "server", "rpc", "errors"}
-SPEAK_PROTOBUF = SPEAK_GRPC | {"request", "reply", "capabilities", "topology", "redaction"}
+SPEAK_PROTOBUF = SPEAK_GRPC | {
+    "request",
+    "node_request",
+    "inline",
+    "reply",
+    "capabilities",
+    "topology",
+    "redaction",
+}
 FLOCK = {"claim", "store"}
 """What locks a pool's directory, or a record: flock(2) is in the standard library."""
 

@@ -1,0 +1,99 @@
+"""Inline volumes: a pod describes one, it is made at publishing, and deleted at unpublishing."""
+
+from collections.abc import Mapping
+
+from pycsi import ids, node_request, parameters
+from pycsi.config import parse_size
+from pycsi.errors import AlreadyExists, FailedPrecondition, InvalidArgument
+from pycsi.model import Access, Capability, CapacityRange, Request, Volume
+from pycsi.pool import Pool
+from pycsi.pools import Pools
+from pycsi.proto import csi_pb2 as csi
+from pycsi.staging import Staging
+from pycsi.volumes import check_fits, delete, new_volume, noting
+
+_EPHEMERAL = "csi.storage.k8s.io/ephemeral"
+_KEYS = ("pool", "type", "size")
+"""What a pod may say of its inline volume: neither mkfs options nor a directory without limit."""
+
+
+def is_wanted(request: csi.NodePublishVolumeRequest) -> bool:
+    """Tell whether a request is about an inline volume."""
+    return request.volume_context.get(_EPHEMERAL) == "true"
+
+
+def publish(pools: Pools, request: csi.NodePublishVolumeRequest, own_id: str) -> None:
+    """Create the volume that a pod describes, as `own_id`, and mount it at its target.
+
+    The caller holds the volume's lock.
+    """
+    if ids.node_of(request.volume_id):
+        raise InvalidArgument(
+            f"volume_id {request.volume_id} is a persistent volume's; an inline one may not have it"
+        )
+    wanted = node_request.capability(request.volume_capability)
+    if wanted.access is Access.BLOCK:
+        raise InvalidArgument("an inline volume is mounted; it cannot be a block device")
+    target = node_request.path(pools, request.target_path, "target_path")
+    found = pools.find_inline(request.volume_id)
+    pool, volume = found or _create(pools, wanted, request, own_id)
+    try:
+        _compare(volume, request)
+        check_fits(volume, wanted, FailedPrecondition)
+        arguments = node_request.arguments(request)
+        with noting(pool, volume) as staging:
+            staging.ensure_published(
+                target, wanted, arguments, readonly=request.readonly, source=None
+            )
+    except BaseException:
+        if found is None:
+            delete(pool, volume)
+        raise
+
+
+def _compare(volume: Volume, request: csi.NodePublishVolumeRequest) -> None:
+    if parameters.deciding(request.volume_context) != volume.request.parameters:
+        raise AlreadyExists(
+            f"inline volume {request.volume_id} exists with other attributes; unpublish it"
+        )
+
+
+def _create(
+    pools: Pools, wanted: Capability, request: csi.NodePublishVolumeRequest, own_id: str
+) -> tuple[Pool, Volume]:
+    given = parameters.parse(request.volume_context, _KEYS)
+    pool = pools.named(given.pool)
+    make = parameters.choose(given, [wanted], limiter=pool.limiter.name)
+    size = parameters.size_for(_size(request.volume_context), make.minimum)
+    volume = new_volume(
+        pool,
+        make,
+        Request(capabilities=(wanted,), parameters=parameters.deciding(request.volume_context)),
+        volume_id=own_id,
+        name=request.volume_context.get("csi.storage.k8s.io/pod.name", ""),
+        size=size,
+        handle=request.volume_id,
+    )
+    return pool, pool.create(volume)
+
+
+def unpublish(pools: Pools, pool: Pool, volume: Volume, target_path: str) -> None:
+    """Unmount an inline volume and delete it. The caller holds its lock."""
+    target = node_request.path(pools, target_path, "target_path")
+    pool.check(writable=False)
+    staging = Staging(pool.backend(volume))
+    staging.ensure_unpublished(target)
+    if not staging.published():
+        delete(pool, volume)
+
+
+def _size(context: Mapping[str, str]) -> CapacityRange | None:
+    if "size" not in context:
+        return None
+    try:
+        size = parse_size(context["size"])
+    except ValueError as error:
+        raise InvalidArgument(f"volume attribute size: {error}") from None
+    if size <= 0:
+        raise InvalidArgument(f"volume attribute size is {context['size']!r}; use a positive size")
+    return CapacityRange(required=size)
