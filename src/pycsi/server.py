@@ -20,7 +20,7 @@ from pycsi.config import Config, ConfigError, DriverMode
 from pycsi.controller import Controller
 from pycsi.group import Group
 from pycsi.identity import Identity
-from pycsi.linux import processors
+from pycsi.linux import loop, processors
 from pycsi.locks import Locks
 from pycsi.metrics import Metrics
 from pycsi.node import Node
@@ -74,6 +74,8 @@ def serve(config: Config) -> None:
         server.start()
         try:
             _recover(open_pools)
+            if pools:
+                _remove_changed_devices()
             for pool in open_pools:
                 reaper = Reaper(pool)
                 opened.callback(reaper.stop)
@@ -89,6 +91,14 @@ def serve(config: Config) -> None:
             # Also where patience ran out: a pool is not left while something is made in it.
             executor.shutdown()
             probers.shutdown()
+
+
+def _remove_changed_devices() -> None:
+    """Remove loop devices that a driver which was killed has left refusing discards."""
+    try:
+        loop.remove_refusing()
+    except OSError as error:
+        log.warning("loop devices cannot be looked at", error=str(error))
 
 
 def _recover(pools: Pools) -> None:

@@ -263,7 +263,7 @@ class Staging:
         while found := self.kernel.mounts.at(path):
             if found[-1].id not in {item.id for item in self.backend.mounts()}:
                 raise _foreign(found[-1])
-            self.kernel.unmount(path)
+            self.backend.unmount(path)
             if len(found) == 1:
                 return
 

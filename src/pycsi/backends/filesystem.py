@@ -100,12 +100,17 @@ class FilesystemImage(Image):
             if writable and not self._is_grown(self._disk):
                 filesystem.grow_mounted(self._kind, Path(path), self.volume.capacity)
         except PermissionError:
-            self.kernel.unmount(path)
+            self.unmount(path)
             self._grow_unmounted()
             self._mount(path, capability, readonly=readonly)
         except BaseException:
-            self.kernel.unmount(path)
+            self.unmount(path)
             raise
+
+    def unmount(self, path: str) -> None:
+        super().unmount(path)
+        if self.volume.thick and not self.mounts():
+            self.forget_devices()
 
     def _mount(self, path: str, capability: Capability, *, readonly: bool) -> bool:
         """Mount it; tell whether it was as large as the volume before, and so need not grow."""
@@ -134,6 +139,7 @@ class FilesystemImage(Image):
         for device in loop.find(self.image):
             with loop.hold(device, self.image) as still:
                 if still and not device.readonly:
+                    self.keep_blocks(device)
                     yield device
                     return
         self.forget_unrecorded()
@@ -146,15 +152,20 @@ class FilesystemImage(Image):
     def _attached(self, *, readonly: bool = False) -> Iterator[loop.LoopDevice]:
         """Attach a loop device that the kernel frees when the last mount of it has gone."""
         found = filesystem.identify(self.image)
-        with self.kernel.attach(
-            self.image,
-            sector=found.sector if found else loop.SMALLEST_SECTOR,
-            readonly=readonly,
-            autoclear=True,
-            name=self.volume.id,
-        ) as device:
-            self.keep_blocks(device)
-            yield device
+        try:
+            with self.kernel.attach(
+                self.image,
+                sector=found.sector if found else loop.SMALLEST_SECTOR,
+                readonly=readonly,
+                autoclear=True,
+                new=self.volume.thick and not readonly,
+                name=self.volume.id,
+            ) as device:
+                self.keep_blocks(device)
+                yield device
+        finally:
+            if self.volume.thick and not self.mounts():
+                self.forget_devices()
 
     def _refuse_unknown(self) -> None:
         found = filesystem.identify(self.image)

@@ -1,18 +1,21 @@
 """What both kinds of image volume share: a file, and the loop devices on it."""
 
-import contextlib
 import os
 import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import structlog
+
 from pycsi.backends import Backend
 from pycsi.errors import FailedPrecondition
 from pycsi.limits import Progress
-from pycsi.linux import clone, loop
+from pycsi.linux import clone, discard, loop
 from pycsi.linux.descriptor import opened
 from pycsi.model import Volume, show
+
+log = structlog.get_logger()
 
 _PATIENCE = 5.0
 """Seconds to wait for the kernel to free a loop device that nobody uses any more."""
@@ -77,8 +80,20 @@ class Image(Backend):
     def keep_blocks(self, device: loop.LoopDevice) -> None:
         """Let nobody discard the blocks of a thick volume."""
         if self.volume.thick and not device.readonly:
-            with contextlib.suppress(OSError):  # /sys may be read-only; see mountflags.check
-                loop.forbid_discard(device)
+            try:
+                discard.refuse(device.number)
+            except OSError as error:
+                log.warning(
+                    "the blocks of a thick volume can be discarded; mount /sys writable",
+                    volume=self.volume.id,
+                    error=str(error),
+                )
+
+    def forget_devices(self) -> None:
+        """Remove the devices of a thick volume that are free: others would find them changed."""
+        if self.volume.thick:
+            self.wait_until_free()
+            loop.remove_refusing()
 
     def require_free(self) -> None:
         """Refuse to go on while a loop device has the image."""

@@ -53,13 +53,16 @@ class RawImage(Image):
         self.keep_blocks(device)
 
     def _attach(self, *, readonly: bool) -> loop.LoopDevice:
-        with self.kernel.attach(self.image, readonly=readonly, name=self.volume.id) as device:
+        new = self.volume.thick and not readonly
+        name = self.volume.id
+        with self.kernel.attach(self.image, readonly=readonly, new=new, name=name) as device:
             return device
 
     def release(self) -> None:
         for device in loop.find(self.image):
             self.kernel.detach(device)
         self.require_free()
+        self.forget_devices()
 
     def publish(self, source: str, target: str, capability: Capability, *, readonly: bool) -> None:
         readonly = readonly or capability.readonly

@@ -11,14 +11,18 @@ import errno
 import fcntl
 import os
 import stat
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from pycsi.linux import discard
 from pycsi.linux.descriptor import closing, opened
 
 LOOP_CLR_FD = 0x4C01
 LOOP_CONFIGURE = 0x4C0A
+LOOP_CTL_ADD = 0x4C80
 LOOP_CTL_GET_FREE = 0x4C82
+LOOP_CTL_REMOVE = 0x4C81
 LOOP_GET_STATUS64 = 0x4C05
 LOOP_MAJOR = 7
 LOOP_SET_CAPACITY = 0x4C07
@@ -41,6 +45,9 @@ _LONGEST_LINE = 128
 
 _UNLINKED = b" (deleted)\n"
 """What the kernel adds to the path of a file that was unlinked, also if it was linked again."""
+
+_PATIENCE = 1.0
+"""Seconds to wait for those who look at a device when its file has gone, as udev does."""
 
 _LONGEST = 4096
 """No attribute in sysfs is longer: a page."""
@@ -107,9 +114,12 @@ def _open(number: int, flags: int = os.O_RDWR) -> int:
     return os.open(path, flags | os.O_CLOEXEC)
 
 
-def _free_number() -> int:
+def _unbound_number(*, new: bool) -> int:
+    """Return the number of a device without a file, or of a `new` one."""
     try:
         with opened(_CONTROL, os.O_RDWR) as control:
+            if new:
+                return fcntl.ioctl(control, LOOP_CTL_ADD, -1)
             return fcntl.ioctl(control, LOOP_CTL_GET_FREE)
     except OSError as error:
         if error.errno not in _NO_DEVICES:
@@ -125,6 +135,7 @@ def attach(
     sector: int = SMALLEST_SECTOR,
     readonly: bool = False,
     autoclear: bool = False,
+    new: bool = False,
     name: str = "",
 ) -> Iterator[LoopDevice]:
     """Bind a free loop device to `file`, with direct I/O where the file's filesystem can.
@@ -135,35 +146,67 @@ def attach(
     With `autoclear` the kernel frees the device when its last user has gone: the device lives
     through the `with` block, and then as long as a filesystem on it is mounted. Otherwise it
     stays until `detach`. `name` is shown by losetup(8).
+
+    A `new` device can be changed for good: `remove_refusing` takes it away afterwards. Any other is
+    one that takes discards if its file can.
     """
     flags = LO_FLAGS_DIRECT_IO
     flags |= LO_FLAGS_READ_ONLY if readonly else 0
     flags |= LO_FLAGS_AUTOCLEAR if autoclear else 0
     with opened(file, os.O_RDONLY if readonly else os.O_RDWR) as backing:
-        number, device = _configure(backing, flags, sector, name, file)
+        number, device = _configure(backing, flags, sector, name, file, new=new)
     with closing(device):
         yield LoopDevice(number=number, readonly=readonly, autoclear=autoclear)
 
 
-def _configure(backing: int, flags: int, sector: int, name: str, file: Path) -> tuple[int, int]:
+def _configure(
+    backing: int, flags: int, sector: int, name: str, file: Path, *, new: bool
+) -> tuple[int, int]:
     config = _LoopConfig()
     config.fd = backing
     config.block_size = sector
     config.info.lo_file_name = name.encode()[:63]
     config.info.lo_flags = flags
-    for _ in range(_ATTEMPTS):
-        number = _free_number()
-        device = _open(number)
-        try:
-            fcntl.ioctl(device, LOOP_CONFIGURE, config)
-        except OSError as error:
+    refusing: list[int] = []
+    try:
+        for _ in range(_ATTEMPTS):
+            number = _unbound_number(new=new)
+            device = _bind(number, config, file)
+            if device is None:
+                continue
+            if new or not _refuses(number):
+                return number, device
+            refusing.append(device)  # bound until the end, or it would be the next one again
+    finally:
+        for device in refusing:
+            fcntl.ioctl(device, LOOP_CLR_FD)
             os.close(device)
-            # The number was free a moment ago: somebody else took it, so ask again.
-            if error.errno != errno.EBUSY:
-                raise OSError(error.errno, error.strerror, os.fspath(file)) from None
-        else:
-            return number, device
     raise OSError(errno.EBUSY, "every free loop device was taken by others", os.fspath(file))
+
+
+def _bind(number: int, config: _LoopConfig, file: Path) -> int | None:
+    """Bind a device, and return it, open; None where it was taken, or removed, by somebody else."""
+    try:
+        device = _open(number)
+    except OSError as error:
+        if error.errno in _GONE:
+            return None
+        raise
+    try:
+        fcntl.ioctl(device, LOOP_CONFIGURE, config)
+    except OSError as error:
+        os.close(device)
+        if error.errno == errno.EBUSY:
+            return None
+        raise OSError(error.errno, error.strerror, os.fspath(file)) from None
+    return device
+
+
+def _refuses(number: int) -> bool:
+    try:
+        return discard.is_refused(number)
+    except OSError:
+        return False  # there is no /sys that would tell
 
 
 _GONE = frozenset({errno.ENXIO, errno.ENOENT, errno.ENODEV})
@@ -196,7 +239,14 @@ def find(file: Path) -> list[LoopDevice]:
 
 def _numbers() -> list[int]:
     """Return the numbers of the loop devices that are bound, and perhaps of others."""
-    names = _partitions() or os.listdir(os.fsencode(_SYSFS))  # noqa: PTH208  (Path costs the most)
+    return _numbers_in(_partitions() or _block_devices())
+
+
+def _block_devices() -> list[bytes]:
+    return os.listdir(os.fsencode(_SYSFS))  # noqa: PTH208  (Path costs the most)
+
+
+def _numbers_in(names: list[bytes]) -> list[int]:
     return sorted(
         int(name[4:]) for name in names if name.startswith(b"loop") and name[4:].isdigit()
     )
@@ -288,9 +338,30 @@ def flush(path: Path) -> None:
         os.fsync(fd)
 
 
-def forbid_discard(device: LoopDevice) -> None:
-    """Refuse discards on the device, which would give a fully allocated file's blocks back."""
-    (_SYSFS / f"loop{device.number}/queue/discard_max_bytes").write_text("0")
+def remove_refusing() -> None:
+    """Remove the devices without a file that refuse discards, which their next file would find so.
+
+    They were made for a file whose blocks are not to be discarded, or have served one in an older
+    driver. One that is in use at this moment is for the next call to remove.
+    """
+    for number in _numbers_in(_block_devices()):
+        with contextlib.suppress(OSError):
+            if discard.is_refused(number) and not Path(f"{_SYSFS}/loop{number}/loop").exists():
+                _remove(number)
+
+
+def _remove(number: int) -> None:
+    deadline = time.monotonic() + _PATIENCE
+    with opened(_CONTROL, os.O_RDWR) as control:
+        while True:
+            try:
+                fcntl.ioctl(control, LOOP_CTL_REMOVE, number)
+            except OSError as error:
+                if error.errno != errno.EBUSY or time.monotonic() > deadline:
+                    raise
+            else:
+                return
+            time.sleep(0.01)
 
 
 def detach(device: LoopDevice) -> None:
