@@ -1,5 +1,6 @@
 """The mount flags of a capability: what they say, and which of them a volume can honour."""
 
+import re
 from collections.abc import Iterable
 
 from pycsi.errors import InvalidArgument
@@ -21,12 +22,30 @@ _NOT_OURS = frozenset(
     {"bind", "loop", "move", "private", "rbind", "remount", "rprivate", "rshared", "rslave"}
     | {"runbindable", "shared", "slave", "unbindable"}
 )
+_OPTION = re.compile(r'(?:[^,"]|"[^"]*")+')
 
 
 def split(flags: Iterable[str]) -> list[str]:
-    """Return the single options in mount flags, without those that only mount(8) itself reads."""
-    options = [option for flag in flags for option in flag.split(",") if option]
+    """Return the single options in mount flags, without those that only mount(8) itself reads.
+
+    As mount(8) has it, a comma within double quotes belongs to a value, and the quotes around a
+    value do not: `context="system_u:object_r:container_file_t:s0:c1,c2"`.
+    """
+    options = [_unquoted(option) for flag in flags for option in _options(flag)]
     return [item for item in options if item not in _USERLAND and not item.startswith("x-")]
+
+
+def _options(flag: str) -> list[str]:
+    if flag.count('"') % 2:
+        raise InvalidArgument("mount flags: a double quote is not closed")
+    return _OPTION.findall(flag)
+
+
+def _unquoted(option: str) -> str:
+    key, equals, value = option.partition("=")
+    if value.startswith('"') and value.endswith('"'):
+        value = value[1:-1]
+    return f"{key}{equals}{value}"
 
 
 def check(capability: Capability, type_: VolumeType, *, thick: bool) -> None:
@@ -36,7 +55,7 @@ def check(capability: Capability, type_: VolumeType, *, thick: bool) -> None:
     """
     if capability.access is Access.BLOCK or not capability.mount_flags:
         return
-    known = mount.ATTRIBUTES.keys() | mount.DEFAULTS
+    known = mount.OF_ONE_MOUNT
     options = split(capability.mount_flags)
     for group in _OPPOSITES:
         if len(group.intersection(options)) > 1:

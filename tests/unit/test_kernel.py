@@ -79,17 +79,30 @@ def test_this_process() -> None:
     assert "/" in {found.target for found in mount.mountinfo()}
 
 
+_ATIME = mount.MOUNT_ATTR__ATIME
+_HARDENED = (
+    mount.MOUNT_ATTR_RDONLY
+    | mount.MOUNT_ATTR_NOSUID
+    | mount.MOUNT_ATTR_NODEV
+    | mount.MOUNT_ATTR_NOEXEC
+)
+
+
 @pytest.mark.parametrize(
-    ("options", "bits"),
+    ("options", "change"),
     [
-        (["ro"], mount.MOUNT_ATTR_RDONLY),
-        (["nosuid", "nodev"], mount.MOUNT_ATTR_NOSUID | mount.MOUNT_ATTR_NODEV),
-        (["defaults", "rw", "anything"], 0),
+        (["ro"], (mount.MOUNT_ATTR_RDONLY, 0)),
+        (["nosuid", "nodev"], (mount.MOUNT_ATTR_NOSUID | mount.MOUNT_ATTR_NODEV, 0)),
+        (["rw", "anything"], (0, mount.MOUNT_ATTR_RDONLY)),
+        (["defaults"], (0, _HARDENED)),
+        (["noatime"], (mount.MOUNT_ATTR_NOATIME, _ATIME)),
+        (["relatime"], (0, _ATIME)),
+        (["anything"], (0, 0)),
     ],
 )
-def test_attributes(options: list[str], bits: int) -> None:
-    """Options of a mount are attribute bits, others are none."""
-    assert mount.attributes_of(options) == bits
+def test_attributes(options: list[str], change: tuple[int, int]) -> None:
+    """Options of a mount set and clear attribute bits, others do not."""
+    assert mount.attributes_of(options) == change
 
 
 def test_looking_up() -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from pycsi import parameters
+from pycsi import mountflags, parameters
 from pycsi.errors import InvalidArgument, OutOfRange
 from pycsi.linux import filesystem
 from pycsi.model import BLOCK, GIB, MIB, Access, Capability, CapacityRange, Mode, VolumeType
@@ -228,6 +228,41 @@ def test_mount_flag_that_is_refused_is_not_repeated(
 def test_mount_flag_of_a_directory(flag: str) -> None:
     """A directory takes what belongs to a mount, and what only mount(8) reads."""
     assert choose({"quota": "none"}, mounted(None, flag)).type is DIRECTORY
+
+
+LABEL = 'context="system_u:object_r:container_file_t:s0:c1,c2"'
+
+
+@pytest.mark.parametrize(
+    ("flags", "options"),
+    [
+        (["ro,,noatime", "nodev"], ["ro", "noatime", "nodev"]),
+        ([LABEL], [LABEL.replace('"', "")]),
+        ([f"ro,{LABEL},noatime"], ["ro", LABEL.replace('"', ""), "noatime"]),
+        (['a="b",c="d,e"f'], ["a=b", 'c="d,e"f']),
+        (['x-a="b,bind",nofail,ro'], ["ro"]),
+        (["a=", 'b=""'], ["a=", "b="]),
+    ],
+)
+def test_mount_flags_are_split_as_mount_does(flags: list[str], options: list[str]) -> None:
+    """A comma within double quotes belongs to a value; the quotes around a value do not."""
+    assert mountflags.split(flags) == options
+
+
+@pytest.mark.parametrize("flag", ['context="s0:hunter2,c2', '"', 'ro,a="b",c="hunter2'])
+def test_mount_flag_with_an_open_quote(flag: str) -> None:
+    """A quote that is not closed is refused, without the flag's text."""
+    with pytest.raises(InvalidArgument, match="quote") as caught:
+        choose({}, mounted("ext4", flag))
+    assert "hunter2" not in str(caught.value)
+
+
+def test_quotes_hide_no_option() -> None:
+    """What a volume may not be given is found beside quoted values too."""
+    with pytest.raises(InvalidArgument, match="mount flag 2"):
+        choose({}, mounted("ext4", f"{LABEL},logdev=/dev/sda"))
+    with pytest.raises(InvalidArgument, match="directory takes"):
+        choose({"quota": "none"}, mounted(None, LABEL))
 
 
 SIZES = st.none() | st.integers(1, 2**63 - 1) | st.integers(1, 64 * MIB)

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import ClassVar
 
 from pycsi import mountflags
+from pycsi.errors import FailedPrecondition
 from pycsi.limits import Limiter, Progress
 from pycsi.linux.ground import Ground
 from pycsi.linux.kernel import Kernel
-from pycsi.linux.mount import MOUNT_ATTR_RDONLY, attributes_of
+from pycsi.linux.mount import MOUNT_ATTR_RDONLY, Attributes, attributes_of
 from pycsi.linux.mounttable import Mount
 from pycsi.model import Capability, Usage, Volume
 
@@ -109,7 +110,20 @@ class Backend(abc.ABC):
 
     def publish(self, source: str, target: str, capability: Capability, *, readonly: bool) -> None:
         """Make the volume that is staged at `source` visible at `target`, which exists."""
-        self.kernel.bind(source, target, attributes(capability, readonly=readonly))
+        self.bind(source, target, attributes(capability, readonly=readonly))
+
+    def bind(self, source: str, target: str, change: Attributes) -> None:
+        """Bind `source` to `target` with changed attributes, or say why they cannot be changed."""
+        try:
+            self.kernel.bind(source, target, change)
+        except PermissionError as error:
+            if not change.clear:
+                raise
+            raise FailedPrecondition(
+                f"volume {self.volume.id}: the kernel does not let the driver, in its user "
+                f"namespace, allow what the pool's mount forbids ({error.strerror}); mount the "
+                "pool with what the mount flags ask for, or leave them out"
+            ) from None
 
     def withdraw(self) -> None:
         """Free what published targets took and no longer need."""
@@ -175,7 +189,9 @@ class Backend(abc.ABC):
         """Make what `capture` has copied durable, when the source may be written to again."""
 
 
-def attributes(capability: Capability, *, readonly: bool) -> int:
-    """Return the attribute bits of a mount for a capability."""
-    bits = attributes_of(mountflags.split(capability.mount_flags))
-    return bits | (MOUNT_ATTR_RDONLY if readonly or capability.readonly else 0)
+def attributes(capability: Capability, *, readonly: bool) -> Attributes:
+    """Return what a capability changes of a mount's attributes; read-only wins over `rw`."""
+    change = attributes_of(mountflags.split(capability.mount_flags))
+    if readonly or capability.readonly:
+        return change._replace(set=change.set | MOUNT_ATTR_RDONLY)
+    return change

@@ -43,7 +43,7 @@ class Directory(Backend):
         if self.volume.enforced:
             self.limiter.limit(self.content, self.volume.project, self.volume.capacity)
         shown = self.ground.real(self.inside)
-        self.kernel.bind(shown, path, attributes(capability, readonly=readonly))
+        self.bind(shown, path, attributes(capability, readonly=readonly))
 
     def usage(self, path: Path) -> Usage:
         if not self.volume.enforced:

@@ -115,7 +115,7 @@ class FilesystemImage(Image):
     def _mount(self, path: str, capability: Capability, *, readonly: bool) -> bool:
         """Mount it; tell whether it was as large as the volume before, and so need not grow."""
         options = mountflags.split(capability.mount_flags)
-        bits = attributes(capability, readonly=readonly)
+        bits = attributes(capability, readonly=readonly).set
         with self._held_device() as device:
             grown = self._is_grown(self.image)
             try:
@@ -326,6 +326,15 @@ class FilesystemImage(Image):
         # The kernel closes the device of an unmounted btrfs a moment after umount2 has returned.
         if self.kernel.loops(self.image) and not self.mounts():
             self.wait_until_free()
+
+    def publish(self, source: str, target: str, capability: Capability, *, readonly: bool) -> None:
+        change = attributes(capability, readonly=readonly)
+        if change.clear & ~change.set & mount.MOUNT_ATTR_RDONLY and not self._writable():
+            raise FailedPrecondition(
+                f"volume {self.volume.id} is staged read-only, and the mount flags ask for rw; "
+                "stage it without ro"
+            )
+        self.bind(source, target, change)
 
     def usage(self, path: Path) -> Usage:
         return filesystem_usage(path)

@@ -55,10 +55,12 @@ class Kernel:
         self.forget()
         loop.detach(device)
 
-    def bind(self, source: StrPath, target: StrPath, attributes: int = 0) -> None:
+    def bind(
+        self, source: StrPath, target: StrPath, change: mount.Attributes = mount.UNCHANGED
+    ) -> None:
         """See `mount.bind`."""
         self.forget()
-        mount.bind(source, target, attributes)
+        mount.bind(source, target, change)
 
     def mount(
         self,

@@ -8,10 +8,13 @@ Needs Linux 5.12 (mount_setattr(2)).
 import contextlib
 import ctypes
 import errno
+import functools
+import operator
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from pycsi.linux.descriptor import closing, opened, straight
 from pycsi.linux.libc import StrPath, function, system_call
@@ -40,21 +43,45 @@ OPEN_TREE_CLOEXEC = os.O_CLOEXEC
 OPEN_TREE_CLONE = 0x1
 UMOUNT_NOFOLLOW = 0x8
 
-ATTRIBUTES = {
-    "noatime": MOUNT_ATTR_NOATIME,
-    "nodev": MOUNT_ATTR_NODEV,
-    "nodiratime": MOUNT_ATTR_NODIRATIME,
-    "noexec": MOUNT_ATTR_NOEXEC,
-    "nosuid": MOUNT_ATTR_NOSUID,
-    "nosymfollow": MOUNT_ATTR_NOSYMFOLLOW,
-    "relatime": MOUNT_ATTR_RELATIME,
-    "ro": MOUNT_ATTR_RDONLY,
-    "strictatime": MOUNT_ATTR_STRICTATIME,
-}
-"""mount(8) options that belong to one mount, not to its filesystem, and their attribute bits."""
 
-DEFAULTS = frozenset({"atime", "defaults", "dev", "diratime", "exec", "rw", "suid", "symfollow"})
-"""mount(8) options that state what a new mount has anyway."""
+class Attributes(NamedTuple):
+    """What to change of a mount's attributes, in `MOUNT_ATTR_` bits: `set` wins over `clear`."""
+
+    set: int = 0
+    clear: int = 0
+
+
+UNCHANGED = Attributes()
+
+_ATIME = MOUNT_ATTR__ATIME
+"""An access-time attribute is a value, not a flag: the old one has to be cleared with it."""
+
+_CHANGES = {
+    "atime": Attributes(MOUNT_ATTR_RELATIME, _ATIME),
+    "dev": Attributes(clear=MOUNT_ATTR_NODEV),
+    "diratime": Attributes(clear=MOUNT_ATTR_NODIRATIME),
+    "exec": Attributes(clear=MOUNT_ATTR_NOEXEC),
+    "noatime": Attributes(MOUNT_ATTR_NOATIME, _ATIME),
+    "nodev": Attributes(MOUNT_ATTR_NODEV),
+    "nodiratime": Attributes(MOUNT_ATTR_NODIRATIME),
+    "noexec": Attributes(MOUNT_ATTR_NOEXEC),
+    "nosuid": Attributes(MOUNT_ATTR_NOSUID),
+    "nosymfollow": Attributes(MOUNT_ATTR_NOSYMFOLLOW),
+    "relatime": Attributes(MOUNT_ATTR_RELATIME, _ATIME),
+    "ro": Attributes(MOUNT_ATTR_RDONLY),
+    "rw": Attributes(clear=MOUNT_ATTR_RDONLY),
+    "strictatime": Attributes(MOUNT_ATTR_STRICTATIME, _ATIME),
+    "suid": Attributes(clear=MOUNT_ATTR_NOSUID),
+    "symfollow": Attributes(clear=MOUNT_ATTR_NOSYMFOLLOW),
+}
+_CHANGES["defaults"] = Attributes(
+    clear=functools.reduce(
+        operator.or_, (_CHANGES[name].clear for name in ("rw", "suid", "dev", "exec"))
+    )
+)
+
+OF_ONE_MOUNT = frozenset(_CHANGES)
+"""mount(8) options that belong to one mount, not to its filesystem."""
 
 _PATIENCE = 2.0
 """Seconds to wait for those who use a mount for a moment only."""
@@ -117,18 +144,19 @@ def mount_under(path: Path) -> Mount:
         return mount_of(fd)
 
 
-def attributes_of(options: Iterable[str]) -> int:
-    """Return the attribute bits of those `options` that are in `ATTRIBUTES`."""
-    bits = 0
+def attributes_of(options: Iterable[str]) -> Attributes:
+    """Return what those `options` change that are in `OF_ONE_MOUNT`."""
+    bits = cleared = 0
     for option in options:
-        bits |= ATTRIBUTES.get(option, 0)
-    return bits
+        change = _CHANGES.get(option, UNCHANGED)
+        bits |= change.set
+        cleared |= change.clear
+    return Attributes(bits, cleared)
 
 
-def _mount_setattr_fd(fd: int, bits: int, path: str) -> None:
-    # An access-time attribute is a value, not a flag: the old one has to be cleared with it.
-    clear = MOUNT_ATTR__ATIME if bits & (MOUNT_ATTR_NOATIME | MOUNT_ATTR_STRICTATIME) else 0
-    request = _MountAttr(bits, clear, 0, 0)
+def _mount_setattr_fd(fd: int, change: Attributes, path: str) -> None:
+    clear = change.clear & (~change.set | MOUNT_ATTR__ATIME)
+    request = _MountAttr(change.set, clear, 0, 0)
     size = ctypes.sizeof(request)
     _mount_setattr(fd, b"", AT_EMPTY_PATH, ctypes.byref(request), size, path=path)
 
@@ -146,18 +174,19 @@ def _attach(mount: int, target: StrPath) -> None:
             raise OSError(errno.ENOSPC, reason, os.fspath(target)) from None
 
 
-def bind(source: StrPath, target: StrPath, attributes: int = 0) -> None:
-    """Make `source` (a directory, file or device) visible at `target` with `MOUNT_ATTR_` bits.
+def bind(source: StrPath, target: StrPath, change: Attributes = UNCHANGED) -> None:
+    """Make `source` (a directory, file or device) visible at `target`.
 
-    In neither path there may be a symbolic link.
+    Its mount is like the one that `source` lies on, but for the `change`. In a user namespace what
+    that mount forbids cannot be cleared: EPERM. In neither path there may be a symbolic link.
     """
     flags = OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_EMPTY_PATH
     with (
         straight(source) as shown,
         closing(_open_tree(shown, b"", flags, path=source)) as clone,
     ):
-        if attributes:
-            _mount_setattr_fd(clone, attributes, os.fspath(target))
+        if change != UNCHANGED:
+            _mount_setattr_fd(clone, change, os.fspath(target))
         _attach(clone, target)
 
 
@@ -171,7 +200,7 @@ def mount(
     the error's text, the option is not.
     """
     options = list(options)
-    bits = attributes | attributes_of(options)
+    bits = attributes | attributes_of(options).set
     with detached(fstype, source, options, bits) as mounted:
         _attach(mounted, target)
 
@@ -203,7 +232,7 @@ def detached(
 def _configure(context: int, source: Path, options: Sequence[str]) -> None:
     _fsconfig(context, FSCONFIG_SET_STRING, b"source", os.fsencode(source), 0)
     for option in options:
-        if option in DEFAULTS or (option in ATTRIBUTES and option != "ro"):
+        if option in OF_ONE_MOUNT and option != "ro":
             continue
         key, equals, value = option.partition("=")
         if equals:

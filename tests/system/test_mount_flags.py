@@ -1,0 +1,148 @@
+"""Mount flags on a pool whose own mount forbids or does what they ask for otherwise."""
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import grpc
+import pytest
+from conftest import FilesystemFactory, needs
+from driver import GIB, MIB, Driver, Mode, mount_capability, refused
+
+from pycsi.linux import mount
+
+HARDENED = {"nosuid", "nodev", "noexec", "noatime", "nodiratime", "nosymfollow"}
+"""What nobody sees in a volume's mount options unless the pool is mounted so."""
+
+
+@pytest.fixture
+def hardened(filesystem: FilesystemFactory) -> Path:
+    """Return a pool on a filesystem that is mounted as a hardened /var is."""
+    return filesystem("ext4", GIB, options=",".join(sorted(HARDENED)))
+
+
+def options(path: Path) -> set[str]:
+    """Return the options of the mount at `path` that say what it forbids, or strictatime."""
+    found = mount.topmost(path)
+    assert found is not None
+    row = next(
+        row.split()
+        for row in Path("/proc/self/mountinfo").read_text().splitlines()
+        if row.split()[4] == str(path)
+    )
+    return set(row[5].split(",")) - {"rw", "relatime"}
+
+
+def directory(driver: Driver, *flags: str) -> tuple[str, Driver]:
+    wanted = mount_capability(flags=flags)
+    made = driver.create(
+        "v", 32 * MIB, capability=wanted, parameters={"type": "directory", "quota": "none"}
+    )
+    return made.volume_id, driver
+
+
+@pytest.mark.parametrize(
+    ("flags", "left"),
+    [
+        ((), HARDENED),
+        (("exec",), HARDENED - {"noexec"}),
+        (("suid,dev",), HARDENED - {"nosuid", "nodev"}),
+        (("relatime",), HARDENED - {"noatime"}),
+        (("atime", "diratime"), HARDENED - {"noatime", "nodiratime"}),
+        (("strictatime",), HARDENED - {"noatime"}),
+        (("noatime",), HARDENED),
+        (("symfollow",), HARDENED - {"nosymfollow"}),
+        (("defaults",), HARDENED - {"nosuid", "nodev", "noexec"}),
+        (("defaults,nosuid", "ro"), (HARDENED - {"nodev", "noexec"}) | {"ro"}),
+    ],
+)
+def test_directory_has_what_its_flags_say(
+    hardened: Path,
+    serve: Callable[..., Driver],
+    tmp_path: Path,
+    flags: tuple[str, ...],
+    left: set[str],
+) -> None:
+    """A flag is honoured where it is staged and where it is published; the rest is the pool's."""
+    volume_id, driver = directory(serve(hardened), *flags)
+    wanted = mount_capability(flags=flags)
+    with driver.published(volume_id, tmp_path, wanted) as target:
+        assert options(tmp_path / f"staging-{volume_id}") == left
+        assert options(target) == left
+
+
+def test_flags_that_only_the_publication_has(
+    hardened: Path, serve: Callable[..., Driver], tmp_path: Path
+) -> None:
+    """A flag of NodePublishVolume alone holds at its target alone."""
+    volume_id, driver = directory(serve(hardened))
+    staging, target = tmp_path / "staging", tmp_path / "target"
+    driver.stage(volume_id, staging)
+    driver.publish(volume_id, staging, target, mount_capability(flags=["exec"]))
+    assert options(staging) == HARDENED
+    program = target / "program"
+    program.write_text("#!/bin/sh\necho runs\n")
+    program.chmod(0o755)
+    assert subprocess.run([program], capture_output=True, check=True).stdout == b"runs\n"
+    driver.unpublish(volume_id, target)
+    driver.unstage(volume_id, staging)
+
+
+@pytest.mark.parametrize("how", ["mode", "flag"])
+def test_read_only_wins_over_rw(
+    hardened: Path, serve: Callable[..., Driver], tmp_path: Path, how: str
+) -> None:
+    """A read-only publication stays so, whatever the mount flags say."""
+    volume_id, driver = directory(serve(hardened), "rw")
+    mode = Mode.SINGLE_NODE_READER_ONLY if how == "mode" else Mode.SINGLE_NODE_MULTI_WRITER
+    wanted = mount_capability("", mode, flags=["rw"])
+    with driver.published(volume_id, tmp_path, wanted, readonly=how == "flag") as target:
+        assert "ro" in options(target)
+
+
+def test_image_has_a_mount_of_its_own(
+    hardened: Path, serve: Callable[..., Driver], tmp_path: Path
+) -> None:
+    """An image is not forbidden what its pool's mount forbids."""
+    driver = serve(hardened)
+    volume_id = driver.create("v", 32 * MIB, type="image").volume_id
+    with driver.published(volume_id, tmp_path, mount_capability(flags=["exec"])) as target:
+        assert options(target) == set()
+
+
+def test_image_that_is_staged_read_only_is_not_published_writable(
+    driver: Driver, root: None, tmp_path: Path
+) -> None:
+    """Where the filesystem itself is read-only, `rw` is refused: it would do nothing."""
+    volume_id = driver.create("v", 32 * MIB, type="image").volume_id
+    staging, target = tmp_path / "staging", tmp_path / "target"
+    driver.stage(volume_id, staging, mount_capability(flags=["ro"]))
+    with refused(grpc.StatusCode.FAILED_PRECONDITION, "staged read-only"):
+        driver.publish(volume_id, staging, target, mount_capability(flags=["rw"]))
+    driver.unstage(volume_id, staging)
+
+
+def test_locked_by_a_user_namespace(
+    hardened: Path, serve: Callable[..., Driver], tmp_path: Path
+) -> None:
+    """What the kernel lets nobody clear, in a user namespace, is refused; without it is staged."""
+    wrapper = ("unshare", "--user", "--map-root-user", "--mount")
+    needs("user namespaces", met=subprocess.run([*wrapper, "true"], check=False).returncode == 0)
+    volume_id, driver = directory(serve(hardened, wrapper=wrapper))
+    staging = tmp_path / "staging"
+    with refused(grpc.StatusCode.FAILED_PRECONDITION, "user namespace", "mount flags"):
+        driver.stage(volume_id, staging, mount_capability(flags=["exec"]))
+    driver.stage(volume_id, staging)
+    driver.unstage(volume_id, staging)
+
+
+def test_comma_in_quotes(driver: Driver, root: None, tmp_path: Path) -> None:
+    """An SELinux label reaches the kernel whole, which takes it or says that it cannot."""
+    volume_id = driver.create("v", 32 * MIB, type="image").volume_id
+    label = 'context="system_u:object_r:container_file_t:s0:c1,c2"'
+    staging = tmp_path / "staging"
+    if Path("/sys/fs/selinux/enforce").exists():
+        pytest.skip("this kernel has SELinux, and may take the label or not")
+    with refused(grpc.StatusCode.INVALID_ARGUMENT, "mount flags"):
+        driver.stage(volume_id, staging, mount_capability("ext4", flags=[label]))
+    assert not mount.topmost(staging)
