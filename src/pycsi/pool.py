@@ -8,8 +8,6 @@ A crash leaves litter under `tmp/`, which the next start sweeps away, and never 
 import contextlib
 import dataclasses
 import os
-import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +20,7 @@ from pycsi.backends.choice import backend_for
 from pycsi.capacity import Capacity
 from pycsi.claim import Claim
 from pycsi.config import PoolConfig
-from pycsi.errors import FailedPrecondition, ResourceExhausted
+from pycsi.errors import FailedPrecondition
 from pycsi.freezing import Frozen, thaw_after_crash
 from pycsi.limits import Limiter, LimitError, NoLimiter, limiter_for
 from pycsi.linux import clone
@@ -32,14 +30,12 @@ from pycsi.linux.kernel import Kernel
 from pycsi.linux.mount import syncfs
 from pycsi.linux.mounttable import Mount
 from pycsi.linux.tree import refuse_listed
-from pycsi.model import BLOCK, GIB, LARGEST, Group, Snapshot, Volume, VolumeType, show
+from pycsi.model import BLOCK, GIB, LARGEST, Group, Snapshot, Volume, VolumeType
+from pycsi.room import Room
 from pycsi.shelf import Shelf
 from pycsi.store import publish
 
 log = structlog.get_logger()
-
-_PATIENCE = 2.0
-"""Seconds to wait for room while the trash is being emptied."""
 
 _LARGEST_FILES = {"ext4": 16 * 1024 * GIB - BLOCK}
 
@@ -62,8 +58,7 @@ class Pool:
         self.groups: dict[str, Group] = {}
         self.trash = trash.Trash(self.layout, config.retain_for)
         self._claim = Claim(config)
-        self._mutex = threading.Lock()
-        self._pending: dict[str, int] = {}
+        self.room = Room(config, self.layout, self.volumes, self.snapshots, self.trash)
 
     @property
     def uuid(self) -> str:
@@ -167,62 +162,9 @@ class Pool:
         """Return what is to be frozen of a volume that is mounted."""
         return Frozen(marker=self.layout.frozen / backend.volume.id, backend=backend)
 
-    # Room
-
     def capacity(self) -> Capacity:
         """Measure the pool; what is promised is counted, what is in the trash too."""
-        facts = self._measure()
-        with self._mutex:
-            return self._counting_promises(facts)
-
-    def _measure(self) -> os.statvfs_result:
-        """Ask the filesystem, and look for what others have changed; not under the lock."""
-        announced = self.layout.announced()
-        self.volumes.listen(announced)
-        self.trash.listen(announced)
-        return os.statvfs(self.layout.root)
-
-    def _counting_promises(self, facts: os.statvfs_result) -> Capacity:
-        held = self.volumes.held + self.snapshots.held + self.trash.held
-        return Capacity.of(self.config, facts, held + sum(self._pending.values()))
-
-    def _reserve(self, place: str, size: int, *, thick: bool) -> None:
-        """Reserve `size` bytes for what shall be at `place`, or raise `ResourceExhausted`.
-
-        While the trash is being emptied it is worth waiting for a moment.
-        """
-        deadline = time.monotonic() + _PATIENCE
-        while refusal := self._try_reserve(place, size, thick=thick):
-            if time.monotonic() > deadline or not self.trash.dwindles():
-                raise ResourceExhausted(refusal)
-            time.sleep(0.01)
-
-    def _try_reserve(self, place: str, size: int, *, thick: bool) -> str | None:
-        """Reserve room, or return why there is none."""
-        facts = self._measure()
-        with self._mutex:
-            more = size - self._pending.get(place, 0)
-            capacity = self._counting_promises(facts)
-            left = capacity.available(thick=thick)
-            if more <= left:
-                self._pending[place] = size
-                return None
-            return (
-                f"pool {self.name}: {show(more)} wanted, {show(left)} left of "
-                f"{show(capacity.limit)} (overcommit {capacity.overcommit:g}, "
-                f"{show(capacity.free)} free on disk, {show(self.trash.held)} in the trash); "
-                "free space, lower the request or raise overcommit"
-            )
-
-    @contextlib.contextmanager
-    def _room(self, place: str, size: int, *, thick: bool) -> Iterator[None]:
-        """Reserve `size` bytes through the `with` block, or raise `ResourceExhausted`."""
-        self._reserve(place, size, thick=thick)
-        try:
-            yield
-        finally:
-            with self._mutex:
-                self._pending.pop(place, None)
+        return self.room.capacity()
 
     # Changing; callers hold the volume's or the snapshot's lock
 
@@ -233,7 +175,7 @@ class Pool:
         If the `with` block fails it is deleted, unless it was published.
         """
         self.check()
-        with self._room(place, size, thick=thick):
+        with self.room.reserved(place, size, thick=thick):
             # A name of its own: a mkfs that outlived its driver may still write into an older one.
             name = place.rpartition("/")[2]
             building = f"{self.layout.tmp}/{name}.{os.urandom(4).hex()}"
@@ -278,7 +220,7 @@ class Pool:
     def keep(self, building: Path, snapshot: Snapshot) -> None:
         """Put a snapshot that is whole in its place; `remember` makes it known."""
         place = self.snapshots.place(snapshot.id)
-        self._reserve(place, snapshot.held, thick=False)
+        self.room.reserve(place, snapshot.held, thick=False)
         layout.write_new_snapshot(building, snapshot)
         self._publish(building, place, snapshot.volume)
 
@@ -329,7 +271,7 @@ class Pool:
         """Make a volume's data larger: `size` bytes. The filesystem on an image is not grown."""
         self.check()
         place = self.volumes.place(volume.id)
-        with self._room(place, size - volume.capacity, thick=volume.thick):
+        with self.room.reserved(place, size - volume.capacity, thick=volume.thick):
             backend = self.backend(volume)
             larger = dataclasses.replace(volume, capacity=size)
             try:
@@ -379,8 +321,7 @@ class Pool:
             raise
 
     def _remember(self, shelf: Shelf[Volume] | Shelf[Snapshot], place: str, item: Any) -> None:
-        with self._mutex:
-            self._pending.pop(place, None)
+        with self.room.taken(place):
             shelf.put(item)
 
     def _settle(self, volume: Volume) -> None:
