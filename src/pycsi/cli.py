@@ -192,6 +192,17 @@ def empty_trash(*, pools: tuple[str, ...], entries: tuple[str, ...], everything:
             click.echo(name)
 
 
+@main.command("delete-inline")
+@_pools
+@click.argument("volume")
+def delete_inline(*, pools: tuple[str, ...], volume: str) -> None:
+    """Delete the inline VOLUME, whose pod is gone; whether the driver runs or not."""
+    with _failing(pools) as parsed:
+        from pycsi import undelete
+
+        click.echo(undelete.delete_inline(parsed, volume))
+
+
 @contextlib.contextmanager
 def _failing(pools: tuple[str, ...]) -> "Iterator[list[PoolConfig]]":
     """Parse the pools; end the command with one line where something cannot be done."""

@@ -125,6 +125,12 @@ class Controller(ControllerSnapshots):
                     f"volume {request.volume_id} is on node {node}, this is node "
                     f"{self._pools.node}; ask the driver there"
                 )
+            elif inline := self._pools.inline(request.volume_id):
+                raise FailedPrecondition(
+                    f"volume {inline.id} is inline, of pod {inline.name or 'unknown'}, for "
+                    f"{' and '.join(inline.targets) or 'an unknown target'}: it goes when "
+                    f"{inline.handle} is unpublished, or by: pycsi delete-inline {inline.id}"
+                )
         return csi.DeleteVolumeResponse()
 
     def _refuse_attached(self, volume: Volume) -> None:

@@ -19,6 +19,7 @@ from pycsi.linux.ground import Ground
 from pycsi.linux.kernel import Glance, Kernel
 from pycsi.locks import Locks
 from pycsi.model import Usage, Volume
+from pycsi.orphans import is_orphaned
 from pycsi.pool import Pool
 from pycsi.staging import Notes
 
@@ -76,6 +77,8 @@ class Ward:
     def _faults(self, backend: Backend) -> Iterator[str]:
         yield from backend.faults()
         yield from self._misplaced(backend)
+        if is_orphaned(backend):
+            yield "orphaned: its pod is gone; the driver deletes it, or pycsi delete-inline does"
         if (usage := _usage(backend)) and (usage.used or 0) >= usage.total * _FULL:
             yield f"nearly full: {usage.used} of {usage.total} bytes are used"
         if self._low and not backend.volume.thick:

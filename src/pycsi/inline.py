@@ -1,5 +1,6 @@
 """Inline volumes: a pod describes one, it is made at publishing, and deleted at unpublishing."""
 
+import dataclasses
 from collections.abc import Mapping
 
 from pycsi import ids, node_request, parameters
@@ -13,6 +14,7 @@ from pycsi.staging import Staging
 from pycsi.volumes import check_fits, delete, new_volume, noting
 
 _EPHEMERAL = "csi.storage.k8s.io/ephemeral"
+_POD = ("csi.storage.k8s.io/pod.namespace", "csi.storage.k8s.io/pod.name")
 _KEYS = ("pool", "type", "size")
 """What a pod may say of its inline volume: neither mkfs options nor a directory without limit."""
 
@@ -36,11 +38,14 @@ def publish(pools: Pools, request: csi.NodePublishVolumeRequest, own_id: str) ->
         raise InvalidArgument("an inline volume is mounted; it cannot be a block device")
     target = node_request.path(pools, request.target_path, "target_path")
     found = pools.find_inline(request.volume_id)
-    pool, volume = found or _create(pools, wanted, request, own_id)
+    pool, volume = found or _create(pools, wanted, request, own_id, target)
     try:
         _compare(volume, request)
         check_fits(volume, wanted, FailedPrecondition)
         arguments = node_request.arguments(request)
+        if target not in volume.targets:
+            volume = dataclasses.replace(volume, targets=(*volume.targets, target))
+            pool.update(volume)
         with noting(pool, volume) as staging:
             staging.ensure_published(
                 target, wanted, arguments, readonly=request.readonly, source=None
@@ -59,7 +64,11 @@ def _compare(volume: Volume, request: csi.NodePublishVolumeRequest) -> None:
 
 
 def _create(
-    pools: Pools, wanted: Capability, request: csi.NodePublishVolumeRequest, own_id: str
+    pools: Pools,
+    wanted: Capability,
+    request: csi.NodePublishVolumeRequest,
+    own_id: str,
+    target: str,
 ) -> tuple[Pool, Volume]:
     given = parameters.parse(request.volume_context, _KEYS)
     pool = pools.named(given.pool)
@@ -70,9 +79,10 @@ def _create(
         make,
         Request(capabilities=(wanted,), parameters=parameters.deciding(request.volume_context)),
         volume_id=own_id,
-        name=request.volume_context.get("csi.storage.k8s.io/pod.name", ""),
+        name="/".join(filter(None, (request.volume_context.get(key) for key in _POD))),
         size=size,
         handle=request.volume_id,
+        targets=(target,),
     )
     return pool, pool.create(volume)
 

@@ -188,6 +188,7 @@ _COLUMNS: dict[str, dict[str, Literal["left", "right"]]] = {
         "type": "left",
         "filesystem": "left",
         "capacity": "right",
+        "inline": "left",
         "pvc": "left",
         "in_use_at": "left",
         "condition": "left",
@@ -213,6 +214,13 @@ _SIZES = frozenset(
     {"size", "committed", "available", "free", "capacity", "held", "in_trash", "in_snapshots"}
 )
 
+
+def _cell(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "-"
+    return "-" if value is None else str(value)
+
+
 _WIDEST = 10_000
 """Columns, where there is no terminal whose width would count."""
 
@@ -228,7 +236,7 @@ def print_table(what: str, rows: Sequence[dict[str, Any]]) -> None:
         table.add_column(column.replace("_", " ").upper(), justify=justify, overflow="fold")
     for row in rows:
         cells = [show(row[key]) if key in _SIZES else row[key] for key in _COLUMNS[what]]
-        table.add_row(*("-" if cell is None else str(cell) for cell in cells))
+        table.add_row(*map(_cell, cells))
     console = Console()
     if not console.is_terminal:
         console.width = _WIDEST

@@ -169,8 +169,8 @@ class Volume:
     `capacity` is in bytes. `reason` says why the type was chosen. `filesystem` is the one on an
     image, None for directories and raw block. `project` is the project id of a directory whose
     limit is a project quota. `handle` is the orchestrator's id of an inline volume, None for all
-    others. `settings` are the mutable parameters as they are now. `created` is in seconds since the
-    epoch.
+    others, and `targets` are the paths that it was ever to be mounted at. `settings` are the
+    mutable parameters as they are now. `created` is in seconds since the epoch.
     """
 
     id: str
@@ -190,6 +190,7 @@ class Volume:
     created: float
     project: int | None = None
     handle: str | None = None
+    targets: tuple[str, ...] = ()
     attachment: Attachment | None = None
 
     @property
@@ -208,7 +209,10 @@ class Volume:
         }
 
     def to_json(self) -> dict[str, Any]:
-        return _plain(self)
+        plain = _plain(self)
+        if not self.targets:
+            del plain["targets"]  # so that an older version can read what has none
+        return plain
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
@@ -218,6 +222,7 @@ class Volume:
             type=VolumeType(fields.pop("type")),
             access=Access(fields.pop("access")),
             mkfs_options=tuple(fields.pop("mkfs_options")),
+            targets=tuple(fields.pop("targets", ())),
             request=Request.from_json(fields.pop("request")),
             attachment=None if attachment is None else Attachment.from_json(attachment),
             **fields,

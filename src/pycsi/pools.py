@@ -12,7 +12,8 @@ import structlog
 
 from pycsi import ids
 from pycsi.config import DEFAULT_POOL, ConfigError
-from pycsi.errors import CsiError, InvalidArgument, NotFound, insist
+from pycsi.errors import CsiError, FailedPrecondition, InvalidArgument, NotFound, insist
+from pycsi.linux.descriptor import exists
 from pycsi.model import Group, Snapshot, Volume
 from pycsi.pool import Pool
 
@@ -45,6 +46,7 @@ class Pools:
         self._ignore_doubles()
         for pool in self:
             pool.volumes.adopts = functools.partial(self._adopts, pool)
+            pool.trash.notices = functools.partial(_forget_thrown_away, pool)
         try:
             self._delete_partial_groups()
         except (OSError, CsiError) as error:
@@ -132,7 +134,18 @@ class Pools:
 
     def find_inline(self, handle: str) -> tuple[Pool, Volume] | None:
         """Return the inline volume that the orchestrator calls `handle`, and its pool, or None."""
-        return self._find(ids.ephemeral_id(handle, self.node))
+        found = self._find(ids.ephemeral_id(handle, self.node))
+        if found and not exists(found[0].volumes.place(found[1].id)):
+            with contextlib.suppress(FailedPrecondition):
+                found[0].check(writable=False)  # otherwise its disk is away
+                found[0].volumes.drop(found[1].id)
+                return None
+        return found
+
+    def inline(self, text: str) -> Volume | None:
+        """Return an inline volume by our id of it or by the orchestrator's, or None."""
+        found = self._find(text) if ids.node_of(text) else self.find_inline(text)
+        return found[1] if found and found[1].handle else None
 
     def _find(self, volume_id: str) -> tuple[Pool, Volume] | None:
         for pool in self._pools.values():
@@ -204,6 +217,12 @@ class Pools:
             for kind, number in shelf.filesystems.items()
             if number
         }
+
+
+def _forget_thrown_away(pool: Pool, volume_id: str) -> None:
+    """Forget a volume that somebody else has thrown away: `pycsi delete-inline`."""
+    if volume_id in pool.volumes and not exists(pool.volumes.place(volume_id)):
+        pool.volumes.drop(volume_id)
 
 
 def _merged(streams: Iterable[tuple[Iterator[T], Pool]]) -> Iterator[tuple[T, Pool]]:

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import structlog
 
+from pycsi import orphans
 from pycsi.errors import FailedPrecondition
 from pycsi.linux import processors
+from pycsi.locks import Locks
 from pycsi.pool import Pool
 
 log = structlog.get_logger()
@@ -28,10 +30,11 @@ _LONGEST_SLEEP = 10.0
 
 
 class Reaper:
-    """A thread that empties the trash of an open pool of what is due."""
+    """A thread that empties the trash of an open pool of what is due, and deletes orphans."""
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: Pool, locks: Locks) -> None:
         self._pool = pool
+        self._locks = locks
         self._stopping = threading.Event()
         self._looked: dict[Path, int | None] = {}
         self._thread = threading.Thread(target=self._run, name=f"reaper {pool.name}", daemon=True)
@@ -52,11 +55,12 @@ class Reaper:
         # Of this thread alone; without an I/O priority of its own that follows (ioprio_set(2)).
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWEST_PRIORITY)
         filled, wanted = self._pool.trash.filled, self._pool.trash.wanted
-        looked = time.monotonic()
+        looked = float("-inf")
         while not self._stopping.is_set():
             if time.monotonic() - looked >= _LONGEST_SLEEP:
                 self._look(self._pool.layout.volumes, self._pool.volumes.look)
                 self._look(self._pool.layout.trash, self._pool.trash.look)
+                self._sweep()
                 looked = time.monotonic()
             if filled.wait(min(self._reap(), _LONGEST_SLEEP)):
                 wanted.wait(_GRACE)
@@ -72,6 +76,10 @@ class Reaper:
                 # File times advance in ticks: two changes in one tick have one time.
                 over = abs(time.time_ns() - changed) > _TICK
                 self._looked[folder] = changed if over else None
+
+    def _sweep(self) -> None:
+        with contextlib.suppress(OSError):  # the pool's disk is away
+            orphans.sweep(self._pool, self._locks)
 
     def _reap(self) -> float:
         """Remove what is due; return in how many seconds there is more to do."""

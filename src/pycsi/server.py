@@ -66,10 +66,11 @@ def serve(config: Config) -> None:
                 opened.callback(pool.close)
                 pools.append(pool)
         open_pools = Pools(pools, config.node_id)
+        locks = Locks()
         ready = threading.Event()
         executor = ThreadPoolExecutor(WORKERS, thread_name_prefix="rpc")
         probers = ThreadPoolExecutor(PROBERS, thread_name_prefix="probe")
-        server = _build(config, open_pools, ready, executor, probers)
+        server = _build(config, open_pools, locks, ready, executor, probers=probers)
         opened.enter_context(_bound(server, config.socket))
         server.start()
         try:
@@ -77,7 +78,7 @@ def serve(config: Config) -> None:
             if pools:
                 _remove_changed_devices()
             for pool in open_pools:
-                reaper = Reaper(pool)
+                reaper = Reaper(pool, locks)
                 opened.callback(reaper.stop)
                 reaper.start()
             ready.set()
@@ -115,8 +116,10 @@ def _recover(pools: Pools) -> None:
 def _build(
     config: Config,
     pools: Pools,
+    locks: Locks,
     ready: threading.Event,
     executor: ThreadPoolExecutor,
+    *,
     probers: ThreadPoolExecutor,
 ) -> grpc.Server:
     says = advertised(config.mode, attach=config.attach)
@@ -125,7 +128,6 @@ def _build(
         driver_name=config.driver_name,
         max_volumes=config.max_volumes,
     )
-    locks = Locks()
     server = grpc.server(executor)
     observe = _observer(config, pools)
     most = WORKERS - SPARE

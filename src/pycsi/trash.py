@@ -102,6 +102,12 @@ def entries(layout: Layout) -> list[Entry]:
     return sorted(found, key=lambda entry: (entry.deleted, entry.path.name))
 
 
+def new_entry(layout: Layout, object_id: str, fate: Fate) -> Entry:
+    """Return the entry that an object will be which is deleted now."""
+    name = f"{object_id}.{int(time.time())}.{fate}.{os.urandom(4).hex()}"
+    return Entry.parse(layout.trash / name)
+
+
 def doomed_place(layout: Layout, name: str) -> Path:
     """Return a place in the trash for litter: what was never whole, and nobody may restore."""
     return layout.trash / f"{_DOOMED}{name}.{os.urandom(4).hex()}"
@@ -159,6 +165,8 @@ class Trash:
         self.held = 0
         """How many bytes of the pool are in the trash."""
         self._heard: int | None = None
+        self.notices: Callable[[str], None] = lambda _id: None
+        """Called with the id of what somebody else may have thrown away."""
 
     def look(self) -> None:
         """Look anew at what lies there when that is asked for next."""
@@ -171,6 +179,9 @@ class Trash:
         with self._mutex, contextlib.suppress(OSError):  # the pool's disk is away
             found = {_name(entry): entry for entry in entries(self._layout)}
             sizes = self._sizes
+            for name in found.keys() - sizes.keys():
+                self.notices(found[name].id)
+                self.filled.set()
             self._sizes = {
                 name: sizes[name] if name in sizes else entry.size()
                 for name, entry in found.items()
@@ -214,8 +225,7 @@ class Trash:
 
         It counts for `size` bytes until it has been reaped.
         """
-        name = f"{object_id}.{int(time.time())}.{fate}.{os.urandom(4).hex()}"
-        entry = Entry.parse(self._layout.trash / name)
+        entry = new_entry(self._layout, object_id, fate)
         publish(place, entry.path)
         with self._mutex:
             self._put(entry, size)

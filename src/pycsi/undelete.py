@@ -1,4 +1,4 @@
-"""What a person does with the trash of pools, while their driver runs or not.
+"""What a person deletes in pools, or brings back from their trash, while their driver runs or not.
 
 A volume is brought back by one rename, so of a driver that reaps it and us one succeeds. A running
 driver is told to look.
@@ -6,14 +6,18 @@ driver is told to look.
 
 import contextlib
 import errno
+import os
 from collections.abc import Iterable, Iterator, Sequence
 
+from pycsi.backends.choice import backend_for
 from pycsi.config import PoolConfig
 from pycsi.inspection import InspectionError, Seen
 from pycsi.layout import Layout
+from pycsi.linux.tree import refuse_mounts
 from pycsi.model import Volume
+from pycsi.staging import Staging
 from pycsi.store import publish
-from pycsi.trash import Entry, reap
+from pycsi.trash import Entry, Fate, new_entry, reap
 
 
 def restore(configs: Iterable[PoolConfig], name: str) -> str:
@@ -60,6 +64,28 @@ def empty(configs: Iterable[PoolConfig], names: Sequence[str]) -> list[str]:
             reap(entry, seen.limiter, lambda: False)
         deleted.append(entry.path.name)
     return deleted
+
+
+def delete_inline(configs: Iterable[PoolConfig], name: str) -> str:
+    """Delete the inline volume that has the id `name`, ours or the orchestrator's; return ours."""
+    for seen in map(Seen, configs):
+        for volume in seen.volumes:
+            if name in {volume.id, volume.handle}:
+                _delete_inline(seen, volume)
+                return volume.id
+    raise InspectionError(f"there is no inline volume {name!r}; see: pycsi volumes")
+
+
+def _delete_inline(seen: Seen, volume: Volume) -> None:
+    if volume.handle is None:
+        raise InspectionError(f"{volume.id} is no inline volume; delete its claim")
+    place = seen.layout.volumes / volume.id
+    backend = backend_for(os.fspath(place), volume, seen.limiter, seen.ground)
+    if where := Staging(backend).in_use():
+        raise InspectionError(f"{volume.id} is in use at {where}; delete its pod")
+    refuse_mounts(place)
+    with _announced(seen.layout):  # a driver reaps it, at its start if none runs
+        publish(place, new_entry(seen.layout, volume.id, Fate.GONE).path)
 
 
 def _found(configs: Iterable[PoolConfig], names: Sequence[str]) -> list[tuple[Seen, Entry]]:

@@ -22,6 +22,7 @@ def new_volume(
     name: str,
     size: int,
     handle: str | None = None,
+    targets: tuple[str, ...] = (),
 ) -> Volume:
     """Return the record of a volume that is still to be made."""
     return Volume(
@@ -41,6 +42,7 @@ def new_volume(
         settings=parameters.settings(wanted.parameters, wanted.mutable),
         created=time.time(),
         handle=handle,
+        targets=targets,
     )
 
 

@@ -1,14 +1,21 @@
 """Inline ephemeral volumes: created when they are published, deleted when they are unpublished."""
 
+import json
+import shutil
+import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
-from conftest import FilesystemFactory
+from conftest import FilesystemFactory, run
 from driver import GIB, MIB, Driver, block_capability, mount_capability, refused
+
+from pycsi.proto import csi_pb2 as csi
 
 HANDLE = "csi-" + "0123456789abcdef" * 4
 POD = {
@@ -153,3 +160,163 @@ def test_block_is_refused(driver: Driver, tmp_path: Path, pool: Path) -> None:
         driver.publish(HANDLE, None, tmp_path / "t", block_capability(), context=POD)
     assert not (tmp_path / "t").exists()
     assert list((pool / "volumes").iterdir()) == []
+
+
+# Orphans: the pod went, and nobody unpublished its volume
+
+
+def at_pod(folder: Path, uid: str = "0a1b") -> Path:
+    """Return where the kubelet would have an inline volume of a pod, whose directories exist."""
+    place = folder / "pods" / uid / "volumes" / "kubernetes.io~csi" / "scratch"
+    place.mkdir(parents=True)
+    return place / "mount"
+
+
+def lose_pod(folder: Path, uid: str = "0a1b") -> None:
+    run("umount", folder / "pods" / uid / "volumes/kubernetes.io~csi/scratch/mount")
+    shutil.rmtree(folder / "pods" / uid)
+
+
+def held(pool: Path) -> list[str]:
+    return [path.name for path in (pool / "volumes").iterdir()]
+
+
+def gone(pool: Path) -> bool:
+    deadline = time.monotonic() + 30
+    while held(pool) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return not held(pool)
+
+
+def rows(pool: Path) -> list[dict[str, Any]]:
+    listed: list[dict[str, Any]] = json.loads(pycsi(pool, "volumes", "-o", "json"))
+    return listed
+
+
+def pycsi(pool: Path, *words: str) -> str:
+    return run(sys.executable, "-m", "pycsi", *words, f"--pool=default={pool}")
+
+
+@pytest.mark.parametrize("notes", ["kept", "lost"])
+def test_orphan_is_deleted_at_the_next_start(
+    inline: Driver, tmp_path: Path, pool: Path, notes: str
+) -> None:
+    """Where a pod's directory went while the node was down its volume goes, also without notes."""
+    at_pod(tmp_path, "other")
+    before = inline.capacity().available_capacity
+    inline.publish(HANDLE, None, at_pod(tmp_path), context=POD | {"size": "32Mi"})
+    inline.stop(signal.SIGKILL)
+    lose_pod(tmp_path)
+    if notes == "lost":  # as by a power cut: they are not synchronised
+        (record,) = pool.glob("volumes/*/node.json")
+        record.write_text('{"schema":2,"staged":{},"published":{}}')
+    (row,) = rows(pool)
+    assert row["inline"]
+    assert "orphaned" in row["condition"]
+    inline.start()
+    assert gone(pool)
+    assert "shop/web-0" in inline.log
+    assert inline.capacity().available_capacity == before
+
+
+def test_orphan_is_deleted_while_the_driver_runs(
+    inline: Driver, tmp_path: Path, pool: Path
+) -> None:
+    """It is looked for now and then: the kubelet removes a pod's directory when it comes to it."""
+    at_pod(tmp_path, "other")
+    inline.publish(HANDLE, None, at_pod(tmp_path), context=POD | {"size": "32Mi"})
+    lose_pod(tmp_path)
+    assert gone(pool)
+
+
+@pytest.mark.parametrize("what", ["pod", "pods", "empty", "mounted"])
+def test_no_orphan_is_only_supposed(inline: Driver, tmp_path: Path, pool: Path, what: str) -> None:
+    """Where the pod's directory, or its mount, may be there still, its volume stays."""
+    inline.publish(HANDLE, None, at_pod(tmp_path), context=POD | {"size": "32Mi"})
+    target = tmp_path / "pods/0a1b/volumes/kubernetes.io~csi/scratch/mount"
+    at_pod(tmp_path, "other")
+    inline.stop(signal.SIGKILL)
+    elsewhere = tmp_path / "elsewhere"
+    match what:
+        case "pod":  # the kubelet has only undone the mount
+            run("umount", target)
+            shutil.rmtree(target.parent)
+        case "pods":  # its disk is not mounted yet
+            run("umount", target)
+            (tmp_path / "pods").rename(elsewhere)
+        case "empty":
+            run("umount", target)
+            (tmp_path / "pods").rename(elsewhere)
+            (tmp_path / "pods").mkdir()
+        case "mounted":  # by another name
+            elsewhere.mkdir()
+            run("mount", "--bind", target, elsewhere)
+            lose_pod(tmp_path)
+    inline.start()
+    (volume_id,) = held(pool)
+    inline.restart()  # a stopping driver waits for the look that its start began
+    assert held(pool) == [volume_id]
+    if what == "mounted":
+        with pytest.raises(AssertionError, match="in use"):
+            pycsi(pool, "delete-inline", volume_id)
+        run("umount", elsewhere)
+    assert pycsi(pool, "delete-inline", volume_id).strip() == volume_id
+    assert held(pool) == []
+
+
+def test_unpublish_after_the_mount_was_lost(inline: Driver, tmp_path: Path, pool: Path) -> None:
+    """A repeated NodeUnpublishVolume deletes what a reboot has unmounted."""
+    target = at_pod(tmp_path)
+    inline.publish(HANDLE, None, target, context=POD | {"size": "32Mi"})
+    inline.stop(signal.SIGKILL)
+    run("umount", target)
+    inline.start()
+    inline.unpublish(HANDLE, target)
+    assert held(pool) == []
+
+
+def test_delete_volume_refuses_what_is_inline(inline: Driver, tmp_path: Path, pool: Path) -> None:
+    """DeleteVolume does not answer OK for what it leaves, by whichever id."""
+    target = tmp_path / "target"
+    inline.publish(HANDLE, None, target, context=POD | {"size": "32Mi"})
+    (volume_id,) = held(pool)
+    for name in (volume_id, HANDLE):
+        with refused(
+            grpc.StatusCode.FAILED_PRECONDITION,
+            "inline",
+            "shop/web-0",
+            str(target),
+            "delete-inline",
+        ):
+            inline.delete(name)
+    with pytest.raises(AssertionError, match="in use"):
+        pycsi(pool, "delete-inline", HANDLE)
+    inline.unpublish(HANDLE, target)
+    inline.delete(volume_id)
+    inline.delete(HANDLE)
+
+
+def test_deleted_by_hand_while_the_driver_runs(inline: Driver, tmp_path: Path, pool: Path) -> None:
+    """The driver forgets what `pycsi delete-inline` has deleted, and can make it anew."""
+    before = inline.capacity().available_capacity
+    target = at_pod(tmp_path)
+    inline.publish(HANDLE, None, target, context=POD | {"size": "32Mi"})
+    run("umount", target)
+    table = pycsi(pool, "volumes")
+    assert "INLINE" in table
+    assert " yes " in table
+    pycsi(pool, "delete-inline", HANDLE)
+    inline.controller.GetCapacity(csi.GetCapacityRequest())  # who asks for room is not kept waiting
+    assert inline.capacity().available_capacity == before
+    inline.publish(HANDLE, None, target, context=POD | {"size": "32Mi"})
+    inline.unpublish(HANDLE, target)
+    assert held(pool) == []
+
+
+def test_delete_inline_is_for_inline_volumes(inline: Driver, pool: Path) -> None:
+    """Neither a persistent volume nor one that is not there is deleted by that command."""
+    volume_id = inline.create("kept", type="directory", quota="none").volume_id
+    for name, word in ((volume_id, "no inline volume"), ("ephemeral-1@node-1", "pycsi volumes")):
+        with pytest.raises(AssertionError, match=word):
+            pycsi(pool, "delete-inline", name)
+    assert held(pool) == [volume_id]

@@ -70,6 +70,7 @@ VOLUMES = st.builds(
     created=st.floats(0, 2**40),
     project=st.none() | st.integers(0, 2**32 - 1),
     handle=st.none() | TEXT,
+    targets=st.lists(TEXT, max_size=2).map(tuple),
     attachment=st.none()
     | st.builds(Attachment, node=TEXT, capability=CAPABILITIES, readonly=st.booleans()),
 )
