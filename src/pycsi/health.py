@@ -19,9 +19,9 @@ from pycsi.linux.ground import Ground
 from pycsi.linux.kernel import Glance, Kernel
 from pycsi.locks import Locks
 from pycsi.model import Usage, Volume
+from pycsi.notes import Notes
 from pycsi.orphans import is_orphaned
 from pycsi.pool import Pool
-from pycsi.staging import Notes
 
 _FULL = 0.95
 """The share in use from which a volume, or its pool, is nearly full."""

@@ -16,8 +16,8 @@ from pycsi.backends import Backend
 from pycsi.errors import CsiError
 from pycsi.linux.descriptor import exists
 from pycsi.locks import Locks
+from pycsi.notes import Notes
 from pycsi.pool import Pool
-from pycsi.staging import Notes
 from pycsi.volumes import delete
 
 log = structlog.get_logger()

@@ -1,27 +1,23 @@
 """Stage and publish on this node: compare with what the kernel has mounted, then act.
 
 What is mounted is always read from the kernel. Only the arguments of a call, which the kernel does
-not keep, are noted beside the volume, so that a call with other arguments can be told from a
-repeated one. A note is written before its mount and means nothing without it.
+not keep, are noted beside the volume; where they are not known, any call may be a repeated one.
 """
 
 import contextlib
-import dataclasses
 import errno
 import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Self
 
 from pycsi.backends import Backend
 from pycsi.errors import AlreadyExists, FailedPrecondition, InvalidArgument
-from pycsi.layout import NO_NOTES, NOTES_RECORD
 from pycsi.linux.descriptor import is_directory, opened, straight
 from pycsi.linux.mount import topmost
 from pycsi.linux.mounttable import Mount
 from pycsi.model import Capability, Mode
-from pycsi.store import RecordError, read_rewritten, rewrite_record
+from pycsi.notes import UNKNOWN, Note, Notes
 
 _LONGEST_PATH = 4095
 _LONGEST_NAME = 255
@@ -53,51 +49,6 @@ def resolved(text: str, field: str) -> str:
     return path
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Note:
-    """The arguments of the call that staged or published a volume at a path."""
-
-    arguments: str
-    mode: Mode
-
-    def to_json(self) -> dict[str, Any]:
-        return {"arguments": self.arguments, "mode": self.mode}
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Self:
-        return cls(arguments=data["arguments"], mode=Mode(data["mode"]))
-
-
-class Notes:
-    """What has been staged and published of one volume, by path."""
-
-    def __init__(self, where: str) -> None:
-        self._file = f"{where}/{NOTES_RECORD}"
-        self.damaged = False
-        try:
-            data = read_rewritten(self._file)
-        except (FileNotFoundError, RecordError) as error:
-            data = dict(NO_NOTES)
-            self.damaged = isinstance(error, RecordError)
-        self.staged = {path: Note.from_json(note) for path, note in data["staged"].items()}
-        self.published = {path: Note.from_json(note) for path, note in data["published"].items()}
-
-    def forget(self) -> None:
-        """Save after something was undone; a note without its mount means nothing anyway.
-
-        So it is no failure where it cannot be written, on a full pool or one gone read-only.
-        """
-        with contextlib.suppress(OSError):
-            self.save()
-
-    def save(self) -> None:
-        data = {
-            "staged": {path: note.to_json() for path, note in self.staged.items()},
-            "published": {path: note.to_json() for path, note in self.published.items()},
-        }
-        rewrite_record(self._file, data)
-
-
 class Staging:
     """The node's side of one volume. Callers hold the volume's lock."""
 
@@ -105,10 +56,9 @@ class Staging:
         self.backend = backend
         self.kernel = backend.kernel
         self.notes = Notes(backend.where)
-        if self.notes.damaged:
+        if self.notes.lost:
             # Every mount may be a staged or a published one, with whatever arguments.
-            unknown = Note(arguments="", mode=Mode.SINGLE_NODE_MULTI_WRITER)
-            self.notes.published = {item.target: unknown for item in backend.mounts()}
+            self.notes.published = {item.target: UNKNOWN for item in backend.mounts()}
             if not backend.target_is_file:  # a raw volume is not mounted where it is staged
                 self.notes.staged = dict(self.notes.published)
         self._id = backend.volume.id
@@ -122,6 +72,8 @@ class Staging:
     def in_use(self) -> str | None:
         """Return where the volume is in use, or None where nothing keeps it from being deleted."""
         places = [item.target for item in self.backend.mounts()] + self._staged()
+        if not places and self.notes.lost and self.backend.is_staged(""):
+            return "a staging path that is not known"
         return places[0] if places else self.backend.holder()
 
     def holds(self, path: str) -> bool:
@@ -149,7 +101,7 @@ class Staging:
         """Stage the volume at `path`, or find that it is, with these arguments."""
         note = self.notes.staged.get(path)
         if note and self.backend.is_staged(path):
-            if note.arguments != arguments:
+            if not note.agrees(arguments):
                 raise AlreadyExists(
                     f"volume {self._id} is staged at {path} with another capability or context; "
                     "unstage it first"
@@ -194,6 +146,8 @@ class Staging:
 
         `source` is where it is staged; None for an inline volume, which is mounted at its target.
         """
+        if source and self.notes.lost:
+            self._note_staged(source)
         published = self.published()
         if self._is_repeated(target, capability.mode, arguments, published):
             return
@@ -215,10 +169,15 @@ class Staging:
             else:
                 self.backend.stage(target, capability, readonly=readonly)
 
+    def _note_staged(self, path: str) -> None:
+        """Take the volume for staged at `path`, where it is asked for, and not for published."""
+        self.notes.staged[path] = UNKNOWN
+        self.notes.published.pop(path, None)
+
     def _is_repeated(self, target: str, mode: Mode, arguments: str, published: set[str]) -> bool:
         """Follow the specification's table for a second NodePublishVolume."""
         if target in published:
-            if self.notes.published[target].arguments != arguments:
+            if not self.notes.published[target].agrees(arguments):
                 raise AlreadyExists(
                     f"volume {self._id} is published at {target} with another capability, "
                     "readonly flag or context; unpublish it first"
@@ -243,6 +202,9 @@ class Staging:
             _remove_target(target)
             del self.notes.published[target]
             self.notes.forget()
+        elif self.notes.lost:
+            with contextlib.suppress(FailedPrecondition):  # what is not empty was not made here
+                _remove_target(target)
 
     @contextlib.contextmanager
     def _target(self, target: str) -> Iterator[None]:

@@ -84,8 +84,11 @@ def rewrite_record(path: Path | str, data: Mapping[str, Any]) -> None:
     except OSError as error:
         if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
             raise
-        # On a full pool the volume must still be usable, if only to delete files from it.
-        _write_over(path, text)
+        # There may be room for it in the blocks of the old one.
+        try:
+            _write_over(path, text)
+        except FileNotFoundError:
+            raise error from None
 
 
 def _write_aside(path: Path | str, text: bytes, *, durable: bool) -> None:

@@ -13,6 +13,21 @@ from pycsi.linux.libc import StrPath, system_call
 AT_FDCWD = -100
 RESOLVE_NO_SYMLINKS = 0x4
 
+DISK_FAULTS = frozenset(
+    {
+        errno.EIO,
+        errno.EUCLEAN,
+        errno.EBADMSG,
+        errno.ENODATA,
+        errno.EILSEQ,
+        errno.EREMOTEIO,
+        errno.ENXIO,
+        errno.ESHUTDOWN,
+        errno.ESTALE,
+    }
+)
+"""What the kernel says where a disk has failed, or what is on it: its block layer has several."""
+
 _PART = 1 << 16
 
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW

@@ -1,0 +1,103 @@
+"""A pool without a free byte: its volumes can be used, if only to delete files from them."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import grpc
+import pytest
+from conftest import FilesystemFactory, fill, run
+from driver import (
+    GIB,
+    MIB,
+    Driver,
+    Mode,
+    block_capability,
+    mount_capability,
+    refused,
+)
+
+from pycsi.linux import loop
+from pycsi.proto import csi_pb2 as csi
+
+REFUSED = grpc.StatusCode.FAILED_PRECONDITION
+
+ONE_TARGET = Mode.SINGLE_NODE_SINGLE_WRITER
+
+
+def fill_up(pool: Path) -> None:
+    """Leave no free block: btrfs keeps some for its metadata, which small files take."""
+    fill(pool.parent / "others")
+    for number in range(200_000):
+        try:
+            (pool.parent / f"small-{number}").write_bytes(bytes(1500))
+        except OSError:
+            break
+    run("sync", "--file-system", pool)
+
+
+def volumes(
+    driver: Driver, kind: str, mode: "csi.VolumeCapability.AccessMode.Mode"
+) -> list[tuple[str, csi.VolumeCapability]]:
+    """Make a volume of each kind that a pool can have."""
+    image, block = mount_capability("ext4", mode), block_capability(mode)
+    plain = mount_capability(mode=mode)
+    free = {"type": "directory"} | ({} if kind == "btrfs" else {"quota": "none"})
+    made = [
+        (driver.create("raw", capability=block, allocation="thick"), block),
+        (driver.create("dir", capability=plain, parameters=free), plain),
+    ]
+    if kind != "btrfs":  # which needs new blocks for what is written to an image
+        volume = driver.create("image", capability=image, type="image", allocation="thick")
+        made.append((volume, image))
+    return [(volume.volume_id, capability) for volume, capability in made]
+
+
+@pytest.mark.parametrize(
+    ("kind", "mode"),
+    [
+        ("ext4", ONE_TARGET),
+        ("xfs", ONE_TARGET),
+        ("btrfs", ONE_TARGET),
+        ("btrfs", Mode.SINGLE_NODE_MULTI_WRITER),
+    ],
+)
+def test_life_on_a_full_pool(
+    filesystem: FilesystemFactory,
+    serve: Callable[..., Driver],
+    tmp_path: Path,
+    kind: str,
+    mode: "csi.VolumeCapability.AccessMode.Mode",
+) -> None:
+    """Every call of a volume's life is answered, and repeated, without a free block."""
+    pool = filesystem(kind, GIB if kind == "btrfs" else 512 * MIB)
+    driver = serve(pool)
+    made = volumes(driver, kind, mode)
+    fill_up(pool)
+    for volume_id, wanted in made:
+        staging, target = tmp_path / f"staging-{volume_id}", tmp_path / f"target-{volume_id}"
+        for _ in range(2):
+            for _ in range(2):
+                driver.stage(volume_id, staging, wanted)
+            for _ in range(2):
+                driver.publish(volume_id, staging, target, wanted)
+            assert driver.stats(volume_id, target).usage
+            with refused(REFUSED, "in use"):
+                driver.delete(volume_id)
+            with refused(REFUSED, "published"):
+                driver.unstage(volume_id, staging)
+            if mode == ONE_TARGET:
+                with refused(REFUSED, "one target"):
+                    driver.publish(volume_id, staging, tmp_path / "second", wanted)
+            driver.restart()
+            for _ in range(2):
+                driver.unpublish(volume_id, target)
+                assert not target.exists()
+            with refused(REFUSED, "in use"):
+                driver.delete(volume_id)
+            for _ in range(2):
+                driver.unstage(volume_id, staging)
+            assert loop.find(pool / "volumes" / volume_id / "disk.img") == []
+        with refused(grpc.StatusCode.RESOURCE_EXHAUSTED):
+            driver.expand(volume_id, 2 * GIB)
+    for volume_id, _ in made:
+        driver.delete(volume_id)
