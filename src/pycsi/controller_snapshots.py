@@ -35,7 +35,7 @@ class ControllerSnapshots(csi_pb2_grpc.ControllerServicer):
                 _, snapshot = found
                 self._compare_snapshot(snapshot, request.source_volume_id)
             else:
-                with self._locks.hold(request.source_volume_id):
+                with self._locks.share(request.source_volume_id):
                     pool, volume = self._pools.need(request.source_volume_id)
                     member = Member(
                         pool=pool,

@@ -55,7 +55,7 @@ class Group(csi_pb2_grpc.GroupControllerServicer):
             members = []
             for volume_id in volume_ids:
                 member_id = ids.member_id(group_id, volume_id, self._node.id)
-                held.enter_context(self._locks.hold(volume_id))
+                held.enter_context(self._locks.share(volume_id))
                 held.enter_context(self._locks.hold(snapshot_key(member_id)))
                 pool, volume = self._pools.need(volume_id)
                 members.append(

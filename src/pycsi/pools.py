@@ -16,6 +16,7 @@ from pycsi.errors import CsiError, FailedPrecondition, InvalidArgument, NotFound
 from pycsi.linux.descriptor import exists
 from pycsi.model import Group, Snapshot, Volume
 from pycsi.pool import Pool
+from pycsi.turns import Turns
 
 log = structlog.get_logger()
 
@@ -28,6 +29,7 @@ class Pools:
     def __init__(self, pools: Iterable[Pool], node: str) -> None:
         self.node = ids.segment(node)
         self._pools = {pool.name: pool for pool in pools}
+        self.turns = Turns()
         for pool in self:
             for other in self:
                 if pool is not other and _lies_in(pool, other):

@@ -48,7 +48,7 @@ class Member:
 
 
 def take(pools: Pools, member: Member) -> Snapshot:
-    """Take a snapshot, durably. The caller holds the locks of the volume and of the snapshot."""
+    """Take a snapshot, durably. The caller shares the volume's lock, and holds the snapshot's."""
     (taken,) = _take(pools, [member], None)
     return taken
 
@@ -56,7 +56,7 @@ def take(pools: Pools, member: Member) -> Snapshot:
 def take_group(pools: Pools, members: Sequence[Member], *, group_id: str, name: str) -> Group:
     """Take snapshots of one point in time, durably: all, or an error and nothing is left.
 
-    The caller holds the locks of the volumes, of the snapshots and of the group.
+    The caller shares the locks of the volumes, and holds those of the snapshots and of the group.
     """
     group = Group(
         id=group_id,
@@ -144,8 +144,19 @@ def still(pools: Pools, sources: Sequence[Backend], limit: float) -> Iterator[Mo
     Filesystems in use are frozen, for `limit` seconds at most. Of volumes in use that cannot be
     frozen there may be one: it is copied at one point in time, at which the others stand still.
     """
-    for source in sources:
-        source.prepare_capture()
+    with contextlib.ExitStack() as turns:
+        # In one order for all, or two could wait for each other.
+        for source in sorted(sources, key=lambda item: item.volume.id):
+            turns.enter_context(pools.turns.ready(source))
+        _refuse_restless(sources)
+        try:
+            with frozen(list(_to_freeze(pools, sources)), limit) as moment:
+                yield moment
+        except OverdueError:
+            raise FailedPrecondition(_overdue(pools, sources, limit)) from None
+
+
+def _refuse_restless(sources: Sequence[Backend]) -> None:
     restless = [source for source in sources if not source.freezable() and source.written_at()]
     if len(restless) > 1:
         names = ", ".join(source.volume.id for source in restless)
@@ -153,11 +164,6 @@ def still(pools: Pools, sources: Sequence[Backend], limit: float) -> Iterator[Mo
             f"volumes in use that cannot be frozen: {names}. There can be one in a group: the "
             "others need a filesystem of their own (type: image), or must not be in use"
         )
-    try:
-        with frozen(list(_to_freeze(pools, sources)), limit) as moment:
-            yield moment
-    except OverdueError:
-        raise FailedPrecondition(_overdue(pools, sources, limit)) from None
 
 
 def _to_freeze(pools: Pools, sources: Sequence[Backend]) -> Iterator[Frozen]:
@@ -221,7 +227,7 @@ def filler(
             return new.restore(pool.backend_of(snapshot), lambda: None)
 
     def from_volume(new: Backend) -> int | None:
-        with locks.hold(source.id):
+        with locks.share(source.id):
             pool, volume = pools.need(source.id)
             _refuse_changed(source, origin.volume, volume)
             pool.check()
