@@ -1,11 +1,12 @@
 """A process's hold on a pool's directory: it is there, ours alone, writable, and the one it was."""
 
+import errno
 import fcntl
 import os
 import threading
 
 from pycsi.config import ConfigError, PoolConfig
-from pycsi.errors import FailedPrecondition
+from pycsi.errors import PoolMissing
 from pycsi.layout import Layout
 from pycsi.linux.btrfs import is_subvolume
 from pycsi.linux.descriptor import closing
@@ -15,14 +16,48 @@ from pycsi.store import RecordError
 
 _VOLATILE = frozenset({"tmpfs", "ramfs"})
 
+_MISTAKES = frozenset(
+    {errno.EACCES, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EPERM}
+)
+"""What the operator has to mend, unlike what comes and goes with a disk."""
+
+
+class MissingPoolError(ConfigError):
+    """A pool is not there now; it can be opened once its disk is mounted, or works again."""
+
+
+def closed(config: PoolConfig, error: OSError) -> ConfigError:
+    """Return why a pool cannot be opened: it is missing, or it can never be as it is configured."""
+    path = error.filename if isinstance(error.filename, str) else str(config.path)
+    found = f"pool {config.name}: {path}: {error.strerror}"
+    if error.errno == errno.ENOENT:
+        return MissingPoolError(
+            f"{found}; mount its disk, or make the directory and restart the driver for a new pool"
+        )
+    if error.errno == errno.ENOTDIR:
+        return ConfigError(f"{found}; give the path of a directory")
+    if error.errno in {errno.EACCES, errno.EPERM}:
+        return ConfigError(f"{found}; {_denied()}")
+    if error.errno in _MISTAKES:
+        return ConfigError(f"{found}; give another directory")
+    return MissingPoolError(f"{found}; look at the kernel's log for the disk's errors")
+
+
+def _denied() -> str:
+    if os.geteuid():
+        return "run the driver as root"
+    return "even root may not: look for an immutable file (lsattr) or a network filesystem"
+
 
 class Claim:
     """An open pool directory, locked with flock(2).
 
-    `ground` is where it lies, `uuid` the pool's own; an empty directory becomes a pool.
+    `ground` is where it lies, `uuid` the pool's own. With `begin` an empty directory becomes a
+    pool; without it only an empty filesystem does that is mounted just there. `MissingPoolError`
+    where the pool is not there.
     """
 
-    def __init__(self, config: PoolConfig) -> None:
+    def __init__(self, config: PoolConfig, *, begin: bool) -> None:
         self._config = config
         self._record = str(Layout(config.path).record)
         self._reopening = threading.Lock()
@@ -32,10 +67,10 @@ class Claim:
             _lock(self._fd, config)
             self._look()
             self._refuse_unfit()
-            self.uuid = Layout(config.path).read_or_make_uuid()
-        except (RecordError, OSError) as error:
+            self.uuid = self._found() or self._begin(begin=begin)
+        except OSError as error:
             os.close(self._fd)
-            raise ConfigError(f"pool {config.name}: {error}") from None
+            raise closed(config, error) from None
         except BaseException:
             os.close(self._fd)
             raise
@@ -55,21 +90,22 @@ class Claim:
 
     def _refuse_unfit(self) -> None:
         name, path = self._config.name, self._config.path
+        # First whether it is the right disk at all: what else is there does not matter then.
+        if self._config.require_mount and not self._is_disk():
+            raise MissingPoolError(
+                f"pool {name}: no filesystem of its own is mounted at {path}; mount its disk"
+            )
+        if self._config.uuid and self._config.uuid != self._found():
+            raise MissingPoolError(
+                f"pool {name}: {path} is not the pool {self._config.uuid}; mount its disk"
+            )
         if self.mount.fstype in _VOLATILE and not self._config.allow_volatile:
             raise ConfigError(
                 f"pool {name}: {path} is on {self.mount.fstype}, which a reboot empties; use a "
                 "disk, or accept that with allow-volatile"
             )
-        if self._config.uuid and self._config.uuid != self._found():
-            raise ConfigError(
-                f"pool {name}: {path} is not the pool {self._config.uuid}; mount its disk"
-            )
-        if self._config.require_mount and not self._is_disk():
-            raise ConfigError(
-                f"pool {name}: no filesystem of its own is mounted at {path}; mount its disk"
-            )
         if self._readonly():
-            raise ConfigError(f"pool {name}: {path} is mounted read-only")
+            raise MissingPoolError(f"pool {name}: {self._only_read()}")
 
     def _is_disk(self) -> bool:
         """Tell whether a whole filesystem is mounted at the pool's path, or a btrfs subvolume.
@@ -85,6 +121,28 @@ class Claim:
             return Layout(self._config.path).read_uuid()
         except FileNotFoundError:
             return None
+        except RecordError as error:
+            raise MissingPoolError(
+                f"pool {self._config.name}: {error}; mount the pool's own disk, or restore the "
+                "record"
+            ) from None
+
+    def _begin(self, *, begin: bool) -> str:
+        """Make a pool of an empty directory; return its UUID."""
+        name, path = self._config.name, self._config.path
+        layout = Layout(path)
+        if foreign := layout.foreign():
+            raise ConfigError(
+                f"pool {name}: {path} is neither a pool nor empty (it holds {foreign!r}); give an "
+                "empty directory, or the pool's own disk"
+            )
+        # Whoever makes a mount point mounts something there a moment later.
+        if not (begin or self._is_disk()):
+            raise MissingPoolError(
+                f"pool {name}: {path} is empty; mount its disk, or restart the driver for a new "
+                "pool: an empty directory becomes one only when the driver starts"
+            )
+        return layout.make_uuid()
 
     @property
     def mount(self) -> Mount:
@@ -96,7 +154,7 @@ class Claim:
         os.close(self._fd)
 
     def check(self, *, writable: bool) -> None:
-        """Raise `FailedPrecondition` unless the pool is there and the one we opened."""
+        """Raise `PoolMissing` unless the pool is there and the one we opened."""
         name, path = self._config.name, self._config.path
         try:
             if not self._in_place():
@@ -104,14 +162,11 @@ class Claim:
                     if not self._in_place():
                         self._reopen()
         except (OSError, RecordError, ConfigError) as error:
-            raise FailedPrecondition(
+            raise PoolMissing(
                 f"pool {name}: {path} does not hold the pool any more ({error}); mount its disk"
             ) from None
         if writable and self._readonly():
-            raise FailedPrecondition(
-                f"pool {name}: {path} is read-only; look at the kernel's log for the disk's "
-                "errors, then mount it read-write"
-            )
+            raise PoolMissing(f"pool {name}: {self._only_read()}")
 
     def _in_place(self) -> bool:
         # Every RPC asks. A record that nobody has changed or moved since it was read is not read
@@ -132,12 +187,18 @@ class Claim:
     def _readonly(self) -> bool:
         return bool(os.fstatvfs(self._fd).f_flag & os.ST_RDONLY)
 
+    def _only_read(self) -> str:
+        return (
+            f"{self._config.path} is read-only; look at the kernel's log for the disk's errors, "
+            "then mount it read-write"
+        )
+
     def _reopen(self) -> None:
         """Follow the pool to where it is mounted now, if it is the same one."""
         path = self._config.path
         found = Layout(path).read_uuid()
         if found != self.uuid:
-            raise FailedPrecondition(
+            raise PoolMissing(
                 f"pool {self._config.name}: {path} holds pool {found}, not {self.uuid}; mount the "
                 "right disk"
             )
@@ -153,10 +214,7 @@ def _open(config: PoolConfig) -> int:
     try:
         return os.open(config.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
-        raise ConfigError(
-            f"pool {config.name}: {config.path}: {error.strerror}; make the directory or mount "
-            "its disk"
-        ) from None
+        raise closed(config, error) from None
 
 
 def _lock(fd: int, config: PoolConfig) -> None:

@@ -1,7 +1,10 @@
 """What the operator configures, checked once at start."""
 
+import contextlib
 import dataclasses
 import enum
+import itertools
+import os
 import re
 import uuid
 from collections.abc import Callable, Mapping
@@ -19,6 +22,7 @@ _SIZE = re.compile(r"(\d{1,20}(?:\.\d{1,20})?)\s*([KMGTP]i?)?B?", re.ASCII)
 _POWERS = "KMGTP"
 _DURATION = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)([smhd]?)", re.ASCII)
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 60 * 60, "d": 24 * 60 * 60}
+_PORT = re.compile(r"\d{1,5}", re.ASCII)
 _LARGEST_NUMBER = 2**63 - 1
 _LONGEST_SOCKET_PATH = 107
 _LONGEST_NODE_ID = 256
@@ -71,12 +75,15 @@ class Reserve:
 
     @classmethod
     def parse(cls, text: str) -> "Reserve":
-        if text.endswith("%"):
-            share = float(text[:-1]) / 100
-            if not 0 <= share < 1:
-                raise ValueError(f"{text!r} is not between 0% and 100%")
-            return cls(share=share)
-        return cls(size=parse_size(text))
+        if not text.endswith("%"):
+            try:
+                return cls(size=parse_size(text))
+            except ValueError as error:
+                raise ValueError(f"reserve: {error}, or a percentage such as 10%") from None
+        share = _number(text[:-1])
+        if share is None or share >= 100:  # noqa: PLR2004
+            raise ValueError(f"reserve: {text!r} is not between 0% and 100%")
+        return cls(share=share / 100)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,8 +91,9 @@ class PoolConfig:
     """One pool.
 
     `overcommit` is the ratio of promised bytes to real ones; 1.0 promises no byte twice.
-    `uuid`: refuse to start on any pool but the one with this UUID, and on an empty directory.
-    `require_mount`: refuse to start unless a filesystem of its own is mounted at exactly this path.
+    `uuid`: serve no pool but the one with this UUID, nor an empty directory.
+    `require_mount`: serve it only where a filesystem of its own is mounted at exactly this path.
+    `require_pool`: refuse to start while it is missing.
     `allow_volatile`: accept a filesystem in memory, whose volumes a reboot deletes.
     `freeze_limit`: for how many seconds at most a volume's filesystem may be frozen for a snapshot.
     `retain_for`: for how many seconds a volume with `onDelete: retain` is kept in the trash; None
@@ -98,6 +106,7 @@ class PoolConfig:
     overcommit: float = 1.0
     uuid: str | None = None
     require_mount: bool = False
+    require_pool: bool = False
     allow_volatile: bool = False
     freeze_limit: float = 10.0
     retain_for: float | None = 7.0 * _SECONDS["d"]
@@ -111,10 +120,12 @@ class PoolConfig:
         path, *options = rest.split(",")
         if not path.startswith("/"):
             raise ConfigError(f"pool {name}: {path!r} is not an absolute path")
-        settings = [option.partition("=")[::2] for option in options]
-        names = [setting for setting, _ in settings]
+        if path.encode(errors="ignore") != os.fsencode(path):
+            raise ConfigError(f"pool {name}: {path!r} is not UTF-8; rename the directory")
+        settings = [option.partition("=") for option in options]
+        names = [setting for setting, _, _ in settings]
         for setting in names:
-            if names.count(setting) > 1:
+            if setting and names.count(setting) > 1:
                 raise ConfigError(f"pool {name}: {setting} is given more than once")
         try:
             return dataclasses.replace(
@@ -124,34 +135,68 @@ class PoolConfig:
             raise ConfigError(f"pool {name}: {error}") from None
 
 
-def _pool_option(setting: tuple[str, str]) -> tuple[str, Any]:
-    key, text = setting
-    if key not in _POOL_OPTIONS or (key in _POOL_FLAGS and text):
+def _pool_option(setting: tuple[str, str, str]) -> tuple[str, Any]:
+    key, equals, text = setting
+    if not key:
+        raise ValueError("an option is empty; take away the comma that is too much")
+    if key not in _POOL_OPTIONS:
         raise ValueError(f"unknown option {key!r}; there are {', '.join(_POOL_OPTIONS)}")
+    if equals and key in _POOL_FLAGS:
+        raise ValueError(
+            f"{key} takes no value, but has {text!r}; write {key} alone, or leave it out"
+        )
     return key.replace("-", "_"), _POOL_OPTIONS[key](text)
 
 
+def _number(text: str) -> float | None:
+    """Return a number of 0 or more; None for what is none, or infinite."""
+    with contextlib.suppress(ValueError):
+        number = float(text)
+        if 0 <= number < float("inf") and "_" not in text:
+            return number
+    return None
+
+
 def _ratio(text: str) -> float:
-    ratio = float(text)
-    if not 0 < ratio < float("inf"):
-        raise ValueError(f"overcommit {text!r} is not a positive ratio such as 1.5")
+    ratio = _number(text)
+    if not ratio:
+        raise ValueError(f"overcommit: {text!r} is not a positive ratio such as 1.5")
     return ratio
 
 
+def _uuid(text: str) -> str:
+    try:
+        return str(uuid.UUID(text))
+    except ValueError:
+        raise ValueError(
+            f"uuid: {text!r} is no UUID; `pycsi pools -o json` shows that of a pool"
+        ) from None
+
+
 def _freeze_limit(text: str) -> float:
-    limit = parse_duration(text)
+    try:
+        limit = parse_duration(text)
+    except ValueError as error:
+        raise ValueError(f"freeze-limit: {error}") from None
     if not limit:
         raise ValueError("freeze-limit is 0; give the time that applications can wait")
     return limit
 
 
-_POOL_FLAGS = ("require-mount", "allow-volatile")
+def _retain_for(text: str) -> float | None:
+    try:
+        return None if text == "ever" else parse_duration(text)
+    except ValueError as error:
+        raise ValueError(f"retain-for: {error}, or write ever") from None
+
+
+_POOL_FLAGS = ("require-mount", "require-pool", "allow-volatile")
 _POOL_OPTIONS: Mapping[str, Callable[[str], Any]] = {
     "reserve": Reserve.parse,
     "overcommit": _ratio,
-    "uuid": lambda text: str(uuid.UUID(text)),
+    "uuid": _uuid,
     "freeze-limit": _freeze_limit,
-    "retain-for": lambda text: None if text == "ever" else parse_duration(text),
+    "retain-for": _retain_for,
     **dict.fromkeys(_POOL_FLAGS, lambda _: True),
 }
 
@@ -178,14 +223,24 @@ class Config:
                 raise ConfigError("no pool: give --pool NAME=PATH at least once")
         if not 0 <= self.max_volumes < 2**63:
             raise ConfigError(f"--max-volumes-per-node {self.max_volumes} is negative or too large")
-        names = [pool.name for pool in self.pools]
-        paths = [pool.path.resolve() for pool in self.pools]
-        for pool, path in zip(self.pools, paths, strict=True):
-            if names.count(pool.name) > 1:
+        for pool, other in itertools.combinations(self.pools, 2):
+            if pool.name == other.name:
                 raise ConfigError(f"pool {pool.name} is given more than once")
-            for other in paths:
-                if other is not path and path.is_relative_to(other):
-                    raise ConfigError(f"pool {pool.name}: {path} lies in another pool, {other}")
+            _refuse_nested(pool, other)
+
+
+def _refuse_nested(pool: PoolConfig, other: PoolConfig) -> None:
+    places = [Path(os.path.realpath(item.path)) for item in (pool, other)]
+    if places[0] == places[1]:
+        raise ConfigError(
+            f"pools {pool.name} and {other.name} are one directory, {places[0]}; give each its own"
+        )
+    for inner, outer, named in ((0, 1, pool), (1, 0, other)):
+        if places[inner].is_relative_to(places[outer]):
+            raise ConfigError(
+                f"pool {named.name}: {places[inner]} lies in another pool, {places[outer]}; use "
+                "another directory"
+            )
 
 
 def _check_driver_name(name: str) -> None:
@@ -225,8 +280,14 @@ def parse_endpoint(text: str) -> Path:
 
 
 def parse_metrics_address(text: str) -> tuple[str, int]:
-    """Return host and port for `HOST:PORT`, `:PORT` or `[::1]:PORT`."""
+    """Return host and port for `HOST:PORT`, `[::1]:PORT` or `:PORT`, which has no host: all."""
     host, colon, port = text.rpartition(":")
-    if not colon or not port.isdecimal() or not 0 < int(port) < 2**16:
-        raise ConfigError(f"--metrics-address {text!r}: give HOST:PORT, such as 127.0.0.1:9180")
-    return host.strip("[]") or "0.0.0.0", int(port)  # noqa: S104  (":PORT" asks for all)
+    bare = host.removeprefix("[").removesuffix("]")
+    bracketed = len(host) - len(bare) == len("[]")
+    wrong = bare != host and not bracketed, ":" in bare and not bracketed, bracketed and not bare
+    if not colon or not _PORT.fullmatch(port) or not 0 < int(port) < 2**16 or any(wrong):
+        raise ConfigError(
+            f"--metrics-address {text!r}: give HOST:PORT, such as 127.0.0.1:9180, :9180 or "
+            "[::1]:9180, with a port from 1 to 65535"
+        )
+    return bare, int(port)

@@ -15,6 +15,7 @@ from pycsi.errors import (
     FailedPrecondition,
     InvalidArgument,
     NotFound,
+    PoolMissing,
     ResourceExhausted,
 )
 from pycsi.health import HEALTHY, Condition, condition_of, examine
@@ -83,6 +84,17 @@ class Controller(ControllerSnapshots):
     def _create(
         self, volume_id: str, name: str, wanted: Request, request: csi.CreateVolumeRequest
     ) -> Volume:
+        try:
+            return self._make(volume_id, name, wanted, request)
+        except PoolMissing as missing:
+            if wanted.source or not request.HasField("accessibility_requirements"):
+                raise
+            # Whoever says where a volume may be can choose another node, if it is told this way.
+            raise ResourceExhausted(str(missing)) from None
+
+    def _make(
+        self, volume_id: str, name: str, wanted: Request, request: csi.CreateVolumeRequest
+    ) -> Volume:
         given = parameters.parse(wanted.parameters)
         parameters.check_mutable(wanted.mutable)
         origin = find_source(self._pools, wanted.source) if wanted.source else None
@@ -117,7 +129,7 @@ class Controller(ControllerSnapshots):
     ) -> csi.DeleteVolumeResponse:
         read.required(request.volume_id, "volume_id")
         with self._locks.hold(request.volume_id):
-            if found := self._pools.find(request.volume_id):
+            if found := self._pools.find(request.volume_id, sure=True):
                 self._refuse_attached(found[1])
                 delete(*found)
             elif node := self._pools.elsewhere(request.volume_id):
@@ -262,8 +274,8 @@ class Controller(ControllerSnapshots):
             return _capacity(0, 0)
         if given.pool is None and self._pools.default() is None:
             return _capacity(0, 0)
-        pool = self._pools.named(given.pool)
         try:
+            pool = self._pools.named(given.pool)
             pool.check()
             make = parameters.choose(given, wanted, limiter=pool.limiter.name)
         except FailedPrecondition:
@@ -320,7 +332,7 @@ class Controller(ControllerSnapshots):
     ) -> csi.ControllerUnpublishVolumeResponse:
         read.required(request.volume_id, "volume_id")
         with self._locks.hold(request.volume_id):
-            found = self._pools.find(request.volume_id)
+            found = self._pools.find(request.volume_id, sure=True)
             if found and found[1].attachment and request.node_id in {"", self._node.id}:
                 pool, volume = found
                 pool.update(dataclasses.replace(volume, attachment=None))

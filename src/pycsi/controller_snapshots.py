@@ -67,7 +67,7 @@ class ControllerSnapshots(csi_pb2_grpc.ControllerServicer):
     ) -> csi.DeleteSnapshotResponse:
         read.required(request.snapshot_id, "snapshot_id")
         with self._locks.hold(snapshot_key(request.snapshot_id)):
-            if found := self._pools.find_snapshot(request.snapshot_id):
+            if found := self._pools.find_snapshot(request.snapshot_id, sure=True):
                 pool, snapshot = found
                 if snapshot.group and self._pools.find_group(snapshot.group):
                     raise InvalidArgument(
@@ -87,7 +87,7 @@ class ControllerSnapshots(csi_pb2_grpc.ControllerServicer):
     ) -> csi.ListSnapshotsResponse:
         size, after = read.page(request.max_entries, request.starting_token)
         if request.snapshot_id:
-            found = self._pools.find_snapshot(request.snapshot_id)
+            found = self._pools.find_snapshot(request.snapshot_id, sure=True)
             every = iter([found[1]] if found and found[1].id > after else [])
         else:
             every = self._pools.snapshots(after)

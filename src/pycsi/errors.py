@@ -58,6 +58,10 @@ class FailedPrecondition(CsiError):
     code = grpc.StatusCode.FAILED_PRECONDITION
 
 
+class PoolMissing(FailedPrecondition):
+    """The pool is not there now, or cannot be written to."""
+
+
 class Aborted(CsiError):
     """Another operation on the same object is under way, or a token is not ours; try again."""
 

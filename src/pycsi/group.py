@@ -80,7 +80,7 @@ class Group(csi_pb2_grpc.GroupControllerServicer):
     ) -> csi.DeleteVolumeGroupSnapshotResponse:
         read.required(request.group_snapshot_id, "group_snapshot_id")
         with self._locks.hold(group_key(request.group_snapshot_id)), contextlib.ExitStack() as held:
-            if group := self._pools.find_group(request.group_snapshot_id):
+            if group := self._pools.find_group(request.group_snapshot_id, sure=True):
                 _check_members(group, request.snapshot_ids)
                 for member in group.members:
                     held.enter_context(self._locks.hold(snapshot_key(member)))
@@ -96,7 +96,7 @@ class Group(csi_pb2_grpc.GroupControllerServicer):
         self, request: csi.GetVolumeGroupSnapshotRequest, context: grpc.ServicerContext
     ) -> csi.GetVolumeGroupSnapshotResponse:
         read.required(request.group_snapshot_id, "group_snapshot_id")
-        group = self._pools.find_group(request.group_snapshot_id)
+        group = self._pools.find_group(request.group_snapshot_id, sure=True)
         if group is None:
             raise NotFound(
                 f"there is no group snapshot {request.group_snapshot_id!r} on node "

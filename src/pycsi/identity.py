@@ -47,7 +47,6 @@ class Identity(csi_pb2_grpc.IdentityServicer):
     def Probe(self, request: csi.ProbeRequest, context: grpc.ServicerContext) -> csi.ProbeResponse:
         if not self._ready.is_set():
             return csi.ProbeResponse(ready=BoolValue(value=False))
-        self._pools.check()
         self._check_programs()
         return _READY
 

@@ -80,18 +80,13 @@ class Layout:
         except (KeyError, ValueError, TypeError, AttributeError) as error:
             raise RecordError(f"{self.record} is damaged: {error}") from None
 
-    def read_or_make_uuid(self) -> str:
-        """Return the pool's UUID; an empty directory becomes a pool now."""
-        try:
-            return self.read_uuid()
-        except FileNotFoundError:
-            pass
-        for entry in list(self.root.iterdir()):
-            if entry.name not in _HARMLESS:
-                raise RecordError(
-                    f"{self.root} is neither a pool nor empty (it holds {entry.name!r}); give an "
-                    "empty directory, or the pool's own disk"
-                )
+    def foreign(self) -> str | None:
+        """Return the name of something in the directory that is none of a new pool, or None."""
+        names = (entry.name for entry in list(self.root.iterdir()))
+        return next((name for name in names if name not in _HARMLESS), None)
+
+    def make_uuid(self) -> str:
+        """Make an empty directory a pool; return its UUID."""
         made = str(uuid.uuid4())
         write_record(self.record, {"uuid": made, "created": time.time()})
         return made

@@ -171,7 +171,7 @@ class Node(csi_pb2_grpc.NodeServicer):
 
     def _unpublish_inline(self, request: csi.NodeUnpublishVolumeRequest) -> None:
         """Unmount an inline volume and delete it; one that is gone already is fine."""
-        if found := self._pools.find_inline(request.volume_id):
+        if found := self._pools.find_inline(request.volume_id, sure=True):
             inline.unpublish(self._pools, *found, request.target_path)
         elif _exists(request.target_path):
             self._unpublish_lost(request)

@@ -18,11 +18,11 @@ _ENCODER = json.JSONEncoder(sort_keys=True)
 def path(pools: Pools, text: str, field: str) -> str:
     """Return a path to mount at, which must not lie in a pool."""
     there = resolved(text, field)
-    for pool in pools:
-        inside, place = f"{there}/", f"{pool.ground.real_path}/"
+    for name, pool in pools.places():
+        inside, place = f"{there}/", f"{pool}/"
         if inside.startswith(place) or place.startswith(inside):
             raise InvalidArgument(
-                f"{field} {text!r} lies in pool {pool.name}, or the pool in it; use another"
+                f"{field} {text!r} lies in pool {name}, or the pool in it; use another"
             )
     return there
 

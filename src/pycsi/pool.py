@@ -47,7 +47,7 @@ def _from_nothing(backend: Backend) -> int | None:
 class Pool:
     """An open pool. It belongs to this process: the directory is locked with flock(2)."""
 
-    def __init__(self, config: PoolConfig) -> None:
+    def __init__(self, config: PoolConfig, *, begin: bool) -> None:
         self.config = config
         self.name = config.name
         self.layout = layout.Layout(config.path)
@@ -57,7 +57,7 @@ class Pool:
         self.snapshots = layout.snapshot_shelf(self.layout)
         self.groups: dict[str, Group] = {}
         self.trash = trash.Trash(self.layout, config.retain_for)
-        self._claim = Claim(config)
+        self._claim = Claim(config, begin=begin)
         self.room = Room(config, self.layout, self.volumes, self.snapshots, self.trash)
 
     @property
@@ -69,23 +69,22 @@ class Pool:
         """The filesystem that the pool lies on."""
         return self._claim.mount
 
-    def load(self) -> str | None:
+    def load(self) -> None:
         """Read the volumes, and thaw those that a crash has left frozen. Call once, first.
 
-        Return what is wrong with the pool, if it cannot be used.
+        `OSError` where the pool cannot be used.
         """
-        try:
-            for folder in self.layout.folders:
-                if not folder.is_dir():
-                    folder.mkdir(mode=0o700)
-            self.volumes.load()
-            self._thaw()
-        except OSError as error:
-            return f"pool {self.name}: {error}"
-        return None
+        for folder in self.layout.folders:
+            if not folder.is_dir():
+                folder.mkdir(mode=0o700)
+        self.volumes.load()
+        self._thaw()
 
     def recover(self) -> None:
-        """Put right what else a crash has left, and read the other records. Call once."""
+        """Put right what else a crash has left, and read the other records. Call once.
+
+        `OSError` where the pool cannot be used.
+        """
         self.config.path.chmod(0o700)
         # A process that was killed may have left what is found now, and so is acknowledged when it
         # is asked for again, in memory only.
@@ -134,7 +133,7 @@ class Pool:
         return _LARGEST_FILES.get(self.mount.fstype, LARGEST)
 
     def check(self, *, writable: bool = True) -> None:
-        """Raise `FailedPrecondition` unless the pool is there and the one we opened."""
+        """Raise `PoolMissing` unless the pool is there and the one we opened."""
         self._claim.check(writable=writable)
 
     def backend(self, volume: Volume, kernel: Kernel | None = None) -> Backend:

@@ -1,58 +1,100 @@
-"""All pools of this process, and finding a volume among them."""
+"""All pools of this process, and finding a volume among them.
+
+What is not found may lie in a pool that is missing: then it is said that nobody knows, and never
+that there is no such thing, which an orchestrator takes for deleted.
+"""
 
 import contextlib
 import functools
 import heapq
 import itertools
-from collections.abc import Iterable, Iterator
-from pathlib import PurePath
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TypeVar
 
 import structlog
 
 from pycsi import ids
-from pycsi.config import DEFAULT_POOL, ConfigError
-from pycsi.errors import CsiError, FailedPrecondition, InvalidArgument, NotFound, insist
+from pycsi.config import DEFAULT_POOL, PoolConfig
+from pycsi.errors import (
+    CsiError,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    PoolMissing,
+    insist,
+)
 from pycsi.linux.descriptor import exists
+from pycsi.locks import Locks
 from pycsi.model import Group, Snapshot, Volume
 from pycsi.pool import Pool
+from pycsi.presence import Presence
 from pycsi.turns import Turns
 
 log = structlog.get_logger()
 
 T = TypeVar("T", Volume, Snapshot)
+F = TypeVar("F")
 
 
 class Pools:
-    """The open pools, by name."""
+    """The pools; whoever goes through them sees those that are open."""
 
-    def __init__(self, pools: Iterable[Pool], node: str) -> None:
+    def __init__(self, configs: Iterable[PoolConfig], node: str, locks: Locks) -> None:
         self.node = ids.segment(node)
-        self._pools = {pool.name: pool for pool in pools}
         self.turns = Turns()
-        for pool in self:
-            for other in self:
-                if pool is not other and _lies_in(pool, other):
-                    raise ConfigError(f"pool {pool.name} lies in pool {other.name}; use another")
+        self._presence = Presence(configs, locks, self._admit)
 
     def __iter__(self) -> Iterator[Pool]:
-        return iter(self._pools.values())
+        return iter(self._presence.open.values())
+
+    @property
+    def names(self) -> Iterable[str]:
+        """The names of all configured pools."""
+        return self._presence.configs
+
+    @property
+    def missing(self) -> Mapping[str, str]:
+        """Why those pools are missing that could not be opened yet, by name."""
+        return self._presence.missing
+
+    def claim(self) -> None:
+        """Open those that are there; `ConfigError` where the configuration cannot work."""
+        self._presence.claim()
 
     def recover(self) -> None:
         """Put right what a crash has left in the pools. Call once, before anything else."""
-        failures = [failure for pool in self if (failure := pool.load())]
-        if failures:  # not before what can be thawed is thawed
-            raise ConfigError("; ".join(failures))
-        for pool in self:
-            pool.recover()
+        self._presence.load()
+        self._presence.recover()
         self._ignore_doubles()
         for pool in self:
-            pool.volumes.adopts = functools.partial(self._adopts, pool)
-            pool.trash.notices = functools.partial(_forget_thrown_away, pool)
-        try:
-            self._delete_partial_groups()
-        except (OSError, CsiError) as error:
-            log.warning("parts of group snapshots cannot be deleted now", error=str(error))
+            self._follow(pool)
+        self._delete_partial_groups(list(self))
+
+    def start(self) -> None:
+        """Do from now on what is to be done in the background; call it after `recover`."""
+        self._presence.start()
+
+    def close(self) -> None:
+        """Leave the pools to another process."""
+        self._presence.close()
+
+    def _admit(self, pool: Pool) -> None:
+        """Make ready to serve a pool that has come late: what is served already stays as it is."""
+        for volume in list(pool.volumes):
+            if any(volume.id in other.volumes for other in self):
+                pool.volumes.ignore(volume.id)
+        for snapshot in list(pool.snapshots):
+            if any(snapshot.id in other.snapshots for other in self):
+                pool.snapshots.ignore(snapshot.id)
+        self._follow(pool)
+        # Nobody else deletes these at the same time: without this pool they were refused.
+        self._delete_partial_groups([*self, pool], of=pool)
+
+    def _follow(self, pool: Pool) -> None:
+        """Take note from now on of what others put into a pool, and take out of it."""
+        pool.volumes.adopts = functools.partial(self._adopts, pool)
+        pool.trash.notices = functools.partial(_forget_thrown_away, pool)
 
     def _ignore_doubles(self) -> None:
         """Of two volumes with one id, which a person has made, keep to the one made last."""
@@ -68,75 +110,74 @@ class Pools:
         elsewhere = any(volume.id in other.volumes for other in self if other is not pool)
         return volume.pool_uuid == pool.uuid and not elsewhere
 
-    def _delete_partial_groups(self) -> None:
-        for group in [group for pool in self for group in pool.groups.values()]:
-            if not self._is_whole(group):
-                log.warning("a group snapshot is not whole and is deleted", group=group.id)
-                self.delete_group(group)
-        for pool in self:
-            for snapshot in pool.snapshots:
-                # By the record's name: one that cannot be read is no reason to delete anything.
-                if snapshot.group and not pool.layout.group(snapshot.group).exists():
-                    pool.forget(snapshot.id)
-
-    def _is_whole(self, group: Group) -> bool:
-        """Tell whether every open pool that has members of the group has its record."""
-        theirs = [pool for pool in self if pool.uuid in group.members.values()]
-        return all(pool.layout.group(group.id).exists() for pool in theirs)
+    def _delete_partial_groups(self, pools: list[Pool], of: Pool | None = None) -> None:
+        """Delete what a crash has left of groups in `pools`; only of groups in `of`, if given."""
+        try:
+            for group in [group for pool in pools for group in pool.groups.values()]:
+                theirs = [pool for pool in pools if pool.uuid in group.members.values()]
+                whole = all(pool.layout.group(group.id).exists() for pool in theirs)
+                if not whole and (of is None or of in theirs):
+                    log.warning("a group snapshot is not whole and is deleted", group=group.id)
+                    _delete_group(group, theirs)
+            for pool in pools if of is None else [of]:
+                for snapshot in pool.snapshots:
+                    # By the record's name: one that cannot be read is no reason to delete anything.
+                    if snapshot.group and not pool.layout.group(snapshot.group).exists():
+                        pool.forget(snapshot.id)
+        except (OSError, CsiError) as error:
+            log.warning("parts of group snapshots cannot be deleted now", error=str(error))
 
     def delete_group(self, group: Group) -> None:
-        """Delete a group snapshot with its members, as far as the pools are open.
+        """Delete a group snapshot with its members, as far as their pools are configured.
 
-        The records go first: a member without its group's record is deleted at the next start.
+        `PoolMissing` where one of those may be missing.
         """
-        theirs = {pool.uuid: pool for pool in self if pool.uuid in group.members.values()}
-        members = [(theirs[at], member) for member, at in group.members.items() if at in theirs]
-        try:
-            for pool in theirs.values():
-                pool.delete_group_record(group.id)
-            for number, (pool, member) in enumerate(members):
-                forget = functools.partial(pool.forget, member)
-                if number:
-                    insist(forget)  # the first one has gone, and does not come back
-                else:
-                    forget()
-        except BaseException:
-            if all(member in pool.snapshots for pool, member in members):
-                with contextlib.suppress(OSError, CsiError):
-                    for pool in theirs.values():
-                        pool.write_group_record(group)
-            raise
-        for pool in theirs.values():  # only now: if a member cannot be deleted it is tried again
-            pool.groups.pop(group.id, None)
+        theirs = [pool for pool in self if pool.uuid in group.members.values()]
+        missing = self.missing
+        if missing and set(group.members.values()) - {pool.uuid for pool in theirs}:
+            raise PoolMissing(
+                f"a part of group snapshot {group.id} may be in a pool that is missing: "
+                f"{'; '.join(missing.values())}"
+            )
+        _delete_group(group, theirs)
 
-    def check(self) -> None:
-        """Raise `FailedPrecondition` unless every pool is there and the one it was."""
-        for pool in self._pools.values():
-            pool.check()
-
-    def default(self) -> Pool | None:
-        """Return the pool for requests that name none: `default`, or the only one."""
-        if len(self._pools) == 1:
-            return next(iter(self._pools.values()))
-        return self._pools.get(DEFAULT_POOL)
+    def default(self) -> str | None:
+        """Return the name of the pool for requests that name none: `default`, or the only one."""
+        names = list(self.names)
+        if len(names) == 1:
+            return names[0]
+        return DEFAULT_POOL if DEFAULT_POOL in names else None
 
     def named(self, name: str | None) -> Pool:
-        """Return the pool that a request names, or the default one."""
-        pool = self.default() if name is None else self._pools.get(name)
+        """Return the pool that a request names, or the default one; `PoolMissing` if it is away."""
+        wanted = self.default() if name is None else name
+        if wanted is None or wanted not in self._presence.configs:
+            there = ", ".join(sorted(self.names))
+            refusal = f"there is no pool {name!r} on node {self.node}" if name else "no pool named"
+            raise InvalidArgument(f"{refusal}; set the parameter pool to one of: {there}")
+        self._presence.seek(wanted)
+        pool = self._presence.open.get(wanted)
         if pool is None:
-            there = ", ".join(sorted(self._pools))
-            wanted = f"there is no pool {name!r} on node {self.node}" if name else "no pool named"
-            raise InvalidArgument(f"{wanted}; set the parameter pool to one of: {there}")
+            raise PoolMissing(self.missing[wanted])
         return pool
 
-    def find(self, volume_id: str) -> tuple[Pool, Volume] | None:
-        """Return a volume that an orchestrator created, and its pool, or None."""
-        found = self._find(volume_id)
+    def places(self) -> Iterator[tuple[str, str]]:
+        """Go through all pools, missing ones too: the name, and the path without links."""
+        for name, config in self._presence.configs.items():
+            pool = self._presence.open.get(name)
+            yield name, str(pool.ground.real_path) if pool else os.path.realpath(config.path)
+
+    def find(self, volume_id: str, *, sure: bool = False) -> tuple[Pool, Volume] | None:
+        """Return a volume that an orchestrator created, and its pool, or None.
+
+        With `sure` raise `PoolMissing` where it may lie in a pool that is missing.
+        """
+        found = self._find(volume_id, sure=sure)
         return found if found and found[1].handle is None else None
 
-    def find_inline(self, handle: str) -> tuple[Pool, Volume] | None:
-        """Return the inline volume that the orchestrator calls `handle`, and its pool, or None."""
-        found = self._find(ids.ephemeral_id(handle, self.node))
+    def find_inline(self, handle: str, *, sure: bool = False) -> tuple[Pool, Volume] | None:
+        """Do the same for the inline volume that the orchestrator calls `handle`."""
+        found = self._find(ids.ephemeral_id(handle, self.node), sure=sure)
         if found and not exists(found[0].volumes.place(found[1].id)):
             with contextlib.suppress(FailedPrecondition):
                 found[0].check(writable=False)  # otherwise its disk is away
@@ -146,13 +187,31 @@ class Pools:
 
     def inline(self, text: str) -> Volume | None:
         """Return an inline volume by our id of it or by the orchestrator's, or None."""
-        found = self._find(text) if ids.node_of(text) else self.find_inline(text)
+        is_ours = ids.node_of(text)
+        found = self._find(text, sure=False) if is_ours else self.find_inline(text)
         return found[1] if found and found[1].handle else None
 
-    def _find(self, volume_id: str) -> tuple[Pool, Volume] | None:
-        for pool in self._pools.values():
-            if volume := pool.volumes.get(volume_id):
-                return pool, volume
+    def _find(self, volume_id: str, *, sure: bool) -> tuple[Pool, Volume] | None:
+        return self._search(volume_id, lambda pool: pool.volumes.get(volume_id), sure=sure)
+
+    def _search(
+        self, object_id: str, look: Callable[[Pool], F | None], *, sure: bool
+    ) -> tuple[Pool, F] | None:
+        """Return the first thing that `look` finds in a pool, with the pool, or None."""
+        while True:
+            missing, pools = self._presence.missing, self._presence.open
+            for pool in pools.values():
+                if (found := look(pool)) is not None:
+                    return pool, found
+            self._presence.seek()
+            if self._presence.open is pools:
+                break
+        if sure and missing and ids.node_of(object_id) == self.node:
+            raise PoolMissing(
+                f"{object_id} is in no pool that is there, but may be in one that is missing: "
+                f"{'; '.join(missing.values())}; or take it out of the driver's configuration, if "
+                "it does not come back"
+            )
         return None
 
     def elsewhere(self, volume_id: str) -> str | None:
@@ -162,7 +221,7 @@ class Pools:
 
     def need(self, volume_id: str) -> tuple[Pool, Volume]:
         """Return a volume and its pool, or raise `NotFound` that says where it would be."""
-        if found := self.find(volume_id):
+        if found := self.find(volume_id, sure=True):
             return found
         if node := self.elsewhere(volume_id):
             raise NotFound(f"volume {volume_id} is on node {node}; this is node {self.node}")
@@ -183,16 +242,15 @@ class Pools:
 
     # Snapshots
 
-    def find_snapshot(self, snapshot_id: str) -> tuple[Pool, Snapshot] | None:
-        """Return a snapshot and its pool, or None."""
-        for pool in self._pools.values():
-            if snapshot := pool.snapshots.get(snapshot_id):
-                return pool, snapshot
-        return None
+    def find_snapshot(
+        self, snapshot_id: str, *, sure: bool = False
+    ) -> tuple[Pool, Snapshot] | None:
+        """Return a snapshot and its pool, or None; `sure` as for `find`."""
+        return self._search(snapshot_id, lambda pool: pool.snapshots.get(snapshot_id), sure=sure)
 
     def need_snapshot(self, snapshot_id: str) -> tuple[Pool, Snapshot]:
         """Return a snapshot and its pool, or raise `NotFound` that says where it would be."""
-        if found := self.find_snapshot(snapshot_id):
+        if found := self.find_snapshot(snapshot_id, sure=True):
             return found
         if node := self.elsewhere(snapshot_id):
             raise NotFound(f"snapshot {snapshot_id} is on node {node}; this is node {self.node}")
@@ -203,18 +261,16 @@ class Pools:
         for snapshot, _ in _merged((pool.snapshots.following(after), pool) for pool in self):
             yield snapshot
 
-    def find_group(self, group_id: str) -> Group | None:
-        """Return a group snapshot, or None."""
-        for pool in self._pools.values():
-            if group := pool.groups.get(group_id):
-                return group
-        return None
+    def find_group(self, group_id: str, *, sure: bool = False) -> Group | None:
+        """Return a group snapshot, or None; `sure` as for `find`."""
+        found = self._search(group_id, lambda pool: pool.groups.get(group_id), sure=sure)
+        return found[1] if found else None
 
     def filesystems(self) -> set[str]:
         """Return the kinds of filesystem that there are images of."""
         return {
             kind
-            for pool in self._pools.values()
+            for pool in self
             for shelf in (pool.volumes, pool.snapshots)
             for kind, number in shelf.filesystems.items()
             if number
@@ -233,7 +289,27 @@ def _merged(streams: Iterable[tuple[Iterator[T], Pool]]) -> Iterator[tuple[T, Po
     return heapq.merge(*tagged, key=lambda item: item[0].id)
 
 
-def _lies_in(pool: Pool, other: Pool) -> bool:
-    """Tell whether a pool is in another one's directory, by whatever path or bind mount."""
-    here, there = pool.ground, other.ground
-    return here.device == there.device and PurePath(here.root).is_relative_to(there.root)
+def _delete_group(group: Group, pools: Iterable[Pool]) -> None:
+    """Delete a group snapshot with its members in `pools`.
+
+    The records go first: a member without its group's record is deleted at the next start.
+    """
+    theirs = {pool.uuid: pool for pool in pools}
+    members = [(theirs[at], member) for member, at in group.members.items() if at in theirs]
+    try:
+        for pool in theirs.values():
+            pool.delete_group_record(group.id)
+        for number, (pool, member) in enumerate(members):
+            forget = functools.partial(pool.forget, member)
+            if number:
+                insist(forget)  # the first one has gone, and does not come back
+            else:
+                forget()
+    except BaseException:
+        if all(member in pool.snapshots for pool, member in members):
+            with contextlib.suppress(OSError, CsiError):
+                for pool in theirs.values():
+                    pool.write_group_record(group)
+        raise
+    for pool in theirs.values():  # only now: if a member cannot be deleted it is tried again
+        pool.groups.pop(group.id, None)

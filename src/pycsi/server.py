@@ -24,10 +24,8 @@ from pycsi.linux import loop, processors
 from pycsi.locks import Locks
 from pycsi.metrics import Metrics
 from pycsi.node import Node
-from pycsi.pool import Pool
 from pycsi.pools import Pools
 from pycsi.proto import csi_pb2_grpc
-from pycsi.reaper import Reaper
 from pycsi.rpc import Gate, Observer
 from pycsi.snapshot_metadata import SnapshotMetadata
 from pycsi.topology import NodeFacts
@@ -59,28 +57,22 @@ def serve(config: Config) -> None:
         processors.gather()
     with contextlib.ExitStack() as opened:
         _refuse_served(config.socket)
-        pools = []
-        if config.mode is not DriverMode.CONTROLLER:
-            for pool_config in config.pools:
-                pool = Pool(pool_config)
-                opened.callback(pool.close)
-                pools.append(pool)
-        open_pools = Pools(pools, config.node_id)
+        serves_pools = config.mode is not DriverMode.CONTROLLER
         locks = Locks()
+        pools = Pools(config.pools if serves_pools else (), config.node_id, locks)
+        opened.callback(pools.close)
+        pools.claim()
         ready = threading.Event()
         executor = ThreadPoolExecutor(WORKERS, thread_name_prefix="rpc")
         probers = ThreadPoolExecutor(PROBERS, thread_name_prefix="probe")
-        server = _build(config, open_pools, locks, ready, executor, probers=probers)
+        server = _build(config, pools, locks, ready, executor, probers=probers)
         opened.enter_context(_bound(server, config.socket))
         server.start()
         try:
-            _recover(open_pools)
-            if pools:
+            _recover(pools)
+            if serves_pools:
                 _remove_changed_devices()
-            for pool in open_pools:
-                reaper = Reaper(pool, locks)
-                opened.callback(reaper.stop)
-                reaper.start()
+            pools.start()
             ready.set()
             log.info(
                 "serving", endpoint=f"unix://{config.socket}", mode=config.mode, version=__version__
@@ -150,12 +142,32 @@ def _observer(config: Config, pools: Pools) -> Observer:
     try:
         metrics.serve(host, port)
     except (OSError, UnicodeError) as error:
-        raise ConfigError(f"--metrics-address {host}:{port}: {error}") from None
+        shown = f"[{host}]" if ":" in host else host
+        raise ConfigError(
+            f"--metrics-address {shown}:{port}: cannot listen there: {_reason(error)}"
+        ) from None
     return metrics.observe
+
+
+def _reason(error: OSError | UnicodeError) -> str:
+    """Return why nobody can listen somewhere, without what Python adds to it."""
+    match error:
+        case socket.gaierror():
+            return error.strerror or str(error)
+        case OSError(errno=int(number)):
+            return os.strerror(number)
+    return "that is no host's name"
 
 
 def _refuse_served(path: Path) -> None:
     """Make sure that nobody serves at `path`, and remove a dead socket."""
+    try:
+        _remove_dead(path)
+    except OSError as error:
+        raise ConfigError(f"--endpoint: {error.filename}: {error.strerror}") from None
+
+
+def _remove_dead(path: Path) -> None:
     if not path.parent.is_dir():
         raise ConfigError(f"--endpoint: the directory {path.parent} does not exist; create it")
     with contextlib.suppress(FileNotFoundError):
@@ -186,13 +198,26 @@ def _bound(server: grpc.Server, path: Path) -> Iterator[None]:
         server.add_insecure_port(f"unix://{path}")
         ours = _identity(path)
     except (RuntimeError, OSError):
-        raise ConfigError(f"--endpoint: cannot listen on {path}; use another directory") from None
+        raise ConfigError(
+            f"--endpoint: cannot listen on {path}: {_why_deaf(path)}; use another directory"
+        ) from None
     try:
         yield
     finally:
         with contextlib.suppress(FileNotFoundError):
             if _identity(path) == ours:
                 path.unlink()
+
+
+def _why_deaf(path: Path) -> str:
+    """Ask the kernel why nobody can listen at `path`, which gRPC does not say."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.bind(os.fspath(path))
+        except OSError as error:
+            return _reason(error)
+    path.unlink(missing_ok=True)
+    return "for an unknown reason"
 
 
 def _identity(path: Path) -> tuple[int, int]:

@@ -198,9 +198,9 @@ class Origin:
 def find_source(pools: Pools, source: Source) -> Origin:
     """Return the source; `NotFound`, or `ResourceExhausted` where another node has it."""
     if source.kind is SourceKind.SNAPSHOT:
-        if found := pools.find_snapshot(source.id):
+        if found := pools.find_snapshot(source.id, sure=True):
             return Origin(pool=found[0], volume=found[1].volume)
-    elif held := pools.find(source.id):
+    elif held := pools.find(source.id, sure=True):
         return Origin(pool=held[0], volume=held[1])
     if node := pools.elsewhere(source.id):
         # So that a scheduler asks the driver on another node.

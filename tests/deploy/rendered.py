@@ -22,7 +22,12 @@ OLDEST = (1, 30)
 EVERYTHING: dict[str, Any] = {
     "mode": "single-node",
     "pools": {
-        "default": {"path": "/srv/ssd", "requireMount": True, "freezeLimit": "5s"},
+        "default": {
+            "path": "/srv/ssd",
+            "requireMount": True,
+            "requirePool": True,
+            "freezeLimit": "5s",
+        },
         "slow": {"path": "/srv/hdd", "reserve": "5%", "overcommit": 1.5, "retainFor": "ever"},
     },
     "image": {"repository": "registry.example.com/pycsi", "digest": f"sha256:{'a' * 64}"},

@@ -185,7 +185,7 @@ def test_driver_takes_its_arguments(
             place.mkdir()
             mounted = {mount["mountPath"] for mount in container["volumeMounts"]}
             assert match[2] in mounted
-            pools.append(f"{match[1]}={place}{match[3].replace(',require-mount', '')}")
+            pools.append(f"{match[1]}={place}{re.sub(',require-(mount|pool)', '', match[3])}")
         elif not argument.startswith(("--endpoint=", "--node-id=", "--metrics-address=")):
             options.append(argument)
     driver = serve(*pools, options=tuple(options))
@@ -237,14 +237,14 @@ def test_kubelet_directory_is_one(name: str) -> None:
 
 
 def test_pool_that_is_a_disk() -> None:
-    """Where a disk has to be mounted, the kubelet makes no directory in its place."""
-    volumes = node_pod(EVERYTHING)["volumes"]
-    kinds = {v["hostPath"]["path"]: v["hostPath"]["type"] for v in volumes if "hostPath" in v}
-    assert kinds["/srv/ssd"] == "Directory"
-    assert kinds["/srv/hdd"] == "DirectoryOrCreate"
-    assert any(
-        ",require-mount" in item for item in containers(node_pod(EVERYTHING))["pycsi"]["args"]
-    )
+    """A node that lacks the disk runs the driver, too, which takes no other place for it."""
+    pod = node_pod(EVERYTHING)
+    kinds = {
+        v["hostPath"]["path"]: v["hostPath"]["type"] for v in pod["volumes"] if "hostPath" in v
+    }
+    assert kinds["/srv/ssd"] == kinds["/srv/hdd"] == "DirectoryOrCreate"
+    (ssd,) = (item for item in containers(pod)["pycsi"]["args"] if "=/srv/ssd" in item)
+    assert ",require-mount,require-pool" in ssd
 
 
 def test_sockets() -> None:

@@ -4,19 +4,20 @@ import concurrent.futures
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
-import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
+from conftest import needs
 from driver import MIB, NODE, Driver, block_capability
-from rpc.conftest import SlowPrograms, code_of, free_port, on_disk, rpc_types, wait_for
+from rpc.conftest import SlowPrograms, code_of, free_port, on_disk, rpc_types, scrape, wait_for
 
 from pycsi.proto import csi_pb2 as csi
 from pycsi.proto import csi_pb2_grpc
@@ -76,12 +77,6 @@ def test_variables(tmp_path: Path, pool: Path, endpoint: str) -> None:
         assert process.wait(30) == 0
 
 
-def scrape(port: int) -> str:
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
-        text: bytes = answer.read()
-    return text.decode()
-
-
 def test_metrics(serve: Callable[..., Driver], pool: Path, tmp_path: Path) -> None:
     """Calls are counted by method and code, and pools have their gauges."""
     port = free_port()
@@ -102,6 +97,32 @@ def test_metrics(serve: Callable[..., Driver], pool: Path, tmp_path: Path) -> No
     pool.rename(tmp_path / "away")
     assert "pycsi_rpcs_total" in scrape(port)
     (tmp_path / "away").rename(pool)
+
+
+@pytest.mark.parametrize(
+    ("address", "hosts"),
+    [
+        (":{port}", ["127.0.0.1", "[::1]"]),
+        ("[::]:{port}", ["127.0.0.1", "[::1]"]),
+        ("[::1]:{port}", ["[::1]"]),
+        ("localhost:{port}", ["localhost"]),
+    ],
+)
+def test_metrics_addresses(
+    serve: Callable[..., Driver], pool: Path, address: str, hosts: list[str]
+) -> None:
+    """Metrics are served where they were asked for; without a host on IPv4 and on IPv6."""
+    needs("IPv6", met=has_ipv6())
+    port = free_port()
+    serve(pool, options=(f"--metrics-address={address.format(port=port)}",))
+    for host in hosts:
+        assert "pycsi_pool_up" in scrape(port, host)
+
+
+def has_ipv6() -> bool:
+    with contextlib.suppress(OSError), socket.create_server(("::1", 0), family=socket.AF_INET6):
+        return True
+    return False
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -141,18 +141,29 @@ def test_pool_without_options() -> None:
         ("default=/pool,reserve=100%", "between"),
         ("default=/pool,reserve=-1%", "between"),
         ("default=/pool,reserve=nan%", "between"),
-        ("default=/pool,reserve=x%", "default"),
+        ("default=/pool,reserve=x%", "'x%' is not between"),
+        ("default=/pool,reserve=1_0%", "'1_0%' is not between"),
         ("default=/pool,reserve=-5Gi", "no size"),
         ("default=/pool,overcommit=0", "ratio"),
         ("default=/pool,overcommit=-1", "ratio"),
         ("default=/pool,overcommit=inf", "ratio"),
         ("default=/pool,overcommit=nan", "ratio"),
-        ("default=/pool,overcommit=", "default"),
-        ("default=/pool,overcommit=two", "default"),
-        ("default=/pool,require-mount=yes", "unknown option"),
-        ("default=/pool,allow-volatile=1", "unknown option"),
+        ("default=/pool,overcommit=", "'' is not a positive ratio"),
+        ("default=/pool,overcommit=two", "'two' is not a positive ratio"),
+        ("default=/pool,uuid=foo", "'foo' is no UUID"),
+        ("default=/pool,uuid=", "'' is no UUID"),
+        ("default=/pool,freeze-limit=soon", "freeze-limit: 'soon' is no duration"),
+        ("default=/pool,freeze-limit=0", "freeze-limit is 0"),
+        ("default=/pool,retain-for=forever", "retain-for: 'forever' is no duration.*ever"),
+        ("default=/pool,retain-for", "retain-for: '' is no duration"),
+        ("default=/pool,require-mount=yes", "require-mount takes no value"),
+        ("default=/pool,require-mount=", "require-mount takes no value"),
+        ("default=/pool,require-pool=no", "require-pool takes no value"),
+        ("default=/pool,allow-volatile=1", "allow-volatile takes no value"),
         ("default=/pool,size=10Gi", "unknown option"),
-        ("default=/pool,", "unknown option"),
+        ("default=/pool,", "comma"),
+        ("default=/pool,,require-mount", "comma"),
+        ("default=/\udcff", "not UTF-8"),
         ("default=/pool,reserve=1,reserve=2", "more than once"),
         ("default=/pool,require-mount,require-mount", "more than once"),
     ],
@@ -168,11 +179,11 @@ def test_pool_that_cannot_be(text: str, word: str) -> None:
     ("pools", "word"),
     [
         (["a=/x", "a=/y"], "more than once"),
-        (["a=/x", "b=/x"], "another pool"),
-        (["a=/x", "b=/x/"], "another pool"),
+        (["a=/x", "b=/x"], "one directory"),
+        (["a=/x", "b=/x/"], "one directory"),
         (["a=/x", "b=/x/y/z"], "another pool"),
         (["b=/x/y", "a=/x"], "another pool"),
-        (["a=/x", "b=/x/y/.."], "another pool"),
+        (["a=/x", "b=/x/y/.."], "one directory"),
         ([], "no pool"),
     ],
 )
@@ -264,7 +275,8 @@ def test_endpoint_that_cannot_be(text: str) -> None:
     ("text", "address"),
     [
         ("127.0.0.1:9180", ("127.0.0.1", 9180)),
-        (":9180", ("0.0.0.0", 9180)),  # noqa: S104
+        (":9180", ("", 9180)),
+        ("[::]:9180", ("::", 9180)),
         ("[::1]:80", ("::1", 80)),
         ("localhost:65535", ("localhost", 65535)),
     ],
@@ -274,7 +286,23 @@ def test_metrics_address(text: str, address: tuple[str, int]) -> None:
     assert parse_metrics_address(text) == address
 
 
-@pytest.mark.parametrize("text", ["", "9180", "host:", "host:0", "host:65536", "host:http", "h:-1"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "9180",
+        "host:",
+        "host:0",
+        "host:65536",
+        "host:http",
+        "h:-1",
+        "::1:80",
+        "[::1:80",
+        "[]:80",
+        "h:+1",
+        "h:٨",
+    ],
+)
 def test_metrics_address_that_cannot_be(text: str) -> None:
     """A port is a number from 1 to 65535, and is given."""
     with pytest.raises(ConfigError, match="--metrics-address"):

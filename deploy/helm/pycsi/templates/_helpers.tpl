@@ -110,6 +110,7 @@ runAsUser: 0
 {{- with .pool.overcommit }},overcommit={{ . }}{{ end }}
 {{- with .pool.uuid }},uuid={{ . }}{{ end }}
 {{- if .pool.requireMount }},require-mount{{ end }}
+{{- if .pool.requirePool }},require-pool{{ end }}
 {{- with .pool.freezeLimit }},freeze-limit={{ . }}{{ end }}
 {{- with .pool.retainFor }},retain-for={{ . }}{{ end }}
 {{- end }}
