@@ -7,6 +7,9 @@ from typing import Self
 from pycsi.config import PoolConfig
 from pycsi.model import LARGEST, MIB, round_down
 
+_INODES = 8
+"""More than making a volume or a snapshot takes: directories, records and data."""
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Capacity:
@@ -14,6 +17,7 @@ class Capacity:
 
     `size` and `free` are the filesystem's, `reserve` is what volumes never get, `committed` the
     sizes of all volumes, also of those being made, what snapshots hold, and what is in the trash.
+    Where the filesystem `lacks_inodes` there are too few of them for one more volume.
     """
 
     size: int
@@ -21,6 +25,7 @@ class Capacity:
     reserve: int
     overcommit: float
     committed: int
+    lacks_inodes: bool = False
 
     @classmethod
     def of(cls, config: PoolConfig, facts: os.statvfs_result, committed: int) -> Self:
@@ -32,6 +37,7 @@ class Capacity:
             reserve=config.reserve.of(size),
             overcommit=config.overcommit,
             committed=committed,
+            lacks_inodes=bool(facts.f_files) and facts.f_favail < _INODES,
         )
 
     @property
@@ -44,6 +50,8 @@ class Capacity:
 
         A thick one needs its blocks at once, and some for the filesystem's own records of them.
         """
+        if self.lacks_inodes:
+            return 0
         promised = self.limit - self.committed
         if thick:
             free = self.free - self.reserve

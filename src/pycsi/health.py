@@ -18,7 +18,7 @@ from pycsi.linux.descriptor import is_directory
 from pycsi.linux.ground import Ground
 from pycsi.linux.kernel import Glance, Kernel
 from pycsi.locks import Locks
-from pycsi.model import Usage, Volume
+from pycsi.model import Usage, Volume, VolumeType
 from pycsi.notes import Notes
 from pycsi.orphans import is_orphaned
 from pycsi.pool import Pool
@@ -44,9 +44,9 @@ class Ward:
     def __init__(self, ground: Ground, kernel: Kernel, fault: str | None) -> None:
         self._ground = ground
         self.kernel = kernel
-        self._low = False
+        self._low = self._few_inodes = False
         self._fault = fault or self._ground_fault()
-        self.is_well = not self._fault and not self._low
+        self.is_well = not (self._fault or self._low or self._few_inodes)
         """Whether nothing is wrong with a volume but what is wrong with itself."""
 
     def _ground_fault(self) -> str | None:
@@ -62,6 +62,7 @@ class Ward:
         if counted:
             return f"the pool's {self._ground.mount.fstype} has counted {counted} errors"
         self._low = facts.f_bavail < facts.f_blocks * (1 - _FULL)
+        self._few_inodes = facts.f_favail < facts.f_files * (1 - _FULL)
         return None
 
     def condition(self, backend: Backend) -> Condition:
@@ -79,8 +80,10 @@ class Ward:
         yield from self._misplaced(backend)
         if is_orphaned(backend):
             yield "orphaned: its pod is gone; the driver deletes it, or pycsi delete-inline does"
-        if (usage := _usage(backend)) and (usage.used or 0) >= usage.total * _FULL:
-            yield f"nearly full: {usage.used} of {usage.total} bytes are used"
+        if usage := _usage(backend):
+            yield from _fullness(usage)
+        if self._few_inodes and backend.volume.type is VolumeType.DIRECTORY:
+            yield "the pool's disk is nearly out of inodes: new files may find none"
         if self._low and not backend.volume.thick:
             yield "the pool's disk is nearly full: what is written may not find room"
 
@@ -95,6 +98,14 @@ class Ward:
             seen = self.kernel.mounts.topmost(target)
             if seen and seen not in ours:
                 yield f"lost: at {target} is {seen.fstype} {seen.source}, not the volume"
+
+
+def _fullness(usage: Usage) -> Iterator[str]:
+    """Yield of what there is little left: bytes, or inodes where their number is limited."""
+    if (usage.used or 0) >= usage.total * _FULL:
+        yield f"nearly full: {usage.used} of {usage.total} bytes are used"
+    if usage.inodes and (usage.inodes_used or 0) >= usage.inodes * _FULL:
+        yield f"nearly out of inodes: {usage.inodes_used} of {usage.inodes} are used"
 
 
 def _usage(backend: Backend) -> Usage | None:

@@ -71,6 +71,12 @@ class Room:
         with self._mutex:
             more = size - self._pending.get(place, 0)
             capacity = self._counting_promises(facts)
+            if more > 0 and capacity.lacks_inodes:
+                return (
+                    f"pool {self._config.name}: {facts.f_favail} of {facts.f_files} inodes are "
+                    "free on its disk, too few for anything new; delete files or snapshots there, "
+                    "or make a filesystem with more inodes (mkfs.ext4 -N)"
+                )
             left = capacity.available(thick=thick)
             if more <= left:
                 self._pending[place] = size

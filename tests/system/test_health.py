@@ -256,3 +256,66 @@ def test_command(driver: Driver, root: None, pool: Path) -> None:
     assert "missing" in said["volumes"]
     assert "s@node-1" in said["snapshots"]
     driver.start()
+
+
+def use_up_inodes(folder: Path, *, leave: int = 0) -> Path:
+    """Make empty files until at most `leave` inodes are free; return the folder they are in."""
+    many = folder / "many"
+    many.mkdir()
+    for number in range(1_000_000):
+        if os.statvfs(folder).f_favail <= leave:
+            return many
+        os.mknod(many / str(number))
+    raise AssertionError("there is no end of inodes")
+
+
+def test_full_inode_table(root: None, driver: Driver, tmp_path: Path) -> None:
+    """An ext4 without free inodes takes no file more, however much room it has."""
+    wanted = mount_capability("ext4")
+    options = {"type": "image", "mkfsOptions": "-N 256"}
+    volume_id = driver.create("v", 32 * MIB, capability=wanted, parameters=options).volume_id
+    with driver.published(volume_id, tmp_path, wanted) as target:
+        well(driver, volume_id)
+        many = use_up_inodes(target)
+        abnormal(driver, volume_id, "inodes", "256 of 256")
+        assert driver.stats(volume_id, target).volume_condition.abnormal
+        shutil.rmtree(many)
+        well(driver, volume_id)
+
+
+def test_inodes_without_a_limit(
+    filesystem: FilesystemFactory, serve: Callable[..., Driver], tmp_path: Path
+) -> None:
+    """XFS and btrfs make inodes as they are wanted: many files are no fault there."""
+    driver = serve(filesystem("btrfs", 2 * GIB))
+    for kind in ("xfs", "btrfs"):
+        wanted = mount_capability(kind)
+        volume_id = driver.create(kind, 300 * MIB, capability=wanted, type="image").volume_id
+        with driver.published(volume_id, tmp_path, wanted) as target:
+            for number in range(5000):
+                os.mknod(target / str(number))
+            well(driver, volume_id)
+
+
+def test_full_inode_table_of_the_pool(
+    filesystem: FilesystemFactory, serve: Callable[..., Driver]
+) -> None:
+    """Nothing new is promised there, with that reason; directories on it are unwell."""
+    pool = filesystem("ext4", GIB, "-N", "600")
+    driver = serve(pool)
+    parameters = {"type": "directory", "quota": "none"}
+    directory = driver.create("d", 32 * MIB, parameters=parameters).volume_id
+    image = driver.create("i", 32 * MIB, type="image").volume_id
+    well(driver, directory, image)
+    many = use_up_inodes(pool.parent, leave=5)
+    abnormal(driver, directory, "inodes")
+    well(driver, image)
+    assert driver.capacity().available_capacity == 0
+    with refused(grpc.StatusCode.RESOURCE_EXHAUSTED, "inodes", "pool default"):
+        driver.create("v", 32 * MIB, type="image")
+    with refused(grpc.StatusCode.RESOURCE_EXHAUSTED, "inodes"):
+        driver.snapshot("s", image)
+    assert driver.create("i", 32 * MIB, type="image").volume_id == image
+    shutil.rmtree(many)
+    well(driver, directory, image)
+    driver.create("v", 32 * MIB, type="image")
