@@ -43,9 +43,7 @@ def publish(pools: Pools, request: csi.NodePublishVolumeRequest, own_id: str) ->
         _compare(volume, request)
         check_fits(volume, wanted, FailedPrecondition)
         arguments = node_request.arguments(request)
-        if target not in volume.targets:
-            volume = dataclasses.replace(volume, targets=(*volume.targets, target))
-            pool.update(volume)
+        _record_target(pool, volume, target)
         with noting(pool, volume) as staging:
             staging.ensure_published(
                 target, wanted, arguments, readonly=request.readonly, source=None
@@ -54,6 +52,20 @@ def publish(pools: Pools, request: csi.NodePublishVolumeRequest, own_id: str) ->
         if found is None:
             delete(pool, volume)
         raise
+
+
+def _record_target(pool: Pool, volume: Volume, target: str) -> None:
+    """Record, durably, that the volume is to be mounted at a target too.
+
+    One that an older version has made has none on record, and is usable without, also on a full
+    disk: that its pod is gone cannot be proved then.
+    """
+    if target not in volume.targets:
+        try:
+            pool.update(dataclasses.replace(volume, targets=(*volume.targets, target)))
+        except OSError:
+            if volume.targets:
+                raise
 
 
 def _compare(volume: Volume, request: csi.NodePublishVolumeRequest) -> None:

@@ -225,7 +225,7 @@ class Staging:
         while found := self.kernel.mounts.at(path):
             if found[-1].id not in {item.id for item in self.backend.mounts()}:
                 raise _foreign(found[-1])
-            self.backend.unmount(path)
+            self.kernel.unmount(path)
             if len(found) == 1:
                 return
 

@@ -28,7 +28,10 @@ def create(driver: Driver, kind: str, **parameters: str) -> str:
     wanted = block_capability() if kind == "block" else mount_capability(kind)
     size = SIZE.get(kind, 32 * MIB)
     return driver.create(
-        f"v-{kind}", size, capability=wanted, parameters={"type": "image"} | parameters
+        f"v-{kind}-{parameters.get('allocation')}",
+        size,
+        capability=wanted,
+        parameters={"type": "image"} | parameters,
     ).volume_id
 
 
@@ -128,6 +131,33 @@ def test_thin_avoids_a_device_that_refuses(
         assert len(loop.find(image(pool, volume_id))) == 1
         if kind != "block":
             assert trimmed(target, pool, volume_id)
+
+
+def test_unstaging_what_was_unmounted_by_hand(node: Driver, pool: Path, tmp_path: Path) -> None:
+    """Where somebody has unmounted a thick volume its device is given back at unstaging."""
+    volume_id = create(node, "ext4", allocation="thick")
+    staging = tmp_path / "staging"
+    node.stage(volume_id, staging, mount_capability("ext4"))
+    device = device_of(pool, volume_id)
+    run("umount", staging)
+    node.unstage(volume_id, staging)
+    assert not refuses(device)
+
+
+def test_read_only_sys(
+    serve: Callable[..., Driver], pool: Path, tmp_path: Path, refusing_device: loop.LoopDevice
+) -> None:
+    """Where /sys cannot be written to thin volumes are as ever, and of thick ones it is told."""
+    closed = 'mount --bind -o ro /sys /sys && mount -o remount,bind,ro /sys && exec "$@"'
+    driver = serve(pool, wrapper=("unshare", "--mount", "sh", "-c", closed, "sh"))
+    thin, thick = (create(driver, "ext4", allocation=how) for how in ("thin", "thick"))
+    for volume_id, abnormal in ((thin, False), (thick, True)):
+        driver.stage(volume_id, tmp_path / volume_id, mount_capability("ext4"))
+        condition = driver.condition(volume_id)
+        assert condition.abnormal is abnormal, condition.message
+        assert discard.is_taken(device_of(pool, volume_id).number)
+        driver.unstage(volume_id, tmp_path / volume_id)
+    assert "/sys" in driver.log
 
 
 def test_the_next_start_removes_what_a_crash_left(

@@ -104,10 +104,6 @@ class Backend(abc.ABC):
     def release(self) -> None:
         """Free what staging took besides the mount."""
 
-    def unmount(self, path: str) -> None:
-        """Undo the topmost mount at `path`, and what only it took."""
-        self.kernel.unmount(path)
-
     def publish(self, source: str, target: str, capability: Capability, *, readonly: bool) -> None:
         """Make the volume that is staged at `source` visible at `target`, which exists."""
         self.bind(source, target, attributes(capability, readonly=readonly))

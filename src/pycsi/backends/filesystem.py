@@ -100,17 +100,13 @@ class FilesystemImage(Image):
             if writable and not self._is_grown(self._disk):
                 filesystem.grow_mounted(self._kind, Path(path), self.volume.capacity)
         except PermissionError:
-            self.unmount(path)
+            self.kernel.unmount(path)
             self._grow_unmounted()
             self._mount(path, capability, readonly=readonly)
         except BaseException:
-            self.unmount(path)
+            self.kernel.unmount(path)
+            self.release()
             raise
-
-    def unmount(self, path: str) -> None:
-        super().unmount(path)
-        if self.volume.thick and not self.mounts():
-            self.forget_devices()
 
     def _mount(self, path: str, capability: Capability, *, readonly: bool) -> bool:
         """Mount it; tell whether it was as large as the volume before, and so need not grow."""
@@ -164,8 +160,8 @@ class FilesystemImage(Image):
                 self.keep_blocks(device)
                 yield device
         finally:
-            if self.volume.thick and not self.mounts():
-                self.forget_devices()
+            if self.volume.thick:
+                self.release()
 
     def _refuse_unknown(self) -> None:
         found = filesystem.identify(self.image)
@@ -323,9 +319,8 @@ class FilesystemImage(Image):
             ) from None
 
     def release(self) -> None:
-        # The kernel closes the device of an unmounted btrfs a moment after umount2 has returned.
-        if self.kernel.loops(self.image) and not self.mounts():
-            self.wait_until_free()
+        if not self.mounts():
+            self.forget_devices()
 
     def publish(self, source: str, target: str, capability: Capability, *, readonly: bool) -> None:
         change = attributes(capability, readonly=readonly)

@@ -90,9 +90,13 @@ class Image(Backend):
                 )
 
     def forget_devices(self) -> None:
-        """Remove the devices of a thick volume that are free: others would find them changed."""
-        if self.volume.thick:
+        """Let the kernel free the devices; others would find those of a thick volume changed.
+
+        That of an unmounted btrfs is closed a moment after umount2 has returned.
+        """
+        if self.kernel.loops(self.image):
             self.wait_until_free()
+        if self.volume.thick:
             loop.remove_refusing()
 
     def require_free(self) -> None:
@@ -118,8 +122,15 @@ class Image(Backend):
         except FileNotFoundError:
             yield f"its image is missing: {self.image}"
             return
+        yield from self._exposed()
         if not stat.S_ISREG(status.st_mode) or status.st_size < self.volume.capacity:
             yield f"its image is not a file of {show(self.volume.capacity)}: {self.image}"
+
+    def _exposed(self) -> Iterator[str]:
+        """Yield where a thick volume can lose blocks to a discard."""
+        devices = self.kernel.loops(self.image) if self.volume.thick else []
+        if any(not item.readonly and discard.is_taken(item.number) for item in devices):
+            yield "thick, but open to discards: let the driver write to /sys, and stage it anew"
 
     # Snapshots
 

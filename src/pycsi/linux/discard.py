@@ -23,6 +23,11 @@ def is_refused(number: int) -> bool:
     return not _read(number, "discard_max_bytes") and bool(_read(number, "discard_max_hw_bytes"))
 
 
+def is_taken(number: int) -> bool:
+    """Tell whether a device takes discards; `OSError` if it is gone."""
+    return bool(_read(number, "discard_max_bytes"))
+
+
 def refuse(number: int) -> None:
     """Refuse discards on a device for as long as it exists; `OSError` where /sys is read-only."""
     with opened(f"/sys/block/loop{number}/queue/discard_max_bytes", os.O_WRONLY) as fd:
