@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import enum
 import errno
+import functools
 import os
 import re
 import threading
@@ -23,7 +24,7 @@ from pycsi.backends.directory import Directory
 from pycsi.backends.image import Image
 from pycsi.layout import SNAPSHOT_RECORD, VOLUME_RECORD, Layout
 from pycsi.limits import Limiter
-from pycsi.linux.tree import refuse_mounts, remove
+from pycsi.linux.tree import empty, refuse_mounts
 from pycsi.model import Snapshot, Volume
 from pycsi.shelf import UNREADABLE
 from pycsi.store import publish, read_record
@@ -113,8 +114,16 @@ def doomed_place(layout: Layout, name: str) -> Path:
     return layout.trash / f"{_DOOMED}{name}.{os.urandom(4).hex()}"
 
 
-def reap(entry: Entry, limiter: Limiter, interrupted: Callable[[], bool]) -> None:
-    """Remove an entry for good; another one may have taken it, or may go on with it later."""
+def reap(
+    entry: Entry,
+    limiter: Limiter,
+    interrupted: Callable[[], bool],
+    emptied: Callable[[], None] = lambda: None,
+) -> None:
+    """Remove an entry for good; another one may have taken it, or may go on with it later.
+
+    `emptied` is called when nothing but an empty directory is left of it.
+    """
     refuse_mounts(entry.path)
     doomed = entry.path
     if not entry.path.name.startswith(_DOOMED):
@@ -130,10 +139,15 @@ def reap(entry: Entry, limiter: Limiter, interrupted: Callable[[], bool]) -> Non
             doomed = entry.path
             for record in (SNAPSHOT_RECORD, VOLUME_RECORD):
                 (doomed / record).unlink(missing_ok=True)
-    destroy(doomed, limiter, interrupted)
+    destroy(doomed, limiter, interrupted, emptied)
 
 
-def destroy(place: Path, limiter: Limiter, interrupted: Callable[[], bool] = lambda: False) -> None:
+def destroy(
+    place: Path,
+    limiter: Limiter,
+    interrupted: Callable[[], bool] = lambda: False,
+    emptied: Callable[[], None] = lambda: None,
+) -> None:
     """Delete what is left of a volume or snapshot, its record last."""
     volume = Entry.parse(place).record()
     project = volume.project if isinstance(volume, Volume) else None
@@ -143,7 +157,9 @@ def destroy(place: Path, limiter: Limiter, interrupted: Callable[[], bool] = lam
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         (place / Image.NAME).unlink()
     with contextlib.suppress(FileNotFoundError):
-        remove(place, interrupted)
+        empty(place, interrupted)
+        emptied()
+        place.rmdir()
 
 
 class Trash:
@@ -197,11 +213,12 @@ class Trash:
         self.held += size - self._sizes.get(_name(entry), 0)
         self._sizes[_name(entry)] = size
 
-    def _drop(self, entry: Entry) -> None:
+    def _forget(self, entry: Entry) -> None:
         name = _name(entry)
-        self._gone.pop(name, None)
-        self._kept.pop(name, None)
-        self.held -= self._sizes.pop(name, 0)
+        with self._mutex:
+            self._gone.pop(name, None)
+            self._kept.pop(name, None)
+            self.held -= self._sizes.pop(name, 0)
 
     def _due(self) -> tuple[list[Entry], float]:
         """Return what is due, and in how many seconds there will be more."""
@@ -236,7 +253,8 @@ class Trash:
         due, wait = self._due()
         for entry in due:
             try:
-                reap(entry, limiter, interrupted)
+                # Whoever sees that the entry has gone finds that its room is free.
+                reap(entry, limiter, interrupted, functools.partial(self._forget, entry))
             except InterruptedError:
                 self.look()  # it may have another name by now
                 break
@@ -245,8 +263,7 @@ class Trash:
                 wait = min(wait, _RETRY)
                 self.look()
             else:
-                with self._mutex:
-                    self._drop(entry)
+                self._forget(entry)
         return wait
 
 

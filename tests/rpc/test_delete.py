@@ -2,7 +2,10 @@
 
 import contextlib
 import shutil
+import signal
 import subprocess
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +85,38 @@ def test_delete(shared: Driver, parameters: dict[str, str]) -> None:
     assert on_disk(shared) == before
     assert volume_id not in shared.volume_ids()
     assert shared.capacity(quota="none").available_capacity == available
+
+
+@contextlib.contextmanager
+def lingering(driver: Driver, call: str) -> Iterator[None]:
+    """Let every call of this name do its work at once, and return a second later."""
+    needs("strace", met=shutil.which("strace") is not None)
+    assert driver.process is not None
+    inject = f"inject={call}:delay_exit=1000000"
+    command = ["strace", "-f", "-p", str(driver.process.pid), "-e", f"trace={call}", "-e", inject]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as strace:
+        assert strace.stderr is not None
+        assert "attached" in strace.stderr.readline()
+        time.sleep(0.3)  # until it has all threads
+        try:
+            yield
+        finally:
+            strace.send_signal(signal.SIGTERM)
+            said = strace.communicate()[1]
+    assert "(DELAYED)" in said
+
+
+@pytest.mark.parametrize("parameters", [{"quota": "none"}, {"type": "image"}])
+def test_room_of_what_has_gone(
+    limited: Callable[..., Driver], root: None, parameters: dict[str, str]
+) -> None:
+    """Whoever sees that a deleted volume has gone from the disk finds its room free."""
+    driver = limited(256 * MIB)
+    before = driver.capacity(quota="none").available_capacity
+    volume_id = driver.create("v", 128 * MIB, parameters=parameters).volume_id
+    with lingering(driver, "rmdir"):
+        driver.delete(volume_id)
+        assert driver.capacity(quota="none").available_capacity == before
 
 
 @contextlib.contextmanager

@@ -33,7 +33,14 @@ def refuse_listed(mounts: MountTable, path: str) -> None:
 
 
 def remove(path: Path, interrupted: Callable[[], bool] = lambda: False) -> None:
-    """Delete the directory `path` with all that is in it; absent is fine.
+    """Delete the directory `path` with all that is in it, like `empty`; absent is fine."""
+    empty(path, interrupted)
+    with contextlib.suppress(FileNotFoundError):
+        path.rmdir()
+
+
+def empty(path: Path, interrupted: Callable[[], bool] = lambda: False) -> None:
+    """Delete all that is in the directory `path`; absent is fine.
 
     Nothing is followed: neither links nor mounts (EBUSY). Directories are moved up before they are
     emptied, so a tree of any depth takes neither stack nor file descriptors. `interrupted` is asked
@@ -54,8 +61,6 @@ def remove(path: Path, interrupted: Callable[[], bool] = lambda: False) -> None:
                     if not _unlink(name, root):
                         _move_up(name, root)
                         os.rmdir(name, dir_fd=root)
-    with contextlib.suppress(FileNotFoundError):
-        path.rmdir()
 
 
 def unprotect(path: Path) -> None:
