@@ -1,5 +1,6 @@
 """The mount flags of a capability: what they say, and which of them a volume can honour."""
 
+import hashlib
 import re
 from collections.abc import Iterable
 
@@ -22,6 +23,7 @@ _NOT_OURS = frozenset(
     {"bind", "loop", "move", "private", "rbind", "remount", "rprivate", "rshared", "rslave"}
     | {"runbindable", "shared", "slave", "unbindable"}
 )
+_DIGITS = 16
 _OPTION = re.compile(r'(?:[^,"]|"[^"]*")+')
 
 
@@ -33,6 +35,12 @@ def split(flags: Iterable[str]) -> list[str]:
     """
     options = [_unquoted(option) for flag in flags for option in _options(flag)]
     return [item for item in options if item not in _USERLAND and not item.startswith("x-")]
+
+
+def of_filesystem(flags: Iterable[str]) -> str:
+    """Digest the options that a filesystem is mounted with, in any order; "" for none."""
+    options = sorted(set(split(flags)) - mount.OF_ONE_MOUNT)
+    return hashlib.sha256("\0".join(options).encode()).hexdigest()[:_DIGITS] if options else ""
 
 
 def _options(flag: str) -> list[str]:

@@ -29,21 +29,31 @@ _UNWRITABLE = DISK_FAULTS | {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Note:
-    """The arguments of the call that staged or published a volume at a path; "": not known."""
+    """The arguments of the call that staged or published a volume at a path; "": not known.
+
+    `options` is `mountflags.of_filesystem`; None: not known.
+    """
 
     arguments: str
     mode: Mode
+    options: str | None = None
 
     def agrees(self, arguments: str) -> bool:
         """Tell whether the call may have had these arguments."""
         return self.arguments in {"", arguments}
 
+    def mounts_as(self, options: str) -> bool:
+        """Tell whether that call may have mounted the filesystem with these options."""
+        return self.options in {None, options}
+
     def to_json(self) -> dict[str, Any]:
-        return {"arguments": self.arguments, "mode": self.mode}
+        return {"arguments": self.arguments, "mode": self.mode, "options": self.options}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
-        return cls(arguments=data["arguments"], mode=Mode(data["mode"]))
+        return cls(
+            arguments=data["arguments"], mode=Mode(data["mode"]), options=data.get("options")
+        )
 
 
 UNKNOWN = Note(arguments="", mode=Mode.SINGLE_NODE_MULTI_WRITER)

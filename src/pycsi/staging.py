@@ -11,6 +11,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+from pycsi import mountflags
 from pycsi.backends import Backend
 from pycsi.errors import AlreadyExists, FailedPrecondition, InvalidArgument
 from pycsi.linux.descriptor import is_directory, opened, straight
@@ -114,9 +115,12 @@ class Staging:
             )
         # Notes of where a reboot or somebody else has unstaged it say nothing any more; and of a
         # raw volume's device one could not tell where it is staged.
-        if not self._staged():
+        staged = self._staged()
+        if not staged:
             self.notes.staged.clear()
-        self.notes.staged[path] = Note(arguments=arguments, mode=capability.mode)
+        note = _note(capability, arguments)
+        self._refuse_other_options(note, [self.notes.staged[other] for other in staged])
+        self.notes.staged[path] = note
         self.notes.save()
         self.backend.stage(path, capability)
 
@@ -155,19 +159,31 @@ class Staging:
             raise FailedPrecondition(
                 f"volume {self._id} is not staged at {source}; call NodeStageVolume first"
             )
+        note = _note(capability, arguments)
+        if note.options or not source:
+            there = [self.notes.published[path] for path in published]
+            self._refuse_other_options(note, [self.notes.staged[source]] if source else there)
         self._refuse_mounted(target)
         _refuse_unfit(target, is_file=self.backend.target_is_file)
         # Notes of targets that a reboot or somebody else has unmounted say nothing any more.
         for path in self.notes.published.keys() - published:
             if not os.path.lexists(path):
                 del self.notes.published[path]
-        self.notes.published[target] = Note(arguments=arguments, mode=capability.mode)
+        self.notes.published[target] = note
         self.notes.save()
         with self._target(target):
             if source:
                 self.backend.publish(source, target, capability, readonly=readonly)
             else:
                 self.backend.stage(target, capability, readonly=readonly)
+
+    def _refuse_other_options(self, note: Note, mounted: list[Note]) -> None:
+        """Refuse mount options that would do nothing: the filesystem was mounted with others."""
+        if not all(other.mounts_as(note.options or "") for other in mounted):
+            raise FailedPrecondition(
+                f"volume {self._id}: its filesystem is mounted with other mount flags, which count "
+                "where it is staged first; stage it with these"
+            )
 
     def _note_staged(self, path: str) -> None:
         """Take the volume for staged at `path`, where it is asked for, and not for published."""
@@ -232,6 +248,11 @@ class Staging:
     def _refuse_mounted(self, path: str) -> None:
         if mounted := self.kernel.mounts.topmost(path):
             raise _foreign(mounted)
+
+
+def _note(capability: Capability, arguments: str) -> Note:
+    options = mountflags.of_filesystem(capability.mount_flags)
+    return Note(arguments=arguments, mode=capability.mode, options=options)
 
 
 def _foreign(mounted: Mount) -> FailedPrecondition:

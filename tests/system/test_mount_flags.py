@@ -122,6 +122,30 @@ def test_image_that_is_staged_read_only_is_not_published_writable(
     driver.unstage(volume_id, staging)
 
 
+def test_options_of_a_filesystem_count_when_it_is_mounted(
+    driver: Driver, root: None, tmp_path: Path
+) -> None:
+    """Where it is mounted already other ones would do nothing, and are refused."""
+    volume_id = driver.create("v", 32 * MIB, type="image").volume_id
+    staging, second, target = tmp_path / "staging", tmp_path / "second", tmp_path / "target"
+    plain, late = mount_capability("ext4"), mount_capability("ext4", flags=["commit=7,noexec"])
+    other = mount_capability("ext4", flags=["noexec", "commit=8"])
+    driver.stage(volume_id, staging, late)
+    for wanted in (plain, other):
+        with refused(grpc.StatusCode.FAILED_PRECONDITION, "mount flags"):
+            driver.stage(volume_id, second, wanted)
+    with refused(grpc.StatusCode.FAILED_PRECONDITION, "mount flags"):
+        driver.publish(volume_id, staging, target, other)
+    assert not target.exists()
+    for wanted in (plain, mount_capability("ext4", flags=["noexec", "commit=7"])):
+        driver.publish(volume_id, staging, target, wanted)
+        assert options(target) == {"noexec"}
+        driver.unpublish(volume_id, target)
+    driver.stage(volume_id, second, mount_capability("ext4", flags=["commit=7"]))
+    driver.unstage(volume_id, second)
+    driver.unstage(volume_id, staging)
+
+
 def test_locked_by_a_user_namespace(
     hardened: Path, serve: Callable[..., Driver], tmp_path: Path
 ) -> None:
