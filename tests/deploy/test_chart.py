@@ -563,6 +563,24 @@ def test_selinux() -> None:
         assert container["securityContext"]["privileged"] is True
 
 
+@pytest.mark.parametrize("mode", ["single-node", "distributed"])
+def test_rate_limits(mode: str) -> None:
+    """Every sidecar may ask the API server often enough for a burst of claims."""
+    asking = {}
+    for workload in workloads(objects({"mode": mode})):
+        for name, container in containers(pod_of(workload)).items():
+            if any(mount["name"] == "token" for mount in container.get("volumeMounts", [])):
+                told = dict(flag.split("=", 1) for flag in flags(container) if "=" in flag)
+                asking[name] = {flag: int(told[flag]) for flag in told if "kube-api-" in flag}
+    assert {"provisioner", "snapshotter", "resizer"} <= asking.keys()
+    for name, limits in asking.items():
+        wanted = {"--kube-api-qps", "--kube-api-burst"}
+        if name == "provisioner":  # a limit of their own for the capacities that it publishes
+            wanted |= {"--kube-api-capacity-qps", "--kube-api-capacity-burst"}
+        assert limits.keys() == wanted
+        assert min(limits.values()) >= 20
+
+
 @pytest.mark.parametrize("name", VALUES)
 def test_ports(name: str) -> None:
     """No two containers of a pod listen on one port."""
