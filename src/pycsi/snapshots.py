@@ -77,7 +77,7 @@ def _take(pools: Pools, members: Sequence[Member], group: Group | None) -> list[
     with contextlib.ExitStack() as building:
         places = [
             building.enter_context(
-                member.pool.taking(member.id, source.occupied(), thick=member.volume.thick)
+                member.pool.taking(member.id, _room_for(source), thick=member.volume.thick)
             )
             for member, source in zip(members, sources, strict=True)
         ]
@@ -91,6 +91,15 @@ def _take(pools: Pools, members: Sequence[Member], group: Group | None) -> list[
             for member, source, copied in zip(members, sources, copies, strict=True):
                 copied.capture(source, moment.check, steady=member.steady)
         return _keep(pools, list(zip(members, places, copies, strict=True)), created, group)
+
+
+def _room_for(source: Backend) -> int:
+    """Return how much room a snapshot takes while it is made.
+
+    A thick volume in use may be written anew while it shares its blocks, until they are copied.
+    """
+    restless = source.volume.thick and source.shares and source.written_at() is not None
+    return source.occupied() * (2 if restless else 1)
 
 
 def _keep(

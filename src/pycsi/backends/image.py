@@ -11,7 +11,7 @@ import structlog
 from pycsi.backends import Backend
 from pycsi.errors import FailedPrecondition
 from pycsi.limits import Progress
-from pycsi.linux import clone, discard, loop
+from pycsi.linux import clone, discard, loop, nocow
 from pycsi.linux.descriptor import opened
 from pycsi.model import Volume, show
 
@@ -42,12 +42,29 @@ class Image(Backend):
 
     def create(self) -> int | None:
         with opened(self.image, os.O_RDWR | os.O_CREAT | os.O_EXCL) as fd:
+            self._write_in_place(fd)
             self._extend(fd, 0)
             self.format()
             if self.volume.thick and os.fstat(fd).st_blocks * 512 < self.volume.capacity:
                 self._extend(fd, 0)  # mkfs has freed blocks
             os.fsync(fd)
         return None
+
+    def _write_in_place(self, fd: int) -> None:
+        """Keep an image on btrfs, still empty, from needing new blocks whenever it is rewritten.
+
+        Copied on write it would hold old blocks beside the new ones, and more than its size.
+        """
+        if self._on_btrfs and not nocow.set_nocow(fd, nocow=True) and self.volume.thick:
+            raise FailedPrecondition(
+                f"volume {self.volume.id}: allocation: thick needs files that btrfs writes in "
+                "place (chattr +C), and this btrfs refuses that; use allocation: thin, or a pool "
+                "on XFS or ext4"
+            )
+
+    @property
+    def _on_btrfs(self) -> bool:
+        return self.ground.mount.fstype == "btrfs"
 
     def format(self) -> None:
         """Make the filesystem, if the volume has one."""
@@ -125,6 +142,13 @@ class Image(Backend):
         yield from self._exposed()
         if not stat.S_ISREG(status.st_mode) or status.st_size < self.volume.capacity:
             yield f"its image is not a file of {show(self.volume.capacity)}: {self.image}"
+        elif self.volume.thick and self._on_btrfs:
+            with opened(self.image) as fd:
+                if not nocow.is_nocow(fd):
+                    yield (
+                        "its blocks are copied when they are written again, as btrfs does unless "
+                        "told otherwise, so it is not thick; clone it, or restore a snapshot of it"
+                    )
 
     def _exposed(self) -> Iterator[str]:
         """Yield where a thick volume can lose blocks to a discard."""
@@ -146,10 +170,18 @@ class Image(Backend):
             opened(source.content) as old,
             opened(self.image, os.O_RDWR | os.O_CREAT | os.O_EXCL) as new,
         ):
+            if self._on_btrfs:
+                nocow.set_nocow(new, nocow=self._is_nocow(source, old))
             if not clone.share(old, new):
                 _refuse_restless(source)
+                self._write_in_place(new)
                 clone.copy(old, new, progress)
             os.ftruncate(new, source.volume.capacity)  # without what was not recorded yet
+
+    @staticmethod
+    def _is_nocow(source: Backend, fd: int) -> bool:
+        """Tell whether the image of `source` is one that btrfs writes in place."""
+        return source.ground.mount.fstype == "btrfs" and nocow.is_nocow(fd)
 
     def restore(self, source: Backend, progress: Progress) -> int | None:
         self.capture(source, progress, steady=True)
@@ -172,6 +204,7 @@ class Image(Backend):
             opened(self.image) as old,
             opened(aside, os.O_RDWR | os.O_CREAT | os.O_EXCL) as new,
         ):
+            self._write_in_place(new)
             clone.copy(old, new, lambda: None)
         aside.rename(self.image)
 

@@ -1,0 +1,159 @@
+"""What was promised can be written: the room of volumes, and who may take it from them."""
+
+import contextlib
+import os
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from conftest import FilesystemFactory, fill, run
+from driver import GIB, MIB, Driver, block_capability, from_snapshot, from_volume
+
+from pycsi.linux.fiemap import extents
+
+BLOCK = block_capability()
+PIECE = 4 * MIB
+
+
+def write(device: Path, size: int) -> None:
+    """Write anew to a device, past the cache, so that what fails fails here."""
+    fd = os.open(device, os.O_WRONLY)
+    try:
+        for _ in range(0, size, PIECE):
+            os.write(fd, os.urandom(PIECE))
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+@contextlib.contextmanager
+def full(pool: Path) -> Iterator[None]:
+    """Fill the pool's disk through the `with` block."""
+    ballast, rest = pool.parent / "ballast", pool.parent / "rest"
+    try:
+        with ballast.open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, free(pool) - 16 * MIB)
+        fill(rest)
+        yield
+    finally:
+        ballast.unlink()
+        rest.unlink(missing_ok=True)
+
+
+def free(pool: Path) -> int:
+    facts = os.statvfs(pool)
+    return facts.f_bavail * facts.f_frsize
+
+
+def used(pool: Path) -> int:
+    run("sync", "-f", pool)
+    facts = os.statvfs(pool)
+    return (facts.f_blocks - facts.f_bfree) * facts.f_frsize
+
+
+def shared(image: Path) -> int:
+    with image.open("rb") as file:
+        return sum(item.end - item.start for item in extents(file.fileno()) if item.shared)
+
+
+def image_of(pool: Path, volume_id: str) -> Path:
+    return pool / "volumes" / volume_id / "disk.img"
+
+
+def copied_on_write(image: Path) -> None:
+    """Make an image on btrfs one as it was made before images were written in place."""
+    old = image.with_suffix(".old")
+    run("cp", image, old)
+    assert "C" not in run("lsattr", old).split()[0]
+    old.rename(image)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "marks"),
+    [
+        ("ext4", "", ""),
+        ("xfs", "", ""),
+        ("btrfs", "", ""),
+        ("btrfs", "compress-force=zstd", ""),
+        ("btrfs", "", "+c"),
+        ("btrfs", "", "+m"),
+    ],
+)
+def test_thick_volume_on_a_full_disk(
+    filesystem: FilesystemFactory,
+    serve: Callable[..., Driver],
+    tmp_path: Path,
+    kind: str,
+    options: str,
+    marks: str,
+) -> None:
+    """A thick volume can be written again when others have filled the disk, also once copied."""
+    size = 32 * MIB
+    pool = filesystem(kind, GIB // 2, options=options)
+    if marks:
+        run("chattr", marks, pool)
+    driver = serve(pool)
+    made = driver.create("v", size, capability=BLOCK, type="image", allocation="thick").volume_id
+    with driver.published(made, tmp_path, BLOCK) as device:
+        write(device, size)
+        if kind != "ext4":
+            driver.snapshot("live", made)
+    taken = driver.snapshot("s", made).snapshot_id
+    copies = {"r": from_snapshot(taken), "c": from_volume(made)}
+    for name, source in copies.items():
+        driver.create(name, size, capability=BLOCK, source=source, allocation="thick")
+    with full(pool):
+        for volume_id in (made, "r@node-1", "c@node-1"):
+            with driver.published(volume_id, tmp_path, BLOCK) as device:
+                write(device, size)
+            assert shared(image_of(pool, volume_id)) == 0
+            assert not driver.condition(volume_id).abnormal
+
+
+def test_rewritten_image_on_btrfs(
+    filesystem: FilesystemFactory, serve: Callable[..., Driver], tmp_path: Path
+) -> None:
+    """An image holds no more of the disk than its size, however often it is written anew."""
+    pool = filesystem("btrfs", GIB)
+    driver = serve(pool)
+    made = driver.create("v", 64 * MIB, capability=BLOCK).volume_id
+    before = used(pool)
+    with driver.published(made, tmp_path, BLOCK) as device:
+        write(device, 64 * MIB)
+        pages = random.Random(1).sample(range(64 * MIB // 4096), 8192)  # noqa: S311
+        with device.open("r+b", buffering=0) as file:
+            for page in pages:
+                file.seek(page * 4096)
+                file.write(os.urandom(4096))
+            os.fsync(file.fileno())
+        assert used(pool) - before < 68 * MIB
+
+
+@pytest.mark.parametrize("marks", ["", "+C"])
+def test_image_made_before_they_were_written_in_place(
+    filesystem: FilesystemFactory, serve: Callable[..., Driver], tmp_path: Path, marks: str
+) -> None:
+    """Its snapshots share its blocks as ever; a thick one is said not to be thick."""
+    pool = filesystem("btrfs", GIB)
+    driver = serve(pool)
+    for name, allocation in (("v", "thin"), ("t", "thick")):
+        made = driver.create(
+            name, 32 * MIB, capability=BLOCK, type="image", allocation=allocation
+        ).volume_id
+        with driver.published(made, tmp_path, BLOCK) as device:
+            write(device, 32 * MIB)
+        copied_on_write(image_of(pool, made))
+    if marks:
+        run("chattr", marks, pool / "tmp")
+    taken = driver.snapshot("s", "v@node-1").snapshot_id
+    driver.create("r", 32 * MIB, capability=BLOCK, source=from_snapshot(taken))
+    for image in (pool / "snapshots" / taken / "disk.img", image_of(pool, "r@node-1")):
+        assert shared(image) == 32 * MIB
+    assert not driver.condition("v@node-1").abnormal
+    assert "it is not thick" in driver.condition("t@node-1").message
+    driver.create("c", 32 * MIB, capability=BLOCK, source=from_volume("t@node-1"))
+    thick = driver.create(
+        "h", 32 * MIB, capability=BLOCK, source=from_snapshot(taken), allocation="thick"
+    ).volume_id
+    assert not driver.condition(thick).abnormal
