@@ -35,9 +35,12 @@ def is_orphaned(backend: Backend) -> bool:
     """
     if backend.volume.handle is None:
         return False
-    targets = {*backend.volume.targets, *Notes(backend.where).published}
+    recorded = backend.volume.targets
     try:
-        return bool(targets) and all(map(_is_gone, targets))
+        if not all(map(_is_gone, recorded)):
+            return False
+        noted = Notes(backend.where).published.keys() - recorded
+        return bool(recorded or noted) and all(map(_is_gone, noted))
     except OSError:
         return False
 

@@ -114,7 +114,8 @@ def refusing_device(root: None, tmp_path: Path) -> Iterator[loop.LoopDevice]:
         made.truncate(MIB)
     with loop.attach(file, autoclear=True) as device:
         discard.refuse(device.number)
-    needs("Linux 6.9, which keeps that with the number", met=refuses(device))
+    if not refuses(device):
+        pytest.skip("this kernel forgets what a device refused when its file goes")
     yield device
     loop.remove_refusing()
 
@@ -160,17 +161,22 @@ def test_read_only_sys(
     assert "/sys" in driver.log
 
 
+@pytest.mark.parametrize("kind", ["ext4", "block"])
 def test_the_next_start_removes_what_a_crash_left(
-    serve: Callable[..., Driver], pool: Path, tmp_path: Path, root: None
+    serve: Callable[..., Driver], pool: Path, tmp_path: Path, root: None, kind: str
 ) -> None:
     """A thick volume's device that nobody gave back is removed when a driver starts."""
     driver = serve(pool)
-    volume_id = create(driver, "ext4", allocation="thick")
+    volume_id = create(driver, kind, allocation="thick")
+    wanted = block_capability() if kind == "block" else mount_capability(kind)
     staging = tmp_path / "staging"
-    driver.stage(volume_id, staging, mount_capability("ext4"))
+    driver.stage(volume_id, staging, wanted)
     device = device_of(pool, volume_id)
     driver.stop(signal.SIGKILL)
-    run("umount", staging)
+    if kind == "block":
+        loop.detach(device)
+    else:
+        run("umount", staging)
     driver.start()
     assert not refuses(device)
     driver.unstage(volume_id, staging)

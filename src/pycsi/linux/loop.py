@@ -119,7 +119,9 @@ def _unbound_number(*, new: bool) -> int:
     try:
         with opened(_CONTROL, os.O_RDWR) as control:
             if new:
-                return fcntl.ioctl(control, LOOP_CTL_ADD, -1)
+                # Linux before 5.14 makes none while one is free, and forgets what that one refused.
+                with contextlib.suppress(FileExistsError):
+                    return fcntl.ioctl(control, LOOP_CTL_ADD, -1)
             return fcntl.ioctl(control, LOOP_CTL_GET_FREE)
     except OSError as error:
         if error.errno not in _NO_DEVICES:
