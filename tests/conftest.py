@@ -69,6 +69,16 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
         run("rm", "-rf", "--one-file-system", session.config.option.basetemp)
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say where what failed tests have left lies, and how large it is."""
+    folder = Path(terminalreporter.config.option.basetemp)
+    if folder.is_dir():
+        kilobytes = run("du", "--summarize", "--one-file-system", folder).split()[0]
+        terminalreporter.write_line(
+            f"what failed tests left: {folder} ({int(kilobytes) // 1024} MiB); delete it"
+        )
+
+
 def run(*command: str | Path) -> str:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{command}: {done.stderr}"

@@ -1,11 +1,21 @@
 """What no request and no volume may touch: looked at before and after, down to the last ctime."""
 
 import contextlib
+import ctypes
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from conftest import run
+
 from pycsi.linux import mount
+from pycsi.linux.libc import function
+
+CLONE_NEWNS = 0x20000
+ETC = Path("/etc")
+
+_setns = function("setns", ctypes.c_int, ctypes.c_int)
+_unshare = function("unshare", ctypes.c_int)
 
 Facts = dict[str, tuple[object, ...]]
 
@@ -53,3 +63,26 @@ def untouched(*places: Path) -> Iterator[None]:
     changed = {name for name in {*before, *after} if before.get(name) != after.get(name)}
     assert not changed, f"touched: {sorted(changed)[:10]}"
     assert mounted_in(*places) == mounted
+
+
+@contextlib.contextmanager
+def etc_of_our_own(copy: Path) -> Iterator[None]:
+    """Let this process, and what it starts, see a copy of /etc through the `with` block.
+
+    Others, such as a package manager, may change the real one meanwhile. What is mounted in the
+    block is gone after it.
+    """
+    run("cp", "--archive", ETC, copy)
+    folder = Path.cwd()
+    outside = os.open("/proc/thread-self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        _unshare(CLONE_NEWNS)
+        try:
+            run("mount", "--make-rprivate", "/")
+            run("mount", "--bind", copy, ETC)
+            yield
+        finally:
+            _setns(outside, CLONE_NEWNS)
+            os.chdir(folder)
+    finally:
+        os.close(outside)

@@ -1,13 +1,14 @@
 """What the reliability tests share: a pool of each kind, a look for what is left, and counts."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from zlib import crc32
 
 import pytest
 from conftest import FilesystemFactory, run
 from driver import GIB, Driver
+from reliability.canary import ETC, etc_of_our_own
 
 from pycsi.linux import loop, mount
 
@@ -27,6 +28,13 @@ def ground(request: pytest.FixtureRequest) -> str:
 def big_pool(filesystem: FilesystemFactory, ground: str) -> Path:
     """Return an empty pool of 6 GiB."""
     return filesystem(ground, 6 * GIB)
+
+
+@pytest.fixture
+def own_etc(tmp_path: Path) -> Iterator[Path]:
+    """Return /etc, which nobody but this test and what it starts can change."""
+    with etc_of_our_own(tmp_path / "etc"):
+        yield ETC
 
 
 @pytest.fixture

@@ -150,6 +150,7 @@ def undo(driver: Driver, pool: Path) -> None:
 def test_requests_of_all_kinds(
     big_pool: Path,
     ground: str,
+    own_etc: Path,
     serve: Callable[..., Driver],
     tmp_path: Path,
     *,
@@ -181,7 +182,7 @@ def test_requests_of_all_kinds(
     before = names_in(Path("/"))
     mounted = [item.target for item in mount.mountinfo() if str(tmp_path) in item.target]
     settled = 0
-    with untouched(canary, Path("/etc")):
+    with untouched(canary, own_etc):
         for number in range(total):
             fuzz.send(huge=number < total * SETTLED)
             if number == int(total * SETTLED):

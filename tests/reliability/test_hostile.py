@@ -234,7 +234,12 @@ def shape(place: Path) -> dict[str, tuple[object, ...]]:
 
 @pytest.mark.parametrize("mode", [0o000, 0o777])
 def test_hostile_content(
-    big_pool: Path, serve: Callable[..., Driver], tmp_path: Path, outside: Path, mode: int
+    big_pool: Path,
+    own_etc: Path,
+    serve: Callable[..., Driver],
+    tmp_path: Path,
+    outside: Path,
+    mode: int,
 ) -> None:
     """Copies have what the original has, deletion leaves nothing, and nobody else notices."""
     driver = serve(f"default={big_pool},retain-for=1d")
@@ -242,7 +247,7 @@ def test_hostile_content(
     (big_pool / "volumes" / other / "data/file").write_text("other")
     volume_id = driver.create("v", parameters=DIRECTORY).volume_id
     volumes = [volume_id]
-    with untouched(outside, Path("/etc"), big_pool / "volumes" / other):
+    with untouched(outside, own_etc, big_pool / "volumes" / other):
         with driver.published(volume_id, tmp_path) as target:
             plant(target, outside, big_pool)
             target.chmod(mode)

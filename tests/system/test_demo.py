@@ -87,11 +87,26 @@ def driver_of(output: str) -> Path:
 
 
 @contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Let programs that are started in the `with` block take SIGINT.
+
+    In the background, or under nohup, these tests run with SIGINT ignored, which programs inherit.
+    """
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextlib.contextmanager
 def demo_until(words: str, directory: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """Run the demo until it has printed `words`; end it in the `with` block."""
     command = [sys.executable, *DEMO, str(directory)]
     environment = os.environ | {"TMPDIR": str(directory)}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as demo:
+    with interruptible():
+        started = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+    with started as demo:
         assert demo.stdout
         output = ""
         while words not in output:
