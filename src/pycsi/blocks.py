@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from pycsi.linux import processors
 from pycsi.linux.fiemap import Extent, extents
-from pycsi.model import BLOCK
+from pycsi.model import BLOCK, round_down, round_up
 
 Range = tuple[int, int]
 
@@ -160,8 +160,11 @@ def _same(one: _Place | None, other: _Place | None) -> bool:
 def _changed_data(
     base: int, target: int, start: int, size: int, progress: Callable[[], None]
 ) -> Iterator[Range]:
-    either = heapq.merge(_data(base, start), _data(target, start))
-    for first, last in _joined(_clipped(either, start, size)):
+    """Compare whole blocks, counted from the beginning of the file: the same from every `start`."""
+    least = round_down(start)
+    either = heapq.merge(_data(base, least), _data(target, least))
+    blocks = ((round_down(first), round_up(last)) for first, last in either)
+    for first, last in _joined(_clipped(blocks, least, size)):
         for at in range(first, last, _STEP):
             progress()
             yield from _different_blocks(base, target, at, min(at + _STEP, last))

@@ -207,6 +207,48 @@ def test_pages_and_resumption(
         driver.allocated(after, most=-1)
 
 
+@pytest.mark.parametrize(
+    ("ground", "options"),
+    [("xfs", ()), ("xfs", ("-m", "reflink=0", "-b", "size=1024")), ("btrfs", ()), ("ext4", ())],
+    ids=["xfs", "xfs-without-reflink", "btrfs", "ext4"],
+)
+def test_delta_from_any_offset(
+    filesystem: FilesystemFactory,
+    serve: Callable[..., Driver],
+    tmp_path: Path,
+    ground: str,
+    options: tuple[str, ...],
+) -> None:
+    """It is what the whole answer says from there on, also from within a block."""
+    driver = serve(f"default={filesystem(ground, GIB, *options)},overcommit=5")
+    volume_id = driver.create("v", SIZE, capability=BLOCK).volume_id
+    chance = random.Random(7)  # noqa: S311  (the same every time)
+    names = []
+    for number in range(3):
+        with driver.published(volume_id, tmp_path, BLOCK) as target:
+            for _ in range(8):
+                scribble(target, chance)
+        names.append(driver.snapshot(f"s{number}", volume_id).snapshot_id)
+    answers: list[Callable[[int], list[tuple[int, int]]]] = [
+        lambda start: driver.delta(names[0], names[1], start),
+        lambda start: driver.delta(names[2], names[0], start),
+        lambda start: driver.allocated(names[1], start),
+    ]
+    for answer in answers:
+        whole = answer(0)
+        assert whole
+        edges = [edge for at, length in whole for edge in (at, at + length)]
+        places = [chance.randrange(SIZE) for _ in range(10)]
+        for place in places + chance.sample(edges, min(len(edges), 10)):
+            for start in {max(0, place - 1), place, min(place + 513, SIZE)}:
+                expected = [
+                    (max(at, start), at + length - max(at, start))
+                    for at, length in whole
+                    if at + length > start
+                ]
+                assert answer(start) == expected
+
+
 def test_stream_of_a_snapshot_that_is_deleted(
     filesystem: FilesystemFactory, serve: Callable[..., Driver], tmp_path: Path
 ) -> None:
