@@ -8,21 +8,14 @@ from pathlib import Path
 
 from pycsi import mountflags
 from pycsi.backends import attributes
-from pycsi.backends.image import Image
-from pycsi.errors import FailedPrecondition, InvalidArgument, ResourceExhausted
+from pycsi.backends.growth import GrowingImage, answers
+from pycsi.errors import CsiError, FailedPrecondition, InvalidArgument, ResourceExhausted
 from pycsi.limits import filesystem_usage
 from pycsi.linux import btrfs, filesystem, loop, mount
 from pycsi.linux.descriptor import opened
 from pycsi.linux.mounttable import Mount
 from pycsi.linux.program import ProgramError
-from pycsi.model import MIB, Capability, Usage, Volume
-from pycsi.parameters import DEFAULT_FILESYSTEM
-
-_FULL = 64 * MIB
-"""With less free than this, what failed is taken to have failed for want of room."""
-
-_WORTHWHILE = 4 * MIB
-"""Less than this is not worth a check of the whole filesystem; ext4 may not use it at all."""
+from pycsi.model import Capability, Usage, Volume
 
 _DAMAGED = frozenset(
     {errno.EINVAL, errno.EUCLEAN, errno.EBADMSG, errno.EIO, errno.ENOSYS, errno.EFBIG}
@@ -30,54 +23,31 @@ _DAMAGED = frozenset(
 """What the kernel says to a filesystem that it does not mount: the last two to sizes of an XFS."""
 
 
-def _answers(mountpoint: str) -> bool:
-    """Tell whether a directory can be read: not in an XFS that was shut down."""
-    try:
-        next(Path(mountpoint).iterdir(), None)
-    except OSError as error:
-        return error.errno != errno.EIO
-    return True
-
-
-class FilesystemImage(Image):
+class FilesystemImage(GrowingImage):
     """An image that was formatted when it was created; nothing ever formats it again.
 
     Its loop device is freed by the kernel when the last mount has gone, so no crash can leak one.
     """
 
-    @property
-    def _kind(self) -> str:
-        return self.volume.filesystem or DEFAULT_FILESYSTEM
-
-    @property
-    def _undo(self) -> Path:
-        return self.place / "resize.undo"
-
     def format(self) -> None:
         options = list(self.volume.mkfs_options)
         try:
-            filesystem.make(self._kind, self.image, options, keep_blocks=self.volume.thick)
+            filesystem.make(self.kind, self.image, options, keep_blocks=self.volume.thick)
         except ProgramError as error:
-            if self._pool_is_full():
-                raise ResourceExhausted(f"the pool's disk is full: {error}") from None
-            if options:
+            if options and not self.pool_is_full():
                 raise InvalidArgument(f"{error}; correct the parameter mkfsOptions") from None
-            raise
+            raise self._program_failed(error) from None
         if options:
             self._refuse_unmountable()
-
-    def _pool_is_full(self) -> bool:
-        pool = os.statvfs(self.place)
-        return pool.f_bavail * pool.f_frsize < _FULL or bool(pool.f_files and not pool.f_favail)
 
     def _refuse_unmountable(self) -> None:
         """Refuse mkfs options that make a filesystem which this kernel cannot mount."""
         with self._attached(readonly=True) as device:
             try:
-                mount.refuse_unmountable(self._kind, device.path)
+                mount.refuse_unmountable(self.kind, device.path)
             except OSError as error:
                 raise InvalidArgument(
-                    f"parameter mkfsOptions: this kernel cannot mount such a {self._kind} "
+                    f"parameter mkfsOptions: this kernel cannot mount such a {self.kind} "
                     f"({error.strerror}); correct it"
                 ) from None
 
@@ -86,7 +56,7 @@ class FilesystemImage(Image):
         found: list[Mount] = []
         for device in self.kernel.loops(self.image):
             # The device number of a mounted btrfs is not its disk's, but its source is.
-            if self._kind == "btrfs":
+            if self.kind == "btrfs":
                 found += mounts.of_source(str(device.path))
             else:
                 found += mounts.of(device.device)
@@ -96,30 +66,28 @@ class FilesystemImage(Image):
         if self._mount(path, capability, readonly=readonly):
             return
         try:
-            writable = any(item.target == path for item in self._writable())
-            if writable and not self._is_grown(self._disk):
-                filesystem.grow_mounted(self._kind, Path(path), self.volume.capacity)
-        except PermissionError:
-            self.kernel.unmount(path)
-            self._grow_unmounted()
-            self._mount(path, capability, readonly=readonly)
+            usable = self.grow_staged(path)
         except BaseException:
             self.kernel.unmount(path)
             self.release()
             raise
+        if not usable:
+            self.kernel.unmount(path)
+            self.grow_unmounted()
+            self._mount(path, capability, readonly=readonly)
 
     def _mount(self, path: str, capability: Capability, *, readonly: bool) -> bool:
         """Mount it; tell whether it was as large as the volume before, and so need not grow."""
         options = mountflags.split(capability.mount_flags)
         bits = attributes(capability, readonly=readonly).set
         with self._held_device() as device:
-            grown = self._is_grown(self.image)
+            grown = self.is_grown(self.image)
             try:
-                self.kernel.mount(self._kind, device.path, path, options, bits)
+                self.kernel.mount(self.kind, device.path, path, options, bits)
             except OSError as error:
                 if error.errno == errno.EINVAL and options:
                     raise InvalidArgument(
-                        f"volume {self.volume.id}: {self._kind} refused the mount flags "
+                        f"volume {self.volume.id}: {self.kind} refused the mount flags "
                         f"({error.strerror}); correct mountOptions"
                     ) from None
                 raise self._explained(error) from None
@@ -139,7 +107,7 @@ class FilesystemImage(Image):
                     yield device
                     return
         self.forget_unrecorded()
-        filesystem.undo_growth(self.image, self._undo)
+        self.undo_growth()
         self._refuse_unknown()
         with self._attached() as device:
             yield device
@@ -165,10 +133,10 @@ class FilesystemImage(Image):
 
     def _refuse_unknown(self) -> None:
         found = filesystem.identify(self.image)
-        if found is None or found.kind != self._kind:
+        if found is None or found.kind != self.kind:
             raise FailedPrecondition(
                 f"volume {self.volume.id}: {self.image} holds "
-                f"{found.kind if found else 'no filesystem that we know'}, not {self._kind}; "
+                f"{found.kind if found else 'no filesystem that we know'}, not {self.kind}; "
                 "nothing was formatted; restore the image"
             )
 
@@ -179,23 +147,23 @@ class FilesystemImage(Image):
         mounted = self.mounts()
         if not mounted and self.image.exists():
             found = filesystem.identify(self.image)
-            if found is None or found.kind != self._kind:
-                yield f"its image holds {found.kind if found else 'foreign data'}, not {self._kind}"
+            if found is None or found.kind != self.kind:
+                yield f"its image holds {found.kind if found else 'foreign data'}, not {self.kind}"
             elif found.errors:
-                yield f"its {self._kind} has counted {found.errors} errors; check it"
+                yield f"its {self.kind} has counted {found.errors} errors; check it"
         for item in mounted[:1]:
             if errors := self._errors(item):
-                yield f"its {self._kind} has counted {errors} errors; look at the kernel's log"
+                yield f"its {self.kind} has counted {errors} errors; look at the kernel's log"
         for item in mounted:
             if "ro" in item.super_options and not item.readonly:
-                yield f"its {self._kind} has gone read-only; look at the kernel's log"
-            elif "shutdown" in item.super_options or not _answers(item.target):
-                yield f"its {self._kind} has been shut down; look at the kernel's log"
+                yield f"its {self.kind} has gone read-only; look at the kernel's log"
+            elif "shutdown" in item.super_options or not answers(item.target):
+                yield f"its {self.kind} has been shut down; look at the kernel's log"
 
     def _errors(self, mounted: Mount) -> int:
-        if self._kind == "btrfs":
+        if self.kind == "btrfs":
             return btrfs.errors(Path(mounted.target))
-        return filesystem.errors(mounted.device) if self._kind == "ext4" else 0
+        return filesystem.errors(mounted.device) if self.kind == "ext4" else 0
 
     # Snapshots
 
@@ -220,27 +188,31 @@ class FilesystemImage(Image):
             self._recover(device.path)
         self.require_free()
 
-    def _recover(self, device: Path, *options: str) -> None:
-        """Mount and unmount the filesystem where nobody sees it; make it as large as it can be."""
+    def _recover(self, device: Path, *options: str) -> CsiError | None:
+        """Mount and unmount the filesystem where nobody sees it; make it as large as it can be.
+
+        Return why it did not grow, unless it is to grow while it is not mounted.
+        """
         try:
             with (
-                mount.detached(self._kind, device, options) as mounted,
+                mount.detached(self.kind, device, options) as mounted,
                 contextlib.suppress(PermissionError),
             ):
-                filesystem.grow_mounted(self._kind, Path(), self.volume.capacity, at=mounted)
+                return self.grow_at(Path(), at=mounted)
         except OSError as error:
             raise self._explained(error) from None
+        return None
 
     def _explained(self, error: OSError) -> Exception:
         """Return what to answer where the kernel could not mount the filesystem."""
         if error.errno not in _DAMAGED:
             return error
-        if error.errno == errno.EIO and self._pool_is_full():
+        if error.errno == errno.EIO and self.pool_is_full():
             return ResourceExhausted(
                 f"the pool's disk is full: the kernel cannot write to {self.image} to mount it"
             )
         return FailedPrecondition(
-            f"volume {self.volume.id}: its {self._kind} cannot be mounted ({error.strerror}); look "
+            f"volume {self.volume.id}: its {self.kind} cannot be mounted ({error.strerror}); look "
             f"at the kernel's log and check {self.image}"
         )
 
@@ -251,72 +223,34 @@ class FilesystemImage(Image):
         XFS afterwards, because its log has to be empty for that.
         """
         super().adapt(source, project)
-        if self._kind == "btrfs":
-            filesystem.renew_uuid(self._kind, self.image)
+        if self.kind == "btrfs":
+            self._renew_uuid()
         with self._attached() as device:
-            self._recover(device.path, *(["nouuid"] if self._kind == "xfs" else []))
+            failure = self._recover(device.path, *(["nouuid"] if self.kind == "xfs" else []))
         self.require_free()
-        if self._kind == "xfs":
-            filesystem.renew_uuid(self._kind, self.image)
-        self._grow_unmounted()
+        if self.kind == "xfs":
+            self._renew_uuid()
+        failure = self.grow_unmounted() or failure
+        if failure and self.volume.capacity > source.capacity:
+            raise failure
         with opened(self.image) as fd:
             os.fsync(fd)
+
+    def _renew_uuid(self) -> None:
+        try:
+            filesystem.renew_uuid(self.kind, self.image)
+        except ProgramError as error:
+            raise self._program_failed(error) from None
+
+    def _program_failed(self, error: ProgramError) -> CsiError:
+        """Return what to answer where a program could not do its work."""
+        if self.pool_is_full():
+            return ResourceExhausted(f"the pool's disk is full: {error}")
+        return FailedPrecondition(f"volume {self.volume.id}: {error}")
 
     def holder(self) -> str | None:
         devices = self.wait_until_free()
         return f"{devices[0].path}, mounted in another mount namespace" if devices else None
-
-    # Growing
-
-    @property
-    def _disk(self) -> Path:
-        """Where the filesystem is as the kernel has it: its device, if it has one."""
-        devices = self.kernel.loops(self.image)
-        return devices[0].path if devices else self.image
-
-    def _shortfall(self, disk: Path) -> int:
-        """Return by how many bytes the filesystem on `disk` is smaller than the volume."""
-        found = filesystem.identify(disk)
-        return self.volume.capacity - found.size if found else 0
-
-    def _is_grown(self, disk: Path) -> bool:
-        """Tell whether the filesystem is as large as the volume, and no growth was cut off."""
-        return self._shortfall(disk) <= 0 and filesystem.copies_agree(disk)
-
-    def _writable(self) -> list[Mount]:
-        """Return the mounts through which the filesystem can be grown."""
-        return [
-            item
-            for item in self.mounts()
-            if item.root == "/" and not item.readonly and "ro" not in item.super_options
-        ]
-
-    def _grow_unmounted(self) -> None:
-        """Grow an ext4 where the kernel does not let us while it is mounted."""
-        if self._kind != "ext4" or self.holder() is not None:
-            return
-        if self._shortfall(self._disk) >= _WORTHWHILE:
-            filesystem.grow_unmounted_ext4(self.image, self._undo)
-
-    def grow(self) -> None:
-        if self._is_grown(self._disk):
-            return
-        writable = self._writable()
-        if not writable:
-            raise FailedPrecondition(
-                f"volume {self.volume.id} is mounted read-only; it grows when it is staged writable"
-            )
-        try:
-            mountpoint = Path(writable[0].target)
-            filesystem.grow_mounted(self._kind, mountpoint, self.volume.capacity)
-        except PermissionError:
-            if self._shortfall(self._disk) < _WORTHWHILE:
-                return
-            raise FailedPrecondition(
-                f"volume {self.volume.id}: the kernel lets only CAP_SYS_RESOURCE grow a mounted "
-                f"{self._kind}; give the driver that capability, or unpublish the volume: it "
-                "grows when it is staged next"
-            ) from None
 
     def release(self) -> None:
         if not self.mounts():

@@ -40,6 +40,8 @@ _BLOCK = 4096
 _MOST_GROUPS = 10_000
 _XFS_SIZES = struct.Struct(">4sIQ68xII")
 """Of a superblock of XFS: magic, block size, blocks, blocks of an allocation group, groups."""
+_UNDO_HEADER = struct.Struct("<8s24xI476x")
+"""Of an undo file of e2fsprogs: magic, and the block size; 0 before anything was recorded."""
 _UNDO_MAGIC = b"E2UNDO02"
 
 
@@ -200,15 +202,21 @@ def errors(device: int) -> int:
 def grow_unmounted_ext4(image: Path, undo: Path) -> None:
     """Make an unmounted ext4 fill the file `image`; EAGAIN while another process does so.
 
-    What resize2fs changes is kept in the file `undo` until it has ended: `undo_growth` brings an
-    interrupted growth back. The programs share a lock on the image, for they outlive us if we die.
+    What resize2fs changes is kept in the file `undo` until it has ended, and is taken back where it
+    fails; `undo_growth` takes back an interrupted growth. If neither can, `undo` is left, and the
+    filesystem must not be mounted. The programs share a lock on the image, for they outlive us if
+    we die.
     """
     mended = 1
     with _locked(image) as fd:
         _undo(image, undo, fd)
         program.run("e2fsck", "-f", "-p", image, ok=(0, mended), keep=fd)
-        _make_synchronous(undo)
-        program.run("resize2fs", "-z", undo, image, keep=fd)
+        try:
+            _make_synchronous(undo)
+            program.run("resize2fs", "-z", undo, image, keep=fd)
+        except BaseException:
+            _undo(image, undo, fd)
+            raise
         _forget(undo, fd)
 
 
@@ -222,11 +230,22 @@ def undo_growth(image: Path, undo: Path) -> None:
 def _undo(image: Path, undo: Path, fd: int) -> None:
     if not undo.exists():
         return
-    with undo.open("rb") as file:
-        begun = file.read(len(_UNDO_MAGIC)) == _UNDO_MAGIC  # otherwise nothing was changed yet
-    if begun:
+    if _has_recorded(undo):
         program.run("e2undo", "-f", undo, image, keep=fd)
     _forget(undo, fd)
+
+
+def _has_recorded(undo: Path) -> bool:
+    """Tell whether an undo file holds anything; otherwise nothing was changed, and e2undo fails.
+
+    Its header is whole on the disk before the filesystem is changed for the first time.
+    """
+    with undo.open("rb") as file:
+        header = file.read(_UNDO_HEADER.size)
+    if len(header) < _UNDO_HEADER.size:
+        return False
+    magic, block_size = _UNDO_HEADER.unpack(header)
+    return bool(magic == _UNDO_MAGIC and block_size > 0)
 
 
 def _make_synchronous(undo: Path) -> None:

@@ -1,0 +1,224 @@
+"""An image whose filesystem follows the volume's size: it grows, or it is told why it does not.
+
+A volume's size is recorded before its filesystem grows, so a filesystem that cannot grow must stay
+usable as it is. Why it could not is left beside the image, for the volume's condition.
+"""
+
+import abc
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import structlog
+
+from pycsi.backends.image import Image
+from pycsi.errors import CsiError, FailedPrecondition, ResourceExhausted
+from pycsi.linux import filesystem
+from pycsi.linux.mounttable import Mount
+from pycsi.linux.program import ProgramError
+from pycsi.model import MIB, show
+from pycsi.parameters import DEFAULT_FILESYSTEM
+
+log = structlog.get_logger()
+
+_FULL = 64 * MIB
+"""With less free than this, what failed is taken to have failed for want of room."""
+
+_LEAST_ROOM = 8 * MIB
+"""With less free than this no thin image grows: a write that fails may end its filesystem."""
+
+_WORTHWHILE = 4 * MIB
+"""Less than this is not worth a check of the whole filesystem; ext4 may not use it at all."""
+
+_FOR_WANT_OF_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
+
+
+class GrowingImage(Image):
+    """An image with a filesystem that can be smaller than the volume, for a while or for good."""
+
+    @property
+    def kind(self) -> str:
+        """The filesystem's name."""
+        return self.volume.filesystem or DEFAULT_FILESYSTEM
+
+    @property
+    def _undo(self) -> Path:
+        return self.place / "resize.undo"
+
+    @property
+    def _failed(self) -> Path:
+        """Where the reason of the last growth's failure is; the file is lost without harm."""
+        return self.place / "growth.failed"
+
+    @abc.abstractmethod
+    def holder(self) -> str | None:
+        """Return what uses the image besides its mounts, or None."""
+
+    def pool_is_full(self) -> bool:
+        """Tell whether what failed just now has probably failed for want of room."""
+        return self._has_less_than(_FULL)
+
+    def _has_less_than(self, size: int) -> bool:
+        pool = os.statvfs(self.place)
+        return pool.f_bavail * pool.f_frsize < size or bool(pool.f_files and not pool.f_favail)
+
+    # How large it is
+
+    @property
+    def disk(self) -> Path:
+        """Where the filesystem is as the kernel has it: its device, if it has one."""
+        devices = self.kernel.loops(self.image)
+        return devices[0].path if devices else self.image
+
+    def _shortfall(self, disk: Path) -> int:
+        """Return by how many bytes the filesystem on `disk` is smaller than the volume."""
+        found = filesystem.identify(disk)
+        return self.volume.capacity - found.size if found else 0
+
+    def is_grown(self, disk: Path) -> bool:
+        """Tell whether the filesystem is as large as the volume, and no growth was cut off."""
+        return self._shortfall(disk) <= 0 and filesystem.copies_agree(disk)
+
+    def faults(self) -> Iterator[str]:
+        yield from super().faults()
+        try:
+            reason = self._failed.read_text()
+        except OSError:
+            return
+        if (short := self._shortfall(self.disk)) >= _WORTHWHILE:
+            yield self._unable(short, reason or "the pool's disk was full")
+
+    def _unable(self, short: int, reason: str) -> str:
+        capacity = self.volume.capacity
+        return (
+            f"its {self.kind} has {capacity - short} of {capacity} bytes "
+            f"({show(capacity - short)} of {show(capacity)}), for it could not grow ({reason}); "
+            "what it holds can be used, and the next staging tries again: remove the cause, or "
+            "copy the files to a new volume"
+        )
+
+    # Growing
+
+    def grow(self) -> None:
+        if self.is_grown(self.disk):
+            return
+        writable = self._writable()
+        if not writable:
+            raise FailedPrecondition(
+                f"volume {self.volume.id} is mounted read-only; it grows when it is staged writable"
+            )
+        try:
+            if failure := self.grow_at(Path(writable[0].target)):
+                raise failure
+        except PermissionError:
+            if self._shortfall(self.disk) < _WORTHWHILE:
+                return
+            raise FailedPrecondition(
+                f"volume {self.volume.id}: the kernel lets only CAP_SYS_RESOURCE grow a mounted "
+                f"{self.kind}, and none that has met errors; give the driver that capability, or "
+                "unpublish the volume: it grows when it is staged next"
+            ) from None
+
+    def _writable(self) -> list[Mount]:
+        """Return the mounts through which the filesystem can be grown."""
+        return [
+            item
+            for item in self.mounts()
+            if item.root == "/" and not item.readonly and "ro" not in item.super_options
+        ]
+
+    def grow_staged(self, path: str) -> bool:
+        """Grow the filesystem mounted at `path`, if it can grow; False where that ended the mount.
+
+        Then, and where it may not grow while it is mounted, it is to be mounted again.
+        """
+        writable = any(item.target == path for item in self._writable())
+        if not writable or self.is_grown(self.disk):
+            return True
+        try:
+            failure = self.grow_at(Path(path))
+        except PermissionError:
+            return False
+        if failure is None:
+            return True
+        self.kernel.forget()
+        return any(item.target == path for item in self._writable()) and answers(path)
+
+    def grow_at(self, mountpoint: Path, *, at: int | None = None) -> CsiError | None:
+        """Grow the mounted filesystem; return why it cannot be, or None.
+
+        `PermissionError` where the kernel wants more of us than to be root.
+        """
+        try:
+            if self._shortfall(self.disk) > 0:
+                self._require_room()
+            filesystem.grow_mounted(self.kind, mountpoint, self.volume.capacity, at=at)
+        except PermissionError:
+            raise
+        except OSError as error:
+            return self._failure(error)
+        self._failed.unlink(missing_ok=True)
+        return None
+
+    def grow_unmounted(self) -> CsiError | None:
+        """Grow an ext4 that the kernel does not let us grow mounted; return why it cannot be.
+
+        BlockingIOError while another process does so.
+        """
+        if self.kind != "ext4":
+            return None
+        holder = self.holder()  # until it is free its device cannot be read any more
+        if self._shortfall(self.disk) < _WORTHWHILE:
+            return None
+        if holder:
+            return self._failure(OSError(errno.EBUSY, f"it is in use as {holder}"))
+        try:
+            self._require_room()
+            filesystem.grow_unmounted_ext4(self.image, self._undo)
+        except BlockingIOError:
+            raise
+        except (OSError, ProgramError) as error:
+            return self._failure(error)
+        self._failed.unlink(missing_ok=True)
+        return None
+
+    def _require_room(self) -> None:
+        if not self.volume.thick and self._has_less_than(_LEAST_ROOM):
+            raise OSError(errno.ENOSPC, f"the pool's disk has less than {show(_LEAST_ROOM)} free")
+
+    def _failure(self, error: OSError | ProgramError) -> CsiError:
+        """Leave the reason for the condition to tell; return what to answer."""
+        code = error.errno if isinstance(error, OSError) else None
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        full = code in _FOR_WANT_OF_ROOM or self.pool_is_full()
+        if full and code not in _FOR_WANT_OF_ROOM:
+            reason = f"the pool's disk is full: {reason}"
+        with contextlib.suppress(OSError):
+            self._failed.write_text(reason)
+        log.warning("a filesystem cannot grow", volume=self.volume.id, reason=reason)
+        text = f"volume {self.volume.id}: {self._unable(self._shortfall(self.disk), reason)}"
+        return ResourceExhausted(text) if full else FailedPrecondition(text)
+
+    def undo_growth(self) -> None:
+        """Undo a growth that was interrupted: until then the filesystem must not be mounted."""
+        try:
+            filesystem.undo_growth(self.image, self._undo)
+        except ProgramError as error:
+            text = (
+                f"volume {self.volume.id}: a growth of its {self.kind} was cut off, and cannot be "
+                f"undone now ({error})"
+            )
+            if self.pool_is_full():
+                raise ResourceExhausted(f"{text}; free space in the pool") from None
+            raise FailedPrecondition(f"{text}; look at {self._undo} and e2undo(8)") from None
+
+
+def answers(mountpoint: str) -> bool:
+    """Tell whether a directory can be read: not in an XFS that was shut down."""
+    try:
+        next(Path(mountpoint).iterdir(), None)
+    except OSError as error:
+        return error.errno != errno.EIO
+    return True
