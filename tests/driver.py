@@ -65,6 +65,10 @@ def refused(code: grpc.StatusCode, *words: str) -> Iterator[None]:
         assert word in error.details()
 
 
+AS_ROOT = () if os.geteuid() == 0 else ("unshare", "--user", "--map-root-user", "--mount")
+"""What to run a driver with, which has to be able to mount something."""
+
+
 @dataclasses.dataclass
 class Driver:
     """`pycsi serve` in a process of its own; `with` starts and stops it."""
@@ -97,6 +101,7 @@ class Driver:
         """Start the process, and do not wait."""
         self.folder.mkdir(exist_ok=True)
         command = [
+            *AS_ROOT,
             *self.wrapper,
             sys.executable,
             "-m",

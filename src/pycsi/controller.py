@@ -23,6 +23,7 @@ from pycsi.locks import Locks
 from pycsi.model import Attachment, Request, Volume, VolumeType
 from pycsi.pool import Pool
 from pycsi.pools import Pools
+from pycsi.privileges import image_refusal
 from pycsi.proto import csi_pb2 as csi
 from pycsi.snapshots import filler, find_source
 from pycsi.topology import NodeFacts
@@ -280,6 +281,8 @@ class Controller(ControllerSnapshots):
             make = parameters.choose(given, wanted, limiter=pool.limiter.name)
         except FailedPrecondition:
             return _capacity(0, 0)
+        if make.type is VolumeType.IMAGE and image_refusal():
+            return _capacity(0, make.minimum)
         available = pool.capacity().available(thick=make.thick)
         if make.type is VolumeType.IMAGE:
             available = min(available, pool.largest_file)

@@ -14,7 +14,7 @@ from pathlib import Path
 import grpc
 import structlog
 
-from pycsi import __version__
+from pycsi import __version__, privileges
 from pycsi.capabilities import advertised
 from pycsi.config import Config, ConfigError, DriverMode
 from pycsi.controller import Controller
@@ -58,6 +58,8 @@ def serve(config: Config) -> None:
     with contextlib.ExitStack() as opened:
         _refuse_served(config.socket)
         serves_pools = config.mode is not DriverMode.CONTROLLER
+        if serves_pools:
+            privileges.refuse_powerless()
         locks = Locks()
         pools = Pools(config.pools if serves_pools else (), config.node_id, locks)
         opened.callback(pools.close)
@@ -73,6 +75,8 @@ def serve(config: Config) -> None:
             if serves_pools:
                 _remove_changed_devices()
             pools.start()
+            if serves_pools:
+                privileges.warn()
             ready.set()
             log.info(
                 "serving", endpoint=f"unix://{config.socket}", mode=config.mode, version=__version__

@@ -9,6 +9,7 @@ from pycsi import mountflags, parameters
 from pycsi.errors import FailedPrecondition, InvalidArgument, OutOfRange
 from pycsi.model import Capability, CapacityRange, Request, Volume, VolumeType
 from pycsi.pool import Pool
+from pycsi.privileges import image_refusal
 from pycsi.staging import Staging
 from pycsi.trash import Fate
 
@@ -25,6 +26,11 @@ def new_volume(
     targets: tuple[str, ...] = (),
 ) -> Volume:
     """Return the record of a volume that is still to be made."""
+    if make.type is VolumeType.IMAGE and (refusal := image_refusal()):
+        raise FailedPrecondition(
+            f"an image could not be used on this node: {refusal}. Or ask for type: directory, with "
+            "quota: none where nothing limits its size"
+        )
     return Volume(
         id=volume_id,
         name=name,

@@ -14,7 +14,7 @@ from typing import Any
 import grpc
 import pytest
 from conftest import backing_files
-from driver import MIB, Driver, mount_capability
+from driver import AS_ROOT, MIB, Driver, mount_capability
 
 from pycsi.linux import mount
 from pycsi.proto import csi_pb2 as csi
@@ -177,7 +177,7 @@ def pycsi(
     """Run the command `pycsi serve` to its end, without any variable but those given."""
     kept = {key: os.environ[key] for key in ("PATH", "HOME") if key in os.environ}
     return subprocess.run(
-        [sys.executable, "-m", "pycsi", "serve", *arguments],
+        [*AS_ROOT, sys.executable, "-m", "pycsi", "serve", *arguments],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

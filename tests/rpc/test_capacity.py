@@ -44,6 +44,7 @@ def promise_is_kept(driver: Driver, **fields: Any) -> int:
     return largest
 
 
+@pytest.mark.usefixtures("root")
 @pytest.mark.parametrize(
     ("size", "options", "largest"),
     [
@@ -77,6 +78,7 @@ def test_thick(filesystem: FilesystemFactory, serve: Callable[..., Driver], kind
     assert 700 * MIB < largest < GIB
 
 
+@pytest.mark.usefixtures("root")
 def test_overcommit_beyond_the_filesystem(pool: Path, serve: Callable[..., Driver]) -> None:
     """However much may be promised, the largest volume is one that the filesystem can hold."""
     driver = serve(f"default={pool},overcommit=100000")
@@ -139,6 +141,7 @@ def test_topology_of_another_node(shared: Driver, topology: dict[str, str]) -> N
     assert (answer.available_capacity, answer.maximum_volume_size.value) == (0, 0)
 
 
+@pytest.mark.usefixtures("root")
 @pytest.mark.parametrize("topology", [{}, {TOPOLOGY: "node-1"}, {TOPOLOGY.upper(): "node-1"}])
 def test_topology_of_this_node(shared: Driver, topology: dict[str, str]) -> None:
     """Keys of a topology compare without regard to case."""
@@ -161,6 +164,7 @@ def test_minimum(shared: Driver, fields: dict[str, Any], minimum: int) -> None:
     assert capacity(shared, **fields).minimum_volume_size.value == minimum
 
 
+@pytest.mark.usefixtures("root")
 def test_less_room_than_the_minimum(limited: Callable[..., Driver]) -> None:
     """Where not even the least volume fits, the largest is zero."""
     driver = limited(10 * MIB)

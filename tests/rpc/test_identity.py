@@ -68,6 +68,7 @@ def test_odd_node_id(serve: Callable[..., Driver], pool: Path, node: str) -> Non
     assert driver.volume_ids() == []
 
 
+@pytest.mark.usefixtures("root")
 def test_probe_without_a_program(serve: Callable[..., Driver], pool: Path, tmp_path: Path) -> None:
     """A missing mkfs.ext4 is FAILED_PRECONDITION, and named."""
     programs = [name for kind in filesystem.KINDS.values() for name in kind.programs]

@@ -16,7 +16,7 @@ from typing import Any
 import grpc
 import pytest
 from conftest import needs
-from driver import MIB, NODE, Driver, block_capability
+from driver import AS_ROOT, MIB, NODE, Driver, block_capability
 from rpc.conftest import SlowPrograms, code_of, free_port, on_disk, rpc_types, scrape, wait_for
 
 from pycsi.proto import csi_pb2 as csi
@@ -27,7 +27,7 @@ def serve_from_variables(tmp_path: Path, variables: dict[str, str]) -> "subproce
     kept = {key: os.environ[key] for key in ("PATH", "HOME") if key in os.environ}
     with (tmp_path / "log").open("wb") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", "pycsi", "serve"],
+            [*AS_ROOT, sys.executable, "-m", "pycsi", "serve"],
             stdin=subprocess.DEVNULL,
             stderr=log,
             env=kept | variables,
@@ -133,6 +133,7 @@ def test_end(driver: Driver, number: int) -> None:
     assert list(driver.folder.iterdir()) == [driver.log_file]
 
 
+@pytest.mark.usefixtures("root")
 def test_end_lets_a_call_finish(
     serve: Callable[..., Driver], pool: Path, slow_mkfs: SlowPrograms
 ) -> None:
@@ -153,6 +154,7 @@ def test_end_lets_a_call_finish(
     assert (pool / "volumes" / f"a@{NODE}" / "volume.json").exists()
 
 
+@pytest.mark.usefixtures("root")
 def test_probe_answers_beside_a_long_call(
     serve: Callable[..., Driver], pool: Path, slow_mkfs: SlowPrograms
 ) -> None:
@@ -173,6 +175,7 @@ def test_probe_answers_beside_a_long_call(
     assert driver.create("a", type="image").volume_id == f"a@{NODE}"
 
 
+@pytest.mark.usefixtures("root")
 def test_crash_while_a_volume_is_made(
     serve: Callable[..., Driver], pool: Path, slow_mkfs: SlowPrograms
 ) -> None:
@@ -207,6 +210,7 @@ ALL_PROCESSORS = os.sched_getaffinity(0)
 several_processors = pytest.mark.skipif(len(ALL_PROCESSORS) < 2, reason="there is one processor")
 
 
+@pytest.mark.usefixtures("root")
 @several_processors
 def test_processors(serve: Callable[..., Driver], pool: Path, slow_mkfs: SlowPrograms) -> None:
     """All that is Python's runs on one processor, but the reaper; a program on any."""
@@ -228,6 +232,7 @@ def test_processors(serve: Callable[..., Driver], pool: Path, slow_mkfs: SlowPro
     assert all(found == shared[0] and len(found) == 1 for found in shared)
 
 
+@pytest.mark.usefixtures("root")
 @several_processors
 def test_processors_of_a_copy(driver: Driver, pool: Path) -> None:
     """Data is copied on any processor: sixteen copies must not share one."""
@@ -273,6 +278,7 @@ def test_processors_that_are_allowed(serve: Callable[..., Driver], pool: Path) -
     assert set(map(frozenset, processors(driver.process.pid))) == {frozenset(allowed)}
 
 
+@pytest.mark.usefixtures("root")
 @several_processors
 @pytest.mark.parametrize("options", [(), ("--all-cpus",)], ids=["one", "all"])
 def test_processors_that_somebody_chose_since(
@@ -296,6 +302,7 @@ def test_processors_that_somebody_chose_since(
     assert set(map(frozenset, processors(driver.process.pid))) == {frozenset(chosen)}
 
 
+@pytest.mark.usefixtures("root")
 def test_log_that_nobody_reads(tmp_path: Path, pool: Path) -> None:
     """A broken standard error costs the log, never an answer."""
     reading, writing = os.pipe()

@@ -127,6 +127,8 @@ def _unbound_number(*, new: bool) -> int:
         if error.errno not in _NO_DEVICES:
             raise OSError(error.errno, f"no loop device is left: {error.strerror}") from None
         reason = "no loop devices here; load the kernel's module loop, and give a container /dev"
+        if isinstance(error, PermissionError):
+            reason = "this process may not use loop devices; run it as root, a container privileged"
         raise OSError(errno.ENODEV, reason, _CONTROL) from None
 
 
