@@ -8,6 +8,7 @@ from google.protobuf.wrappers_pb2 import Int64Value
 
 from pycsi import ids, parameters, reply
 from pycsi import request as read
+from pycsi.backends import mkfs
 from pycsi.capabilities import Advertised
 from pycsi.controller_snapshots import ControllerSnapshots
 from pycsi.errors import (
@@ -282,6 +283,8 @@ class Controller(ControllerSnapshots):
         except FailedPrecondition:
             return _capacity(0, 0)
         if make.type is VolumeType.IMAGE and image_refusal():
+            return _capacity(0, make.minimum)
+        if mkfs.refusal(make.filesystem, make.mkfs_options, pool.layout.tmp):
             return _capacity(0, make.minimum)
         available = pool.capacity().available(thick=make.thick)
         if make.type is VolumeType.IMAGE:

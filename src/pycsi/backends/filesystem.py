@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pycsi import mountflags
-from pycsi.backends import attributes
+from pycsi.backends import attributes, mkfs
 from pycsi.backends.growth import GrowingImage, answers
 from pycsi.errors import CsiError, FailedPrecondition, InvalidArgument, ResourceExhausted
 from pycsi.limits import filesystem_usage
@@ -31,25 +31,41 @@ class FilesystemImage(GrowingImage):
 
     def format(self) -> None:
         options = list(self.volume.mkfs_options)
+        fit = mkfs.fit(self.kind, self.place)
+        if fit.refusal and not options:
+            raise self._unmountable(fit.refusal)
         try:
-            filesystem.make(self.kind, self.image, options, keep_blocks=self.volume.thick)
+            words = mkfs.merged(fit.options, options)
+            filesystem.make(self.kind, self.image, words, keep_blocks=self.volume.thick)
         except ProgramError as error:
             if options and not self.pool_is_full():
                 raise InvalidArgument(f"{error}; correct the parameter mkfsOptions") from None
             raise self._program_failed(error) from None
         if options:
-            self._refuse_unmountable()
+            self._refuse_unmountable(fit)
 
-    def _refuse_unmountable(self) -> None:
-        """Refuse mkfs options that make a filesystem which this kernel cannot mount."""
-        with self._attached(readonly=True) as device:
-            try:
-                mount.refuse_unmountable(self.kind, device.path)
-            except OSError as error:
-                raise InvalidArgument(
-                    f"parameter mkfsOptions: this kernel cannot mount such a {self.kind} "
-                    f"({error.strerror}); correct it"
-                ) from None
+    def _unmountable(self, refusal: str) -> CsiError:
+        return FailedPrecondition(
+            f"this node's kernel does not mount what its mkfs.{self.kind} makes ({refusal}): use "
+            "another fs_type, or another version of the kernel or of the program"
+        )
+
+    def _refuse_unmountable(self, fit: mkfs.Fit) -> None:
+        """Refuse mkfs options that make a filesystem which this kernel does not mount writable."""
+        try:
+            with self._attached() as device, mount.detached(self.kind, device.path):
+                pass
+        except OSError as error:
+            if fit.refusal:
+                raise self._unmountable(fit.refusal) from None
+            if error.errno not in mkfs.REFUSALS:
+                raise
+            raise InvalidArgument(
+                f"parameter mkfsOptions: this kernel cannot mount such a {self.kind} writable "
+                f"({error.strerror}); correct it"
+            ) from None
+        finally:
+            self.wait_until_free()
 
     def mounts(self) -> list[Mount]:
         mounts = self.kernel.mounts

@@ -205,9 +205,9 @@ def mount(
         _attach(mounted, target)
 
 
-def refuse_unmountable(fstype: str, source: Path) -> None:
-    """Mount the filesystem on the device `source` out of sight, read-only, and let go again."""
-    with detached(fstype, source, ["ro"], MOUNT_ATTR_RDONLY):
+def require(fstype: str) -> None:
+    """Raise ENODEV where the kernel has no such filesystem, also not as a module."""
+    with closing(_fsopen(fstype.encode(), FSOPEN_CLOEXEC, path=fstype)):
         pass
 
 
