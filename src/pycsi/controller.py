@@ -103,7 +103,11 @@ class Controller(ControllerSnapshots):
         pool = origin.pool if origin and given.pool is None else self._pools.named(given.pool)
         source = origin.volume if origin else None
         make = parameters.choose(
-            given, wanted.capabilities, limiter=pool.limiter.name, source=source
+            given,
+            wanted.capabilities,
+            limiter=pool.limiter.name,
+            ground=pool.mount.fstype,
+            source=source,
         )
         size = (
             parameters.size_from(wanted.capacity, source.capacity, make.minimum)
@@ -165,7 +169,9 @@ class Controller(ControllerSnapshots):
         with self._locks.hold(request.volume_id):
             pool, volume = self._pools.need(request.volume_id)
             if request.HasField("volume_capability"):
-                check_fits(volume, read.capability(request.volume_capability), InvalidArgument)
+                check_fits(
+                    pool, volume, read.capability(request.volume_capability), InvalidArgument
+                )
             volume = expand(pool, volume, wanted)
         return csi.ControllerExpandVolumeResponse(
             capacity_bytes=volume.capacity, node_expansion_required=volume.filesystem is not None
@@ -191,10 +197,10 @@ class Controller(ControllerSnapshots):
         except read.UnsupportedCapability as refusal:
             self._pools.need(request.volume_id)
             return csi.ValidateVolumeCapabilitiesResponse(message=reply.short(str(refusal)))
-        _, volume = self._pools.need(request.volume_id)
+        pool, volume = self._pools.need(request.volume_id)
         try:
             for item in wanted:
-                check_fits(volume, item, InvalidArgument)
+                check_fits(pool, volume, item, InvalidArgument)
             self._check_echo(volume, request)
         except InvalidArgument as refusal:
             return csi.ValidateVolumeCapabilitiesResponse(message=reply.short(str(refusal)))
@@ -279,7 +285,9 @@ class Controller(ControllerSnapshots):
         try:
             pool = self._pools.named(given.pool)
             pool.check()
-            make = parameters.choose(given, wanted, limiter=pool.limiter.name)
+            make = parameters.choose(
+                given, wanted, limiter=pool.limiter.name, ground=pool.mount.fstype
+            )
         except FailedPrecondition:
             return _capacity(0, 0)
         if make.type is VolumeType.IMAGE and image_refusal():
@@ -312,7 +320,7 @@ class Controller(ControllerSnapshots):
             pool, volume = self._pools.need(request.volume_id)
             if request.node_id != self._node.id:
                 raise NotFound(f"there is no node {request.node_id!r}; this is {self._node.id!r}")
-            check_fits(volume, wanted.capability, InvalidArgument)
+            check_fits(pool, volume, wanted.capability, InvalidArgument)
             self._attach(pool, volume, wanted)
         return csi.ControllerPublishVolumeResponse()
 

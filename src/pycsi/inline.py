@@ -5,13 +5,13 @@ from collections.abc import Mapping
 
 from pycsi import ids, node_request, parameters
 from pycsi.config import parse_size
-from pycsi.errors import AlreadyExists, FailedPrecondition, InvalidArgument
+from pycsi.errors import AlreadyExists, InvalidArgument
 from pycsi.model import Access, Capability, CapacityRange, Request, Volume
 from pycsi.pool import Pool
 from pycsi.pools import Pools
 from pycsi.proto import csi_pb2 as csi
 from pycsi.staging import Staging
-from pycsi.volumes import check_fits, delete, new_volume, noting
+from pycsi.volumes import check_usable, delete, new_volume, noting
 
 _EPHEMERAL = "csi.storage.k8s.io/ephemeral"
 _POD = ("csi.storage.k8s.io/pod.namespace", "csi.storage.k8s.io/pod.name")
@@ -41,7 +41,7 @@ def publish(pools: Pools, request: csi.NodePublishVolumeRequest, own_id: str) ->
     pool, volume = found or _create(pools, wanted, request, own_id, target)
     try:
         _compare(volume, request)
-        check_fits(volume, wanted, FailedPrecondition)
+        check_usable(pool, volume, wanted, target)
         arguments = node_request.arguments(request)
         _record_target(pool, volume, target)
         with noting(pool, volume) as staging:
@@ -84,7 +84,7 @@ def _create(
 ) -> tuple[Pool, Volume]:
     given = parameters.parse(request.volume_context, _KEYS)
     pool = pools.named(given.pool)
-    make = parameters.choose(given, [wanted], limiter=pool.limiter.name)
+    make = parameters.choose(given, [wanted], limiter=pool.limiter.name, ground=pool.mount.fstype)
     size = parameters.size_for(_size(request.volume_context), make.minimum)
     volume = new_volume(
         pool,

@@ -21,7 +21,7 @@ from pycsi.proto import csi_pb2 as csi
 from pycsi.proto import csi_pb2_grpc
 from pycsi.staging import Staging, remove_unused, resolved
 from pycsi.topology import NodeFacts
-from pycsi.volumes import check_fits, expand, noting
+from pycsi.volumes import check_fits, check_usable, expand, noting
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,8 +75,8 @@ class Node(csi_pb2_grpc.NodeServicer):
                 self._pools, request.staging_target_path, "staging_target_path"
             )
             _check_pool(pool, request.volume_context)
-            check_fits(volume, wanted, FailedPrecondition)
             pool.check()
+            check_usable(pool, volume, wanted, path)
             with noting(pool, volume) as staging:
                 staging.ensure_staged(path, wanted, node_request.arguments(request))
         return csi.NodeStageVolumeResponse()
@@ -128,8 +128,8 @@ class Node(csi_pb2_grpc.NodeServicer):
         source = node_request.path(self._pools, request.staging_target_path, "staging_target_path")
         target = node_request.path(self._pools, request.target_path, "target_path")
         _check_pool(pool, request.volume_context)
-        check_fits(volume, wanted, FailedPrecondition)
         pool.check()
+        check_usable(pool, volume, wanted, target)
         with noting(pool, volume) as staging:
             staging.ensure_published(
                 target,
@@ -208,7 +208,9 @@ class Node(csi_pb2_grpc.NodeServicer):
             found = self._at(request.volume_id, request.volume_path)
             pool, volume = found.pool, found.volume
             if request.HasField("volume_capability"):
-                check_fits(volume, read.capability(request.volume_capability), InvalidArgument)
+                check_fits(
+                    pool, volume, read.capability(request.volume_capability), InvalidArgument
+                )
             if request.HasField("capacity_range"):
                 volume = expand(pool, volume, read.capacity_range(request.capacity_range))
             pool.backend(volume).grow()

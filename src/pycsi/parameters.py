@@ -14,6 +14,7 @@ from pycsi.model import (
     Access,
     Capability,
     CapacityRange,
+    Request,
     Volume,
     VolumeType,
     round_down,
@@ -135,24 +136,35 @@ def choose(
     capabilities: Iterable[Capability],
     *,
     limiter: str | None,
+    ground: str,
     source: Volume | None = None,
 ) -> Make:
     """Choose what to make of a request; `limiter` says how the pool limits directories, if it can.
 
-    Without capabilities (GetCapacity) a mounted volume is meant. What is not asked for is as in
-    `source`, the volume that is cloned or whose snapshot is restored.
+    `ground` is the filesystem that the pool lies on, which a directory has therefore. Without
+    capabilities (GetCapacity) a mounted volume is meant. What is not asked for is as in `source`,
+    the volume that is cloned or whose snapshot is restored.
     """
     capabilities = tuple(capabilities)
     if source is None:
-        return _choose(wanted, capabilities, limiter)
+        return _choose(wanted, capabilities, limiter, {ground})
     like_source = dataclasses.replace(
         wanted,
         type=wanted.type or source.type,
         filesystem=wanted.filesystem or source.filesystem,
     )
-    make = _choose(like_source, capabilities, limiter)
+    make = _choose(like_source, capabilities, limiter, {ground, *asked_for(source.request)})
     _check_source(make, source)
     return dataclasses.replace(make, reason="as its source", mkfs_options=source.mkfs_options)
+
+
+def asked_for(request: Request) -> set[str]:
+    """Return the filesystems that a request names.
+
+    Of a directory they were ignored once, so one that has such a request is used with it still.
+    """
+    named = {item.filesystem for item in request.capabilities}
+    return {kind for kind in (*named, request.parameters.get(FILESYSTEM)) if kind}
 
 
 def _check_source(make: Make, source: Volume) -> None:
@@ -173,20 +185,32 @@ def _check_source(make: Make, source: Volume) -> None:
         )
 
 
-def _choose(wanted: Parameters, capabilities: tuple[Capability, ...], limiter: str | None) -> Make:
+def _choose(
+    wanted: Parameters,
+    capabilities: tuple[Capability, ...],
+    limiter: str | None,
+    directories: set[str],
+) -> Make:
+    """Choose; `directories` are the filesystems that a directory may be asked for."""
     access = _one({item.access for item in capabilities}, "access type") or Access.MOUNT
     kind = _one({item.filesystem for item in capabilities} - {None}, "fs_type")
-    kind = kind or wanted.filesystem or DEFAULT_FILESYSTEM
-    if kind not in filesystem.KINDS:
+    kind = kind or wanted.filesystem
+    fits = kind is None or kind in directories
+    if kind not in filesystem.KINDS and not fits:
         raise InvalidArgument(f"fs_type is {kind!r}; it can be {', '.join(filesystem.KINDS)}")
     if access is Access.BLOCK:
         make = _raw_block(wanted)
     else:
-        type_, reason = _mounted_type(wanted, limiter)
-        if type_ is VolumeType.DIRECTORY:
+        type_, reason = _mounted_type(wanted, limiter, None if fits else kind)
+        if type_ is VolumeType.IMAGE:
+            make = _image(wanted, reason, kind or DEFAULT_FILESYSTEM)
+        elif fits:
             make = _directory(wanted, reason, limiter)
         else:
-            make = _image(wanted, reason, kind)
+            raise InvalidArgument(
+                f"fs_type is {kind!r}, and a directory has the pool's filesystem, "
+                f"{' or '.join(sorted(directories))}; leave the fs_type out, or use type: image"
+            )
     for item in capabilities:
         mountflags.check(item, make.type, thick=make.thick)
     return make
@@ -198,13 +222,18 @@ def _one(values: set[str | None] | set[Access], what: str) -> "str | None":
     return next(iter(values), None)
 
 
-def _mounted_type(wanted: Parameters, limiter: str | None) -> tuple[VolumeType, str]:
+def _mounted_type(
+    wanted: Parameters, limiter: str | None, other: str | None
+) -> tuple[VolumeType, str]:
+    """Choose the type; `other` is a filesystem that is wanted and that no directory has."""
     if wanted.type:
         return wanted.type, "asked for"
     if wanted.quota == "none":
         return VolumeType.DIRECTORY, "quota: none is for directories"
     if wanted.allocation or wanted.mkfs_options:
         return VolumeType.IMAGE, "allocation and mkfsOptions are for images"
+    if other:
+        return VolumeType.IMAGE, f"a directory would not have {other}"
     if limiter:
         return VolumeType.DIRECTORY, f"the pool limits directories by {limiter}"
     return VolumeType.IMAGE, "the pool cannot limit the size of a directory"
@@ -247,6 +276,10 @@ def _directory(wanted: Parameters, reason: str, limiter: str | None) -> Make:
 
 
 def _image(wanted: Parameters, reason: str, kind: str) -> Make:
+    if kind not in filesystem.KINDS:
+        raise InvalidArgument(
+            f"fs_type is {kind!r}; that of an image can be {', '.join(filesystem.KINDS)}"
+        )
     thick = _thick(wanted)
     mkfsoptions.check(kind, wanted.mkfs_options)
     if missing := filesystem.missing_programs(kind):

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Mapping
 
 from pycsi import mountflags, parameters
-from pycsi.errors import FailedPrecondition, InvalidArgument, OutOfRange
+from pycsi.errors import AlreadyExists, FailedPrecondition, InvalidArgument, OutOfRange
 from pycsi.model import Capability, CapacityRange, Request, Volume, VolumeType
 from pycsi.pool import Pool
 from pycsi.privileges import image_refusal
@@ -91,20 +91,40 @@ def expand(pool: Pool, volume: Volume, wanted: CapacityRange) -> Volume:
     return pool.resize(volume, size)
 
 
+def check_usable(pool: Pool, volume: Volume, wanted: Capability, path: str) -> None:
+    """Refuse to stage or publish a volume at `path` with a capability that it does not have.
+
+    Where it is there already, it is with another one: that is ALREADY_EXISTS.
+    """
+    try:
+        check_fits(pool, volume, wanted, FailedPrecondition)
+    except FailedPrecondition as refusal:
+        if Staging(pool.backend(volume)).holds(path):
+            raise AlreadyExists(f"{refusal}; it is at {path} with another capability") from None
+        raise
+
+
 def check_fits(
-    volume: Volume, wanted: Capability, refusal: type[InvalidArgument | FailedPrecondition]
+    pool: Pool,
+    volume: Volume,
+    wanted: Capability,
+    refusal: type[InvalidArgument | FailedPrecondition],
 ) -> None:
     """Raise `refusal` where a volume cannot be used with a capability."""
     if wanted.access is not volume.access:
         raise refusal(f"volume {volume.id} is a {volume.access} volume, not {wanted.access}")
-    if (
-        volume.type is VolumeType.IMAGE
-        and wanted.filesystem
-        and wanted.filesystem != volume.filesystem
-    ):
-        raise refusal(
-            f"volume {volume.id} has {volume.filesystem}, not {wanted.filesystem}; change fs_type"
-        )
+    if wanted.filesystem and wanted.filesystem != volume.filesystem:
+        if volume.type is VolumeType.IMAGE:
+            raise refusal(
+                f"volume {volume.id} has {volume.filesystem}, not {wanted.filesystem}; change "
+                "fs_type"
+            )
+        ground = pool.mount.fstype
+        if wanted.filesystem not in {ground, *parameters.asked_for(volume.request)}:
+            raise refusal(
+                f"volume {volume.id} is a directory on {ground}, not {wanted.filesystem}; leave "
+                "the fs_type out"
+            )
     try:
         mountflags.check(wanted, volume.type, thick=volume.thick)
     except InvalidArgument as error:

@@ -23,9 +23,13 @@ def mounted(kind: str | None = None, *flags: str) -> Capability:
 
 
 def choose(
-    given: dict[str, str], *capabilities: Capability, limiter: str | None = None
+    given: dict[str, str],
+    *capabilities: Capability,
+    limiter: str | None = None,
+    ground: str = "btrfs",
 ) -> parameters.Make:
-    return parameters.choose(parameters.parse(given), capabilities, limiter=limiter)
+    wanted = parameters.parse(given)
+    return parameters.choose(wanted, capabilities, limiter=limiter, ground=ground)
 
 
 @pytest.fixture(autouse=True)

@@ -130,10 +130,13 @@ def _try(kind: str, folder: Path, options: Mapping[str, str]) -> str | None:
 @contextlib.contextmanager
 def _scratch(folder: Path) -> Iterator[Path]:
     place = folder / f"mkfs.{os.urandom(4).hex()}"
+    image = place / "disk.img"
     place.mkdir(mode=0o700)
     try:
-        yield place / "disk.img"
+        yield image
     finally:
+        with contextlib.suppress(OSError):
+            os.truncate(image, 0)  # XFS frees the blocks of what is unlinked a moment later
         shutil.rmtree(place, ignore_errors=True)
 
 
