@@ -294,6 +294,8 @@ def test_flags(mode: str, told: str) -> None:
         "--capacity-ownerref-level=1",
         "--extra-create-metadata=true",
     } <= flags(pod["provisioner"])
+    # It would be taken for every claim's wish, and on another filesystem no claim got a directory.
+    assert not any("default-fstype" in flag for flag in flags(pod["provisioner"]))
     environment = {item["name"] for item in pod["provisioner"]["env"]}
     assert environment == {"NODE_NAME", "NAMESPACE", "POD_NAME"}
     # Without it the sidecar serves all snapshots, also where nobody labels them.
