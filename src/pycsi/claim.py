@@ -9,7 +9,7 @@ from pycsi.config import ConfigError, PoolConfig
 from pycsi.errors import PoolMissing
 from pycsi.layout import Layout
 from pycsi.linux.btrfs import is_subvolume
-from pycsi.linux.descriptor import closing
+from pycsi.linux.descriptor import closing, opened
 from pycsi.linux.ground import Ground
 from pycsi.linux.mounttable import Mount
 from pycsi.store import RecordError
@@ -161,11 +161,12 @@ class Claim:
                 with self._reopening:
                     if not self._in_place():
                         self._reopen()
+            readonly = not self._opens(writable=writable)
         except (OSError, RecordError, ConfigError) as error:
             raise PoolMissing(
                 f"pool {name}: {path} does not hold the pool any more ({error}); mount its disk"
             ) from None
-        if writable and self._readonly():
+        if writable and readonly:
             raise PoolMissing(f"pool {name}: {self._only_read()}")
 
     def _in_place(self) -> bool:
@@ -193,6 +194,28 @@ class Claim:
             "then mount it read-write"
         )
 
+    def _holds(self, directory: tuple[int, int]) -> bool:
+        """Tell whether it is a directory that is held; one whose disk has failed is another."""
+        try:
+            return _identity(self._fd) == directory
+        except OSError:
+            return False
+
+    def _opens(self, *, writable: bool) -> bool:
+        """Tell whether the record can be opened; False where the filesystem is read-only.
+
+        An ext4 that has been shut down, or has met an error, lets everything be looked at.
+        """
+        try:
+            with opened(self._record, os.O_WRONLY if writable else os.O_RDONLY):
+                return True
+        except PermissionError:  # it is immutable
+            return not self._readonly()
+        except OSError as error:
+            if error.errno != errno.EROFS:
+                raise
+            return False
+
     def _reopen(self) -> None:
         """Follow the pool to where it is mounted now, if it is the same one."""
         path = self._config.path
@@ -203,7 +226,7 @@ class Claim:
                 "right disk"
             )
         with closing(_open(self._config)) as fd:
-            if _identity(fd) != _identity(self._fd):
+            if not self._holds(_identity(fd)):
                 _lock(fd, self._config)
                 # One call: who asks about the descriptor just now finds the old one or the new.
                 os.dup2(fd, self._fd, inheritable=False)

@@ -11,6 +11,8 @@ from typing import TypeVar
 
 import grpc
 
+from pycsi.linux.descriptor import DISK_FAULTS
+
 _ATTEMPTS = 3
 
 T = TypeVar("T")
@@ -94,6 +96,7 @@ ERRNO_CODES = {
     errno.ENFILE: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errno.EFBIG: grpc.StatusCode.OUT_OF_RANGE,
     errno.EROFS: grpc.StatusCode.FAILED_PRECONDITION,
+    **dict.fromkeys(DISK_FAULTS, grpc.StatusCode.FAILED_PRECONDITION),
     errno.ENODEV: grpc.StatusCode.FAILED_PRECONDITION,
     errno.EBUSY: grpc.StatusCode.FAILED_PRECONDITION,
     errno.EAGAIN: grpc.StatusCode.ABORTED,

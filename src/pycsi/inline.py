@@ -10,8 +10,7 @@ from pycsi.model import Access, Capability, CapacityRange, Request, Volume
 from pycsi.pool import Pool
 from pycsi.pools import Pools
 from pycsi.proto import csi_pb2 as csi
-from pycsi.staging import Staging
-from pycsi.volumes import check_usable, delete, new_volume, noting
+from pycsi.volumes import check_usable, delete, new_volume, noting, undoing
 
 _EPHEMERAL = "csi.storage.k8s.io/ephemeral"
 _POD = ("csi.storage.k8s.io/pod.namespace", "csi.storage.k8s.io/pod.name")
@@ -100,12 +99,14 @@ def _create(
 
 
 def unpublish(pools: Pools, pool: Pool, volume: Volume, target_path: str) -> None:
-    """Unmount an inline volume and delete it. The caller holds its lock."""
+    """Unmount an inline volume and delete it. The caller holds its lock.
+
+    Of one whose disk is away nobody can delete more now: it is swept when that is back.
+    """
     target = node_request.path(pools, target_path, "target_path")
-    pool.check(writable=False)
-    staging = Staging(pool.backend(volume))
+    staging = undoing(pool, volume)
     staging.ensure_unpublished(target)
-    if not staging.published():
+    if not staging.published() and not staging.away:
         delete(pool, volume)
 
 

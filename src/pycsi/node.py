@@ -19,19 +19,23 @@ from pycsi.pool import Pool
 from pycsi.pools import Pools
 from pycsi.proto import csi_pb2 as csi
 from pycsi.proto import csi_pb2_grpc
-from pycsi.staging import Staging, remove_unused, resolved
+from pycsi.staging import remove_unused, resolved
 from pycsi.topology import NodeFacts
-from pycsi.volumes import check_fits, check_usable, expand, noting
+from pycsi.volumes import check_fits, check_usable, expand, noting, undoing
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class _Found:
-    """A volume that is staged or published at a path, or has been and is `lost` there."""
+    """A volume that is staged or published at a path, or has been and is `lost` there.
+
+    Its pool may be `away`: then it cannot be measured.
+    """
 
     pool: Pool
     volume: Volume
     backend: Backend
     lost: bool
+    away: bool
 
 
 class Node(csi_pb2_grpc.NodeServicer):
@@ -91,8 +95,7 @@ class Node(csi_pb2_grpc.NodeServicer):
             path = node_request.path(
                 self._pools, request.staging_target_path, "staging_target_path"
             )
-            pool.check(writable=False)
-            Staging(pool.backend(volume)).ensure_unstaged(path)
+            undoing(pool, volume).ensure_unstaged(path)
         return csi.NodeUnstageVolumeResponse()
 
     # Publish
@@ -150,8 +153,7 @@ class Node(csi_pb2_grpc.NodeServicer):
             elif found := self._pools.find(request.volume_id):
                 pool, volume = found
                 target = node_request.path(self._pools, request.target_path, "target_path")
-                pool.check(writable=False)
-                Staging(pool.backend(volume)).ensure_unpublished(target)
+                undoing(pool, volume).ensure_unpublished(target)
             else:
                 self._unpublish_lost(request)
         return csi.NodeUnpublishVolumeResponse()
@@ -187,7 +189,7 @@ class Node(csi_pb2_grpc.NodeServicer):
         condition = condition_of(found.pool, found.volume, self._locks)
         usage = None
         try:
-            if not found.lost:
+            if not (found.lost or found.away):
                 usage = found.backend.usage(Path(request.volume_path))
         except OSError:
             if not condition.abnormal:  # otherwise that says why it cannot be measured
@@ -224,20 +226,20 @@ class Node(csi_pb2_grpc.NodeServicer):
         """
         ephemeral = None if ids.node_of(volume_id) else self._pools.find_inline(volume_id)
         pool, volume = ephemeral or self._pools.need(volume_id)
-        away = False
-        try:
+        staging = undoing(pool, volume)
+        if staging.away and not lost:
             pool.check(writable=False)
-        except FailedPrecondition:
-            if not lost:
-                raise
-            away = True
         with contextlib.suppress(InvalidArgument):
             place = resolved(path, "volume_path")
-            staging = Staging(pool.backend(volume))
-            if staging.holds(place):
-                return _Found(pool=pool, volume=volume, backend=staging.backend, lost=False)
-            if lost and staging.has_lost(place, known=not away):
-                return _Found(pool=pool, volume=volume, backend=staging.backend, lost=True)
+            held = staging.holds(place)
+            if held or (lost and staging.has_lost(place, known=not staging.away)):
+                return _Found(
+                    pool=pool,
+                    volume=volume,
+                    backend=staging.backend,
+                    lost=not held,
+                    away=staging.away,
+                )
         raise NotFound(f"volume {volume_id} is neither staged nor published at {path!r}")
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from pycsi import mountflags
 from pycsi.backends import Backend
 from pycsi.errors import AlreadyExists, FailedPrecondition, InvalidArgument
+from pycsi.linux import holders
 from pycsi.linux.descriptor import is_directory, opened, straight
 from pycsi.linux.mount import topmost
 from pycsi.linux.mounttable import Mount
@@ -51,12 +52,17 @@ def resolved(text: str, field: str) -> str:
 
 
 class Staging:
-    """The node's side of one volume. Callers hold the volume's lock."""
+    """The node's side of one volume. Callers hold the volume's lock.
 
-    def __init__(self, backend: Backend) -> None:
+    Of a volume whose pool is `away` what the kernel has mounted is all that is known, and all that
+    it takes to undo that.
+    """
+
+    def __init__(self, backend: Backend, *, away: bool = False) -> None:
         self.backend = backend
         self.kernel = backend.kernel
-        self.notes = Notes(backend.where)
+        self.away = away
+        self.notes = Notes(backend.where, away=away)
         if self.notes.lost:
             # Every mount may be a staged or a published one, with whatever arguments.
             self.notes.published = {item.target: UNKNOWN for item in backend.mounts()}
@@ -239,14 +245,31 @@ class Staging:
 
     def _unmount(self, path: str) -> None:
         while found := self.kernel.mounts.at(path):
-            if found[-1].id not in {item.id for item in self.backend.mounts()}:
+            ours = found[-1].id in {item.id for item in self.backend.mounts()}
+            if not ours and not self.backend.is_relic(found[-1]):
                 raise _foreign(found[-1])
-            self.kernel.unmount(path)
+            self._unmount_topmost(found[-1])
             if len(found) == 1:
                 return
 
+    def _unmount_topmost(self, mounted: Mount) -> None:
+        try:
+            self.backend.unmount(mounted.target)
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise
+            who = holders.named(holders.of_mount(mounted))
+            raise FailedPrecondition(
+                f"volume {self._id}: {mounted.target} is in use by {who}; end that"
+            ) from None
+
     def _refuse_mounted(self, path: str) -> None:
-        if mounted := self.kernel.mounts.topmost(path):
+        """Refuse a path where something else is mounted; what is left of a lost disk goes away."""
+        mounted = self.kernel.mounts.topmost(path)
+        if mounted and mounted not in self.backend.mounts() and self.backend.is_relic(mounted):
+            self._unmount(path)
+            mounted = self.kernel.mounts.topmost(path)
+        if mounted:
             raise _foreign(mounted)
 
 

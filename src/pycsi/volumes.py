@@ -64,6 +64,18 @@ def delete(pool: Pool, volume: Volume) -> None:
     pool.delete(staging.backend, Fate.KEPT if retained else Fate.GONE)
 
 
+def undoing(pool: Pool, volume: Volume) -> Staging:
+    """Return the node's side of a volume to who undoes something, whatever has become of its disk.
+
+    To unmount needs nothing of it.
+    """
+    try:
+        pool.check(writable=False)
+    except FailedPrecondition:
+        return Staging(pool.backend(volume), away=True)
+    return Staging(pool.backend(volume))
+
+
 @contextlib.contextmanager
 def noting(pool: Pool, volume: Volume) -> Iterator[Staging]:
     """Yield the node's side of a volume, to who may note something of it."""

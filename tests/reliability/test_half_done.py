@@ -15,7 +15,7 @@ from reliability.faults import Point, Worker, record, traced
 
 from pycsi.proto import csi_pb2 as csi
 
-INTERNAL = grpc.StatusCode.INTERNAL
+REFUSED = grpc.StatusCode.FAILED_PRECONDITION
 
 _ATTEMPTS = 5
 
@@ -46,14 +46,14 @@ def test_record(served: Driver, big_pool: Path, tmp_path: Path) -> None:
     attach = csi.ControllerPublishVolumeRequest(volume_id=volume_id, node_id="node-1")
     attach.volume_capability.mount.SetInParent()
     attach.volume_capability.access_mode.mode = csi.VolumeCapability.AccessMode.SINGLE_NODE_WRITER
-    with failing(served, tmp_path, "fsync", 2), refused(INTERNAL, "Input/output error"):
+    with failing(served, tmp_path, "fsync", 2), refused(REFUSED, "Input/output error"):
         served.controller.ControllerPublishVolume(attach)
     before = nodes(served, volume_id)
     assert before == []
     served.restart()
     assert nodes(served, volume_id) == before
     served.controller.ControllerPublishVolume(attach)
-    with failing(served, tmp_path, "fsync", 2), refused(INTERNAL, "Input/output error"):
+    with failing(served, tmp_path, "fsync", 2), refused(REFUSED, "Input/output error"):
         served.controller.ControllerUnpublishVolume(request)
     served.restart()
     assert nodes(served, volume_id) == ["node-1"]
@@ -62,7 +62,7 @@ def test_record(served: Driver, big_pool: Path, tmp_path: Path) -> None:
 def test_size(served: Driver, big_pool: Path, tmp_path: Path) -> None:
     """An expansion whose record could not be synchronised leaves the volume as it was."""
     volume_id = served.create("v", 16 * MIB, type="image").volume_id
-    with failing(served, tmp_path, "fsync", 3), refused(INTERNAL, "Input/output error"):
+    with failing(served, tmp_path, "fsync", 3), refused(REFUSED, "Input/output error"):
         served.expand(volume_id, 32 * MIB)
     served.restart()
     check_whole(served, big_pool)
@@ -75,7 +75,7 @@ def test_group(served: Driver, big_pool: Path, tmp_path: Path) -> None:
     volume_id = served.create("v", 16 * MIB, type="image").volume_id
     group = served.snapshot_group("g", volume_id)
     members = [item.snapshot_id for item in group.snapshots]
-    with failing(served, tmp_path, "fsync", 1), refused(INTERNAL, "Input/output error"):
+    with failing(served, tmp_path, "fsync", 1), refused(REFUSED, "Input/output error"):
         served.delete_group(group.group_snapshot_id, *members)
     check_whole(served, big_pool)
     served.restart()
@@ -143,7 +143,7 @@ def test_unwritten(served: Driver, big_pool: Path, tmp_path: Path, call: str) ->
         served.snapshot_group(f"g{number}", volume_id)
 
     answer: Any = failing_at(served, tmp_path, call, "pool/groups/.g", play, act)
-    assert answer.code() is INTERNAL
+    assert answer.code() is REFUSED
     check_whole(served, big_pool)
 
 
@@ -169,9 +169,9 @@ def test_deletion(served: Driver, big_pool: Path, tmp_path: Path, number: int) -
     """A volume or snapshot that could not be deleted is there, with all that is in it."""
     volume_id = served.create("v", 16 * MIB, type="image").volume_id
     snapshot_id = served.snapshot("s", volume_id).snapshot_id
-    with failing(served, tmp_path, "fsync", number), refused(INTERNAL, "Input/output error"):
+    with failing(served, tmp_path, "fsync", number), refused(REFUSED, "Input/output error"):
         served.delete(volume_id)
-    with failing(served, tmp_path, "fsync", number), refused(INTERNAL, "Input/output error"):
+    with failing(served, tmp_path, "fsync", number), refused(REFUSED, "Input/output error"):
         served.delete_snapshot(snapshot_id)
     check_whole(served, big_pool)
     assert served.volume_ids() == [volume_id]

@@ -124,11 +124,11 @@ def test_device_that_somebody_keeps_open(driver: Driver, root: None, tmp_path: P
     device = Path(f"/dev/loop{os.minor(target.stat().st_rdev)}")
     with device.open("rb"):
         driver.unpublish(volume_id, target)
-        with refused(grpc.StatusCode.FAILED_PRECONDITION, "open"):
+        with refused(grpc.StatusCode.FAILED_PRECONDITION, f"process {os.getpid()}"):
             driver.unstage(volume_id, staging)
         with refused(grpc.StatusCode.FAILED_PRECONDITION, "not staged"):
             driver.publish(volume_id, staging, target, wanted)
-        with refused(grpc.StatusCode.FAILED_PRECONDITION, "open"):
+        with refused(grpc.StatusCode.FAILED_PRECONDITION, f"process {os.getpid()}"):
             driver.stage(volume_id, staging, wanted)
         with refused(grpc.StatusCode.FAILED_PRECONDITION):
             driver.delete(volume_id)

@@ -85,7 +85,7 @@ def test_one_of_many_threads_holds() -> None:
         (errors.Unimplemented("x"), Code.UNIMPLEMENTED),
         (OSError(errno.ENOSPC, "full"), Code.RESOURCE_EXHAUSTED),
         (OSError(errno.EDQUOT, "full"), Code.RESOURCE_EXHAUSTED),
-        (OSError(errno.EIO, "broken"), Code.INTERNAL),
+        (OSError(errno.EIO, "broken"), Code.FAILED_PRECONDITION),
         (OSError(), Code.INTERNAL),
         (KeyError("x"), Code.INTERNAL),
         (RuntimeError(), Code.INTERNAL),

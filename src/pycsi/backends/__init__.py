@@ -93,6 +93,13 @@ class Backend(abc.ABC):
         seen = self.kernel.mounts.topmost(path)
         return seen is not None and seen in self.mounts()
 
+    @abc.abstractmethod
+    def is_relic(self, mounted: Mount) -> bool:
+        """Tell whether a mount shows the volume as it was on a disk that is lost or replaced.
+
+        It is for undoing only: a relic is neither staged nor published.
+        """
+
     def is_staged(self, path: str) -> bool:
         """Tell whether the volume is staged at `path`, as far as the kernel knows."""
         return self.is_seen(path)
@@ -103,6 +110,10 @@ class Backend(abc.ABC):
 
     def release(self) -> None:
         """Free what staging took besides the mount."""
+
+    def unmount(self, path: str) -> None:
+        """Undo the topmost mount at `path`, and what only it took."""
+        self.kernel.unmount(path)
 
     def publish(self, source: str, target: str, capability: Capability, *, readonly: bool) -> None:
         """Make the volume that is staged at `source` visible at `target`, which exists."""

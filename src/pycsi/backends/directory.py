@@ -39,6 +39,10 @@ class Directory(Backend):
         mounts = self.kernel.mounts
         return mounts.of(self.ground.device, self.ground.seen_in(mounts).root_of(self.inside))
 
+    def is_relic(self, mounted: Mount) -> bool:
+        # The same disk has another number each time that it comes; the path in it has the id.
+        return mounted.root == self.ground.root_of(self.inside)
+
     def stage(self, path: str, capability: Capability, *, readonly: bool = False) -> None:
         if self.volume.enforced:
             self.limiter.limit(self.content, self.volume.project, self.volume.capacity)

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from pycsi import mountflags
 from pycsi.backends import attributes, mkfs
-from pycsi.backends.growth import GrowingImage, answers
+from pycsi.backends.growth import GrowingImage
 from pycsi.errors import CsiError, FailedPrecondition, InvalidArgument, ResourceExhausted
 from pycsi.limits import filesystem_usage
-from pycsi.linux import btrfs, filesystem, loop, mount
+from pycsi.linux import btrfs, filesystem, holders, loop, mount
 from pycsi.linux.descriptor import opened
 from pycsi.linux.mounttable import Mount
 from pycsi.linux.program import ProgramError
@@ -70,7 +70,7 @@ class FilesystemImage(GrowingImage):
     def mounts(self) -> list[Mount]:
         mounts = self.kernel.mounts
         found: list[Mount] = []
-        for device in self.kernel.loops(self.image):
+        for device in self.devices():
             # The device number of a mounted btrfs is not its disk's, but its source is.
             if self.kind == "btrfs":
                 found += mounts.of_source(str(device.path))
@@ -171,9 +171,9 @@ class FilesystemImage(GrowingImage):
             if errors := self._errors(item):
                 yield f"its {self.kind} has counted {errors} errors; look at the kernel's log"
         for item in mounted:
-            if "ro" in item.super_options and not item.readonly:
+            if item.super_options & {"ro", "emergency_ro"} and not item.readonly:
                 yield f"its {self.kind} has gone read-only; look at the kernel's log"
-            elif "shutdown" in item.super_options or not answers(item.target):
+            elif "shutdown" in item.super_options or not mount.answers(item.target):
                 yield f"its {self.kind} has been shut down; look at the kernel's log"
 
     def _errors(self, mounted: Mount) -> int:
@@ -266,7 +266,11 @@ class FilesystemImage(GrowingImage):
 
     def holder(self) -> str | None:
         devices = self.wait_until_free()
-        return f"{devices[0].path}, mounted in another mount namespace" if devices else None
+        if not devices:
+            return None
+        seen = holders.of_device(devices[0].number)
+        who = f": {holders.named(seen)}" if seen else ""
+        return f"{devices[0].path}, mounted in another mount namespace{who}"
 
     def release(self) -> None:
         if not self.mounts():

@@ -16,6 +16,7 @@ import structlog
 from pycsi.backends.image import Image
 from pycsi.errors import CsiError, FailedPrecondition, ResourceExhausted
 from pycsi.linux import filesystem
+from pycsi.linux.mount import answers
 from pycsi.linux.mounttable import Mount
 from pycsi.linux.program import ProgramError
 from pycsi.model import MIB, show
@@ -213,12 +214,3 @@ class GrowingImage(Image):
             if self.pool_is_full():
                 raise ResourceExhausted(f"{text}; free space in the pool") from None
             raise FailedPrecondition(f"{text}; look at {self._undo} and e2undo(8)") from None
-
-
-def answers(mountpoint: str) -> bool:
-    """Tell whether a directory can be read: not in an XFS that was shut down."""
-    try:
-        next(Path(mountpoint).iterdir(), None)
-    except OSError as error:
-        return error.errno != errno.EIO
-    return True

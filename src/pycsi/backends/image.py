@@ -11,14 +11,18 @@ import structlog
 from pycsi.backends import Backend
 from pycsi.errors import FailedPrecondition
 from pycsi.limits import Progress
-from pycsi.linux import clone, discard, loop, nocow
-from pycsi.linux.descriptor import opened
+from pycsi.linux import backing, clone, discard, holders, loop, nocow
+from pycsi.linux.descriptor import DISK_FAULTS, opened
+from pycsi.linux.mounttable import Mount
 from pycsi.model import Volume, show
 
 log = structlog.get_logger()
 
 _PATIENCE = 5.0
 """Seconds to wait for the kernel to free a loop device that nobody uses any more."""
+
+_GRACE = 0.5
+"""Seconds to leave to those who look at a device for a moment, as udev does."""
 
 
 def _refuse_restless(source: Backend) -> None:
@@ -89,6 +93,37 @@ class Image(Backend):
         for device in loop.find(self.image):
             loop.set_capacity(device)
 
+    def devices(self) -> list[loop.LoopDevice]:
+        """Return the loop devices on the image.
+
+        Where its disk has failed, those of which the kernel recorded its path.
+        """
+        try:
+            return self.kernel.loops(self.image)
+        except OSError as error:
+            if error.errno not in DISK_FAULTS:
+                raise
+            return backing.devices_on({self.ground.real(self.inside)})
+
+    def relics(self) -> list[loop.LoopDevice]:
+        """Return the loop devices on the image as it was on a disk that is lost or replaced.
+
+        Not those of another pool that has a volume of this id: its file is there to be seen.
+        """
+        here = self.ground.real(self.inside)
+        lost = self.ground.below_mount(self.inside)
+        there = {here, lost} if here == lost or not os.path.exists(lost) else {here}  # noqa: PTH110
+        current = self.devices()
+        return [item for item in backing.devices_on(there) if item not in current]
+
+    def is_relic(self, mounted: Mount) -> bool:
+        number = backing.number_shown(mounted)
+        if number is None:
+            return False
+        path = backing.path_of(number) or ""
+        inside = "/".join(self.inside.split("/")[-3:])  # volumes/ID/disk.img
+        return path.endswith(f"/{inside}") or backing.is_named(number, self.volume.id)
+
     def forget_unrecorded(self) -> None:
         """Undo a resize that ended before it was recorded: nobody has seen the end of the file."""
         if self.image.stat().st_size > self.volume.capacity:
@@ -111,7 +146,7 @@ class Image(Backend):
 
         That of an unmounted btrfs is closed a moment after umount2 has returned.
         """
-        if self.kernel.loops(self.image):
+        if self.devices():
             self.wait_until_free()
         if self.volume.thick:
             loop.remove_refusing()
@@ -119,17 +154,40 @@ class Image(Backend):
     def require_free(self) -> None:
         """Refuse to go on while a loop device has the image."""
         if held := self.wait_until_free():
-            raise FailedPrecondition(
-                f"volume {self.volume.id}: somebody still has {held[0].path} open; end that process"
-            )
+            raise FailedPrecondition(f"volume {self.volume.id}: {self._held(held[0])}; end that")
+
+    @staticmethod
+    def _held(device: loop.LoopDevice) -> str:
+        return f"{device.path} is in use by {holders.named(holders.of_device(device.number))}"
 
     def wait_until_free(self) -> list[loop.LoopDevice]:
-        """Give the kernel time to free the devices; return those that are still in use."""
-        deadline = time.monotonic() + _PATIENCE
-        while (devices := loop.find(self.image)) and time.monotonic() < deadline:
-            time.sleep(0.01)
+        """Give the kernel time to free the devices; return those that are still in use.
+
+        It is not waited for long where somebody is seen who uses them.
+        """
+        begin = time.monotonic()
+        look = begin + _GRACE
+        while True:
             self.kernel.forget()
-        return devices
+            devices, now = self.devices(), time.monotonic()
+            if not devices or now > begin + _PATIENCE:
+                return devices
+            if now > look:
+                look = now + _GRACE
+                if any(self.is_held(device.number) for device in devices):
+                    return self.devices()
+            time.sleep(0.01)
+
+    def is_held(self, number: int) -> bool:
+        """Tell whether somebody uses a device that is to go.
+
+        A device that was put on top of it by losetup(8), and that nobody uses, goes first: it is
+        left of somebody who was killed.
+        """
+        for top in backing.on_top_of(number):
+            if not self.is_held(top.number):
+                self.kernel.detach(top)
+        return bool(holders.of_device(number))
 
     # Health
 

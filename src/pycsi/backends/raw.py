@@ -1,10 +1,11 @@
 """A volume that is an image given out as a raw block device."""
 
+import errno
 from pathlib import Path
 
 from pycsi.backends.image import Image
 from pycsi.errors import FailedPrecondition
-from pycsi.linux import loop
+from pycsi.linux import backing, loop
 from pycsi.linux.mounttable import Mount
 from pycsi.model import Capability, Usage
 
@@ -21,7 +22,7 @@ class RawImage(Image):
     def mounts(self) -> list[Mount]:
         return [
             item
-            for device in self.kernel.loops(self.image)
+            for device in self.devices()
             for item in self.kernel.mounts.showing(f"/loop{device.number}")
             if item.fstype in {"devtmpfs", "tmpfs"}
         ]
@@ -34,15 +35,14 @@ class RawImage(Image):
         """
         devices = [device for device in loop.find(self.image) if device.readonly is readonly]
         for device in devices:
-            if device.autoclear and not readonly:
+            if device.autoclear and not readonly and self.is_held(device.number):
                 raise FailedPrecondition(
-                    f"volume {self.volume.id}: {device.path} was detached, and somebody still "
-                    "has it open; end that process"
+                    f"volume {self.volume.id} was detached, and {self._held(device)}; end that"
                 )
         return next((device for device in devices if not device.autoclear), None)
 
     def is_staged(self, path: str) -> bool:
-        devices = self.kernel.loops(self.image)
+        devices = self.devices()
         return any(not (device.readonly or device.autoclear) for device in devices)
 
     def stage(self, path: str, capability: Capability, *, readonly: bool = False) -> None:
@@ -59,7 +59,8 @@ class RawImage(Image):
             return device
 
     def release(self) -> None:
-        for device in loop.find(self.image):
+        self.kernel.forget()
+        for device in self.devices() + self.relics():
             self.kernel.detach(device)
         self.require_free()
         self.forget_devices()
@@ -69,9 +70,26 @@ class RawImage(Image):
         device = self._device(readonly=readonly) or self._attach(readonly=readonly)
         self.kernel.bind(device.path, target)
 
+    def unmount(self, path: str) -> None:
+        shown = self.kernel.mounts.topmost(path)
+        number = backing.number_shown(shown) if shown else None
+        try:
+            super().unmount(path)
+        except OSError as error:
+            # Where it is published nowhere else, nobody needs a device that is on top of it.
+            if error.errno != errno.EBUSY or number is None or len(self.mounts()) > 1:
+                raise
+            self.is_held(number)
+            super().unmount(path)
+        if number is None or any(device.number == number for device in self.devices()):
+            return
+        for relic in self.relics():
+            if relic.number == number and not self.kernel.mounts.showing(f"/loop{number}"):
+                self.kernel.detach(relic)
+
     def withdraw(self) -> None:
         used = {item.root for item in self.mounts()}
-        for device in loop.find(self.image):
+        for device in self.devices():
             if device.readonly and f"/loop{device.number}" not in used:
                 self.kernel.detach(device)
 

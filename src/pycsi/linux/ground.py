@@ -60,5 +60,12 @@ class Ground:
         """Return the path of what lies below, without symbolic links."""
         return f"{self.real_path}{self._inside(place)}"
 
+    def below_mount(self, place: str) -> str:
+        """Return the path of what lies below from the root of the mount through which it is seen.
+
+        So the kernel calls it where that mount has gone.
+        """
+        return f"/{os.path.relpath(self.real(place), self.mount.target)}"
+
     def _inside(self, place: str) -> str:
         return place.removeprefix(str(self.path))

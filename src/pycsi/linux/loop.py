@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pycsi.linux import discard
-from pycsi.linux.descriptor import closing, opened
+from pycsi.linux.descriptor import DISK_FAULTS, closing, opened
 
 LOOP_CLR_FD = 0x4C01
 LOOP_CONFIGURE = 0x4C0A
@@ -55,7 +55,7 @@ _LONGEST = 4096
 _SYSFS = Path("/sys/block")
 
 
-class _LoopInfo64(ctypes.Structure):
+class LoopInfo64(ctypes.Structure):
     """`struct loop_info64` of <linux/loop.h>."""
 
     _fields_ = (
@@ -81,7 +81,7 @@ class _LoopConfig(ctypes.Structure):
     _fields_ = (
         ("fd", ctypes.c_uint32),
         ("block_size", ctypes.c_uint32),
-        ("info", _LoopInfo64),
+        ("info", LoopInfo64),
         ("reserved", ctypes.c_uint64 * 8),
     )
 
@@ -224,7 +224,7 @@ def find(file: Path) -> list[LoopDevice]:
     """
     hints = os.fsencode(f"/{file.parent.name}/{file.name}\n"), _UNLINKED
     found = []
-    for number in _numbers():
+    for number in numbers():
         try:
             fd = os.open(f"{_SYSFS}/loop{number}/loop/backing_file", os.O_RDONLY | os.O_CLOEXEC)
             with closing(fd):
@@ -241,7 +241,7 @@ def find(file: Path) -> list[LoopDevice]:
     return found
 
 
-def _numbers() -> list[int]:
+def numbers() -> list[int]:
     """Return the numbers of the loop devices that are bound, and perhaps of others."""
     return _numbers_in(_partitions() or _block_devices())
 
@@ -276,12 +276,19 @@ def _partitions() -> list[bytes]:
 def bound() -> dict[tuple[int, int], list[LoopDevice]]:
     """Return all loop devices that are bound, by device and inode number of their files."""
     found: dict[tuple[int, int], list[LoopDevice]] = {}
-    for number in _numbers():
-        with contextlib.suppress(OSError), closing(_open(number, os.O_RDONLY)) as fd:
-            info = _LoopInfo64()
-            fcntl.ioctl(fd, LOOP_GET_STATUS64, info)
-            found.setdefault((info.lo_device, info.lo_inode), []).append(_described(info))
+    for number in numbers():
+        if info := status_of(number):
+            found.setdefault((info.lo_device, info.lo_inode), []).append(described(info))
     return found
+
+
+def status_of(number: int) -> LoopInfo64 | None:
+    """Return what the kernel tells of a device; None where it is not bound, or its disk failed."""
+    with contextlib.suppress(OSError), closing(_open(number, os.O_RDONLY)) as fd:
+        info = LoopInfo64()
+        fcntl.ioctl(fd, LOOP_GET_STATUS64, info)
+        return info
+    return None
 
 
 @contextlib.contextmanager
@@ -310,19 +317,21 @@ def _held(number: int, file: Path) -> Iterator[LoopDevice | None]:
 
 
 def _status(fd: int, device: int, inode: int) -> LoopDevice | None:
-    info = _LoopInfo64()
+    info = LoopInfo64()
     try:
         fcntl.ioctl(fd, LOOP_GET_STATUS64, info)
     except OSError as error:
-        if error.errno in _GONE:
+        # The device's own file is asked, whose disk may have failed: it is another file then.
+        if error.errno in _GONE | DISK_FAULTS:
             return None
         raise
     if (info.lo_device, info.lo_inode) != (device, inode):
         return None
-    return _described(info)
+    return described(info)
 
 
-def _described(info: _LoopInfo64) -> LoopDevice:
+def described(info: LoopInfo64) -> LoopDevice:
+    """Return the device that a status is of."""
     return LoopDevice(
         number=info.lo_number,
         readonly=bool(info.lo_flags & LO_FLAGS_READ_ONLY),

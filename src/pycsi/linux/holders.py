@@ -1,0 +1,194 @@
+"""Who keeps a mount or a block device from going, as fuser(1) would tell it.
+
+It is asked where something has failed already, for it takes a look at every process. What may not
+be looked at is left out: in a container these are the processes outside of it. The filesystem that
+is held is never asked anything, for its disk may have failed.
+"""
+
+import contextlib
+import functools
+import os
+import stat
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from pycsi.linux import loop
+from pycsi.linux.backing import number_shown, on_top_of, path_of
+from pycsi.linux.descriptor import opened
+from pycsi.linux.mounttable import Mount, MountTable, parse_mountinfo
+
+_MEMORY = frozenset({"devtmpfs", "ramfs", "tmpfs"})
+"""Where device nodes lie: of a file there one can ask without waiting for a disk or a network."""
+
+_MOST = 4
+"""How many are named."""
+
+
+def named(found: Iterable[str]) -> str:
+    """Return a few of what was found, for people."""
+    those = list(found)
+    if not those:
+        return "somebody who cannot be seen from here (try fuser on the node itself)"
+    more = len(those) - _MOST
+    return ", ".join(those[:_MOST]) + (f" and {more} more" if more > 0 else "")
+
+
+def of_mount(mounted: Mount) -> list[str]:
+    """Return what keeps a mount from being unmounted."""
+    inside = f"{mounted.target.rstrip('/')}/"
+    found = [f"a mount at {item.target}" for item in MountTable() if item.parent == mounted.id]
+    for number in loop.numbers():
+        path = path_of(number) or ""
+        if path.startswith(inside):
+            found.append(f"/dev/loop{number}, which is on {path}")
+    found += [f"swap in {path}" for path in _swaps() if path.startswith(inside)]
+    if mounted.fstype in _MEMORY and (node := number_shown(mounted)) is not None:
+        found += [f"{top.path}, which is on top of it" for top in on_top_of(node)]
+    look = _Look()
+    for pid in _processes():
+        numbers = look.numbers_of(pid, mounted)
+        if numbers and any(number in numbers for number in _mounts_used(pid, mounted)):
+            found.append(_described(pid))
+    return found
+
+
+def of_device(number: int) -> list[str]:
+    """Return what keeps a loop device from being freed."""
+    node, device = f"/dev/loop{number}", os.makedev(loop.LOOP_MAJOR, number)
+    found = [f"{top.path}, which is on top of it" for top in on_top_of(number)]
+    found += [f"{_device_mapper(name)}, which is on top of it" for name in _holders(number)]
+    found += [f"swap on {path}" for path in _swaps() if path == node]
+    look = _Look()
+    seen: set[str] = set()
+    for pid in _processes():
+        namespace = look.namespace_of(pid)
+        for item in look.mounts_in(namespace, pid) if namespace not in seen else ():
+            if device == item.device or item.source == node:
+                place = "" if namespace == look.own else f" for {_described(pid)}"
+                found.append(f"a mount at {item.target}{place}")
+        seen.add(namespace)
+        if _has_open(pid, device, look):
+            found.append(_described(pid))
+    return found
+
+
+def _processes() -> Iterator[int]:
+    return (int(name) for name in os.listdir("/proc") if name.isdigit())  # noqa: PTH208
+
+
+def _described(pid: int) -> str:
+    with contextlib.suppress(OSError):
+        return f"process {pid} ({Path(f'/proc/{pid}/comm').read_text().strip()})"
+    return f"process {pid}"
+
+
+class _Look:
+    """What is mounted in the mount namespaces of processes, each read once."""
+
+    def __init__(self) -> None:
+        self._mounts: dict[str, list[Mount]] = {}
+
+    @functools.cached_property
+    def own(self) -> str:
+        """The namespace of this process."""
+        return self.namespace_of(os.getpid())
+
+    def namespace_of(self, pid: int) -> str:
+        with contextlib.suppress(OSError):
+            return os.readlink(f"/proc/{pid}/ns/mnt")  # noqa: PTH115
+        return ""
+
+    def mounts_in(self, namespace: str, pid: int) -> list[Mount]:
+        """Return what is mounted in the namespace, which is that of a process."""
+        if namespace not in self._mounts:
+            self._mounts[namespace] = []
+            with contextlib.suppress(OSError):
+                text = os.fsdecode(Path(f"/proc/{pid}/mountinfo").read_bytes())
+                self._mounts[namespace] = parse_mountinfo(text) if text else []
+        return self._mounts[namespace]
+
+    def numbers_of(self, pid: int, mounted: Mount) -> set[int]:
+        """Return the numbers that a mount, or a copy of it, has for a process."""
+        namespace = self.namespace_of(pid)
+        if namespace == self.own:
+            return {mounted.id}
+        return {
+            item.id
+            for item in self.mounts_in(namespace, pid)
+            if (item.device, item.root) == (mounted.device, mounted.root)
+        }
+
+
+def _mounts_used(pid: int, mounted: Mount) -> Iterator[int]:
+    """Yield the numbers of mounts through which a process has opened something or is somewhere."""
+    for link in ("cwd", "root", "exe"):
+        yield from _mount_of_link(f"/proc/{pid}/{link}")
+    for name in _listed(f"/proc/{pid}/fdinfo"):
+        yield from _mount_in(f"/proc/{pid}/fdinfo/{name}")
+    device = f" {os.major(mounted.device):02x}:{os.minor(mounted.device):02x} "
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{pid}/maps").read_bytes().decode(errors="replace").splitlines():
+            if device in line:
+                yield from _mount_of_link(f"/proc/{pid}/map_files/{_range(line)}")
+
+
+def _range(line: str) -> str:
+    """Return how a mapped file's link is called: its addresses without leading zeros."""
+    start, _, end = line.partition(" ")[0].partition("-")
+    return f"{int(start, 16):x}-{int(end, 16):x}"
+
+
+def _mount_of_link(path: str) -> Iterator[int]:
+    # O_PATH follows such a link without asking the filesystem that it leads to.
+    with contextlib.suppress(OSError), opened(path, os.O_PATH) as fd:
+        yield from _mount_in(f"/proc/self/fdinfo/{fd}")
+
+
+def _mount_in(fdinfo: str) -> Iterator[int]:
+    with contextlib.suppress(OSError):
+        for row in Path(fdinfo).read_text().splitlines():
+            if row.startswith("mnt_id:"):
+                yield int(row.split()[1])
+
+
+def _has_open(pid: int, device: int, look: _Look) -> bool:
+    """Tell whether a process has a block device open."""
+    for name in _listed(f"/proc/{pid}/fd"):
+        with contextlib.suppress(OSError):
+            path = f"/proc/{pid}/fd/{name}"
+            if not os.readlink(path).startswith("/"):  # noqa: PTH115
+                continue
+            if _is_in_memory(pid, name, look):
+                status = os.stat(path)  # noqa: PTH116
+                if stat.S_ISBLK(status.st_mode) and status.st_rdev == device:
+                    return True
+    return False
+
+
+def _is_in_memory(pid: int, name: str, look: _Look) -> bool:
+    """Tell whether an open file lies in memory, or in a mount that has gone, as bound nodes do."""
+    numbers = set(_mount_in(f"/proc/{pid}/fdinfo/{name}"))
+    mounts = look.mounts_in(look.namespace_of(pid), pid)
+    return all(item.fstype in _MEMORY for item in mounts if item.id in numbers)
+
+
+def _listed(folder: str) -> list[str]:
+    with contextlib.suppress(OSError):
+        return os.listdir(folder)  # noqa: PTH208
+    return []
+
+
+def _holders(number: int) -> list[str]:
+    return _listed(f"/sys/block/loop{number}/holders")
+
+
+def _device_mapper(name: str) -> str:
+    with contextlib.suppress(OSError):
+        return f"/dev/mapper/{Path(f'/sys/block/{name}/dm/name').read_text().strip()}"
+    return f"/dev/{name}"
+
+
+def _swaps() -> list[str]:
+    with contextlib.suppress(OSError):
+        return [row.split()[0] for row in Path("/proc/swaps").read_text().splitlines()[1:]]
+    return []
