@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from pycsi.backends.choice import backend_for
-from pycsi.capacity import Capacity
 from pycsi.config import PoolConfig
 from pycsi.health import Ward
 from pycsi.layout import Layout, snapshot_shelf, volume_shelf
@@ -14,10 +13,11 @@ from pycsi.limits import Limiter, NoLimiter, limiter_for, limiter_name
 from pycsi.linux.descriptor import opened
 from pycsi.linux.ground import Ground
 from pycsi.linux.kernel import Glance
-from pycsi.model import show
+from pycsi.model import Volume, show
+from pycsi.room import Room
 from pycsi.staging import Staging
 from pycsi.store import RecordError
-from pycsi.trash import entries
+from pycsi.trash import Trash, entries
 
 _LABELS = {"pvc": "csi.storage.k8s.io/pvc/name", "namespace": "csi.storage.k8s.io/pvc/namespace"}
 
@@ -57,6 +57,25 @@ class Seen:
             return limiter_for(self.ground.real_path, self.ground.mount.fstype, self.uuid)
         return NoLimiter()
 
+    @property
+    def room(self) -> Room:
+        """What the pool has promised, and can still promise."""
+        limiter = self.limiter
+
+        def owned(volume: Volume, shares: bool) -> int:  # noqa: FBT001
+            place = os.fspath(self.layout.volumes / volume.id)
+            return backend_for(place, volume, limiter, self.ground).owned(shares=shares)
+
+        return Room(
+            self.config,
+            self.layout,
+            filesystem=self.ground.mount.fstype,
+            volumes=self.volumes,
+            snapshots=self.snapshots,
+            trash=Trash(self.layout, self.config.retain_for),
+            owned=owned,
+        )
+
 
 def pools(configs: Sequence[PoolConfig]) -> list[dict[str, Any]]:
     """Return a row per pool; sizes are in bytes."""
@@ -64,9 +83,7 @@ def pools(configs: Sequence[PoolConfig]) -> list[dict[str, Any]]:
     for config in configs:
         seen = Seen(config)
         in_trash = sum(entry.size() for entry in seen.trash)
-        capacity = Capacity.of(
-            config, os.statvfs(config.path), seen.volumes.held + seen.snapshots.held + in_trash
-        )
+        capacity = seen.room.capacity()
         rows.append(
             {
                 "name": config.name,
@@ -81,6 +98,7 @@ def pools(configs: Sequence[PoolConfig]) -> list[dict[str, Any]]:
                 "reserve": capacity.reserve,
                 "overcommit": capacity.overcommit,
                 "committed": capacity.committed,
+                "unwritten": capacity.unwritten,
                 "in_snapshots": seen.snapshots.held,
                 "in_trash": in_trash,
                 "available": capacity.available(thick=False),
@@ -178,6 +196,7 @@ _COLUMNS: dict[str, dict[str, Literal["left", "right"]]] = {
         "snapshots": "right",
         "size": "right",
         "committed": "right",
+        "unwritten": "right",
         "in_trash": "right",
         "available": "right",
         "free": "right",
@@ -211,7 +230,17 @@ _COLUMNS: dict[str, dict[str, Literal["left", "right"]]] = {
     },
 }
 _SIZES = frozenset(
-    {"size", "committed", "available", "free", "capacity", "held", "in_trash", "in_snapshots"}
+    {
+        "size",
+        "committed",
+        "unwritten",
+        "available",
+        "free",
+        "capacity",
+        "held",
+        "in_trash",
+        "in_snapshots",
+    }
 )
 
 

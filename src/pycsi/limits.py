@@ -52,6 +52,12 @@ class Limiter(Protocol):
     def usage(self, path: Path, project: int | None, size: int) -> Usage:
         """Measure a limited directory, without a walk."""
 
+    def owned(self, path: Path, project: int | None, *, shares: bool) -> int:
+        """Return how many bytes of a limited directory are known not to be others' too.
+
+        `shares` says that it may share blocks.
+        """
+
     def shares(self, path: Path) -> bool:
         """Tell whether `capture` within the pool is at one point in time, at once."""
 
@@ -110,6 +116,9 @@ class NoLimiter:
 
     def usage(self, path: Path, project: int | None, size: int) -> Usage:
         return filesystem_usage(path)
+
+    def owned(self, path: Path, project: int | None, *, shares: bool) -> int:
+        return 0
 
     def shares(self, path: Path) -> bool:
         return False
@@ -174,6 +183,10 @@ class ProjectLimiter(NoLimiter):
         # statvfs(3) shows no more than the limit, which root may have exceeded.
         return dataclasses.replace(measured, used=quota.usage(path, project).used)
 
+    def owned(self, path: Path, project: int | None, *, shares: bool) -> int:
+        # A quota counts what is shared as what is not.
+        return 0 if shares or project is None else quota.usage(path, project).used
+
     def remove(
         self, path: Path, project: int | None, interrupted: Callable[[], bool] = lambda: False
     ) -> None:
@@ -224,6 +237,9 @@ class SubvolumeLimiter(NoLimiter):
         free = os.statvfs(path)
         available = min(max(0, size - used), free.f_bavail * free.f_frsize)
         return Usage(total=size, used=used, available=available)
+
+    def owned(self, path: Path, project: int | None, *, shares: bool) -> int:
+        return btrfs.usage(path).exclusive
 
     def shares(self, path: Path) -> bool:
         return btrfs.is_subvolume(path)

@@ -22,6 +22,7 @@ _GAUGES = {
     "free": "Free space on the pool's filesystem.",
     "reserve": "Bytes that volumes never get.",
     "committed": "The sizes of all volumes, what snapshots hold, and what is in the trash.",
+    "unwritten": "What of that is not on the disk yet.",
     "limit": "What may be promised to volumes in all.",
 }
 

@@ -30,7 +30,7 @@ from pycsi.linux.kernel import Kernel
 from pycsi.linux.mount import syncfs
 from pycsi.linux.mounttable import Mount
 from pycsi.linux.tree import refuse_listed
-from pycsi.model import BLOCK, GIB, LARGEST, Group, Snapshot, Volume, VolumeType
+from pycsi.model import BLOCK, GIB, LARGEST, Group, Snapshot, Volume, VolumeType, show
 from pycsi.room import Room
 from pycsi.shelf import Shelf
 from pycsi.store import publish
@@ -58,7 +58,15 @@ class Pool:
         self.groups: dict[str, Group] = {}
         self.trash = trash.Trash(self.layout, config.retain_for)
         self._claim = Claim(config, begin=begin)
-        self.room = Room(config, self.layout, self.volumes, self.snapshots, self.trash)
+        self.room = Room(
+            config,
+            self.layout,
+            filesystem=self.mount.fstype,
+            volumes=self.volumes,
+            snapshots=self.snapshots,
+            trash=self.trash,
+            owned=lambda volume, shares: self.backend(volume).owned(shares=shares),
+        )
 
     @property
     def uuid(self) -> str:
@@ -107,6 +115,21 @@ class Pool:
             volumes=len(self.volumes),
             snapshots=len(self.snapshots),
         )
+        self.warn_of_promises()
+
+    def warn_of_promises(self) -> None:
+        """Log that volumes may meet a full disk, if more was promised than it has."""
+        with contextlib.suppress(OSError):  # the pool's disk is away
+            capacity = self.capacity()
+            if capacity.lacking:
+                log.warning(
+                    "the pool promises more than its disk has; free space there, or delete volumes",
+                    pool=self.name,
+                    unwritten=show(capacity.unwritten),
+                    free=show(capacity.free),
+                    reserve=show(capacity.reserve),
+                    lacking=show(capacity.lacking),
+                )
 
     def _thaw(self) -> None:
         for marker in list(self.layout.frozen.iterdir()):

@@ -12,6 +12,7 @@ import structlog
 from pycsi import orphans
 from pycsi.errors import FailedPrecondition
 from pycsi.linux import processors
+from pycsi.linux.mount import syncfs
 from pycsi.locks import Locks
 from pycsi.pool import Pool
 
@@ -85,7 +86,11 @@ class Reaper:
         """Remove what is due; return in how many seconds there is more to do."""
         try:
             self._pool.check()
-            return self._pool.trash.reap(self._pool.limiter, self._stopping.is_set)
+            before = self._pool.trash.changed
+            wait = self._pool.trash.reap(self._pool.limiter, self._stopping.is_set)
+            if self._pool.mount.fstype == "btrfs" and self._pool.trash.changed != before:
+                syncfs(self._pool.layout.root)  # what was deleted is free after the next commit
         except (FailedPrecondition, OSError) as error:
             log.warning("cannot empty the trash now", pool=self._pool.name, error=str(error))
             return _LONGEST_SLEEP
+        return wait

@@ -4,7 +4,7 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from pycsi.capacity import Capacity
 from pycsi.config import PoolConfig
@@ -13,46 +13,65 @@ from pycsi.layout import Layout
 from pycsi.model import Snapshot, Volume, show
 from pycsi.shelf import Shelf
 from pycsi.trash import Trash
+from pycsi.written import Written
 
 _PATIENCE = 2.0
 """Seconds to wait for room while the trash is being emptied."""
 
 
 class Room:
-    """What an open pool has promised to its volumes, snapshots and trash, and can still promise."""
+    """What a pool has promised to its volumes, snapshots and trash, and can still promise.
+
+    `owned` returns how many bytes of the pool a volume has to itself, given whether it may share
+    some with snapshots or volumes.
+    """
 
     def __init__(
         self,
         config: PoolConfig,
         layout: Layout,
+        *,
+        filesystem: str,
         volumes: Shelf[Volume],
         snapshots: Shelf[Snapshot],
         trash: Trash,
+        owned: Callable[[Volume, bool], int],
     ) -> None:
+        self._filesystem = filesystem
         self._config = config
         self._layout = layout
         self._volumes = volumes
         self._snapshots = snapshots
         self._trash = trash
+        self._written = Written(
+            layout, filesystem, volumes=volumes, snapshots=snapshots, trash=trash, owned=owned
+        )
         self._mutex = threading.Lock()
         self._pending: dict[str, int] = {}
 
     def capacity(self) -> Capacity:
         """Measure the pool; what is promised is counted, what is in the trash too."""
-        facts = self._measure()
+        facts, usable = self._measure(exact=True)
         with self._mutex:
-            return self._counting_promises(facts)
+            return self._counting_promises(facts, usable)
 
-    def _measure(self) -> os.statvfs_result:
+    def _measure(self, *, exact: bool) -> tuple[os.statvfs_result, int]:
         """Ask the filesystem, and look for what others have changed; not under the lock."""
         announced = self._layout.announced()
         self._volumes.listen(announced)
         self._trash.listen(announced)
-        return os.statvfs(self._layout.root)
+        facts = os.statvfs(self._layout.root)
+        return facts, self._written.usable(facts.f_bavail * facts.f_frsize, exact=exact)
 
-    def _counting_promises(self, facts: os.statvfs_result) -> Capacity:
+    def _counting_promises(self, facts: os.statvfs_result, usable: int) -> Capacity:
         held = self._volumes.held + self._snapshots.held + self._trash.held
-        return Capacity.of(self._config, facts, held + sum(self._pending.values()))
+        return Capacity.of(
+            self._config,
+            facts,
+            self._filesystem,
+            committed=held + sum(self._pending.values()),
+            usable=usable,
+        )
 
     def reserve(self, place: str, size: int, *, thick: bool) -> None:
         """Reserve `size` bytes for what shall be at `place`, or raise `ResourceExhausted`.
@@ -60,17 +79,20 @@ class Room:
         While the trash is being emptied it is worth waiting for a moment.
         """
         deadline = time.monotonic() + _PATIENCE
-        while refusal := self._try_reserve(place, size, thick=thick):
+        # What was measured before is enough where there is room; otherwise it has to be exact.
+        if not self._try_reserve(place, size, thick=thick, exact=False):
+            return
+        while refusal := self._try_reserve(place, size, thick=thick, exact=True):
             if time.monotonic() > deadline or not self._trash.dwindles():
                 raise ResourceExhausted(refusal)
             time.sleep(0.01)
 
-    def _try_reserve(self, place: str, size: int, *, thick: bool) -> str | None:
+    def _try_reserve(self, place: str, size: int, *, thick: bool, exact: bool) -> str | None:
         """Reserve room, or return why there is none."""
-        facts = self._measure()
+        facts, usable = self._measure(exact=exact)
         with self._mutex:
             more = size - self._pending.get(place, 0)
-            capacity = self._counting_promises(facts)
+            capacity = self._counting_promises(facts, usable)
             if more > 0 and capacity.lacks_inodes:
                 return (
                     f"pool {self._config.name}: {facts.f_favail} of {facts.f_files} inodes are "
@@ -84,8 +106,10 @@ class Room:
             return (
                 f"pool {self._config.name}: {show(more)} wanted, {show(left)} left of "
                 f"{show(capacity.limit)} (overcommit {capacity.overcommit:g}, "
-                f"{show(capacity.free)} free on disk, {show(self._trash.held)} in the trash); "
-                "free space, lower the request or raise overcommit"
+                f"{show(capacity.free)} free on disk, {show(capacity.unwritten)} promised and "
+                f"not yet written, {show(capacity.reserve)} reserved, "
+                f"{show(self._trash.held)} in the trash); free space, lower the request or raise "
+                "overcommit"
             )
 
     @contextlib.contextmanager

@@ -162,6 +162,14 @@ def destroy(
         place.rmdir()
 
 
+def image_blocks(place: Path) -> int:
+    """Return how many bytes of the disk the image in a directory takes; 0 where there is none."""
+    try:
+        return (place / Image.NAME).stat().st_blocks * 512
+    except OSError:
+        return 0
+
+
 class Trash:
     """The trash of an open pool, and how much of the pool it occupies.
 
@@ -180,6 +188,8 @@ class Trash:
         self._sizes: dict[str, int] = {}
         self.held = 0
         """How many bytes of the pool are in the trash."""
+        self.changed = float("-inf")
+        """When something came or went last, in seconds of the monotonic clock."""
         self._heard: int | None = None
         self.notices: Callable[[str], None] = lambda _id: None
         """Called with the id of what somebody else may have thrown away."""
@@ -204,10 +214,23 @@ class Trash:
             }
             self._gone = {name: entry for name, entry in found.items() if entry.is_due(None)}
             self._kept = {name: entry for name, entry in found.items() if name not in self._gone}
+            self.changed = time.monotonic()
             self.held = sum(self._sizes.values())  # at once: whoever reads it does not wait
             self._heard = announced
 
+    def written(self) -> int:
+        """Return how many of the bytes that are held are known to be on the disk: images'."""
+        with self._mutex:
+            places = {name: entry.path for name, entry in (self._gone | self._kept).items()}
+            sizes = dict(self._sizes)
+        # One that is being reaped has another name by now.
+        return sum(
+            min(size, image_blocks(places[name]) or image_blocks(self._layout.trash / f".{name}"))
+            for name, size in sizes.items()
+        )
+
     def _put(self, entry: Entry, size: int) -> None:
+        self.changed = time.monotonic()
         of_its_fate = self._gone if entry.is_due(None) else self._kept
         of_its_fate[_name(entry)] = entry
         self.held += size - self._sizes.get(_name(entry), 0)
@@ -216,6 +239,7 @@ class Trash:
     def _forget(self, entry: Entry) -> None:
         name = _name(entry)
         with self._mutex:
+            self.changed = time.monotonic()
             self._gone.pop(name, None)
             self._kept.pop(name, None)
             self.held -= self._sizes.pop(name, 0)

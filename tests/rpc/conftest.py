@@ -70,9 +70,9 @@ def limited(pool: Path, serve: Callable[..., Driver]) -> Callable[..., Driver]:
 
     def start(size: int, *options: str) -> Driver:
         facts = os.statvfs(pool)
-        reserve = facts.f_blocks * facts.f_frsize - size
-        assert reserve > 0
-        return serve(f"default={pool},reserve={reserve}{''.join(f',{item}' for item in options)}")
+        assert facts.f_bavail * facts.f_frsize > 2 * size
+        ratio = (size + 2048) / (facts.f_blocks * facts.f_frsize)
+        return serve(f"default={pool},overcommit={ratio}{''.join(f',{item}' for item in options)}")
 
     return start
 

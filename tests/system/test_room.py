@@ -1,14 +1,26 @@
 """What was promised can be written: the room of volumes, and who may take it from them."""
 
 import contextlib
+import errno
 import os
 import random
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import grpc
 import pytest
 from conftest import FilesystemFactory, fill, run
-from driver import GIB, MIB, Driver, block_capability, from_snapshot, from_volume
+from driver import (
+    GIB,
+    MIB,
+    Driver,
+    block_capability,
+    from_snapshot,
+    from_volume,
+    mount_capability,
+    refused,
+)
 
 from pycsi.linux.fiemap import extents
 
@@ -157,3 +169,140 @@ def test_image_made_before_they_were_written_in_place(
         "h", 32 * MIB, capability=BLOCK, source=from_snapshot(taken), allocation="thick"
     ).volume_id
     assert not driver.condition(thick).abnormal
+
+
+FULL = grpc.StatusCode.RESOURCE_EXHAUSTED
+DIRECTORY = {"type": "directory"}
+KINDS: dict[str, dict[str, str]] = {
+    "thin": {},
+    "thick": {"type": "image", "allocation": "thick"},
+    "directory": DIRECTORY,
+}
+
+
+def write_files(folder: Path, size: int) -> None:
+    """Write a directory's size in files; what it has for its own records may be missing."""
+    written = 0
+    try:
+        while written < size:
+            (folder / f"file{written}").write_bytes(os.urandom(MIB))
+            written += MIB
+    except OSError as error:
+        assert error.errno == errno.EDQUOT  # noqa: PT017
+    assert written > size - 4 * MIB
+    os.sync()
+
+
+@pytest.mark.parametrize(
+    ("ground", "kind"),
+    [
+        ("ext4", "thin"),
+        ("ext4", "thick"),
+        ("xfs", "thin"),
+        ("xfs", "thick"),
+        ("btrfs", "thin"),
+        ("btrfs", "thick"),
+        ("btrfs", "directory"),
+    ],
+)
+def test_every_promised_byte_can_be_written(
+    filesystem: FilesystemFactory,
+    serve: Callable[..., Driver],
+    tmp_path: Path,
+    ground: str,
+    kind: str,
+) -> None:
+    """Volumes are made until there is no room, beside files of others; then all are filled."""
+    size = 40 * MIB
+    pool = filesystem(ground, GIB // 2)
+    (pool.parent / "others").write_bytes(os.urandom(100 * MIB))
+    driver = serve(f"default={pool},reserve=5%")
+    wanted = KINDS[kind]
+    capability = mount_capability() if kind == "directory" else BLOCK
+    made = []
+    with refused(FULL, "free on disk"):
+        for number in range(20):
+            volume = driver.create(f"v{number}", size, capability=capability, parameters=wanted)
+            made.append(volume)
+    last = driver.capacity(**wanted).available_capacity
+    assert last < size
+    made.append(driver.create("last", last, capability=capability, parameters=wanted))
+    assert len(made) >= 4
+    for volume in made:
+        with driver.published(volume.volume_id, tmp_path, capability) as target:
+            if kind == "directory":
+                write_files(target, volume.capacity_bytes)
+            else:
+                write(target, volume.capacity_bytes)
+    run("sync", "-f", pool)
+    assert free(pool) > 20 * MIB  # the reserve
+
+
+@pytest.mark.parametrize("ground", ["ext4", "xfs", "btrfs"])
+def test_what_others_take(
+    filesystem: FilesystemFactory, serve: Callable[..., Driver], tmp_path: Path, ground: str
+) -> None:
+    """What others write is not offered, what volumes write of their own is offered no less."""
+    pool = filesystem(ground, GIB)
+    driver = serve(pool)
+    empty = driver.capacity().available_capacity
+    made = driver.create("v", 200 * MIB, capability=BLOCK).volume_id
+    promised = driver.capacity().available_capacity
+    assert promised == pytest.approx(empty - 200 * MIB, abs=8 * MIB)
+    with driver.published(made, tmp_path, BLOCK) as device:
+        write(device, 200 * MIB)
+    run("sync", "-f", pool)
+    assert driver.capacity().available_capacity == pytest.approx(promised, abs=8 * MIB)
+    (pool.parent / "others").write_bytes(os.urandom(100 * MIB))
+    run("sync", "-f", pool)
+    left = driver.capacity().available_capacity
+    assert left == pytest.approx(promised - 100 * MIB, abs=16 * MIB)
+    with refused(FULL, "free on disk"):
+        driver.create("w", promised, capability=BLOCK)
+    driver.snapshot("s", made)
+    assert driver.capacity().available_capacity == pytest.approx(left - 200 * MIB, abs=8 * MIB)
+    driver.restart()
+    assert driver.capacity().available_capacity == pytest.approx(left - 200 * MIB, abs=8 * MIB)
+    (pool.parent / "others").unlink()
+    driver.delete(made)
+    driver.delete_snapshot("s@node-1")
+    run("sync", "-f", pool)
+    deadline = time.monotonic() + 10  # XFS frees what was deleted in the background
+    while driver.capacity().available_capacity != pytest.approx(empty, abs=8 * MIB):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("ground", ["xfs", "btrfs"])
+def test_room_of_copies_that_share(
+    filesystem: FilesystemFactory, serve: Callable[..., Driver], tmp_path: Path, ground: str
+) -> None:
+    """What a clone shares still needs room; once it has blocks of its own they count as written."""
+    pool = filesystem(ground, GIB)
+    driver = serve(pool)
+    source = driver.create("v", 100 * MIB, capability=BLOCK).volume_id
+    with driver.published(source, tmp_path, BLOCK) as device:
+        write(device, 100 * MIB)
+    before = driver.capacity().available_capacity
+    copy = driver.create("c", 100 * MIB, capability=BLOCK, source=from_volume(source)).volume_id
+    shared_still = driver.capacity().available_capacity
+    assert shared_still == pytest.approx(before - 100 * MIB, abs=8 * MIB)
+    with driver.published(copy, tmp_path, BLOCK) as device:
+        write(device, 100 * MIB)
+    run("sync", "-f", pool)
+    assert driver.capacity().available_capacity == pytest.approx(shared_still, abs=8 * MIB)
+
+
+def test_warning_of_too_many_promises(
+    filesystem: FilesystemFactory, serve: Callable[..., Driver]
+) -> None:
+    """A pool that promises more than its disk has says so when it is opened."""
+    pool = filesystem("ext4", GIB)
+    driver = serve(pool)
+    driver.create("v", 512 * MIB, capability=BLOCK)
+    driver.restart()
+    assert "promises more than its disk has" not in driver.log
+    with (pool.parent / "others").open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, 600 * MIB)
+    driver.restart()
+    assert "promises more than its disk has" in driver.log

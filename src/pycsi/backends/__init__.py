@@ -157,6 +157,13 @@ class Backend(abc.ABC):
     def occupied(self) -> int:
         """Return how many bytes of the pool the data occupies, shared blocks included."""
 
+    @abc.abstractmethod
+    def owned(self, *, shares: bool) -> int:
+        """Return how many bytes of its size the volume can rewrite without room in the pool.
+
+        At least these are known to be its own; `shares` says that it may share blocks with others.
+        """
+
     def written_at(self) -> str | None:
         """Return where somebody may be writing to the volume now, or None where nobody can."""
         writable = [item.target for item in self.mounts() if not item.readonly]

@@ -80,6 +80,12 @@ class Directory(Backend):
             return self.limiter.usage(self.content, self.volume.project, 0).used or 0
         return treecopy.occupied(self.content)
 
+    def owned(self, *, shares: bool) -> int:
+        if not self.volume.enforced:
+            return 0
+        owned = self.limiter.owned(self.content, self.volume.project, shares=shares)
+        return min(owned, self.volume.capacity)
+
     def capture(self, source: Backend, progress: Progress, *, steady: bool) -> None:
         def capture() -> tuple[None, bool]:
             return None, self.limiter.capture(source.content, self.content, progress)

@@ -11,7 +11,7 @@ import structlog
 from pycsi.backends import Backend
 from pycsi.errors import FailedPrecondition
 from pycsi.limits import Progress
-from pycsi.linux import backing, clone, discard, holders, loop, nocow
+from pycsi.linux import backing, clone, discard, fiemap, holders, loop, nocow
 from pycsi.linux.descriptor import DISK_FAULTS, opened
 from pycsi.linux.mounttable import Mount
 from pycsi.model import Volume, show
@@ -222,6 +222,17 @@ class Image(Backend):
 
     def occupied(self) -> int:
         return self.image.stat().st_blocks * 512
+
+    def owned(self, *, shares: bool) -> int:
+        if self.volume.thick:
+            return self.volume.capacity
+        if not self._on_btrfs and (not shares or self.ground.mount.fstype == "ext4"):
+            return min(os.stat(self.inside).st_blocks * 512, self.volume.capacity)  # noqa: PTH116
+        with opened(self.image) as fd:
+            if self._on_btrfs and not nocow.is_nocow(fd):
+                return 0
+            blocks = fiemap.unshared(fd) if shares else os.fstat(fd).st_blocks * 512
+        return min(blocks, self.volume.capacity)
 
     def capture(self, source: Backend, progress: Progress, *, steady: bool) -> None:
         with (

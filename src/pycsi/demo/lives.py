@@ -91,7 +91,7 @@ def inline(volume: Volume, proofs: Proofs) -> None:
 
 
 def _born(volume: Volume, proofs: Proofs) -> None:
-    before = volume.capacity()
+    before = volume.settled_capacity()
     first = volume.create()
     proofs.prove(claims.capacity_counted, before, volume.capacity(), volume.plan.size)
     proofs.prove(claims.creation_idempotent, first, volume.create("the same again"))

@@ -1,6 +1,7 @@
 """A volume as an orchestrator has it: an id that it was given, and the calls that it makes."""
 
 import dataclasses
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,6 +11,12 @@ from pycsi.model import Usage, show
 from pycsi.proto import csi_pb2 as csi
 
 EPHEMERAL = "csi.storage.k8s.io/ephemeral"
+
+_MOMENT = 0.1
+"""Seconds in which what the kernel frees in the background can be seen to become more."""
+
+_CHANGES = 50
+"""How often that is waited for: others may use the disk all the time."""
 
 _MODE = csi.VolumeCapability.AccessMode.SINGLE_NODE_MULTI_WRITER
 
@@ -138,6 +145,16 @@ class Volume:
             "GetCapacity", request, f"pool {self.plan.pool.name}"
         )
         return response.available_capacity
+
+    def settled_capacity(self) -> int:
+        """Return the same when it does not change: kernels free in the background what has gone."""
+        known = self.capacity()
+        for _ in range(_CHANGES):
+            time.sleep(_MOMENT)
+            before, known = known, self.capacity()
+            if known == before:
+                break
+        return known
 
     # Node
 

@@ -48,10 +48,14 @@ _VOL_ARGS_V2_NAME = struct.Struct("=qQQ32x4040s")
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class GroupUsage:
-    """A quota group's limit on referenced bytes (0: none) and the bytes it refers to."""
+    """A quota group's limit on referenced bytes (0: none), and the bytes it refers to.
+
+    Of these `exclusive` are shared with no other subvolume.
+    """
 
     limit: int
     used: int
+    exclusive: int
 
 
 def _ioctl(path: Path, request: int, argument: bytes) -> bytes:
@@ -171,6 +175,7 @@ def usage(path: Path) -> GroupUsage:
     return GroupUsage(
         limit=int((group / "max_referenced").read_text()) if limited else 0,
         used=int((group / "referenced").read_text()),
+        exclusive=int((group / "exclusive").read_text()),
     )
 
 

@@ -51,13 +51,18 @@ class Extent:
         return not self.flags & _NOWHERE
 
 
-def extents(fd: int, start: int = 0) -> Iterator[Extent]:
+def unshared(fd: int) -> int:
+    """Return how many bytes of the open file `fd` have blocks of their own now."""
+    return sum(extent.end - extent.start for extent in extents(fd, sync=False) if not extent.shared)
+
+
+def extents(fd: int, start: int = 0, *, sync: bool = True) -> Iterator[Extent]:
     """Yield the extents of the open file `fd` that end after `start`, in order.
 
-    What was written and is not on the disk yet is written first. Memory is bounded, whatever the
-    number of extents.
+    With `sync`, what was written and is not on the disk yet is written first. Memory is bounded,
+    whatever the number of extents.
     """
-    flags = FIEMAP_FLAG_SYNC
+    flags = FIEMAP_FLAG_SYNC if sync else 0
     while True:
         buffer = bytearray(_REQUEST.size + _BATCH * _EXTENT.size)
         _REQUEST.pack_into(buffer, 0, start, 2**64 - 1 - start, flags, 0, _BATCH, 0)
