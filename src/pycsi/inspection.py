@@ -7,9 +7,10 @@ from typing import Any, Literal
 
 from pycsi.backends.choice import backend_for
 from pycsi.config import PoolConfig
+from pycsi.enforcement import limiter_for, limiter_name
 from pycsi.health import Ward
 from pycsi.layout import Layout, snapshot_shelf, volume_shelf
-from pycsi.limits import Limiter, NoLimiter, limiter_for, limiter_name
+from pycsi.limits import Limiter, NoLimiter
 from pycsi.linux.descriptor import opened
 from pycsi.linux.ground import Ground
 from pycsi.linux.kernel import Glance

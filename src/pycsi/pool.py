@@ -20,9 +20,10 @@ from pycsi.backends.choice import backend_for
 from pycsi.capacity import Capacity
 from pycsi.claim import Claim
 from pycsi.config import PoolConfig
+from pycsi.enforcement import limiter_for
 from pycsi.errors import FailedPrecondition
 from pycsi.freezing import Frozen, thaw_after_crash
-from pycsi.limits import Limiter, LimitError, NoLimiter, limiter_for
+from pycsi.limits import Limiter, LimitError, NoLimiter
 from pycsi.linux import clone
 from pycsi.linux.descriptor import exists, sync_directory
 from pycsi.linux.ground import Ground

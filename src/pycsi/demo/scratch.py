@@ -12,9 +12,10 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from pycsi.limits import SubvolumeLimiter, limiter_name
+from pycsi.enforcement import limiter_name
 from pycsi.linux import clone, filesystem, loop, mount
 from pycsi.model import GIB, show
+from pycsi.quotagroups import SubvolumeLimiter
 
 PACKAGES = {"btrfs": "btrfs-progs", "ext4": "e2fsprogs", "xfs": "xfsprogs"}
 """What to install where a filesystem's programs are missing; distributions agree on the names."""
