@@ -2,17 +2,19 @@
 
 import contextlib
 import dataclasses
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
 import grpc
 
-from pycsi import ids, inline, node_request, reply
+from pycsi import ids, inline, node_request, remains, reply
 from pycsi import request as read
 from pycsi.backends import Backend
 from pycsi.capabilities import Advertised
-from pycsi.errors import FailedPrecondition, InvalidArgument, NotFound
+from pycsi.errors import FailedPrecondition, InvalidArgument, NotFound, PoolMissing
 from pycsi.health import condition_of
+from pycsi.linux.mount import topmost
 from pycsi.locks import Locks
 from pycsi.model import Usage, Volume
 from pycsi.pool import Pool
@@ -91,12 +93,22 @@ class Node(csi_pb2_grpc.NodeServicer):
         read.required(request.volume_id, "volume_id")
         read.required(request.staging_target_path, "staging_target_path")
         with self._locks.hold(request.volume_id):
-            pool, volume = self._pools.need(request.volume_id)
             path = node_request.path(
                 self._pools, request.staging_target_path, "staging_target_path"
             )
-            undoing(pool, volume).ensure_unstaged(path)
+            if found := self._pools.find(request.volume_id):
+                undoing(*found).ensure_unstaged(path)
+            elif not remains.undo(request.volume_id, path):
+                self._need_unstaged(request.volume_id, path)
         return csi.NodeUnstageVolumeResponse()
+
+    def _need_unstaged(self, volume_id: str, path: str) -> None:
+        """Raise `NotFound`, unless the volume may be in a missing pool, and nothing is mounted."""
+        try:
+            self._pools.need(volume_id)
+        except PoolMissing:
+            if topmost(path):
+                raise
 
     # Publish
 
@@ -159,24 +171,32 @@ class Node(csi_pb2_grpc.NodeServicer):
         return csi.NodeUnpublishVolumeResponse()
 
     def _unpublish_lost(self, request: csi.NodeUnpublishVolumeRequest) -> None:
-        """Remove the empty target of a volume that is gone, as after a pool's disk was replaced.
+        """Undo what is left of a volume that is gone, as after a pool's disk was replaced.
 
-        To NOT_FOUND an orchestrator would ask for ever, and never let the workload go.
+        To NOT_FOUND an orchestrator would ask for ever, and never let the workload go. Of one that
+        may lie in a pool that is missing, all is done where there is nothing at its target.
         """
-        if not self._pools.elsewhere(request.volume_id):
+        volume_id, target = self._key(request.volume_id), ""
+        if not self._pools.elsewhere(volume_id):
             with contextlib.suppress(InvalidArgument):
-                if remove_unused(
-                    node_request.path(self._pools, request.target_path, "target_path")
-                ):
+                target = node_request.path(self._pools, request.target_path, "target_path")
+                undone = remains.undo(volume_id, target)
+                if remove_unused(target) or undone:
                     return
-        self._pools.need(request.volume_id)
+        try:
+            self._pools.need(request.volume_id)
+        except PoolMissing:
+            if not target or topmost(target) or os.path.lexists(target):
+                raise
 
     def _unpublish_inline(self, request: csi.NodeUnpublishVolumeRequest) -> None:
         """Unmount an inline volume and delete it; one that is gone already is fine."""
-        if found := self._pools.find_inline(request.volume_id, sure=True):
+        if found := self._pools.find_inline(request.volume_id):
             inline.unpublish(self._pools, *found, request.target_path)
         elif _exists(request.target_path):
             self._unpublish_lost(request)
+        else:
+            self._pools.find_inline(request.volume_id, sure=True)
 
     # Measure and grow
 

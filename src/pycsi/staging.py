@@ -258,10 +258,7 @@ class Staging:
         except OSError as error:
             if error.errno != errno.EBUSY:
                 raise
-            who = holders.named(holders.of_mount(mounted))
-            raise FailedPrecondition(
-                f"volume {self._id}: {mounted.target} is in use by {who}; end that"
-            ) from None
+            raise busy(self._id, mounted) from None
 
     def _refuse_mounted(self, path: str) -> None:
         """Refuse a path where something else is mounted; what is left of a lost disk goes away."""
@@ -276,6 +273,12 @@ class Staging:
 def _note(capability: Capability, arguments: str) -> Note:
     options = mountflags.of_filesystem(capability.mount_flags)
     return Note(arguments=arguments, mode=capability.mode, options=options)
+
+
+def busy(volume_id: str, mounted: Mount) -> FailedPrecondition:
+    """Return what to answer where a mount cannot be unmounted: who uses it."""
+    who = holders.named(holders.of_mount(mounted))
+    return FailedPrecondition(f"volume {volume_id}: {mounted.target} is in use by {who}; end that")
 
 
 def _foreign(mounted: Mount) -> FailedPrecondition:

@@ -90,7 +90,9 @@ class Disk:
 
     def _detach(self, folder: Path) -> None:
         for number in loop.numbers():
-            if (path_of(number) or "").startswith((f"{folder}/", "/pool/volumes/dead-")):
+            if (path_of(number) or "").startswith(
+                (f"{folder}/", "/pool/volumes/dead-", "/pool/volumes/ephemeral-")
+            ):
                 run("losetup", "--detach", f"/dev/loop{number}")
         for number, file in self._bound:  # whose path begins in its filesystem, now that is lost
             if path_of(number) == f"/{'/'.join(file.relative_to(folder).parts[1:])}":
@@ -272,6 +274,33 @@ def test_pool_that_is_unmounted_while_volumes_are_published(
         driver.unpublish(next(iter(places)), foreign)
     run("umount", foreign)
     undo(driver, places)
+
+
+def test_driver_that_is_restarted_while_a_disk_is_away(
+    disk: Callable[[str], Disk], serve: Callable[..., Driver], tmp_path: Path
+) -> None:
+    """Of volumes that it has never heard of it undoes what the kernel shows by their ids."""
+    lost = disk("xfs")
+    driver = serve(lost.pool)
+    made = volumes(driver, "xfs")
+    places = use(driver, made, tmp_path)
+    inline, context = tmp_path / "inline", {"csi.storage.k8s.io/ephemeral": "true"}
+    size = {"size": "32Mi", "type": "image"}
+    driver.publish("csi-dead", None, inline, context=context | size)
+    lost.fail()
+    driver.restart()
+    for volume_id, (_, target) in places.items():
+        with refused(REFUSED):
+            driver.unpublish(next(other for other in made if other != volume_id), target)
+    undo(driver, {key: place for key, place in places.items() if "raw" not in key})
+    for volume_id, (staging, target) in places.items():
+        for _ in range(2):
+            driver.unpublish(volume_id, target)
+            driver.unstage(volume_id, staging)
+    driver.unpublish("csi-dead", inline)
+    assert not os.path.lexists(inline)
+    assert not [n for n in loop.numbers() if "/dead-raw@" in (path_of(n) or "")]
+    lost.lose()
 
 
 def test_devices_of_others_on_a_disk_that_failed(

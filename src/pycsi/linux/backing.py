@@ -59,11 +59,12 @@ def devices_on(paths: Collection[str]) -> list[loop.LoopDevice]:
     return [
         found
         for number in loop.numbers()
-        if path_of(number) in paths and (found := _device(number)) is not None
+        if path_of(number) in paths and (found := device_of(number)) is not None
     ]
 
 
-def _device(number: int) -> loop.LoopDevice | None:
+def device_of(number: int) -> loop.LoopDevice | None:
+    """Return the device with a number, as sysfs tells it; None where it is not bound."""
     place = Path(_SYSFS, f"loop{number}")
     with contextlib.suppress(OSError):  # freed since
         return loop.LoopDevice(
