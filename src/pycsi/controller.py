@@ -6,7 +6,7 @@ import threading
 import grpc
 from google.protobuf.wrappers_pb2 import Int64Value
 
-from pycsi import ids, parameters, reply
+from pycsi import ids, mkfsoptions, parameters, reply
 from pycsi import request as read
 from pycsi.backends import mkfs
 from pycsi.capabilities import Advertised
@@ -26,7 +26,7 @@ from pycsi.pool import Pool
 from pycsi.pools import Pools
 from pycsi.privileges import image_refusal
 from pycsi.proto import csi_pb2 as csi
-from pycsi.snapshots import filler, find_source
+from pycsi.snapshots import filler, find_source, room_to_fill
 from pycsi.topology import NodeFacts
 from pycsi.volumes import check_fits, delete, expand, modify, new_volume
 
@@ -122,7 +122,11 @@ class Controller(ControllerSnapshots):
         volume = new_volume(pool, make, wanted, volume_id=volume_id, name=name, size=size)
         if wanted.source is None or origin is None:
             return pool.create(volume)
-        return pool.create(volume, filler(self._pools, self._locks, wanted.source, origin))
+        return pool.create(
+            volume,
+            filler(self._pools, self._locks, wanted.source, origin),
+            more=room_to_fill(wanted.source, origin),
+        )
 
     def _reachable(self, request: csi.CreateVolumeRequest) -> bool:
         """Tell whether a volume on this node meets the requirements (TopologyRequirement)."""
@@ -296,7 +300,8 @@ class Controller(ControllerSnapshots):
             return _capacity(0, make.minimum)
         available = pool.capacity().available(thick=make.thick)
         if make.type is VolumeType.IMAGE:
-            available = min(available, pool.largest_file)
+            possible = mkfsoptions.largest(make.filesystem, make.mkfs_options)
+            available = min(available, pool.largest_file, possible)
         return _capacity(available, make.minimum)
 
     def _volume(self, volume: Volume) -> csi.Volume:

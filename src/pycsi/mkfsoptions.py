@@ -6,11 +6,16 @@ from collections.abc import Iterable
 
 from pycsi.errors import InvalidArgument
 from pycsi.linux import filesystem
+from pycsi.model import BLOCK, LARGEST, round_down
 
 _VALUE = re.compile(r"[A-Za-z0-9_^=,.:%+-]+")
 _REACHES_OUT = re.compile(
     r"(?:^|,)(?:device|file|logdev|name|rtdev|offset|uuid|journal_dev)(?:=|,|$)"
 )
+
+_NARROW = re.compile(r"\^64bit\b")
+_BLOCK_SIZE = re.compile(r"(?:^| )-b ?(\d+)\b")
+_LARGEST_EXT4 = 2**60
 
 
 def split(options: str) -> tuple[str, ...]:
@@ -21,6 +26,21 @@ def split(options: str) -> tuple[str, ...]:
         return tuple(shlex.split(options))
     except ValueError as error:
         raise InvalidArgument(f"parameter mkfsOptions: {error}") from None
+
+
+def largest(kind: str | None, words: Iterable[str]) -> int:
+    """Return how many bytes an image can have at most for a filesystem that is made with `words`.
+
+    None is no filesystem. An ext4 has a 64-bit number of blocks unless it is told otherwise, and
+    then at most 1 EiB.
+    """
+    if kind != "ext4":
+        return LARGEST
+    text = " ".join(words)
+    if not _NARROW.search(text):
+        return _LARGEST_EXT4
+    block = _BLOCK_SIZE.search(text)
+    return round_down((int(block[1]) if block else BLOCK) * (2**32 - 1))
 
 
 def check(kind: str, words: Iterable[str]) -> None:

@@ -7,6 +7,7 @@ A crash leaves litter under `tmp/`, which the next start sweeps away, and never 
 
 import contextlib
 import dataclasses
+import functools
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,14 +15,14 @@ from typing import Any
 
 import structlog
 
-from pycsi import layout, trash
+from pycsi import layout, mkfsoptions, trash
 from pycsi.backends import Backend
 from pycsi.backends.choice import backend_for
 from pycsi.capacity import Capacity
 from pycsi.claim import Claim
 from pycsi.config import PoolConfig
 from pycsi.enforcement import limiter_for
-from pycsi.errors import FailedPrecondition
+from pycsi.errors import FailedPrecondition, OutOfRange
 from pycsi.freezing import Frozen, thaw_after_crash
 from pycsi.limits import Limiter, LimitError, NoLimiter
 from pycsi.linux import clone
@@ -31,14 +32,15 @@ from pycsi.linux.kernel import Kernel
 from pycsi.linux.mount import syncfs
 from pycsi.linux.mounttable import Mount
 from pycsi.linux.tree import refuse_listed
-from pycsi.model import BLOCK, GIB, LARGEST, Group, Snapshot, Volume, VolumeType, show
+from pycsi.model import LARGEST, Group, Snapshot, Volume, VolumeType, round_down, show
 from pycsi.room import Room
 from pycsi.shelf import Shelf
 from pycsi.store import publish
 
 log = structlog.get_logger()
 
-_LARGEST_FILES = {"ext4": 16 * 1024 * GIB - BLOCK}
+_MOST_BLOCKS = 2**32 - 1
+"""How many blocks a file on ext4 can have."""
 
 
 def _from_nothing(backend: Backend) -> int | None:
@@ -151,10 +153,29 @@ class Pool:
         """Release the pool to another process."""
         self._claim.close()
 
-    @property
+    @functools.cached_property
     def largest_file(self) -> int:
         """The most bytes that one file on this filesystem can have."""
-        return _LARGEST_FILES.get(self.mount.fstype, LARGEST)
+        if self.mount.fstype != "ext4":
+            return LARGEST
+        return round_down(_MOST_BLOCKS * os.statvfs(self.layout.root).f_bsize)
+
+    def _refuse_impossible(self, volume: Volume) -> None:
+        """Refuse a size that an image here cannot have, however much room there is."""
+        if volume.type is not VolumeType.IMAGE:
+            return
+        most = mkfsoptions.largest(volume.filesystem, volume.mkfs_options)
+        if volume.capacity > most:
+            raise OutOfRange(
+                f"{show(volume.capacity)} wanted, and {volume.filesystem} as it would be made has "
+                f"at most {most} bytes ({show(most)}); ask for less, or change mkfsOptions"
+            )
+        if volume.capacity > self.largest_file:
+            raise OutOfRange(
+                f"pool {self.name}: {show(volume.capacity)} wanted, and a file on its "
+                f"{self.mount.fstype} has at most {self.largest_file} bytes "
+                f"({show(self.largest_file)}); ask for less, or use a pool on XFS"
+            )
 
     def check(self, *, writable: bool = True) -> None:
         """Raise `PoolMissing` unless the pool is there and the one we opened."""
@@ -210,18 +231,26 @@ class Pool:
                 raise
 
     def create(
-        self, volume: Volume, fill: Callable[[Backend], int | None] = _from_nothing
+        self,
+        volume: Volume,
+        fill: Callable[[Backend], int | None] = _from_nothing,
+        *,
+        more: int = 0,
     ) -> Volume:
         """Make a volume whole and durable, and return it as recorded.
 
-        `fill` makes its data and returns the project id.
+        `fill` makes its data and returns the project id; it needs `more` bytes while it does so.
         """
+        self._refuse_impossible(volume)
+        thick = volume.thick or more > 0
         with (
             self.volumes.coming(volume.id) as place,
-            self._building(place, volume.capacity, thick=volume.thick) as building,
+            self._building(place, volume.capacity + more, thick=thick) as building,
         ):
             backend = self.backend_at(building, volume)
             project = fill(backend)
+            if more:
+                self.room.reserve(place, volume.capacity, thick=thick)
             made = dataclasses.replace(volume, project=project) if project else volume
             layout.write_new_volume(building, made)
             backend.sync_names()
@@ -293,10 +322,12 @@ class Pool:
     def resize(self, volume: Volume, size: int) -> Volume:
         """Make a volume's data larger: `size` bytes. The filesystem on an image is not grown."""
         self.check()
+        larger = dataclasses.replace(volume, capacity=size)
+        if size > volume.capacity:
+            self._refuse_impossible(larger)
         place = self.volumes.place(volume.id)
         with self.room.reserved(place, size - volume.capacity, thick=volume.thick):
             backend = self.backend(volume)
-            larger = dataclasses.replace(volume, capacity=size)
             try:
                 backend.resize(size)
                 if larger != volume:

@@ -220,6 +220,15 @@ def find_source(pools: Pools, source: Source) -> Origin:
     raise NotFound(f"volume_content_source: there is no {source} on node {pools.node}")
 
 
+def room_to_fill(source: Source, origin: Origin) -> int:
+    """Return how much room a volume takes while it is made from `source`, beside its own.
+
+    A thick volume may be written anew while a clone shares its blocks, until they are copied.
+    """
+    shared = source.kind is SourceKind.VOLUME and origin.volume.thick and origin.pool.reflinks
+    return origin.volume.capacity if shared else 0
+
+
 def filler(
     pools: Pools, locks: Locks, source: Source, origin: Origin
 ) -> Callable[[Backend], int | None]:

@@ -306,3 +306,85 @@ def test_warning_of_too_many_promises(
         os.posix_fallocate(file.fileno(), 0, 600 * MIB)
     driver.restart()
     assert "promises more than its disk has" in driver.log
+
+
+OUT = grpc.StatusCode.OUT_OF_RANGE
+TIB = 1024 * GIB
+
+
+@pytest.mark.parametrize(
+    ("ground", "options", "largest"),
+    [
+        ("ext4", ("-b", "1024"), 4 * TIB - 4096),
+        ("ext4", ("-b", "4096"), 16 * TIB - 4096),
+        ("xfs", (), 2**63 - 4096),
+        ("btrfs", (), 2**63 - 4096),
+    ],
+)
+@pytest.mark.parametrize("ratio", ["1", "1e15"])
+def test_what_no_file_can_be(
+    filesystem: FilesystemFactory,
+    serve: Callable[..., Driver],
+    tmp_path: Path,
+    ground: str,
+    options: tuple[str, ...],
+    largest: int,
+    ratio: str,
+) -> None:
+    """A size that no file there can have is out of range, not a want of room."""
+    pool = filesystem(ground, GIB // 2, *options)
+    driver = serve(f"default={pool},overcommit={ratio}")
+    made = driver.create("v", 16 * MIB, capability=BLOCK).volume_id
+    more = min(largest + 4096, 2**63 - 1)
+    with driver.published(made, tmp_path, BLOCK) as device:
+        with refused(OUT):
+            driver.create("w", more, capability=BLOCK)
+        with refused(OUT):
+            driver.create("w", more, capability=BLOCK, source=from_volume(made))
+        with refused(OUT):
+            driver.expand(made, more)
+        with refused(OUT):
+            driver.node_expand(made, device, more)
+    if ratio == "1":
+        with refused(FULL):
+            driver.create("w", largest, capability=BLOCK)
+        with refused(FULL):
+            driver.expand(made, largest)
+    else:
+        assert driver.expand(made, largest).capacity_bytes == largest
+    assert driver.volume_ids() == [made]
+
+
+def test_what_no_filesystem_can_be(
+    filesystem: FilesystemFactory, serve: Callable[..., Driver]
+) -> None:
+    """The most that mkfs can make of an image is the most that it can have."""
+    driver = serve(filesystem("xfs", GIB))
+    for size, options in (
+        (2**60 + 4096, ""),
+        (16 * TIB, "-O ^64bit"),
+        (4 * TIB, "-b1024 -O ^64bit"),
+    ):
+        with refused(OUT, "at most"):
+            driver.create("v", size, type="image", mkfsOptions=options)
+    with refused(FULL):
+        driver.create("v", 2**60, type="image")
+
+
+def test_files_on_btrfs_that_are_written_in_place(
+    filesystem: FilesystemFactory, serve: Callable[..., Driver], tmp_path: Path
+) -> None:
+    """A directory volume that is nearly full can be rewritten where its user asks for that."""
+    driver = serve(filesystem("btrfs", GIB))
+    made = driver.create("v", 64 * MIB, parameters=DIRECTORY).volume_id
+    with driver.published(made, tmp_path) as target:
+        database = target / "database"
+        database.mkdir()
+        run("chattr", "+C", database)
+        (database / "pages").write_bytes(os.urandom(58 * MIB))
+        os.sync()
+        with (database / "pages").open("r+b", buffering=0) as file:
+            for page in random.Random(1).sample(range(58 * MIB // 4096), 58 * MIB // 4096):  # noqa: S311
+                file.seek(page * 4096)
+                file.write(bytes(4096))
+            os.fsync(file.fileno())
