@@ -21,6 +21,7 @@ from reliability.scenes import (
     BusySnapshot,
     Clone,
     Create,
+    CreateFirst,
     Delete,
     DeleteGroup,
     DeleteSnapshot,
@@ -38,6 +39,7 @@ from reliability.scenes import (
 
 _KINDS: dict[type[Scene], tuple[Kind, ...]] = {
     Create: (DIRECTORY, EXT4, XFS, BTRFS, THICK, RAW),
+    CreateFirst: (EXT4,),
     Clone: (DIRECTORY, EXT4, XFS, BTRFS, THICK, RAW),
     Restore: (DIRECTORY, EXT4, XFS, RAW),
     Snapshot: (DIRECTORY, EXT4, THICK, RAW),

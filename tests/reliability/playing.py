@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import grpc
-from driver import Driver
+from driver import Driver, mount_capability
 from reliability.conftest import check_unused, check_whole
 from reliability.faults import Point, died, record, traced
 from reliability.scenes import Kind, Scene
+
+from pycsi.proto import csi_pb2 as csi
 
 
 @dataclasses.dataclass
@@ -32,7 +34,15 @@ class Play:
         return self.folder / "strace.log"
 
     def begin(self, tag: str) -> Scene:
-        """Prepare the scene with objects of its own."""
+        """Prepare the scene with objects of its own.
+
+        What is done once only, before the first volume of a kind, must not be among its calls.
+        """
+        for filesystem in {self.kind.filesystem or "ext4", "ext4"}:
+            request = csi.GetCapacityRequest(
+                parameters={"type": "image"}, volume_capabilities=[mount_capability(filesystem)]
+            )
+            self.driver.controller.GetCapacity(request)
         played = self.scene(self.driver, self.ground, self.folder, tag, self.kind)
         played.prepare()
         return played

@@ -170,6 +170,13 @@ class Create(Scene):
         self.delete("v")
 
 
+class CreateFirst(Create):
+    """CreateVolume of the first volume of its kind: what mkfs makes is tried before."""
+
+    def prepare(self) -> None:
+        self.driver.restart()
+
+
 class Clone(Scene):
     """CreateVolume from a volume, larger than that."""
 
