@@ -1,6 +1,7 @@
 """The `pycsi` command. What a command needs is imported when it runs."""
 
 import contextlib
+import errno
 import json
 import os
 import sys
@@ -15,10 +16,13 @@ from pycsi import __version__
 if TYPE_CHECKING:
     from pycsi.config import PoolConfig
 
+_UNWRITABLE = frozenset({errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOSPC})
+"""Why a file that standard output was sent to takes no more."""
+
 _POOL_HELP = (
     "A pool of volumes: a directory on a local filesystem. May be given several times. Options "
     "after the path: reserve=SIZE or PERCENT%, overcommit=RATIO, uuid=UUID, "
-    "require-mount, allow-volatile, freeze-limit=TIME, retain-for=TIME or ever."
+    "require-mount, require-pool, allow-volatile, freeze-limit=TIME, retain-for=TIME or ever."
 )
 
 
@@ -33,7 +37,25 @@ def _pools(command: Callable[..., None]) -> Callable[..., None]:
     )(command)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class _Commands(click.Group):
+    """The commands; one whose output cannot be written ends with one line that says so."""
+
+    def main(self, *arguments: Any, **options: Any) -> Any:
+        try:
+            try:
+                return super().main(*arguments, **options)
+            finally:
+                if sys.stdout:
+                    sys.stdout.flush()
+        except OSError as error:
+            if error.filename is not None or error.errno not in _UNWRITABLE:
+                raise
+            # Python flushes once more at its end, and would complain about that.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(f"pycsi: standard output: {error.strerror}")
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="pycsi")
 def main() -> None:
     """Serve local storage through the Container Storage Interface (CSI)."""
@@ -208,7 +230,7 @@ def _failing(pools: tuple[str, ...]) -> "Iterator[list[PoolConfig]]":
     """Parse the pools; end the command with one line where something cannot be done."""
     from pycsi import config, inspection, logs
 
-    logs.configure("text", "warning")
+    logs.configure("text", "error")  # what cannot be read is told without it
     try:
         if not pools:
             raise config.ConfigError("no pool: give --pool NAME=PATH, or set PYCSI_POOL")
@@ -221,11 +243,15 @@ def _show(pools: tuple[str, ...], output: str, what: str) -> None:
     from pycsi import inspection
 
     with _failing(pools) as parsed:
-        rows: list[dict[str, Any]] = getattr(inspection, what)(parsed)
+        rows, faults = inspection.look(what, parsed)
     if output == "json":
         click.echo(json.dumps(rows, indent=2))
-    else:
+    elif rows or not faults:
         inspection.print_table(what, rows)
+    for fault in faults:
+        click.echo(f"pycsi: {fault}", err=True)
+    if faults:
+        sys.exit(1)
 
 
 @main.command()

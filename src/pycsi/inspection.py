@@ -2,7 +2,7 @@
 
 import datetime as dt
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 from pycsi.backends.choice import backend_for
@@ -16,6 +16,7 @@ from pycsi.linux.ground import Ground
 from pycsi.linux.kernel import Glance
 from pycsi.model import Volume, show
 from pycsi.room import Room
+from pycsi.shelf import Shelf
 from pycsi.staging import Staging
 from pycsi.store import RecordError
 from pycsi.trash import Trash, entries
@@ -34,22 +35,49 @@ class Seen:
         self.config = config
         self.layout = Layout(config.path)
         try:
-            self.uuid = self.layout.read_uuid()
+            self.uuid = self._read_uuid()
             self.volumes = volume_shelf(self.layout)
-            self.volumes.load()
+            if self.layout.volumes.is_dir():
+                self.volumes.load()
             self.snapshots = snapshot_shelf(self.layout)
             if self.layout.snapshots.is_dir():
                 self.snapshots.load()
-            self.trash = entries(self.layout)
+            self.trash = entries(self.layout) if self.layout.trash.is_dir() else []
             with opened(config.path, os.O_DIRECTORY) as fd:
                 self.ground = Ground.of(config.path, fd)
-        except FileNotFoundError:
+        except RecordError as error:
+            raise InspectionError(f"pool {config.name}: {error}") from None
+        except OSError as error:
+            advice = "; run this as root" if isinstance(error, PermissionError) else ""
+            place = error.filename or config.path
             raise InspectionError(
-                f"pool {config.name}: {config.path} is not a pool; the driver makes it one when it "
-                "starts"
+                f"pool {config.name}: {place}: {error.strerror}{advice}"
             ) from None
-        except (OSError, RecordError) as error:
-            raise InspectionError(f"pool {config.name}: {error}; try as root") from None
+
+    def _read_uuid(self) -> str:
+        name, path = self.config.name, self.config.path
+        try:
+            found = self.layout.read_uuid()
+        except FileNotFoundError:
+            if not path.exists():
+                raise InspectionError(
+                    f"pool {name} is missing: {path} does not exist; mount its disk, or correct "
+                    "the path"
+                ) from None
+            raise InspectionError(
+                f"pool {name} is missing: {path} is not a pool, for it has no pool.json; mount its "
+                "disk, or correct the path"
+            ) from None
+        except NotADirectoryError:
+            raise InspectionError(
+                f"pool {name}: {path} is not a directory; give the path of the pool"
+            ) from None
+        if self.config.uuid not in {None, found}:
+            raise InspectionError(
+                f"pool {name} is missing: {path} is the pool {found}, not {self.config.uuid}; "
+                "mount its disk"
+            )
+        return found
 
     @property
     def limiter(self) -> Limiter:
@@ -78,11 +106,47 @@ class Seen:
         )
 
 
-def pools(configs: Sequence[PoolConfig]) -> list[dict[str, Any]]:
-    """Return a row per pool; sizes are in bytes."""
-    rows = []
+def look(what: str, configs: Sequence[PoolConfig]) -> tuple[list[dict[str, Any]], list[str]]:
+    """Return the rows of what there is in the pools, and what could not be read.
+
+    Sizes are in bytes, times in ISO 8601.
+    """
+    rows: list[dict[str, Any]] = []
+    faults: list[str] = []
     for config in configs:
-        seen = Seen(config)
+        try:
+            seen = Seen(config)
+            rows += _LOOKS[what]([seen])
+            faults += _unreadable(seen)
+        except InspectionError as error:
+            faults.append(str(error))
+        except OSError as error:
+            faults.append(f"pool {config.name}: {error}")
+    return rows, faults
+
+
+def _unreadable(seen: Seen) -> Iterator[str]:
+    for shelf in (seen.volumes, seen.snapshots):
+        for name, reason in shelf.unreadable.items():
+            yield f"pool {seen.config.name}: {shelf.place(name)}: {reason}"
+    for entry in seen.trash:
+        if damage := entry.fault():
+            yield f"pool {seen.config.name}: {entry.path}: {damage}"
+
+
+def _damaged(what: str, seen: Seen, shelf: Shelf[Any]) -> list[dict[str, Any]]:
+    """Return rows of those whose records cannot be read."""
+    unknown = dict.fromkeys(_COLUMNS[what])
+    return [
+        {**unknown, "id": name, "pool": seen.config.name, "condition": reason}
+        for name, reason in shelf.unreadable.items()
+    ]
+
+
+def _pools(pools: Sequence[Seen]) -> list[dict[str, Any]]:
+    rows = []
+    for seen in pools:
+        config = seen.config
         in_trash = sum(entry.size() for entry in seen.trash)
         capacity = seen.room.capacity()
         rows.append(
@@ -108,12 +172,10 @@ def pools(configs: Sequence[PoolConfig]) -> list[dict[str, Any]]:
     return rows
 
 
-def volumes(configs: Sequence[PoolConfig]) -> list[dict[str, Any]]:
-    """Return a row per volume; sizes are in bytes, times in ISO 8601."""
+def _volumes(pools: Sequence[Seen]) -> list[dict[str, Any]]:
     rows = []
     kernel = Glance()
-    for config in configs:
-        seen = Seen(config)
+    for seen in pools:
         ward = Ward(seen.ground, kernel, None)
         limiter = seen.limiter
         for volume in seen.volumes:
@@ -140,12 +202,12 @@ def volumes(configs: Sequence[PoolConfig]) -> list[dict[str, Any]]:
                     **{key: volume.request.parameters.get(of) for key, of in _LABELS.items()},
                 }
             )
+        rows += _damaged("volumes", seen, seen.volumes)
     return rows
 
 
-def snapshots(configs: Sequence[PoolConfig]) -> list[dict[str, Any]]:
-    """Return a row per snapshot; sizes are in bytes, times in ISO 8601."""
-    return [
+def _snapshots(pools: Sequence[Seen]) -> list[dict[str, Any]]:
+    rows = [
         {
             "id": snapshot.id,
             "name": snapshot.name,
@@ -157,17 +219,19 @@ def snapshots(configs: Sequence[PoolConfig]) -> list[dict[str, Any]]:
             "size": snapshot.size,
             "held": snapshot.held,
             "created": _time(snapshot.created),
+            "condition": None,
         }
-        for config in configs
-        for snapshot in Seen(config).snapshots
+        for seen in pools
+        for snapshot in seen.snapshots
     ]
+    return rows + [row for seen in pools for row in _damaged("snapshots", seen, seen.snapshots)]
 
 
-def trash(configs: Sequence[PoolConfig]) -> list[dict[str, Any]]:
-    """Return a row for each thing in the trash; sizes are in bytes, times in ISO 8601."""
+def _trash(pools: Sequence[Seen]) -> list[dict[str, Any]]:
     rows = []
-    for config in configs:
-        for entry in Seen(config).trash:
+    for seen in pools:
+        config = seen.config
+        for entry in seen.trash:
             record, due = entry.record(), entry.due(config.retain_for)
             rows.append(
                 {
@@ -178,9 +242,13 @@ def trash(configs: Sequence[PoolConfig]) -> list[dict[str, Any]]:
                     "size": entry.size(),
                     "deleted": _time(entry.deleted),
                     "kept_until": "ever" if due == float("inf") else _time(due) if due else None,
+                    "condition": entry.fault(),
                 }
             )
     return rows
+
+
+_LOOKS = {"pools": _pools, "volumes": _volumes, "snapshots": _snapshots, "trash": _trash}
 
 
 def _time(seconds: float) -> str:
@@ -221,6 +289,7 @@ _COLUMNS: dict[str, dict[str, Literal["left", "right"]]] = {
         "size": "right",
         "held": "right",
         "created": "left",
+        "condition": "left",
     },
     "trash": {
         "entry": "left",
@@ -228,6 +297,7 @@ _COLUMNS: dict[str, dict[str, Literal["left", "right"]]] = {
         "kind": "left",
         "size": "right",
         "kept_until": "left",
+        "condition": "left",
     },
 }
 _SIZES = frozenset(
@@ -245,10 +315,12 @@ _SIZES = frozenset(
 )
 
 
-def _cell(value: object) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "-"
-    return "-" if value is None else str(value)
+def _cell(key: str, value: Any) -> str:
+    if value is None or value is False:
+        return "-"
+    if value is True:
+        return "yes"
+    return show(value) if key in _SIZES else str(value)
 
 
 _WIDEST = 10_000
@@ -265,8 +337,7 @@ def print_table(what: str, rows: Sequence[dict[str, Any]]) -> None:
     for column, justify in _COLUMNS[what].items():
         table.add_column(column.replace("_", " ").upper(), justify=justify, overflow="fold")
     for row in rows:
-        cells = [show(row[key]) if key in _SIZES else row[key] for key in _COLUMNS[what]]
-        table.add_row(*map(_cell, cells))
+        table.add_row(*(_cell(key, row[key]) for key in _COLUMNS[what]))
     console = Console()
     if not console.is_terminal:
         console.width = _WIDEST

@@ -120,6 +120,11 @@ class Shelf(Generic[T]):
         self.put(item)
         return item
 
+    @property
+    def unreadable(self) -> Mapping[str, str]:
+        """Why the records of some cannot be read, by their names."""
+        return self._unreadable
+
     def held_by(self, object_id: str) -> int:
         """How many bytes of the pool one counts for; absent ones for none."""
         item = self._items.get(object_id)

@@ -80,11 +80,24 @@ class Entry:
         return self.due(retain_for) <= time.time()
 
     def record(self) -> Volume | Snapshot | None:
-        """Return what this was, or None where the record has gone already."""
+        """Return what this was, or None where the record has gone already, or is damaged."""
         with contextlib.suppress(*UNREADABLE):
-            if (self.path / SNAPSHOT_RECORD).exists():
-                return Snapshot.from_json(read_record(self.path / SNAPSHOT_RECORD))
-            return Volume.from_json(read_record(self.path / VOLUME_RECORD))
+            return self._read()
+        return None
+
+    def _read(self) -> Volume | Snapshot:
+        if (self.path / SNAPSHOT_RECORD).exists():
+            return Snapshot.from_json(read_record(self.path / SNAPSHOT_RECORD))
+        return Volume.from_json(read_record(self.path / VOLUME_RECORD))
+
+    def fault(self) -> str | None:
+        """Return why the record cannot be read, if there is one."""
+        try:
+            self._read()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except UNREADABLE as error:
+            return f"its record cannot be read ({error})"
         return None
 
     def size(self) -> int:

@@ -56,24 +56,32 @@ def _there_again(entry: Entry) -> InspectionError:
     )
 
 
-def empty(configs: Iterable[PoolConfig], names: Sequence[str]) -> list[str]:
-    """Delete the entries `names` for good, or all if there are none; return what was deleted."""
-    deleted = []
+def empty(configs: Iterable[PoolConfig], names: Sequence[str]) -> Iterator[str]:
+    """Delete the entries `names` for good, or all if there are none; yield what was deleted.
+
+    `InspectionError` at the end where all were to be deleted, and a pool is missing.
+    """
+    configs = tuple(configs)
     for seen, entry in _found(configs, names):
         with _announced(seen.layout):
             reap(entry, seen.limiter, lambda: False)
-        deleted.append(entry.path.name)
-    return deleted
+        yield entry.path.name
+    _, missing = _there(configs)
+    if missing and not names:
+        raise InspectionError("; ".join(missing))
 
 
 def delete_inline(configs: Iterable[PoolConfig], name: str) -> str:
     """Delete the inline volume that has the id `name`, ours or the orchestrator's; return ours."""
-    for seen in map(Seen, configs):
+    pools, missing = _there(configs)
+    for seen in pools:
         for volume in seen.volumes:
             if name in {volume.id, volume.handle}:
                 _delete_inline(seen, volume)
                 return volume.id
-    raise InspectionError(f"there is no inline volume {name!r}; see: pycsi volumes")
+    raise InspectionError(
+        "; ".join([f"there is no inline volume {name!r}; see: pycsi volumes", *missing])
+    )
 
 
 def _delete_inline(seen: Seen, volume: Volume) -> None:
@@ -90,9 +98,24 @@ def _delete_inline(seen: Seen, volume: Volume) -> None:
 
 def _found(configs: Iterable[PoolConfig], names: Sequence[str]) -> list[tuple[Seen, Entry]]:
     """Return the entries called `names`, or all if there are none, with their pools."""
-    every = [(seen, entry) for config in configs for seen in [Seen(config)] for entry in seen.trash]
+    pools, missing = _there(configs)
+    every = [(seen, entry) for seen in pools for entry in seen.trash]
     known = {entry.path.name for _, entry in every}
     for name in names:
         if name not in known:
-            raise InspectionError(f"there is no {name!r} in the trash; see: pycsi trash list")
+            raise InspectionError(
+                "; ".join([f"there is no {name!r} in the trash; see: pycsi trash list", *missing])
+            )
     return [item for item in every if not names or item[1].path.name in names]
+
+
+def _there(configs: Iterable[PoolConfig]) -> tuple[list[Seen], list[str]]:
+    """Return the pools that are there, and why the others are not."""
+    pools: list[Seen] = []
+    missing: list[str] = []
+    for config in configs:
+        try:
+            pools.append(Seen(config))
+        except InspectionError as error:
+            missing.append(str(error))
+    return pools, missing

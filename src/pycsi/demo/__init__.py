@@ -15,7 +15,8 @@ from pathlib import Path
 
 from pycsi.linux import namespace
 
-_INTERRUPTED = 128 + signal.SIGINT
+_KILLED = 128
+"""Added to the number of a signal: the exit status of who was ended by that, as shells show it."""
 
 
 def run(directory: Path | None) -> int:
@@ -33,11 +34,16 @@ def run(directory: Path | None) -> int:
     # Only now: gRPC starts threads, and a user namespace is for processes of one thread.
     from pycsi.demo.show import show
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
         return 0 if show(directory, as_root=as_root) else 1
-    except KeyboardInterrupt:
-        return _INTERRUPTED
+    except KeyboardInterrupt as end:
+        return _KILLED + (end.args[0] if end.args else signal.SIGINT)
+
+
+def _interrupt(number: int, _: object) -> None:
+    """End like by Ctrl-C, so that everything is cleaned up."""
+    raise KeyboardInterrupt(number)
 
 
 def _enter_namespace() -> bool:
