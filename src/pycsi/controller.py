@@ -106,6 +106,7 @@ class Controller(ControllerSnapshots):
             given,
             wanted.capabilities,
             limiter=pool.limiter.name,
+            unlimited=pool.unlimited,
             ground=pool.mount.fstype,
             source=source,
         )
@@ -290,7 +291,11 @@ class Controller(ControllerSnapshots):
             pool = self._pools.named(given.pool)
             pool.check()
             make = parameters.choose(
-                given, wanted, limiter=pool.limiter.name, ground=pool.mount.fstype
+                given,
+                wanted,
+                limiter=pool.limiter.name,
+                unlimited=pool.unlimited,
+                ground=pool.mount.fstype,
             )
         except FailedPrecondition:
             return _capacity(0, 0)

@@ -6,6 +6,7 @@ message in any case.
 
 import contextlib
 import dataclasses
+import functools
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 from pycsi.backends import Backend
 from pycsi.errors import CsiError, NotFound
 from pycsi.layout import never_noted
+from pycsi.limits import Limiter
 from pycsi.linux import btrfs, filesystem
 from pycsi.linux.descriptor import is_directory
 from pycsi.linux.ground import Ground
@@ -41,8 +43,11 @@ HEALTHY = Condition(abnormal=False, message="healthy")
 class Ward:
     """Looks after the volumes on one filesystem; `fault` is what is wrong with the pool itself."""
 
-    def __init__(self, ground: Ground, kernel: Kernel, fault: str | None) -> None:
+    def __init__(
+        self, ground: Ground, kernel: Kernel, limiter: Limiter, fault: str | None = None
+    ) -> None:
         self._ground = ground
+        self._limiter = limiter
         self.kernel = kernel
         self._low = self._few_inodes = False
         self._fault = fault or self._ground_fault()
@@ -65,6 +70,11 @@ class Ward:
         self._few_inodes = facts.f_favail < facts.f_files * (1 - _FULL)
         return None
 
+    @functools.cached_property
+    def _unlimited(self) -> str | None:
+        """Why limits of directories do not hold: asked once, and only where there are some."""
+        return self._limiter.fault()
+
     def condition(self, backend: Backend) -> Condition:
         """Examine a volume; `backend` sees with this ward's `kernel`."""
         if self._fault:
@@ -76,15 +86,19 @@ class Ward:
         return Condition(abnormal=True, message=fault) if fault else HEALTHY
 
     def _faults(self, backend: Backend) -> Iterator[str]:
+        volume = backend.volume
+        limited = volume.type is VolumeType.DIRECTORY and volume.enforced
+        if limited and self._unlimited and is_directory(backend.inside):
+            yield f"not limited: {self._unlimited}"
         yield from backend.faults()
         yield from self._misplaced(backend)
         if is_orphaned(backend):
             yield "orphaned: its pod is gone; the driver deletes it, or pycsi delete-inline does"
         if usage := _usage(backend):
             yield from _fullness(usage)
-        if self._few_inodes and backend.volume.type is VolumeType.DIRECTORY:
+        if self._few_inodes and volume.type is VolumeType.DIRECTORY:
             yield "the pool's disk is nearly out of inodes: new files may find none"
-        if self._low and not backend.volume.thick:
+        if self._low and not volume.thick:
             yield "the pool's disk is nearly full: what is written may not find room"
 
     def _misplaced(self, backend: Backend) -> Iterator[str]:
@@ -114,7 +128,8 @@ def _usage(backend: Backend) -> Usage | None:
         mounted = backend.mounts()
         return backend.usage(Path(mounted[0].target)) if mounted else None
     if backend.volume.enforced and not backend.target_is_file:
-        return backend.usage(backend.content)
+        volume = backend.volume
+        return backend.limiter.usage(backend.content, volume.project, volume.capacity)
     return None
 
 
@@ -182,4 +197,4 @@ def _ward(pool: Pool, kernel: Kernel) -> Ward:
         pool.check()
     except CsiError as error:
         fault = str(error)
-    return Ward(pool.ground, kernel, fault)
+    return Ward(pool.ground, kernel, pool.limiter, fault)

@@ -83,7 +83,13 @@ def _create(
 ) -> tuple[Pool, Volume]:
     given = parameters.parse(request.volume_context, _KEYS)
     pool = pools.named(given.pool)
-    make = parameters.choose(given, [wanted], limiter=pool.limiter.name, ground=pool.mount.fstype)
+    make = parameters.choose(
+        given,
+        [wanted],
+        limiter=pool.limiter.name,
+        unlimited=pool.unlimited,
+        ground=pool.mount.fstype,
+    )
     size = parameters.size_for(_size(request.volume_context), make.minimum)
     volume = new_volume(
         pool,

@@ -7,10 +7,10 @@ from typing import Any, Literal
 
 from pycsi.backends.choice import backend_for
 from pycsi.config import PoolConfig
-from pycsi.enforcement import limiter_for, limiter_name
+from pycsi.enforcement import limiter_seen
 from pycsi.health import Ward
 from pycsi.layout import Layout, snapshot_shelf, volume_shelf
-from pycsi.limits import Limiter, NoLimiter
+from pycsi.limits import Limiter
 from pycsi.linux.descriptor import opened
 from pycsi.linux.ground import Ground
 from pycsi.linux.kernel import Glance
@@ -82,9 +82,14 @@ class Seen:
     @property
     def limiter(self) -> Limiter:
         """How directories are limited there."""
-        if limiter_name(self.ground.real_path, self.ground.mount.fstype):
-            return limiter_for(self.ground.real_path, self.ground.mount.fstype, self.uuid)
-        return NoLimiter()
+        return limiter_seen(self.ground.real_path, self.ground.mount.fstype, self.uuid)
+
+    @property
+    def directory_limit(self) -> str | None:
+        """What limits directories there, or why it does not now; None: nothing ever does."""
+        limiter = self.limiter
+        fault = limiter.fault() if limiter.name else None
+        return f"not enforced: {fault}" if fault else limiter.name
 
     @property
     def room(self) -> Room:
@@ -155,7 +160,7 @@ def _pools(pools: Sequence[Seen]) -> list[dict[str, Any]]:
                 "path": str(config.path),
                 "uuid": seen.uuid,
                 "filesystem": seen.ground.mount.fstype,
-                "directory_limit": limiter_name(seen.ground.real_path, seen.ground.mount.fstype),
+                "directory_limit": seen.directory_limit,
                 "volumes": len(seen.volumes),
                 "snapshots": len(seen.snapshots),
                 "size": capacity.size,
@@ -176,8 +181,8 @@ def _volumes(pools: Sequence[Seen]) -> list[dict[str, Any]]:
     rows = []
     kernel = Glance()
     for seen in pools:
-        ward = Ward(seen.ground, kernel, None)
         limiter = seen.limiter
+        ward = Ward(seen.ground, kernel, limiter)
         for volume in seen.volumes:
             place = seen.layout.volumes / volume.id
             backend = backend_for(os.fspath(place), volume, limiter, seen.ground, kernel)

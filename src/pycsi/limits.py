@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
+from pycsi.errors import FailedPrecondition
 from pycsi.linux import tree, treecopy
 from pycsi.model import Usage
 
@@ -18,7 +19,7 @@ VOLUME_ROOT_MODE = 0o755
 Progress = Callable[[], None]
 
 
-class LimitError(Exception):
+class LimitError(FailedPrecondition):
     """The kernel did not take a limit, or no longer has the one that was set."""
 
 
@@ -26,6 +27,16 @@ class Limiter(Protocol):
     """How directories are made and limited. `name` is None where no limit can be enforced."""
 
     name: str | None
+
+    def fault(self) -> str | None:
+        """Return why limits do not hold now, and what mends that; None where they hold.
+
+        That is short enough for a volume's condition. What is wrong with the pool itself is not
+        told.
+        """
+
+    def mend(self) -> bool:
+        """Begin what makes limits hold again and does no harm; tell whether anything was begun."""
 
     def make(self, path: Path, size: int | None) -> int | None:
         """Make the empty directory `path`, limited to `size` bytes unless that is None.
@@ -40,7 +51,7 @@ class Limiter(Protocol):
         """Return the limit that the kernel has for the directory; 0: none."""
 
     def usage(self, path: Path, project: int | None, size: int) -> Usage:
-        """Measure a limited directory, without a walk."""
+        """Measure a limited directory, without a walk; `LimitError` where it is not counted."""
 
     def owned(self, path: Path, project: int | None, *, shares: bool) -> int:
         """Return how many bytes of a limited directory are known not to be others' too.
@@ -90,6 +101,15 @@ class NoLimiter:
     """Plain directories; only volumes with `quota: none` are made of them."""
 
     name: str | None = None
+
+    def fault(self) -> str | None:
+        return (
+            "nothing here limits a directory: mount the pool with prjquota (XFS, ext4), and "
+            "restart the driver"
+        )
+
+    def mend(self) -> bool:
+        return False
 
     def make(self, path: Path, size: int | None) -> int | None:
         os.mkdir(path)  # noqa: PTH102  (Path's own cost as much as the calls)

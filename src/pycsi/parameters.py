@@ -1,7 +1,7 @@
 """The StorageClass parameters, and the choice of what a volume is made of."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from pycsi import mkfsoptions, mountflags
 from pycsi.errors import FailedPrecondition, InvalidArgument, OutOfRange
@@ -137,23 +137,26 @@ def choose(
     *,
     limiter: str | None,
     ground: str,
+    unlimited: Callable[[], str | None] = lambda: None,
     source: Volume | None = None,
 ) -> Make:
     """Choose what to make of a request; `limiter` says how the pool limits directories, if it can.
 
+    `unlimited` is asked where that matters, and tells why it cannot now, though it could before.
     `ground` is the filesystem that the pool lies on, which a directory has therefore. Without
     capabilities (GetCapacity) a mounted volume is meant. What is not asked for is as in `source`,
     the volume that is cloned or whose snapshot is restored.
     """
     capabilities = tuple(capabilities)
     if source is None:
-        return _choose(wanted, capabilities, limiter, {ground})
+        return _choose(wanted, capabilities, limiter, unlimited, {ground})
     like_source = dataclasses.replace(
         wanted,
         type=wanted.type or source.type,
         filesystem=wanted.filesystem or source.filesystem,
     )
-    make = _choose(like_source, capabilities, limiter, {ground, *asked_for(source.request)})
+    grounds = {ground, *asked_for(source.request)}
+    make = _choose(like_source, capabilities, limiter, unlimited, grounds)
     _check_source(make, source)
     return dataclasses.replace(make, reason="as its source", mkfs_options=source.mkfs_options)
 
@@ -189,6 +192,7 @@ def _choose(
     wanted: Parameters,
     capabilities: tuple[Capability, ...],
     limiter: str | None,
+    unlimited: Callable[[], str | None],
     directories: set[str],
 ) -> Make:
     """Choose; `directories` are the filesystems that a directory may be asked for."""
@@ -201,11 +205,11 @@ def _choose(
     if access is Access.BLOCK:
         make = _raw_block(wanted)
     else:
-        type_, reason = _mounted_type(wanted, limiter, None if fits else kind)
+        type_, reason = _mounted_type(wanted, limiter, unlimited, None if fits else kind)
         if type_ is VolumeType.IMAGE:
             make = _image(wanted, reason, kind or DEFAULT_FILESYSTEM)
         elif fits:
-            make = _directory(wanted, reason, limiter)
+            make = _directory(wanted, reason, limiter, unlimited)
         else:
             raise InvalidArgument(
                 f"fs_type is {kind!r}, and a directory has the pool's filesystem, "
@@ -223,7 +227,10 @@ def _one(values: set[str | None] | set[Access], what: str) -> "str | None":
 
 
 def _mounted_type(
-    wanted: Parameters, limiter: str | None, other: str | None
+    wanted: Parameters,
+    limiter: str | None,
+    unlimited: Callable[[], str | None],
+    other: str | None,
 ) -> tuple[VolumeType, str]:
     """Choose the type; `other` is a filesystem that is wanted and that no directory has."""
     if wanted.type:
@@ -234,9 +241,11 @@ def _mounted_type(
         return VolumeType.IMAGE, "allocation and mkfsOptions are for images"
     if other:
         return VolumeType.IMAGE, f"a directory would not have {other}"
-    if limiter:
+    fault = unlimited() if limiter else None
+    if limiter and not fault:
         return VolumeType.DIRECTORY, f"the pool limits directories by {limiter}"
-    return VolumeType.IMAGE, "the pool cannot limit the size of a directory"
+    now = f" now: {fault}" if fault else ""
+    return VolumeType.IMAGE, f"the pool cannot limit the size of a directory{now}"
 
 
 def _raw_block(wanted: Parameters) -> Make:
@@ -255,7 +264,9 @@ def _raw_block(wanted: Parameters) -> Make:
     )
 
 
-def _directory(wanted: Parameters, reason: str, limiter: str | None) -> Make:
+def _directory(
+    wanted: Parameters, reason: str, limiter: str | None, unlimited: Callable[[], str | None]
+) -> Make:
     for key, value in (("allocation", wanted.allocation), ("mkfsOptions", wanted.mkfs_options)):
         if value:
             raise InvalidArgument(f"parameter {key} is for type: image, not for a directory")
@@ -263,6 +274,12 @@ def _directory(wanted: Parameters, reason: str, limiter: str | None) -> Make:
         raise InvalidArgument(
             "this pool's filesystem cannot limit the size of a directory: mount it with prjquota "
             "(XFS, ext4) or use btrfs; or use type: image; or accept that with quota: none"
+        )
+    # Where the type was left open this was asked before.
+    if wanted.type and wanted.quota != "none" and (fault := unlimited()):
+        raise FailedPrecondition(
+            f"this pool cannot limit the size of a directory now: {fault}; or use type: image; or "
+            "accept that with quota: none"
         )
     return Make(
         type=VolumeType.DIRECTORY,

@@ -181,6 +181,11 @@ class Pool:
         """Raise `PoolMissing` unless the pool is there and the one we opened."""
         self._claim.check(writable=writable)
 
+    def unlimited(self) -> str | None:
+        """Return why limits of directories do not hold now: see `Limiter.fault`."""
+        self.check()
+        return self.limiter.fault()
+
     def backend(self, volume: Volume, kernel: Kernel | None = None) -> Backend:
         """Return the data of a volume that exists."""
         where = self.volumes.place(volume.id)

@@ -15,6 +15,7 @@ import structlog
 
 from pycsi.claim import MissingPoolError, closed
 from pycsi.config import ConfigError, PoolConfig
+from pycsi.enforcement import Enforcement
 from pycsi.errors import CsiError
 from pycsi.locks import Locks
 from pycsi.pool import Pool
@@ -44,6 +45,7 @@ class Presence:
         self._seeking = threading.Lock()
         self._told: dict[str, str] = {}
         self._reapers: dict[str, Reaper] = {}
+        self._enforcements: dict[str, Enforcement] = {}
         self._stopping = threading.Event()
         self._watch = threading.Thread(target=self._run, name="presence", daemon=True)
 
@@ -171,6 +173,8 @@ class Presence:
         reaper = Reaper(pool, self._locks)
         self._reapers[pool.name] = reaper
         reaper.start()
+        self._enforcements[pool.name] = Enforcement(pool.name, pool.limiter)
+        self._enforcements[pool.name].look()
 
     def _tell(self, name: str, why: str) -> None:
         if self._told.get(name) != why:
@@ -196,6 +200,7 @@ class Presence:
             else:
                 if self._told.pop(pool.name, None):
                     log.info("the pool is there again", pool=pool.name)
+                self._enforcements[pool.name].look()
 
 
 def _refuse_nested(pool: Pool, others: Iterable[Pool]) -> None:

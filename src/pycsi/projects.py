@@ -12,14 +12,30 @@ from pycsi.linux import quota, tree
 from pycsi.model import Usage
 from pycsi.store import read_record, write_record
 
+_ENABLE = {"xfs": "xfs_quota -x -c 'enable -p'", "ext4": "quotaon -P"}
+"""The command that makes a filesystem enforce the limits of projects, but for the path."""
+
 
 class ProjectLimiter(NoLimiter):
     """XFS and ext4: a project id on the tree, a hard limit on the project."""
 
     name: str | None = "project quota"
 
-    def __init__(self, projects: "ProjectIds") -> None:
-        self._projects = projects
+    def __init__(self, pool: Path, pool_uuid: str, fstype: str) -> None:
+        self._pool = pool
+        self._enable = _ENABLE[fstype]
+        self._projects = ProjectIds(pool / "projects.json", pool_uuid)
+
+    def fault(self) -> str | None:
+        try:
+            state = quota.project_state(self._pool)
+        except OSError:  # the pool's disk is away
+            return None
+        if state.enforced:
+            return None
+        if state.counted:
+            return f"project limits are not enforced; run: {self._enable} {self._pool}"
+        return f"project quota is off; unmount, and mount with prjquota, what holds {self._pool}"
 
     def make(self, path: Path, size: int | None) -> int | None:
         super().make(path, None)
@@ -33,6 +49,8 @@ class ProjectLimiter(NoLimiter):
     def limit(self, path: Path, project: int | None, size: int) -> None:
         if project is None:
             raise LimitError(f"{path}: a directory without a project cannot be limited")
+        if not quota.project_state(path).counted:
+            raise LimitError(f"{path}: nothing limits it to {size} bytes: {self.fault()}")
         if quota.project_of(path) != project:
             # The owner of a directory may change its project; what it holds since then counts
             # for another one, but from now on it is limited again.
@@ -67,7 +85,8 @@ class ProjectLimiter(NoLimiter):
         tree.unprotect(path)
         # The limit goes first: once the directory has gone nobody knows its project any more. Where
         # there is a record the directory is not asked: its owner may have given it another's id.
-        if project := project or quota.project_of(path):
+        project = project or quota.project_of(path)
+        if project and quota.project_state(path).counted:
             quota.set_limit(path, project, 0)
         quota.clear_project(path)  # or nothing of another project could be moved up in it
         super().remove(path, project, interrupted)

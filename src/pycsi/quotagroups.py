@@ -14,6 +14,20 @@ from pycsi.model import Usage
 
 _FORGOTTEN_AT_ONCE = 16
 
+_FAULTS = {
+    btrfs.Accounting.OFF: "btrfs quotas are switched off; run: btrfs quota enable",
+    btrfs.Accounting.SIMPLE: (
+        "btrfs simple quotas do not count what copies share; run: btrfs quota disable, then enable,"
+    ),
+    btrfs.Accounting.INCONSISTENT: (
+        "btrfs quota groups are inconsistent; run: btrfs quota rescan -w"
+    ),
+    btrfs.Accounting.COUNTING: (
+        "btrfs quota groups are being counted; wait for: btrfs quota rescan -w"
+    ),
+}
+"""Why limits do not hold, and the command that mends it, but for the path."""
+
 
 class SubvolumeLimiter(NoLimiter):
     """btrfs: every directory is a subvolume, its quota group has the limit.
@@ -25,8 +39,22 @@ class SubvolumeLimiter(NoLimiter):
 
     name: str | None = "btrfs quota group"
 
-    def __init__(self, deleted: Path) -> None:
-        self._deleted = deleted
+    def __init__(self, pool: Path) -> None:
+        self._pool = pool
+        self._deleted = pool / "deleted-groups"
+
+    def fault(self) -> str | None:
+        try:
+            said = _FAULTS.get(btrfs.accounting(self._pool))
+        except OSError:  # the pool's disk is away
+            return None
+        return f"{said} {self._pool}" if said else None
+
+    def mend(self) -> bool:
+        if btrfs.accounting(self._pool) is not btrfs.Accounting.INCONSISTENT:
+            return False
+        btrfs.rescan(self._pool)
+        return True
 
     def make(self, path: Path, size: int | None) -> int | None:
         btrfs.create_subvolume(path)
@@ -36,24 +64,43 @@ class SubvolumeLimiter(NoLimiter):
         return None
 
     def limit(self, path: Path, project: int | None, size: int) -> None:
-        if btrfs.usage(path).limit != size:
-            btrfs.set_limit(path, size)
-        found = btrfs.usage(path).limit
+        if self._group(path).limit != size:
+            try:
+                btrfs.set_limit(path, size)
+            except OSError as error:
+                if error.errno not in {errno.ENOTCONN, errno.ENOENT}:
+                    raise
+                raise self._uncounted(path) from None
+        found = self._group(path).limit
         if found != size:
             raise LimitError(f"{path}: the quota group is limited to {found} bytes, not {size}")
 
+    def _group(self, path: Path) -> btrfs.GroupUsage:
+        found = btrfs.usage(path)
+        if found is None:
+            raise self._uncounted(path)
+        return found
+
+    def _uncounted(self, path: Path) -> LimitError:
+        why = self.fault() or (
+            "make its quota group with btrfs qgroup create, or all with btrfs quota disable and "
+            f"enable, on {self._pool}"
+        )
+        return LimitError(f"{path} has no quota group, so nothing limits or counts it: {why}")
+
     def limit_of(self, path: Path, project: int | None) -> int:
-        return btrfs.usage(path).limit if btrfs.is_subvolume(path) else 0
+        found = btrfs.usage(path) if btrfs.is_subvolume(path) else None
+        return found.limit if found else 0
 
     def usage(self, path: Path, project: int | None, size: int) -> Usage:
         # btrfs answers statvfs(3) for the whole filesystem, so the group's numbers are used.
-        used = btrfs.usage(path).used
+        used = self._group(path).used
         free = os.statvfs(path)
         available = min(max(0, size - used), free.f_bavail * free.f_frsize)
         return Usage(total=size, used=used, available=available)
 
     def owned(self, path: Path, project: int | None, *, shares: bool) -> int:
-        return btrfs.usage(path).exclusive
+        return self._group(path).exclusive
 
     def shares(self, path: Path) -> bool:
         return btrfs.is_subvolume(path)

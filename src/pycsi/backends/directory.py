@@ -5,15 +5,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
+import structlog
+
 from pycsi.backends import Backend, attributes
 from pycsi.errors import Aborted, FailedPrecondition, OutOfRange
-from pycsi.limits import Progress, filesystem_usage
+from pycsi.limits import LimitError, Progress, filesystem_usage
 from pycsi.linux import mount, treecopy
 from pycsi.linux.descriptor import is_directory, sync_directory
 from pycsi.linux.mounttable import Mount
 from pycsi.model import Capability, Usage, Volume, show
 
 T = TypeVar("T")
+
+log = structlog.get_logger()
 
 _ATTEMPTS = 3
 """How often a directory that is written to is copied in the hope of a quiet moment."""
@@ -33,6 +37,10 @@ class Directory(Backend):
 
     def resize(self, size: int) -> None:
         if self.volume.enforced:
+            if fault := self.limiter.fault():
+                if size == self.volume.capacity:  # nothing was asked for that could be promised
+                    return
+                raise FailedPrecondition(f"volume {self.volume.id} is not limited now: {fault}")
             self.limiter.limit(self.content, self.volume.project, size)
 
     def mounts(self) -> list[Mount]:
@@ -45,14 +53,19 @@ class Directory(Backend):
 
     def stage(self, path: str, capability: Capability, *, readonly: bool = False) -> None:
         if self.volume.enforced:
-            self.limiter.limit(self.content, self.volume.project, self.volume.capacity)
+            try:
+                self.limiter.limit(self.content, self.volume.project, self.volume.capacity)
+            except LimitError as error:  # its data is what its user wants; its condition tells
+                log.warning("staged without its limit", volume=self.volume.id, error=str(error))
         shown = self.ground.real(self.inside)
         self.bind(shown, path, attributes(capability, readonly=readonly))
 
     def usage(self, path: Path) -> Usage:
-        if not self.volume.enforced:
-            return filesystem_usage(path)
-        return self.limiter.usage(self.content, self.volume.project, self.volume.capacity)
+        # What is not limited may fill the pool; and what it holds is not counted then, or not all.
+        if self.volume.enforced and not self.limiter.fault():
+            with contextlib.suppress(LimitError):
+                return self.limiter.usage(self.content, self.volume.project, self.volume.capacity)
+        return filesystem_usage(path)
 
     # Health
 
@@ -76,7 +89,8 @@ class Directory(Backend):
         return self.limiter.shares(self.content)
 
     def occupied(self) -> int:
-        if self.shares or (self.volume.enforced and self.volume.project):
+        counted = self.shares or (self.volume.enforced and self.volume.project)
+        if counted and not self.limiter.fault():
             return self.limiter.usage(self.content, self.volume.project, 0).used or 0
         return treecopy.occupied(self.content)
 

@@ -5,10 +5,12 @@ numbers in the quota tree are those of the last commit, sysfs has today's.
 """
 
 import dataclasses
+import enum
 import errno
 import fcntl
 import os
 import struct
+import time
 import uuid
 from pathlib import Path
 
@@ -20,6 +22,8 @@ BTRFS_IOC_INO_LOOKUP = 0xD0009412
 BTRFS_IOC_QGROUP_CREATE = 0x4010942A
 BTRFS_IOC_QGROUP_LIMIT = 0x8030942B
 BTRFS_IOC_QUOTA_CTL = 0xC0109428
+BTRFS_IOC_QUOTA_RESCAN = 0x4040942C
+BTRFS_IOC_QUOTA_RESCAN_STATUS = 0x8040942D
 BTRFS_IOC_SNAP_CREATE_V2 = 0x50009417
 BTRFS_IOC_SNAP_DESTROY_V2 = 0x5000943F
 BTRFS_IOC_SUBVOL_CREATE = 0x5000940E
@@ -37,10 +41,12 @@ _INO_LOOKUP = struct.Struct("=QQ4080x")
 _QGROUP_CREATE = struct.Struct("=QQ")
 _QGROUP_LIMIT = struct.Struct("=QQQQQQ")
 _QUOTA_CTL = struct.Struct("=QQ")
+_QUOTA_RESCAN = struct.Struct("=QQ48x")
 _SEARCH_ITEM = struct.Struct("=QQQII")
 _SEARCH_KEY = struct.Struct("=QQQQQQQIIII32x")
 _SEARCH_SIZE = 4096
 _UNLIMITED = 2**64 - 1
+_PAUSE = 0.01
 _VOL_ARGS = struct.Struct("=q4088s")
 _VOL_ARGS_V2 = struct.Struct("=qQQ32xQ4032x")
 _VOL_ARGS_V2_NAME = struct.Struct("=qQQ32x4040s")
@@ -56,6 +62,21 @@ class GroupUsage:
     limit: int
     used: int
     exclusive: int
+
+
+class Accounting(enum.Enum):
+    """In which state the accounting of a filesystem's quota groups is."""
+
+    GOOD = enum.auto()
+    """Quota groups count what their subvolumes refer to, and limits hold."""
+    OFF = enum.auto()
+    """Nothing is counted, and there are no limits."""
+    SIMPLE = enum.auto()
+    """Simple quotas: what a snapshot shares counts for the subvolume that wrote it, or nobody."""
+    INCONSISTENT = enum.auto()
+    """The kernel has given up counting, and lets everything pass."""
+    COUNTING = enum.auto()
+    """Everything is counted anew; until then less may be counted than there is."""
 
 
 def _ioctl(path: Path, request: int, argument: bytes) -> bytes:
@@ -154,6 +175,57 @@ def quota_enabled(path: Path) -> bool:
     return _groups(path).is_dir()
 
 
+def accounting(path: Path) -> Accounting:
+    """Return the state of quota groups in the filesystem that holds the directory `path`.
+
+    What an older kernel does not tell is taken to be good: `inconsistent` is told since Linux 5.18,
+    `mode` since 6.7, together with simple quotas. ENOTTY where that is no btrfs.
+    """
+    groups = _groups(path)
+    if _fact(groups / "mode") == "squota":
+        return Accounting.SIMPLE
+    if _rescans(path):
+        return Accounting.COUNTING
+    if _fact(groups / "inconsistent") == "1":
+        return Accounting.INCONSISTENT
+    return Accounting.GOOD if groups.is_dir() else Accounting.OFF
+
+
+def _fact(file: Path) -> str | None:
+    """Return what a file of sysfs says; None where there is none, or not any more."""
+    try:
+        return file.read_text().strip()
+    except OSError as error:
+        if error.errno in {errno.ENOENT, errno.ENODEV}:
+            return None
+        raise
+
+
+def _rescans(path: Path) -> bool:
+    """Tell whether quota groups are being counted anew; False where only root may know."""
+    try:
+        answer = _ioctl(path, BTRFS_IOC_QUOTA_RESCAN_STATUS, bytes(_QUOTA_RESCAN.size))
+    except PermissionError:
+        return False
+    return bool(_QUOTA_RESCAN.unpack(answer)[0])
+
+
+def rescan(path: Path) -> None:
+    """Begin to count anew what the quota groups hold, unless that is being done."""
+    try:
+        _ioctl(path, BTRFS_IOC_QUOTA_RESCAN, bytes(_QUOTA_RESCAN.size))
+    except OSError as error:
+        if error.errno != errno.EINPROGRESS:
+            raise
+
+
+def await_rescan(path: Path, seconds: float) -> None:
+    """Wait until quota groups are counted, but no longer than so many seconds."""
+    end = time.monotonic() + seconds
+    while _rescans(path) and time.monotonic() < end:
+        time.sleep(_PAUSE)
+
+
 def enable_quota(path: Path) -> None:
     """Switch quota groups on in the filesystem that holds the directory `path`."""
     _ioctl(path, BTRFS_IOC_QUOTA_CTL, _QUOTA_CTL.pack(BTRFS_QUOTA_CTL_ENABLE, 0))
@@ -167,16 +239,16 @@ def set_limit(path: Path, limit: int) -> None:
     _ioctl(path, BTRFS_IOC_QGROUP_LIMIT, argument)
 
 
-def usage(path: Path) -> GroupUsage:
-    """Return limit and use of the subvolume that holds `path`."""
+def usage(path: Path) -> GroupUsage | None:
+    """Return limit and use of the subvolume that holds `path`; None where it has no quota group."""
     group = _groups(path) / f"0_{subvolume_number(path)}"
-    flags = int((group / "limit_flags").read_text(), 0)
+    names = ("limit_flags", "max_referenced", "referenced", "exclusive")
+    facts = [int(fact, 0) for name in names if (fact := _fact(group / name)) is not None]
+    if len(facts) < len(names):
+        return None
+    flags, limit, used, exclusive = facts
     limited = flags & BTRFS_QGROUP_LIMIT_MAX_RFER
-    return GroupUsage(
-        limit=int((group / "max_referenced").read_text()) if limited else 0,
-        used=int((group / "referenced").read_text()),
-        exclusive=int((group / "exclusive").read_text()),
-    )
+    return GroupUsage(limit=limit if limited else 0, used=used, exclusive=exclusive)
 
 
 def forget_group(path: Path, number: int) -> bool:

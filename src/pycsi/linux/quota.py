@@ -54,22 +54,37 @@ class ProjectUsage:
     inodes: int
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ProjectState:
+    """Whether what projects hold is counted, and whether their limits are enforced."""
+
+    counted: bool
+    enforced: bool
+
+
 def _quotactl(path: Path, command: int, project: int, argument: object) -> None:
     with opened(path, DIRECTORY) as fd:
         _quotactl_fd(fd, command << 8 | PRJQUOTA, project, argument, path=path)
 
 
-def enforces_projects(path: Path) -> bool:
-    """Tell whether the filesystem that holds the directory `path` enforces project limits."""
+def project_state(path: Path) -> ProjectState:
+    """Return what the filesystem that holds the directory `path` does about projects."""
     status = _QuotaStatus(qs_version=1)
     try:
         _quotactl(path, Q_XGETQSTATV, 0, ctypes.byref(status))
     except OSError as error:
         if error.errno in {errno.ENOSYS, errno.ESRCH, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM}:
-            return False
+            return ProjectState(counted=False, enforced=False)
         raise
-    wanted = FS_QUOTA_PDQ_ACCT | FS_QUOTA_PDQ_ENFD
-    return bool(status.qs_flags & wanted == wanted)
+    counted = bool(status.qs_flags & FS_QUOTA_PDQ_ACCT)
+    return ProjectState(
+        counted=counted, enforced=counted and bool(status.qs_flags & FS_QUOTA_PDQ_ENFD)
+    )
+
+
+def enforces_projects(path: Path) -> bool:
+    """Tell whether the filesystem that holds the directory `path` enforces project limits."""
+    return project_state(path).enforced
 
 
 def set_project(path: Path, project: int) -> None:

@@ -1,0 +1,175 @@
+"""Limits that the kernel does not enforce any more: told, not promised, and mended if possible."""
+
+import fcntl
+import json
+import os
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from conftest import FilesystemFactory, run
+from driver import GIB, MIB, Driver, from_volume, refused
+
+from pycsi.linux import btrfs
+
+SIMPLE = 4
+DISABLE = 2
+ENABLE = 1
+
+
+def quotas(pool: Path, command: int) -> None:
+    """Switch quotas: older programs know no simple ones."""
+    fd = os.open(pool, os.O_RDONLY)
+    try:
+        fcntl.ioctl(fd, btrfs.BTRFS_IOC_QUOTA_CTL, bytearray(struct.pack("=QQ", command, 0)), True)
+    finally:
+        os.close(fd)
+
+
+def simple(pool: Path) -> None:
+    quotas(pool, DISABLE)
+    try:
+        quotas(pool, SIMPLE)
+    except OSError:
+        quotas(pool, ENABLE)
+    if btrfs.accounting(pool) is not btrfs.Accounting.SIMPLE:
+        pytest.skip("needs a kernel with simple quotas, Linux 6.7")
+
+
+def switched_off(pool: Path) -> None:
+    quotas(pool, DISABLE)
+
+
+def groups(pool: Path) -> Path:
+    uuid = run("findmnt", "-n", "-o", "UUID", "-T", pool).strip()
+    return Path(f"/sys/fs/btrfs/{uuid}/qgroups")
+
+
+def make_inconsistent(pool: Path, data: Path) -> None:
+    """Let a subvolume that shares blocks become a member of a group that does not know them."""
+    run("btrfs", "subvolume", "snapshot", data, pool.parent / "copy")
+    run("btrfs", "qgroup", "create", "1/1", pool)
+    number = btrfs.subvolume_number(data)
+    # It warns, and so may end as if it had failed.
+    subprocess.run(
+        ["btrfs", "qgroup", "assign", "--no-rescan", f"0/{number}", "1/1", pool],
+        capture_output=True,
+        check=False,
+    )
+
+
+def until(met: Callable[[], bool]) -> None:
+    end = time.monotonic() + 30
+    while not met():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def cli(pool: Path, what: str) -> list[dict[str, Any]]:
+    command = [sys.executable, "-m", "pycsi", what, "--pool", f"default={pool}", "--output", "json"]
+    rows: list[dict[str, Any]] = json.loads(run(*command))
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [(switched_off, "btrfs quota enable"), (simple, "simple quotas")],
+    ids=["switched off", "simple"],
+)
+def test_limits_that_do_not_hold(
+    filesystem: FilesystemFactory,
+    serve: Callable[..., Driver],
+    tmp_path: Path,
+    spoil: Callable[[Path], None],
+    words: str,
+) -> None:
+    """What was made stays usable and says so; what cannot be limited is not made."""
+    pool = filesystem("btrfs", GIB)
+    driver = serve(pool)
+    volume_id = driver.create("v", 64 * MIB).volume_id
+    spoil(pool)
+    condition = driver.condition(volume_id)
+    assert condition.abnormal
+    assert words in condition.message
+    with refused(grpc.StatusCode.FAILED_PRECONDITION, words):
+        driver.create("w", 64 * MIB, type="directory")
+    with refused(grpc.StatusCode.FAILED_PRECONDITION, words):
+        driver.create("c", 64 * MIB, source=from_volume(volume_id))
+    with refused(grpc.StatusCode.FAILED_PRECONDITION, words):
+        driver.expand(volume_id, 128 * MIB)
+    assert driver.expand(volume_id, 64 * MIB).capacity_bytes == 64 * MIB
+    assert driver.capacity(type="directory").available_capacity == 0
+    assert driver.capacity().available_capacity > 0
+    image = driver.create("i", 64 * MIB)
+    assert image.volume_context["type"] == "image"
+    assert words in image.volume_context["reason"]
+    assert driver.create("q", 64 * MIB, quota="none").volume_context["type"] == "directory"
+    (row,) = cli(pool, "pools")
+    assert words in row["directory_limit"]
+    rows = {item["id"]: item["condition"] for item in cli(pool, "volumes")}
+    assert words in rows[volume_id]
+    with driver.published(volume_id, tmp_path) as target:
+        (target / "file").write_bytes(bytes(MIB))
+        stats = driver.stats(volume_id, target)
+        assert stats.volume_condition.abnormal
+        assert stats.usage[0].total > GIB // 2  # of the pool, for nothing less holds
+        snapshot = driver.snapshot("s", volume_id)
+        assert snapshot.size_bytes >= MIB
+        driver.delete_snapshot(snapshot.snapshot_id)
+    until(lambda: "the pool's directories are not limited" in driver.log)
+    driver.condition(volume_id)
+    assert driver.log.count("the pool's directories are not limited") == 1
+    driver.delete(volume_id)
+    driver.reaped()
+    assert "INTERNAL" not in driver.log
+
+
+def test_quota_groups_that_are_switched_on_again(
+    filesystem: FilesystemFactory, serve: Callable[..., Driver], tmp_path: Path
+) -> None:
+    """Without a restart new volumes are limited, and older ones when they are staged."""
+    pool = filesystem("btrfs", GIB)
+    driver = serve(pool)
+    volume_id = driver.create("v", 64 * MIB).volume_id
+    quotas(pool, DISABLE)
+    with refused(grpc.StatusCode.FAILED_PRECONDITION, "btrfs quota enable"):
+        driver.create("w", 64 * MIB, type="directory")
+    quotas(pool, ENABLE)
+    until(lambda: btrfs.accounting(pool) is btrfs.Accounting.GOOD)
+    assert driver.create("w", 64 * MIB).volume_context["type"] == "directory"
+    assert "gone" in driver.condition(volume_id).message
+    with driver.published(volume_id, tmp_path) as target:
+        assert not driver.condition(volume_id).abnormal
+        assert driver.stats(volume_id, target).usage[0].total == 64 * MIB
+
+
+@pytest.mark.parametrize("running", [False, True], ids=["at start", "while it runs"])
+def test_inconsistent_quota_groups_are_counted_again(
+    filesystem: FilesystemFactory, serve: Callable[..., Driver], *, running: bool
+) -> None:
+    """The driver starts the rescan by itself, and then limits hold again."""
+    pool = filesystem("btrfs", GIB)
+    driver = serve(pool)
+    volume_id = driver.create("v", 64 * MIB).volume_id
+    data = pool / "volumes" / volume_id / "data"
+    (data / "file").write_bytes(os.urandom(MIB))
+    run("btrfs", "filesystem", "sync", pool)
+    if not running:
+        driver.stop()
+    make_inconsistent(pool, data)
+    if not running:
+        assert (groups(pool) / "inconsistent").read_text().strip() == "1"
+        driver.start()
+    until(lambda: "inconsistent; run: btrfs quota rescan" in driver.log)
+    until(lambda: btrfs.accounting(pool) is btrfs.Accounting.GOOD)
+    until(lambda: "the pool's directories are limited again" in driver.log)
+    assert not driver.condition(volume_id).abnormal
+    assert driver.create("w", 64 * MIB).volume_context["type"] == "directory"
+    with pytest.raises(OSError, match="quota exceeded"):
+        (data / "more").write_bytes(os.urandom(80 * MIB))
