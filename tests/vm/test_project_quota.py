@@ -4,6 +4,7 @@
 hold a process with CAP_SYS_RESOURCE to an ext4 quota.
 """
 
+import ctypes
 import errno
 import os
 import subprocess
@@ -13,12 +14,28 @@ from typing import Any
 
 import grpc
 import pytest
-from driver import GIB, MIB, Driver, from_snapshot, from_volume
+from driver import GIB, MIB, Driver, from_snapshot, from_volume, refused
 
 from pycsi.linux import quota
+from pycsi.linux.libc import system_call
 from pycsi.proto import csi_pb2 as csi
 
 REFUSALS = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
+
+
+Q_XQUOTAON = 0x5801
+Q_XQUOTAOFF = 0x5802
+
+
+def enforce(pool: Path, command: int) -> None:
+    """Switch the enforcement of project limits on or off, as quotaon and quotaoff do."""
+    control = system_call(443, ctypes.c_int, ctypes.c_uint, ctypes.c_uint, ctypes.c_void_p)
+    fd = os.open(pool, os.O_RDONLY)
+    try:
+        flags = ctypes.c_uint(quota.FS_QUOTA_PDQ_ENFD)
+        control(fd, command << 8 | quota.PRJQUOTA, 0, ctypes.byref(flags), path=pool)
+    finally:
+        os.close(fd)
 
 
 def write_as_nobody(target: Path, size: int) -> tuple[int, str]:
@@ -183,3 +200,30 @@ def test_a_mounted_ext4_image_grows(pool: Path, serve: Callable[..., Driver], pl
         facts = os.statvfs(target)
         assert facts.f_blocks * facts.f_frsize > 110 * MIB
     driver.delete(volume.volume_id)
+
+
+def test_limits_that_are_not_enforced(
+    pool: Path, serve: Callable[..., Driver], place: Path
+) -> None:
+    """Enforcement is switched off below the driver, and on again: it says so, and promises less."""
+    driver = serve(pool)
+    volume_id = driver.create("data", 64 * MIB).volume_id
+    enforce(pool, Q_XQUOTAOFF)
+    try:
+        condition = driver.condition(volume_id)
+        assert condition.abnormal
+        assert "not enforced" in condition.message
+        with refused(grpc.StatusCode.FAILED_PRECONDITION, "not enforced"):
+            driver.create("more", 64 * MIB, type="directory")
+        with refused(grpc.StatusCode.FAILED_PRECONDITION, "not enforced"):
+            driver.expand(volume_id, 128 * MIB)
+        assert driver.capacity(type="directory").available_capacity == 0
+        assert driver.create("image", 64 * MIB).volume_context["type"] == "image"
+        with driver.published(volume_id, place) as target:
+            assert driver.stats(volume_id, target).usage[0].total > 64 * MIB
+    finally:
+        enforce(pool, Q_XQUOTAON)
+    assert not driver.condition(volume_id).abnormal
+    driver.delete(driver.create("more", 64 * MIB, type="directory").volume_id)
+    driver.delete(volume_id)
+    driver.delete("image@node-1")
