@@ -109,6 +109,8 @@ class Capacity:
         Each byte that is promised and not yet written has `1 / overcommit` bytes of the disk to
         itself, and never needs more than one. What is thick takes its bytes at once.
         """
+        if self.lacks_inodes:
+            return 0
         ratio = max(1.0, self.overcommit)
         if thick:
             left = self.spare - int(self.unwritten / ratio)

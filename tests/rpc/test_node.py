@@ -212,7 +212,7 @@ def test_path_that_is_not_this_volume(node: Driver, tmp_path: Path, method: str)
             {"volume_context": EPHEMERAL | {"size": "9" * 400}},
             {INVALID, Code.OUT_OF_RANGE},
         ),
-        ({"volume_context": EPHEMERAL | {"size": "8000Pi"}}, Code.RESOURCE_EXHAUSTED),
+        ({"volume_context": EPHEMERAL | {"size": "8000Pi"}}, Code.OUT_OF_RANGE),
         ({"volume_context": EPHEMERAL | {"size": "9999Pi"}}, {INVALID, Code.OUT_OF_RANGE}),
         ({"volume_context": EPHEMERAL | {"pool": "none"}}, INVALID),
         ({"target_path": "target"}, INVALID),

@@ -299,7 +299,10 @@ def test_what_has_no_blocks(driver: Driver) -> None:
 def test_compressed_extents(
     filesystem: FilesystemFactory, serve: Callable[..., Driver], tmp_path: Path
 ) -> None:
-    """Of what is compressed the place is not known: it counts as changed, and the stream ends."""
+    """Of what is compressed the place is not known: it counts as changed, and the stream ends.
+
+    So are images that were made before they were written in place.
+    """
     plain = filesystem("ext4", GIB)
     squeezed = filesystem("btrfs", GIB, options="compress-force=zstd")
     driver = serve(f"plain={plain}", f"default={squeezed}")
@@ -308,6 +311,9 @@ def test_compressed_extents(
     volume_id = driver.create(
         "v", SIZE, capability=BLOCK, pool="default", source=from_volume(source)
     ).volume_id
+    image = squeezed / "volumes" / volume_id / "disk.img"
+    image.unlink()
+    image.write_bytes((b"hello" * SIZE)[:SIZE])
     one = driver.snapshot("one", volume_id).snapshot_id
     two = driver.snapshot("two", volume_id).snapshot_id
     assert sum(length for _, length in driver.delta(one, two)) == SIZE

@@ -66,6 +66,12 @@ def test_thin(changes: dict[str, float], thin: int) -> None:
     assert capacity(**changes).available(thick=False) == thin
 
 
+def test_no_inodes() -> None:
+    """Without inodes there is no room for anything."""
+    for thick in (False, True):
+        assert capacity(lacks_inodes=True).available(thick=thick) == 0
+
+
 def test_disk_of_others() -> None:
     """On a disk that others have filled the reserve is left free too."""
     left = capacity(size=252 * GIB, free=74 * GIB, reserve=25 * GIB).available(thick=False)
