@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Mapping
 
-from pycsi import ids, node_request, parameters
+from pycsi import ids, node_request, parameters, rootdirectory
 from pycsi.config import parse_size
 from pycsi.errors import AlreadyExists, InvalidArgument
 from pycsi.model import Access, Capability, CapacityRange, Request, Volume
@@ -14,7 +14,7 @@ from pycsi.volumes import check_usable, delete, new_volume, noting, undoing
 
 _EPHEMERAL = "csi.storage.k8s.io/ephemeral"
 _POD = ("csi.storage.k8s.io/pod.namespace", "csi.storage.k8s.io/pod.name")
-_KEYS = ("pool", "type", "size")
+_KEYS = ("pool", "type", "size", *rootdirectory.KEYS)
 """What a pod may say of its inline volume: neither mkfs options nor a directory without limit."""
 
 

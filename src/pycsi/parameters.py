@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from pycsi import mkfsoptions, mountflags
+from pycsi import mkfsoptions, mountflags, rootdirectory
 from pycsi.errors import FailedPrecondition, InvalidArgument, OutOfRange
 from pycsi.linux import filesystem
 from pycsi.model import (
@@ -21,6 +21,7 @@ from pycsi.model import (
     round_up,
     show,
 )
+from pycsi.rootdirectory import AS_MADE, RootDirectory
 
 ORCHESTRATOR = "csi.storage.k8s.io/"
 """The prefix of keys that the orchestrator adds; they describe, they do not decide."""
@@ -35,7 +36,7 @@ SMALLEST = MIB
 MUTABLE = {"onDelete": ("delete", "retain")}
 """The parameters that can be modified, with what they can be; the first is the default."""
 
-_KEYS = ("pool", "type", "quota", "allocation", "mkfsOptions", *MUTABLE)
+_KEYS = ("pool", "type", "quota", "allocation", "mkfsOptions", *rootdirectory.KEYS, *MUTABLE)
 _CHOICES = {
     "type": ("directory", "image"),
     "quota": ("required", "none"),
@@ -55,6 +56,7 @@ class Parameters:
     quota: str | None = None
     allocation: str | None = None
     mkfs_options: tuple[str, ...] = ()
+    root: RootDirectory = AS_MADE
 
 
 def deciding(raw: Mapping[str, str]) -> dict[str, str]:
@@ -110,6 +112,7 @@ def parse(raw: Mapping[str, str], keys: Iterable[str] = _KEYS) -> Parameters:
         quota=own.get("quota"),
         allocation=own.get("allocation"),
         mkfs_options=mkfsoptions.split(own.get("mkfsOptions", "")),
+        root=RootDirectory.parse(own),
     )
 
 
@@ -253,6 +256,10 @@ def _raw_block(wanted: Parameters) -> Make:
         raise InvalidArgument("a directory cannot be a block device; use type: image, or none")
     if wanted.mkfs_options:
         raise InvalidArgument("a raw block volume is not formatted; leave mkfsOptions out")
+    if wanted.root != AS_MADE:
+        raise InvalidArgument(
+            f"a raw block volume has no root directory; leave {', '.join(rootdirectory.KEYS)} out"
+        )
     return Make(
         type=VolumeType.IMAGE,
         reason="raw block needs an image",

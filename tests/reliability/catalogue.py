@@ -22,6 +22,7 @@ from reliability.scenes import (
     Clone,
     Create,
     CreateFirst,
+    CreateOwned,
     Delete,
     DeleteGroup,
     DeleteSnapshot,
@@ -40,6 +41,7 @@ from reliability.scenes import (
 _KINDS: dict[type[Scene], tuple[Kind, ...]] = {
     Create: (DIRECTORY, EXT4, XFS, BTRFS, THICK, RAW),
     CreateFirst: (EXT4,),
+    CreateOwned: (DIRECTORY, EXT4),
     Clone: (DIRECTORY, EXT4, XFS, BTRFS, THICK, RAW),
     Restore: (DIRECTORY, EXT4, XFS, RAW),
     Snapshot: (DIRECTORY, EXT4, THICK, RAW),

@@ -170,6 +170,21 @@ class Create(Scene):
         self.delete("v")
 
 
+class CreateOwned(Create):
+    """CreateVolume whose root directory is to be another than it is made."""
+
+    def act(self) -> None:
+        made = self.make(uid="1001", gid="1002", mode="2770", lostAndFound="false")
+        assert made.volume_id == self.volume("v")
+
+    def check(self) -> None:
+        with self.mounted("v") as file:
+            root = file.parent.stat()
+            assert (root.st_uid, root.st_gid, root.st_mode & 0o7777) == (1001, 1002, 0o2770)
+            assert list(file.parent.iterdir()) == []
+            self.write(file)
+
+
 class CreateFirst(Create):
     """CreateVolume of the first volume of its kind: what mkfs makes is tried before."""
 

@@ -11,9 +11,10 @@ from pycsi.backends import Backend, attributes
 from pycsi.errors import Aborted, FailedPrecondition, OutOfRange
 from pycsi.limits import LimitError, Progress, filesystem_usage
 from pycsi.linux import mount, treecopy
-from pycsi.linux.descriptor import is_directory, sync_directory
+from pycsi.linux.descriptor import DIRECTORY, is_directory, opened, sync_directory
 from pycsi.linux.mounttable import Mount
 from pycsi.model import Capability, Usage, Volume, show
+from pycsi.rootdirectory import RootDirectory
 
 T = TypeVar("T")
 
@@ -30,7 +31,12 @@ class Directory(Backend):
 
     def create(self) -> int | None:
         size = self.volume.capacity if self.volume.enforced else None
-        return self.limiter.make(self.content, size)
+        project = self.limiter.make(self.content, size)
+        root = RootDirectory.parse(self.volume.request.parameters)
+        if root.differs(None):
+            with opened(self.content, DIRECTORY) as fd:
+                root.apply(fd)
+        return project
 
     def sync_names(self) -> None:
         sync_directory(self.content)

@@ -12,10 +12,11 @@ from pycsi.backends.growth import GrowingImage
 from pycsi.errors import CsiError, FailedPrecondition, InvalidArgument, ResourceExhausted
 from pycsi.limits import filesystem_usage
 from pycsi.linux import btrfs, filesystem, holders, loop, mount
-from pycsi.linux.descriptor import opened
+from pycsi.linux.descriptor import DIRECTORY, opened
 from pycsi.linux.mounttable import Mount
 from pycsi.linux.program import ProgramError
 from pycsi.model import Capability, Usage, Volume
+from pycsi.rootdirectory import RootDirectory
 
 _DAMAGED = frozenset(
     {errno.EINVAL, errno.EUCLEAN, errno.EBADMSG, errno.EIO, errno.ENOSYS, errno.EFBIG}
@@ -41,8 +42,9 @@ class FilesystemImage(GrowingImage):
             if options and not self.pool_is_full():
                 raise InvalidArgument(f"{error}; correct the parameter mkfsOptions") from None
             raise self._program_failed(error) from None
-        if options:
-            self._refuse_unmountable(fit)
+        root = RootDirectory.parse(self.volume.request.parameters)
+        if options or root.differs(self.kind):
+            self._mount_first(fit, root)
 
     def _unmountable(self, refusal: str) -> CsiError:
         return FailedPrecondition(
@@ -50,16 +52,25 @@ class FilesystemImage(GrowingImage):
             "another fs_type, or another version of the kernel or of the program"
         )
 
-    def _refuse_unmountable(self, fit: mkfs.Fit) -> None:
-        """Refuse mkfs options that make a filesystem which this kernel does not mount writable."""
+    def _mount_first(self, fit: mkfs.Fit, root: RootDirectory) -> None:
+        """Mount what was made where nobody sees it, and make its root as asked for.
+
+        Refuse mkfs options that make a filesystem which this kernel does not mount writable.
+        """
         try:
-            with self._attached() as device, mount.detached(self.kind, device.path):
-                pass
+            with (
+                self._attached() as device,
+                mount.detached(self.kind, device.path) as mounted,
+                opened(Path(), DIRECTORY, at=mounted) as fd,
+            ):
+                if root.differs(self.kind):
+                    root.apply(fd)
+                    mount.syncfs(fd)  # what cannot be written is not told by the unmount
         except OSError as error:
             if fit.refusal:
                 raise self._unmountable(fit.refusal) from None
-            if error.errno not in mkfs.REFUSALS:
-                raise
+            if error.errno not in mkfs.REFUSALS or not self.volume.mkfs_options:
+                raise self._explained(error) from None
             raise InvalidArgument(
                 f"parameter mkfsOptions: this kernel cannot mount such a {self.kind} writable "
                 f"({error.strerror}); correct it"

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pycsi.linux import program
-from pycsi.linux.descriptor import DIRECTORY, opened, sync_directory
+from pycsi.linux.descriptor import DIRECTORY, closing, opened, sync_directory
 from pycsi.linux.tree import FS_SYNC_FL, change_marks
 
 BTRFS_IOC_RESIZE = 0x50009403
@@ -43,6 +43,14 @@ _XFS_SIZES = struct.Struct(">4sIQ68xII")
 _UNDO_HEADER = struct.Struct("<8s24xI476x")
 """Of an undo file of e2fsprogs: magic, and the block size; 0 before anything was recorded."""
 _UNDO_MAGIC = b"E2UNDO02"
+_E2FSCK_SETTINGS = b"""
+[problems]
+    0x030004 = {
+        no_default = true
+        no_ok = true
+    }
+"""
+"""That e2fsck is not to make a missing lost+found, and takes it for no fault (e2fsck.conf(5))."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -207,17 +215,33 @@ def grow_unmounted_ext4(image: Path, undo: Path) -> None:
     filesystem must not be mounted. The programs share a lock on the image, for they outlive us if
     we die.
     """
-    mended = 1
     with _locked(image) as fd:
         _undo(image, undo, fd)
-        program.run("e2fsck", "-f", "-p", image, ok=(0, mended), keep=fd)
+        _check_ext4(image, fd)
         try:
             _make_synchronous(undo)
-            program.run("resize2fs", "-z", undo, image, keep=fd)
+            program.run("resize2fs", "-z", undo, image, keep=(fd,))
         except BaseException:
             _undo(image, undo, fd)
             raise
         _forget(undo, fd)
+
+
+def _check_ext4(image: Path, fd: int) -> None:
+    """Check an unmounted ext4, and mend what takes no decision; `fd` is a lock on it.
+
+    A lost+found that it does not have is not made.
+    """
+    mended = 1
+    with closing(os.memfd_create("e2fsck.conf")) as settings:
+        os.write(settings, _E2FSCK_SETTINGS)
+        program.run(
+            "e2fsck",
+            *("-f", "-p", image),
+            ok=(0, mended),
+            keep=(fd, settings),
+            variables={"E2FSCK_CONFIG": f"/proc/self/fd/{settings}"},
+        )
 
 
 def undo_growth(image: Path, undo: Path) -> None:
@@ -231,7 +255,7 @@ def _undo(image: Path, undo: Path, fd: int) -> None:
     if not undo.exists():
         return
     if _has_recorded(undo):
-        program.run("e2undo", "-f", undo, image, keep=fd)
+        program.run("e2undo", "-f", undo, image, keep=(fd,))
     _forget(undo, fd)
 
 

@@ -3,7 +3,7 @@
 import os
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pycsi.linux import processors
@@ -35,18 +35,20 @@ def run(
     name: str,
     *arguments: str | Path,
     ok: Sequence[int] = (0,),
-    keep: int | None = None,
+    keep: Sequence[int] = (),
+    variables: Mapping[str, str] | None = None,
     timeout: float = 600,
 ) -> str:
     """Run a program without a shell and return what it printed; `ok` are good exit statuses.
 
-    The program gets the file descriptor `keep` too, so that a lock on it lasts as long as the
-    program. `timeout` is in seconds; the program is killed when it has passed.
+    The program gets the file descriptors `keep` too, so that a lock on one lasts as long as the
+    program, and the environment `variables`. `timeout` is in seconds; the program is killed when it
+    has passed.
     """
     program = find(name)
     if program is None:
         raise ProgramError(f"{name} is not installed")
-    environment = {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C"}
+    environment = {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C", **(variables or {})}
     try:
         done = subprocess.run(
             [program, *arguments],
@@ -55,7 +57,7 @@ def run(
             stderr=subprocess.STDOUT,
             env=environment,
             cwd="/",
-            pass_fds=() if keep is None else (keep,),
+            pass_fds=keep,
             timeout=timeout,
             text=True,
             errors="replace",
