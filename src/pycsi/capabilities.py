@@ -8,6 +8,7 @@ volume. Without it, each node's own NodeExpandVolume does the whole work.
 import dataclasses
 
 from pycsi.config import DriverMode
+from pycsi.model import Mode
 from pycsi.proto import csi_pb2 as csi
 
 _PLUGIN = csi.PluginCapability.Service
@@ -36,14 +37,18 @@ _SERVICES = {
 """Which services come with which capability of the plugin."""
 
 
+_OF_ONE_NODE = frozenset(mode for mode in Mode if not mode.many_nodes)
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Advertised:
-    """Capabilities as numbers of the protocol's enums."""
+    """Capabilities as numbers of the protocol's enums, and the access modes that can be had."""
 
     plugin: tuple[csi.PluginCapability.Service.Type, ...]
     expansion: tuple[csi.PluginCapability.VolumeExpansion.Type, ...]
     controller: tuple[csi.ControllerServiceCapability.RPC.Type, ...]
     node: tuple[csi.NodeServiceCapability.RPC.Type, ...]
+    access_modes: frozenset[Mode] = _OF_ONE_NODE
     serves_node: bool = True
 
     @property
@@ -108,4 +113,5 @@ def advertised(mode: DriverMode, *, attach: bool) -> Advertised:
             _NODE.EXPAND_VOLUME,
             _NODE.SINGLE_NODE_MULTI_WRITER,
         ),
+        access_modes=frozenset(Mode) if mode is DriverMode.SINGLE_NODE else _OF_ONE_NODE,
     )

@@ -53,7 +53,7 @@ class Controller(ControllerSnapshots):
     ) -> csi.CreateVolumeResponse:
         name = read.name(request.name)
         read.required(request.volume_capabilities, "volume_capabilities")
-        wanted = read.create_volume(request)
+        wanted = read.create_volume(request, self._says.access_modes)
         volume_id = ids.object_id(name, self._node.id)
         with self._locks.hold(volume_id):
             if found := self._pools.find(volume_id):
@@ -174,9 +174,8 @@ class Controller(ControllerSnapshots):
         with self._locks.hold(request.volume_id):
             pool, volume = self._pools.need(request.volume_id)
             if request.HasField("volume_capability"):
-                check_fits(
-                    pool, volume, read.capability(request.volume_capability), InvalidArgument
-                )
+                used = read.capability(request.volume_capability, self._says.access_modes)
+                check_fits(pool, volume, used, InvalidArgument)
             volume = expand(pool, volume, wanted)
         return csi.ControllerExpandVolumeResponse(
             capacity_bytes=volume.capacity, node_expansion_required=volume.filesystem is not None
@@ -198,7 +197,7 @@ class Controller(ControllerSnapshots):
         read.required(request.volume_id, "volume_id")
         read.required(request.volume_capabilities, "volume_capabilities")
         try:
-            wanted = read.capabilities(request.volume_capabilities)
+            wanted = read.capabilities(request.volume_capabilities, self._says.access_modes)
         except read.UnsupportedCapability as refusal:
             self._pools.need(request.volume_id)
             return csi.ValidateVolumeCapabilitiesResponse(message=reply.short(str(refusal)))
@@ -282,7 +281,7 @@ class Controller(ControllerSnapshots):
         self, request: csi.GetCapacityRequest, context: grpc.ServicerContext
     ) -> csi.GetCapacityResponse:
         given = parameters.parse(read.string_map(request.parameters, "parameters"))
-        wanted = read.capabilities(request.volume_capabilities)
+        wanted = read.capabilities(request.volume_capabilities, self._says.access_modes)
         if not self._node.matches(request.accessible_topology):
             return _capacity(0, 0)
         if given.pool is None and self._pools.default() is None:
@@ -323,7 +322,7 @@ class Controller(ControllerSnapshots):
             raise InvalidArgument("volume_capability is missing")
         wanted = Attachment(
             node=request.node_id,
-            capability=read.capability(request.volume_capability),
+            capability=read.capability(request.volume_capability, self._says.access_modes),
             readonly=request.readonly,
         )
         with self._locks.hold(request.volume_id):

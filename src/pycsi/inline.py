@@ -1,12 +1,12 @@
 """Inline volumes: a pod describes one, it is made at publishing, and deleted at unpublishing."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from pycsi import ids, node_request, parameters, rootdirectory
 from pycsi.config import parse_size
 from pycsi.errors import AlreadyExists, InvalidArgument
-from pycsi.model import Access, Capability, CapacityRange, Request, Volume
+from pycsi.model import Access, Capability, CapacityRange, Mode, Request, Volume
 from pycsi.pool import Pool
 from pycsi.pools import Pools
 from pycsi.proto import csi_pb2 as csi
@@ -23,16 +23,18 @@ def is_wanted(request: csi.NodePublishVolumeRequest) -> bool:
     return request.volume_context.get(_EPHEMERAL) == "true"
 
 
-def publish(pools: Pools, request: csi.NodePublishVolumeRequest, own_id: str) -> None:
+def publish(
+    pools: Pools, request: csi.NodePublishVolumeRequest, own_id: str, served: Collection[Mode]
+) -> None:
     """Create the volume that a pod describes, as `own_id`, and mount it at its target.
 
-    The caller holds the volume's lock.
+    `served` are the access modes that can be had. The caller holds the volume's lock.
     """
     if ids.node_of(request.volume_id):
         raise InvalidArgument(
             f"volume_id {request.volume_id} is a persistent volume's; an inline one may not have it"
         )
-    wanted = node_request.capability(request.volume_capability)
+    wanted = node_request.capability(request.volume_capability, served)
     if wanted.access is Access.BLOCK:
         raise InvalidArgument("an inline volume is mounted; it cannot be a block device")
     target = node_request.path(pools, request.target_path, "target_path")

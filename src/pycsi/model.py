@@ -51,17 +51,33 @@ class Access(enum.StrEnum):
 
 
 class Mode(enum.StrEnum):
-    """The access modes that data on one node can serve; the names are the specification's."""
+    """The access modes; the names are the specification's.
+
+    Those of many nodes are for where one node is all there is: data lies on one.
+    """
 
     SINGLE_NODE_WRITER = "SINGLE_NODE_WRITER"
     SINGLE_NODE_READER_ONLY = "SINGLE_NODE_READER_ONLY"
     SINGLE_NODE_SINGLE_WRITER = "SINGLE_NODE_SINGLE_WRITER"
     SINGLE_NODE_MULTI_WRITER = "SINGLE_NODE_MULTI_WRITER"
+    MULTI_NODE_READER_ONLY = "MULTI_NODE_READER_ONLY"
+    MULTI_NODE_SINGLE_WRITER = "MULTI_NODE_SINGLE_WRITER"
+    MULTI_NODE_MULTI_WRITER = "MULTI_NODE_MULTI_WRITER"
+
+    @property
+    def many_nodes(self) -> bool:
+        """Whether a volume may be published on several nodes."""
+        return self.value.startswith("MULTI_NODE_")
+
+    @property
+    def readonly(self) -> bool:
+        """Whether nobody may write to the volume."""
+        return self in {Mode.SINGLE_NODE_READER_ONLY, Mode.MULTI_NODE_READER_ONLY}
 
     @property
     def one_target(self) -> bool:
         """Whether a volume may be published at one target path only."""
-        return self is not Mode.SINGLE_NODE_MULTI_WRITER
+        return not self.many_nodes and self is not Mode.SINGLE_NODE_MULTI_WRITER
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +91,7 @@ class Capability:
 
     @property
     def readonly(self) -> bool:
-        return self.mode is Mode.SINGLE_NODE_READER_ONLY
+        return self.mode.readonly
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:

@@ -76,7 +76,7 @@ class Node(csi_pb2_grpc.NodeServicer):
             raise InvalidArgument("volume_capability is missing")
         with self._locks.hold(request.volume_id):
             pool, volume = self._pools.need(request.volume_id)
-            wanted = node_request.capability(request.volume_capability)
+            wanted = node_request.capability(request.volume_capability, self._says.access_modes)
             path = node_request.path(
                 self._pools, request.staging_target_path, "staging_target_path"
             )
@@ -122,7 +122,7 @@ class Node(csi_pb2_grpc.NodeServicer):
         own_id = self._key(request.volume_id)
         with self._locks.hold(own_id):
             if inline.is_wanted(request):
-                inline.publish(self._pools, request, own_id)
+                inline.publish(self._pools, request, own_id, self._says.access_modes)
             else:
                 self._publish(request)
         return csi.NodePublishVolumeResponse()
@@ -139,7 +139,7 @@ class Node(csi_pb2_grpc.NodeServicer):
             raise FailedPrecondition(
                 "staging_target_path is missing: call NodeStageVolume first, and say where"
             )
-        wanted = node_request.capability(request.volume_capability)
+        wanted = node_request.capability(request.volume_capability, self._says.access_modes)
         source = node_request.path(self._pools, request.staging_target_path, "staging_target_path")
         target = node_request.path(self._pools, request.target_path, "target_path")
         _check_pool(pool, request.volume_context)
@@ -230,9 +230,8 @@ class Node(csi_pb2_grpc.NodeServicer):
             found = self._at(request.volume_id, request.volume_path)
             pool, volume = found.pool, found.volume
             if request.HasField("volume_capability"):
-                check_fits(
-                    pool, volume, read.capability(request.volume_capability), InvalidArgument
-                )
+                used = read.capability(request.volume_capability, self._says.access_modes)
+                check_fits(pool, volume, used, InvalidArgument)
             if request.HasField("capacity_range"):
                 volume = expand(pool, volume, read.capacity_range(request.capacity_range))
             pool.backend(volume).grow()

@@ -3,11 +3,12 @@
 import hashlib
 import json
 import os
+from collections.abc import Collection
 
 from pycsi import parameters
 from pycsi import request as read
 from pycsi.errors import FailedPrecondition, InvalidArgument
-from pycsi.model import Capability
+from pycsi.model import Capability, Mode
 from pycsi.pools import Pools
 from pycsi.proto import csi_pb2 as csi
 from pycsi.staging import resolved
@@ -27,10 +28,13 @@ def path(pools: Pools, text: str, field: str) -> str:
     return there
 
 
-def capability(message: csi.VolumeCapability) -> Capability:
-    """Read a capability; one that no volume here can have is FAILED_PRECONDITION on the node."""
+def capability(message: csi.VolumeCapability, served: Collection[Mode]) -> Capability:
+    """Read a capability; one that no volume here can have is FAILED_PRECONDITION on the node.
+
+    `served` are the access modes that can be had.
+    """
     try:
-        return read.capability(message)
+        return read.capability(message, served)
     except read.UnsupportedCapability as error:
         raise FailedPrecondition(str(error)) from None
 

@@ -5,7 +5,7 @@ specification's "Size Limits" and of the fields' own descriptions.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Protocol
 
 from pycsi.errors import Aborted, InvalidArgument
@@ -18,11 +18,10 @@ LONGEST_MAP = 4096
 _FORBIDDEN = re.compile("[\0-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 _AFTER = ">"
 _MODES = {number: name for name, number in csi.VolumeCapability.AccessMode.Mode.items()}
-_SERVED = {number: Mode[name] for number, name in _MODES.items() if name in Mode.__members__}
 
 
 class UnsupportedCapability(InvalidArgument):
-    """A capability is well formed, and nothing on one node's disk can have it."""
+    """A capability is well formed, and no volume of this driver, in its mode, can have it."""
 
 
 class _Sized(Protocol):
@@ -56,8 +55,13 @@ def string_map(value: Mapping[str, str], field: str) -> dict[str, str]:
     return read
 
 
-def capability(message: csi.VolumeCapability, field: str = "volume_capability") -> Capability:
-    """Read one capability; `UnsupportedCapability` where it is well formed and not to be had."""
+def capability(
+    message: csi.VolumeCapability, served: Collection[Mode], field: str = "volume_capability"
+) -> Capability:
+    """Read one capability; `UnsupportedCapability` where it is well formed and not to be had.
+
+    `served` are the access modes that can be had.
+    """
     access = message.WhichOneof("access_type")
     if access is None:
         raise InvalidArgument(f"{field}: access_type is missing; set mount or block")
@@ -70,13 +74,7 @@ def capability(message: csi.VolumeCapability, field: str = "volume_capability") 
         raise InvalidArgument(f"{field}: mount_flags hold over {LONGEST_MAP} bytes")
     if "\0" in text:
         raise InvalidArgument(f"{field}: a mount flag holds a NUL byte")
-    number = message.access_mode.mode
-    mode = _SERVED.get(number)
-    if mode is None:
-        wanted = _MODES.get(number, str(number))
-        raise UnsupportedCapability(
-            f"{field}: access mode {wanted}: data lies on one node; use one of {', '.join(Mode)}"
-        )
+    mode = _mode(message.access_mode.mode, served, field)
     if mount.volume_mount_group:
         raise UnsupportedCapability(
             f"{field}: volume_mount_group is not supported; let fsGroup change the volume's group"
@@ -89,10 +87,24 @@ def capability(message: csi.VolumeCapability, field: str = "volume_capability") 
     )
 
 
-def capabilities(messages: Iterable[csi.VolumeCapability]) -> tuple[Capability, ...]:
+def _mode(number: int, served: Collection[Mode], field: str) -> Mode:
+    name = _MODES.get(number, str(number))
+    mode = Mode.__members__.get(name)
+    if mode and mode in served:
+        return mode
+    reason = ": data lies on one node, and only mode single-node has no other" if mode else ""
+    raise UnsupportedCapability(
+        f"{field}: access mode {name}{reason}; use one of "
+        f"{', '.join(item for item in Mode if item in served)}"
+    )
+
+
+def capabilities(
+    messages: Iterable[csi.VolumeCapability], served: Collection[Mode]
+) -> tuple[Capability, ...]:
     """Read a list of capabilities, which may be empty."""
     return tuple(
-        capability(message, f"volume_capabilities[{number}]")
+        capability(message, served, f"volume_capabilities[{number}]")
         for number, message in enumerate(messages)
     )
 
@@ -113,10 +125,10 @@ def capacity_range(message: csi.CapacityRange) -> CapacityRange:
     return CapacityRange(required=least or None, limit=limit or None)
 
 
-def create_volume(request: csi.CreateVolumeRequest) -> Request:
+def create_volume(request: csi.CreateVolumeRequest, served: Collection[Mode]) -> Request:
     """Read what a volume shall be."""
     return Request(
-        capabilities=capabilities(request.volume_capabilities),
+        capabilities=capabilities(request.volume_capabilities, served),
         capacity=(
             capacity_range(request.capacity_range) if request.HasField("capacity_range") else None
         ),

@@ -59,7 +59,7 @@ def volume(attaching: Driver) -> Iterator[Driver]:
         ({"volume_capability": csi.VolumeCapability()}, Code.INVALID_ARGUMENT),
         ({"volume_capability": block_capability()}, Code.INVALID_ARGUMENT),
         (
-            {"volume_capability": mount_capability(mode=Mode.MULTI_NODE_MULTI_WRITER)},
+            {"volume_capability": mount_capability(mode=Mode.UNKNOWN)},
             Code.INVALID_ARGUMENT,
         ),
         ({"volume_id": "none"}, Code.NOT_FOUND),

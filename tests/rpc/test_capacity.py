@@ -7,7 +7,7 @@ from typing import Any
 import grpc
 import pytest
 from conftest import FilesystemFactory
-from driver import GIB, MIB, Driver, Mode, block_capability, mount_capability
+from driver import GIB, MIB, Driver, block_capability, mount_capability
 from rpc.conftest import OK, TOPOLOGY, code_of, request, wait_for
 
 from pycsi.proto import csi_pb2 as csi
@@ -181,14 +181,6 @@ def test_wrong_field(shared: Driver, fields: dict[str, Any]) -> None:
     """What CreateVolume would refuse is refused, or there is no room for it."""
     outcome: list[csi.GetCapacityResponse] = []
     code = code_of(lambda: outcome.append(capacity(shared, **fields)))
-    assert code is grpc.StatusCode.INVALID_ARGUMENT or outcome[0].available_capacity == 0
-
-
-def test_mode_that_cannot_be(shared: Driver) -> None:
-    """There is no room for a volume of many nodes."""
-    caps = [mount_capability(mode=Mode.MULTI_NODE_MULTI_WRITER)]
-    outcome: list[csi.GetCapacityResponse] = []
-    code = code_of(lambda: outcome.append(capacity(shared, volume_capabilities=caps)))
     assert code is grpc.StatusCode.INVALID_ARGUMENT or outcome[0].available_capacity == 0
 
 

@@ -14,7 +14,10 @@ from pycsi.proto import csi_pb2 as csi
 
 Code = grpc.StatusCode
 INVALID, MISSING, FAILED = Code.INVALID_ARGUMENT, Code.NOT_FOUND, Code.FAILED_PRECONDITION
-MANY = mount_capability(mode=Mode.MULTI_NODE_MULTI_WRITER)
+GROUP = csi.VolumeCapability(
+    mount=csi.VolumeCapability.MountVolume(volume_mount_group="1000"),
+    access_mode=Mode(mode=Mode.SINGLE_NODE_WRITER),
+)
 EPHEMERAL = {"csi.storage.k8s.io/ephemeral": "true"}
 LONG = "/tmp/" + "x" * 300
 COMMON: dict[str, Any] = {"volume_id": "v@node-1", "volume_capability": mount_capability()}
@@ -116,7 +119,7 @@ def test_path_in_a_pool(node: Driver, tmp_path: Path, method: str, below: str) -
 @pytest.mark.parametrize(
     ("fields", "code"),
     [
-        ({"volume_capability": MANY}, FAILED),
+        ({"volume_capability": GROUP}, FAILED),
         ({"volume_capability": block_capability()}, FAILED),
         ({"volume_capability": mount_capability(flags=["data=journal"])}, FAILED),
         ({"volume_capability": csi.VolumeCapability()}, INVALID),
@@ -217,7 +220,7 @@ def test_path_that_is_not_this_volume(node: Driver, tmp_path: Path, method: str)
         ({"volume_context": EPHEMERAL | {"pool": "none"}}, INVALID),
         ({"target_path": "target"}, INVALID),
         ({"target_path": "{tmp}/none/target"}, FAILED),
-        ({"volume_capability": MANY}, FAILED),
+        ({"volume_capability": GROUP}, FAILED),
     ],
 )
 def test_inline_volume_that_is_refused(

@@ -48,6 +48,9 @@ def mounted(path: Path) -> list[Mount]:
     "row",
     [
         (Mode.SINGLE_NODE_MULTI_WRITER, None),
+        (Mode.MULTI_NODE_MULTI_WRITER, None),
+        (Mode.MULTI_NODE_SINGLE_WRITER, None),
+        (Mode.MULTI_NODE_READER_ONLY, None),
         (Mode.SINGLE_NODE_SINGLE_WRITER, grpc.StatusCode.FAILED_PRECONDITION),
         (Mode.SINGLE_NODE_WRITER, grpc.StatusCode.FAILED_PRECONDITION),
         (Mode.SINGLE_NODE_READER_ONLY, grpc.StatusCode.FAILED_PRECONDITION),

@@ -9,6 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pycsi import errors, ids, request
+from pycsi.capabilities import advertised
+from pycsi.config import DriverMode
 from pycsi.locks import Locks
 from pycsi.proto import csi_pb2 as csi
 from pycsi.rpc import status_of
@@ -166,16 +168,18 @@ def test_capacity_range(*, required: int, limit: int, legal: bool) -> None:
 
 @pytest.mark.parametrize("mode", AccessMode.Mode.values())
 def test_access_mode(mode: AccessMode.Mode) -> None:
-    """Modes of one node are read; modes of many nodes, and none, are refused."""
+    """Modes of one node are read, those of many nodes where they are served; none is refused."""
     message = csi.VolumeCapability(
         mount=csi.VolumeCapability.MountVolume(), access_mode=AccessMode(mode=mode)
     )
     name = AccessMode.Mode.Name(mode)
-    if name.startswith("SINGLE_NODE"):
-        assert request.capability(message).mode == name
-    else:
-        with pytest.raises(errors.InvalidArgument):
-            request.capability(message)
+    for driver_mode, word in ((DriverMode.SINGLE_NODE, "SINGLE_NODE"), (DriverMode.NODE, "mode")):
+        served = advertised(driver_mode, attach=False).access_modes
+        if mode and (driver_mode is DriverMode.SINGLE_NODE or name.startswith("SINGLE_NODE")):
+            assert request.capability(message, served).mode == name
+        else:
+            with pytest.raises(errors.InvalidArgument, match=word if mode else "access_mode"):
+                request.capability(message, served)
 
 
 def test_map_over_4_kib() -> None:
