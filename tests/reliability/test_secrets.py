@@ -238,7 +238,7 @@ def test_secrets_stay_secret(
         in_all_ways(caller, tmp_path, "none")
         while_busy(caller, shim, tmp_path)
         shim.become("broken")
-        assert caller.call(life(tmp_path, "broken")[0]) == "INTERNAL"
+        assert caller.call(life(tmp_path, "broken")[0]) == "FAILED_PRECONDITION"
         shim.become("good")
         with_damage(caller, pool, tmp_path)
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:

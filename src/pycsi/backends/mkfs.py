@@ -65,10 +65,12 @@ def fit(kind: str, folder: Path | str) -> Fit:
             return known[1]
         try:
             mount.require(kind)
+        except OSError as error:
+            if error.errno == errno.ENODEV:
+                return Fit(refusal=f"this kernel has no {kind}; load its module")
+        try:
             found = _find(kind, Path(folder))
         except (OSError, program.ProgramError) as error:
-            if isinstance(error, OSError) and error.errno == errno.ENODEV:
-                return Fit(refusal=f"this kernel has no {kind}; load its module")
             log.info("not tried what mkfs makes", filesystem=kind, error=str(error))
             return Fit()
         if found.options or found.refusal:
