@@ -1,5 +1,6 @@
 """What both kinds of image volume share: a file, and the loop devices on it."""
 
+import errno
 import os
 import stat
 import time
@@ -17,6 +18,9 @@ from pycsi.linux.mounttable import Mount
 from pycsi.model import Volume, show
 
 log = structlog.get_logger()
+
+_CLOSED = frozenset({errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT})
+"""What a /sys says that lets nobody write, or is not there: the volume is usable then too."""
 
 _PATIENCE = 5.0
 """Seconds to wait for the kernel to free a loop device that nobody uses any more."""
@@ -135,6 +139,8 @@ class Image(Backend):
             try:
                 discard.refuse(device.number)
             except OSError as error:
+                if error.errno not in _CLOSED:
+                    raise
                 log.warning(
                     "the blocks of a thick volume can be discarded; mount /sys writable",
                     volume=self.volume.id,
