@@ -36,8 +36,7 @@ class Capacity:
     `size` and `free` are the filesystem's, `reserve` is what volumes never get, `committed` the
     sizes of all volumes, also of those being made, what snapshots hold, and what is in the trash.
     Of the disk `usable` bytes are free, or written for these already, or were and will be free in a
-    moment. Where the filesystem
-    `lacks_inodes` there are too few of them for one more volume.
+    moment. Where the filesystem `lacks_inodes` there are too few of them for one more volume.
     """
 
     filesystem: str = ""
@@ -107,7 +106,8 @@ class Capacity:
         """Return the size of the largest volume that can be made now.
 
         Each byte that is promised and not yet written has `1 / overcommit` bytes of the disk to
-        itself, and never needs more than one. What is thick takes its bytes at once.
+        itself, and never needs more than one. What is thick takes its bytes at once. Nothing can be
+        made without inodes.
         """
         if self.lacks_inodes:
             return 0

@@ -31,8 +31,21 @@ def inline(root: None, driver: Driver) -> Driver:
     return driver
 
 
-def test_life(inline: Driver, tmp_path: Path, pool: Path) -> None:
+@pytest.fixture
+def quiet_pool(filesystem: FilesystemFactory) -> Path:
+    """Return a pool on a disk of its own, whose room nobody else changes."""
+    return filesystem("ext4", GIB)
+
+
+@pytest.fixture
+def quiet(quiet_pool: Path, serve: Callable[..., Driver]) -> Driver:
+    """Return a driver on that."""
+    return serve(quiet_pool)
+
+
+def test_life(quiet: Driver, tmp_path: Path, quiet_pool: Path) -> None:
     """The volume has the pod's size, is not listed, and leaves nothing."""
+    inline, pool = quiet, quiet_pool
     before = inline.capacity().available_capacity
     target = tmp_path / "target"
     for _ in range(2):
@@ -199,9 +212,10 @@ def pycsi(pool: Path, *words: str) -> str:
 
 @pytest.mark.parametrize("notes", ["kept", "lost"])
 def test_orphan_is_deleted_at_the_next_start(
-    inline: Driver, tmp_path: Path, pool: Path, notes: str
+    quiet: Driver, tmp_path: Path, quiet_pool: Path, notes: str
 ) -> None:
     """Where a pod's directory went while the node was down its volume goes, also without notes."""
+    inline, pool = quiet, quiet_pool
     at_pod(tmp_path, "other")
     before = inline.capacity().available_capacity
     inline.publish(HANDLE, None, at_pod(tmp_path), context=POD | {"size": "32Mi"})
@@ -296,8 +310,11 @@ def test_delete_volume_refuses_what_is_inline(inline: Driver, tmp_path: Path, po
     inline.delete(HANDLE)
 
 
-def test_deleted_by_hand_while_the_driver_runs(inline: Driver, tmp_path: Path, pool: Path) -> None:
+def test_deleted_by_hand_while_the_driver_runs(
+    quiet: Driver, tmp_path: Path, quiet_pool: Path
+) -> None:
     """The driver forgets what `pycsi delete-inline` has deleted, and can make it anew."""
+    inline, pool = quiet, quiet_pool
     before = inline.capacity().available_capacity
     target = at_pod(tmp_path)
     inline.publish(HANDLE, None, target, context=POD | {"size": "32Mi"})
