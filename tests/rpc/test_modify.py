@@ -122,8 +122,9 @@ def test_table_that_is_not_for_a_terminal(driver: Driver) -> None:
 
 
 @pytest.mark.parametrize("running", [True, False])
-def test_restore(driver: Driver, running: bool) -> None:
+def test_restore(limited: Callable[..., Driver], running: bool) -> None:
     """A retained volume comes back as it was, while the driver runs or not."""
+    driver = limited(256 * MIB)
     made = create(driver, "v", {"onDelete": "retain"})
     data = driver.folders[0] / "volumes" / made.volume_id / "data"
     (data / "file").write_text("kept")
@@ -162,8 +163,9 @@ def test_restore_what_cannot_be(driver: Driver) -> None:
 
 
 @pytest.mark.parametrize("running", [True, False])
-def test_empty(driver: Driver, running: bool) -> None:
+def test_empty(limited: Callable[..., Driver], running: bool) -> None:
     """What is kept goes when a person says so, one by one or all at once."""
+    driver = limited(256 * MIB)
     before = driver.capacity(quota="none").available_capacity
     for name in ("a", "b", "c"):
         driver.delete(create(driver, name, {"onDelete": "retain"}).volume_id)
@@ -258,9 +260,10 @@ def test_restore_beside_another_pool(serve: Callable[..., Driver], tmp_path: Pat
 
 
 def test_volumes_of_another_pool_are_not_adopted(
-    driver: Driver, pool: Path, serve: Callable[..., Driver], tmp_path: Path
+    limited: Callable[..., Driver], pool: Path, serve: Callable[..., Driver], tmp_path: Path
 ) -> None:
     """What lies in the folder and is another pool's is neither listed nor counted."""
+    driver = limited(256 * MIB)
     other = tmp_path / "other"
     other.mkdir()
     second = serve(f"other={other}")
