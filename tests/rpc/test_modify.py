@@ -13,7 +13,7 @@ import grpc
 import pytest
 from conftest import needs
 from driver import MIB, Driver, mount_capability, refused
-from rpc.conftest import code_of
+from rpc.conftest import code_of, wait_for
 
 from pycsi.proto import csi_pb2 as csi
 
@@ -191,17 +191,13 @@ def test_time_to_live(serve: Callable[..., Driver], pool: Path) -> None:
     driver = serve(f"default={pool},retain-for=1.5s")
     driver.delete(create(driver, "v", {"onDelete": "retain"}).volume_id)
     assert len(trash(driver)) == 1
-    deadline = time.monotonic() + 20
-    while trash(driver):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_for(lambda: not trash(driver))
     driver.delete(create(driver, "w", {"onDelete": "retain"}).volume_id)
     driver.stop(9)
     assert len(trash(driver)) == 1
     time.sleep(2.6)
     driver.start()
-    driver.reaped()
-    assert trash(driver) == []
+    wait_for(lambda: not trash(driver))
 
 
 def test_for_ever(serve: Callable[..., Driver], pool: Path) -> None:

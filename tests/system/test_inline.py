@@ -14,6 +14,7 @@ import grpc
 import pytest
 from conftest import FilesystemFactory, run
 from driver import GIB, MIB, Driver, block_capability, mount_capability, refused
+from rpc.conftest import wait_for
 
 from pycsi.proto import csi_pb2 as csi
 
@@ -229,7 +230,7 @@ def test_orphan_is_deleted_at_the_next_start(
     assert "orphaned" in row["condition"]
     inline.start()
     assert gone(pool)
-    assert "shop/web-0" in inline.log
+    wait_for(lambda: "shop/web-0" in inline.log)
     assert inline.capacity().available_capacity == before
 
 
