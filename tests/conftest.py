@@ -11,6 +11,7 @@ import ctypes
 import errno
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -104,6 +105,25 @@ def mounted(*arguments: str | Path) -> Iterator[None]:
         yield
     finally:
         run("umount", arguments[-1])
+
+
+@contextlib.contextmanager
+def injected(driver: Driver, call: str, fault: str, *options: str) -> Iterator[None]:
+    """Have strace(1) inject a fault into calls of this name of a driver, in the `with` block."""
+    needs("strace", met=shutil.which("strace") is not None)
+    assert driver.process is not None
+    command = ["strace", "-f", "-p", str(driver.process.pid), *options, "-e", f"trace={call}"]
+    command += ["-e", f"inject={call}:{fault}"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as strace:
+        assert strace.stderr is not None
+        assert "attached" in strace.stderr.readline()
+        time.sleep(0.3)  # until it has all threads
+        try:
+            yield
+        finally:
+            strace.send_signal(signal.SIGTERM)
+            said = strace.communicate()[1]
+    assert ("(DELAYED)" if fault.startswith("delay") else "(INJECTED)") in said
 
 
 def fill(path: Path) -> None:

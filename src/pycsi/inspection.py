@@ -20,6 +20,7 @@ from pycsi.shelf import Shelf
 from pycsi.staging import Staging
 from pycsi.store import RecordError
 from pycsi.trash import Trash, entries
+from pycsi.written import Contents
 
 _LABELS = {"pvc": "csi.storage.k8s.io/pvc/name", "namespace": "csi.storage.k8s.io/pvc/namespace"}
 
@@ -100,15 +101,15 @@ class Seen:
             place = os.fspath(self.layout.volumes / volume.id)
             return backend_for(place, volume, limiter, self.ground).owned(shares=shares)
 
-        return Room(
-            self.config,
-            self.layout,
+        contents = Contents(
+            layout=self.layout,
             filesystem=self.ground.mount.fstype,
             volumes=self.volumes,
             snapshots=self.snapshots,
             trash=Trash(self.layout, self.config.retain_for),
             owned=owned,
         )
+        return Room(self.config, contents)
 
 
 def look(what: str, configs: Sequence[PoolConfig]) -> tuple[list[dict[str, Any]], list[str]]:
@@ -121,7 +122,7 @@ def look(what: str, configs: Sequence[PoolConfig]) -> tuple[list[dict[str, Any]]
     for config in configs:
         try:
             seen = Seen(config)
-            rows += _LOOKS[what]([seen])
+            rows += _LOOKS[what](seen)
             faults += _unreadable(seen)
         except InspectionError as error:
             faults.append(str(error))
@@ -148,70 +149,63 @@ def _damaged(what: str, seen: Seen, shelf: Shelf[Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _pools(pools: Sequence[Seen]) -> list[dict[str, Any]]:
-    rows = []
-    for seen in pools:
-        config = seen.config
-        in_trash = sum(entry.size() for entry in seen.trash)
-        capacity = seen.room.capacity()
-        rows.append(
-            {
-                "name": config.name,
-                "path": str(config.path),
-                "uuid": seen.uuid,
-                "filesystem": seen.ground.mount.fstype,
-                "directory_limit": seen.directory_limit,
-                "volumes": len(seen.volumes),
-                "snapshots": len(seen.snapshots),
-                "size": capacity.size,
-                "free": capacity.free,
-                "reserve": capacity.reserve,
-                "overcommit": capacity.overcommit,
-                "committed": capacity.committed,
-                "unwritten": capacity.unwritten,
-                "in_snapshots": seen.snapshots.held,
-                "in_trash": in_trash,
-                "available": capacity.available(thick=False),
-            }
-        )
-    return rows
+def _pool(seen: Seen) -> list[dict[str, Any]]:
+    config, capacity = seen.config, seen.room.capacity()
+    return [
+        {
+            "name": config.name,
+            "path": str(config.path),
+            "uuid": seen.uuid,
+            "filesystem": seen.ground.mount.fstype,
+            "directory_limit": seen.directory_limit,
+            "volumes": len(seen.volumes),
+            "snapshots": len(seen.snapshots),
+            "size": capacity.size,
+            "free": capacity.free,
+            "reserve": capacity.reserve,
+            "overcommit": capacity.overcommit,
+            "committed": capacity.committed,
+            "unwritten": capacity.unwritten,
+            "in_snapshots": seen.snapshots.held,
+            "in_trash": sum(entry.size() for entry in seen.trash),
+            "available": capacity.available(thick=False),
+        }
+    ]
 
 
-def _volumes(pools: Sequence[Seen]) -> list[dict[str, Any]]:
+def _volumes(seen: Seen) -> list[dict[str, Any]]:
     rows = []
     kernel = Glance()
-    for seen in pools:
-        limiter = seen.limiter
-        ward = Ward(seen.ground, kernel, limiter)
-        for volume in seen.volumes:
-            place = seen.layout.volumes / volume.id
-            backend = backend_for(os.fspath(place), volume, limiter, seen.ground, kernel)
-            rows.append(
-                {
-                    "id": volume.id,
-                    "name": volume.name,
-                    "pool": volume.pool,
-                    "type": volume.type.value,
-                    "reason": volume.reason,
-                    "access": volume.access.value,
-                    "filesystem": volume.filesystem,
-                    "capacity": volume.capacity,
-                    "allocation": "thick" if volume.thick else "thin",
-                    "size_enforced": volume.enforced,
-                    "inline": volume.handle is not None,
-                    "source": None if volume.request.source is None else str(volume.request.source),
-                    **volume.settings,
-                    "created": _time(volume.created),
-                    "in_use_at": Staging(backend).in_use(),
-                    "condition": ward.condition(backend).message,
-                    **{key: volume.request.parameters.get(of) for key, of in _LABELS.items()},
-                }
-            )
-        rows += _damaged("volumes", seen, seen.volumes)
-    return rows
+    limiter = seen.limiter
+    ward = Ward(seen.ground, kernel, limiter)
+    for volume in seen.volumes:
+        place = seen.layout.volumes / volume.id
+        backend = backend_for(os.fspath(place), volume, limiter, seen.ground, kernel)
+        rows.append(
+            {
+                "id": volume.id,
+                "name": volume.name,
+                "pool": volume.pool,
+                "type": volume.type.value,
+                "reason": volume.reason,
+                "access": volume.access.value,
+                "filesystem": volume.filesystem,
+                "capacity": volume.capacity,
+                "allocation": "thick" if volume.thick else "thin",
+                "size_enforced": volume.enforced,
+                "inline": volume.handle is not None,
+                "source": None if volume.request.source is None else str(volume.request.source),
+                **volume.settings,
+                "created": _time(volume.created),
+                "in_use_at": Staging(backend).in_use(),
+                "condition": ward.condition(backend).message,
+                **{key: volume.request.parameters.get(of) for key, of in _LABELS.items()},
+            }
+        )
+    return rows + _damaged("volumes", seen, seen.volumes)
 
 
-def _snapshots(pools: Sequence[Seen]) -> list[dict[str, Any]]:
+def _snapshots(seen: Seen) -> list[dict[str, Any]]:
     rows = [
         {
             "id": snapshot.id,
@@ -226,34 +220,31 @@ def _snapshots(pools: Sequence[Seen]) -> list[dict[str, Any]]:
             "created": _time(snapshot.created),
             "condition": None,
         }
-        for seen in pools
         for snapshot in seen.snapshots
     ]
-    return rows + [row for seen in pools for row in _damaged("snapshots", seen, seen.snapshots)]
+    return rows + _damaged("snapshots", seen, seen.snapshots)
 
 
-def _trash(pools: Sequence[Seen]) -> list[dict[str, Any]]:
+def _trash(seen: Seen) -> list[dict[str, Any]]:
     rows = []
-    for seen in pools:
-        config = seen.config
-        for entry in seen.trash:
-            record, due = entry.record(), entry.due(config.retain_for)
-            rows.append(
-                {
-                    "entry": entry.path.name,
-                    "id": entry.id,
-                    "pool": config.name,
-                    "kind": type(record).__name__.lower() if record else None,
-                    "size": entry.size(),
-                    "deleted": _time(entry.deleted),
-                    "kept_until": "ever" if due == float("inf") else _time(due) if due else None,
-                    "condition": entry.fault(),
-                }
-            )
+    for entry in seen.trash:
+        record, due = entry.record(), entry.due(seen.config.retain_for)
+        rows.append(
+            {
+                "entry": entry.path.name,
+                "id": entry.id,
+                "pool": seen.config.name,
+                "kind": type(record).__name__.lower() if record else None,
+                "size": entry.size(),
+                "deleted": _time(entry.deleted),
+                "kept_until": "ever" if due == float("inf") else _time(due) if due else None,
+                "condition": entry.fault(),
+            }
+        )
     return rows
 
 
-_LOOKS = {"pools": _pools, "volumes": _volumes, "snapshots": _snapshots, "trash": _trash}
+_LOOKS = {"pools": _pool, "volumes": _volumes, "snapshots": _snapshots, "trash": _trash}
 
 
 def _time(seconds: float) -> str:

@@ -36,6 +36,7 @@ from pycsi.model import LARGEST, Group, Snapshot, Volume, VolumeType, round_down
 from pycsi.room import Room
 from pycsi.shelf import Shelf
 from pycsi.store import publish
+from pycsi.written import Contents
 
 log = structlog.get_logger()
 
@@ -61,15 +62,15 @@ class Pool:
         self.groups: dict[str, Group] = {}
         self.trash = trash.Trash(self.layout, config.retain_for)
         self._claim = Claim(config, begin=begin)
-        self.room = Room(
-            config,
-            self.layout,
+        contents = Contents(
+            layout=self.layout,
             filesystem=self.mount.fstype,
             volumes=self.volumes,
             snapshots=self.snapshots,
             trash=self.trash,
             owned=lambda volume, shares: self.backend(volume).owned(shares=shares),
         )
+        self.room = Room(config, contents)
 
     @property
     def uuid(self) -> str:

@@ -4,48 +4,25 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from pycsi.capacity import Capacity
 from pycsi.config import PoolConfig
 from pycsi.errors import ResourceExhausted
-from pycsi.layout import Layout
-from pycsi.model import Snapshot, Volume, show
-from pycsi.shelf import Shelf
-from pycsi.trash import Trash
-from pycsi.written import Written
+from pycsi.model import show
+from pycsi.written import Contents, Written
 
 _PATIENCE = 2.0
 """Seconds to wait for room while the trash is being emptied."""
 
 
 class Room:
-    """What a pool has promised to its volumes, snapshots and trash, and can still promise.
+    """What a pool has promised to its volumes, snapshots and trash, and can still promise."""
 
-    `owned` returns how many bytes of the pool a volume has to itself, given whether it may share
-    some with snapshots or volumes.
-    """
-
-    def __init__(
-        self,
-        config: PoolConfig,
-        layout: Layout,
-        *,
-        filesystem: str,
-        volumes: Shelf[Volume],
-        snapshots: Shelf[Snapshot],
-        trash: Trash,
-        owned: Callable[[Volume, bool], int],
-    ) -> None:
-        self._filesystem = filesystem
+    def __init__(self, config: PoolConfig, contents: Contents) -> None:
         self._config = config
-        self._layout = layout
-        self._volumes = volumes
-        self._snapshots = snapshots
-        self._trash = trash
-        self._written = Written(
-            layout, filesystem, volumes=volumes, snapshots=snapshots, trash=trash, owned=owned
-        )
+        self._contents = contents
+        self._written = Written(contents)
         self._mutex = threading.Lock()
         self._pending: dict[str, int] = {}
 
@@ -57,18 +34,20 @@ class Room:
 
     def _measure(self, *, exact: bool) -> tuple[os.statvfs_result, int]:
         """Ask the filesystem, and look for what others have changed; not under the lock."""
-        announced = self._layout.announced()
-        self._volumes.listen(announced)
-        self._trash.listen(announced)
-        facts = os.statvfs(self._layout.root)
+        announced = self._contents.layout.announced()
+        self._contents.volumes.listen(announced)
+        self._contents.trash.listen(announced)
+        facts = os.statvfs(self._contents.layout.root)
         return facts, self._written.usable(facts.f_bavail * facts.f_frsize, exact=exact)
 
     def _counting_promises(self, facts: os.statvfs_result, usable: int) -> Capacity:
-        held = self._volumes.held + self._snapshots.held + self._trash.held
+        held = (
+            self._contents.volumes.held + self._contents.snapshots.held + self._contents.trash.held
+        )
         return Capacity.of(
             self._config,
             facts,
-            self._filesystem,
+            self._contents.filesystem,
             committed=held + sum(self._pending.values()),
             usable=usable,
         )
@@ -83,7 +62,7 @@ class Room:
         if not self._try_reserve(place, size, thick=thick, exact=False):
             return
         while refusal := self._try_reserve(place, size, thick=thick, exact=True):
-            if time.monotonic() > deadline or not self._trash.dwindles():
+            if time.monotonic() > deadline or not self._contents.trash.dwindles():
                 raise ResourceExhausted(refusal)
             time.sleep(0.01)
 
@@ -108,8 +87,8 @@ class Room:
                 f"{show(capacity.limit)} (overcommit {capacity.overcommit:g}, "
                 f"{show(capacity.free)} free on disk, {show(capacity.unwritten)} promised and "
                 f"not yet written, {show(capacity.reserve)} reserved, "
-                f"{show(self._trash.held)} in the trash); free space, lower the request or raise "
-                "overcommit"
+                f"{show(self._contents.trash.held)} in the trash); free space, lower the request "
+                "or raise overcommit"
             )
 
     @contextlib.contextmanager

@@ -38,6 +38,22 @@ class _Measured:
     due: float
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Contents:
+    """What lies in a pool on a `filesystem` of that kind.
+
+    `owned` returns how many bytes of the pool a volume has to itself, given whether it may share
+    some with snapshots or volumes.
+    """
+
+    layout: Layout
+    filesystem: str
+    volumes: Shelf[Volume]
+    snapshots: Shelf[Snapshot]
+    trash: Trash
+    owned: Callable[[Volume, bool], int]
+
+
 class Written:
     """What the volumes of a pool have written, without asking each of them each time.
 
@@ -48,22 +64,8 @@ class Written:
     same for a while: not every file of others shall change what the pool offers.
     """
 
-    def __init__(
-        self,
-        layout: Layout,
-        filesystem: str,
-        *,
-        volumes: Shelf[Volume],
-        snapshots: Shelf[Snapshot],
-        trash: Trash,
-        owned: Callable[[Volume, bool], int],
-    ) -> None:
-        self._layout = layout
-        self._filesystem = filesystem
-        self._volumes = volumes
-        self._snapshots = snapshots
-        self._trash = trash
-        self._owned = owned
+    def __init__(self, contents: Contents) -> None:
+        self._contents = contents
         self._mutex = threading.Lock()
         self._measured: _Measured | None = None
         self._told = 0
@@ -79,7 +81,7 @@ class Written:
             known = self._renewed(now)
         # Freed since: it was ours. Taken since: that was not, as far as we know.
         usable = min(known.free, free) + known.written
-        slack = records_of(usable, self._filesystem) // 4
+        slack = records_of(usable, self._contents.filesystem) // 4
         if not 0 <= usable - self._told <= 2 * slack:
             self._told = max(0, usable - slack)
         return self._told
@@ -96,26 +98,30 @@ class Written:
 
     def _measure(self, known: _Measured | None) -> _Measured:
         started = time.monotonic()
-        before = free_at(self._layout.root)
+        before = free_at(self._contents.layout.root)
         # In this order: what moves on meanwhile is missed, not counted twice.
-        written = self._trash.written() + self._snapshots.held + self._of_volumes()
+        written = (
+            self._contents.trash.written() + self._contents.snapshots.held + self._of_volumes()
+        )
         with contextlib.suppress(OSError):
-            written += sum(image_blocks(place) for place in self._layout.tmp.iterdir())
+            written += sum(image_blocks(place) for place in self._contents.layout.tmp.iterdir())
         # The lesser: what was written meanwhile shall not be both free and written.
-        free = min(before, free_at(self._layout.root))
+        free = min(before, free_at(self._contents.layout.root))
         done = time.monotonic()
-        if known and done - self._trash.changed < _FREEING:
+        if known and done - self._contents.trash.changed < _FREEING:
             # What has gone is not free yet, and nobody else's.
             written = max(written, min(known.free, free) + known.written - free)
         pause = 0 if done - started < _QUICK else _SHARE * (done - started)
         return _Measured(free, written, done, done + pause)
 
     def _of_volumes(self) -> int:
-        copied = {snapshot.volume.id for snapshot in self._snapshots}
+        copied = {snapshot.volume.id for snapshot in self._contents.snapshots}
         total = 0
-        for volume in self._volumes:
+        for volume in self._contents.volumes:
             with contextlib.suppress(OSError, LimitError):  # what cannot be seen counts for nothing
-                total += self._owned(volume, volume.id in copied or bool(volume.request.source))
+                total += self._contents.owned(
+                    volume, volume.id in copied or bool(volume.request.source)
+                )
         return total
 
 

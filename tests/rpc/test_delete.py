@@ -2,16 +2,14 @@
 
 import contextlib
 import shutil
-import signal
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
-from conftest import needs
+from conftest import injected, needs
 from driver import GIB, MIB, NODE, Driver, Mode, block_capability, mount_capability, refused
 from rpc.conftest import OK, code_of, on_disk, pool_of, request, unchanged
 
@@ -90,20 +88,8 @@ def test_delete(shared: Driver, parameters: dict[str, str]) -> None:
 @contextlib.contextmanager
 def lingering(driver: Driver, call: str) -> Iterator[None]:
     """Let every call of this name do its work at once, and return a second later."""
-    needs("strace", met=shutil.which("strace") is not None)
-    assert driver.process is not None
-    inject = f"inject={call}:delay_exit=1000000"
-    command = ["strace", "-f", "-p", str(driver.process.pid), "-e", f"trace={call}", "-e", inject]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as strace:
-        assert strace.stderr is not None
-        assert "attached" in strace.stderr.readline()
-        time.sleep(0.3)  # until it has all threads
-        try:
-            yield
-        finally:
-            strace.send_signal(signal.SIGTERM)
-            said = strace.communicate()[1]
-    assert "(DELAYED)" in said
+    with injected(driver, call, "delay_exit=1000000"):
+        yield
 
 
 @pytest.mark.parametrize("parameters", [{"quota": "none"}, {"type": "image"}])

@@ -4,16 +4,14 @@ import contextlib
 import fcntl
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import grpc
 import pytest
-from conftest import FilesystemFactory, fill, mounted, needs, run
+from conftest import FilesystemFactory, fill, injected, mounted, needs, run
 from driver import MIB, Driver, refused
 
 from pycsi.config import PoolConfig
@@ -28,21 +26,9 @@ LOOP_CTL_REMOVE = 0x4C81
 @contextlib.contextmanager
 def failing(driver: Driver, call: str, errno: str, *paths: str | Path) -> Iterator[None]:
     """Let the first call of this name that has to do with one of the paths fail."""
-    needs("strace", met=shutil.which("strace") is not None)
-    assert driver.process is not None
     chosen = [word for path in paths for word in ("-P", str(path))]
-    inject = f"inject={call}:error={errno}:when=1"
-    command = ["strace", "-f", "-p", str(driver.process.pid), *chosen, "-e", f"trace={call}"]
-    with subprocess.Popen([*command, "-e", inject], stderr=subprocess.PIPE, text=True) as strace:
-        assert strace.stderr is not None
-        assert "attached" in strace.stderr.readline()
-        time.sleep(0.3)  # until it has all threads
-        try:
-            yield
-        finally:
-            strace.send_signal(signal.SIGTERM)
-            said = strace.communicate()[1]
-    assert "(INJECTED)" in said
+    with injected(driver, call, f"error={errno}:when=1", *chosen):
+        yield
 
 
 def check_in_use(driver: Driver, volume_id: str, staging: Path, target: Path) -> None:

@@ -140,16 +140,15 @@ class FilesystemImage(GrowingImage):
             yield device
 
     @contextlib.contextmanager
-    def _attached(self, *, readonly: bool = False) -> Iterator[loop.LoopDevice]:
+    def _attached(self) -> Iterator[loop.LoopDevice]:
         """Attach a loop device that the kernel frees when the last mount of it has gone."""
         found = filesystem.identify(self.image)
         try:
             with self.kernel.attach(
                 self.image,
                 sector=found.sector if found else loop.SMALLEST_SECTOR,
-                readonly=readonly,
                 autoclear=True,
-                new=self.volume.thick and not readonly,
+                new=self.volume.thick,
                 name=self.volume.id,
             ) as device:
                 self.keep_blocks(device)

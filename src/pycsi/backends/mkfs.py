@@ -121,7 +121,7 @@ def _try(kind: str, folder: Path, options: Mapping[str, str]) -> str | None:
             os.ftruncate(fd, filesystem.KINDS[kind].minimum)
         filesystem.make(kind, image, merged(options, ()))
         try:
-            mount_once(kind, image)
+            _mount_once(kind, image)
         except OSError as error:
             if error.errno not in REFUSALS:
                 raise
@@ -142,7 +142,7 @@ def _scratch(folder: Path) -> Iterator[Path]:
         shutil.rmtree(place, ignore_errors=True)
 
 
-def mount_once(kind: str, image: Path) -> None:
+def _mount_once(kind: str, image: Path) -> None:
     """Mount the filesystem in a file, writable, where nobody sees it, and let go again."""
     found = filesystem.identify(image)
     sector = found.sector if found else loop.SMALLEST_SECTOR

@@ -98,7 +98,7 @@ class _MountAttr(ctypes.Structure):
     )
 
 
-_open_tree = system_call(428, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)
+open_tree = system_call(428, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)
 _move_mount = system_call(
     429, ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint
 )
@@ -183,7 +183,7 @@ def bind(source: StrPath, target: StrPath, change: Attributes = UNCHANGED) -> No
     flags = OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_EMPTY_PATH
     with (
         straight(source) as shown,
-        closing(_open_tree(shown, b"", flags, path=source)) as clone,
+        closing(open_tree(shown, b"", flags, path=source)) as clone,
     ):
         if change != UNCHANGED:
             _mount_setattr_fd(clone, change, os.fspath(target))

@@ -1,16 +1,12 @@
 """What the kernel lets this process do (capabilities(7), user_namespaces(7))."""
 
-import ctypes
 import errno
 import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from pycsi.linux.libc import system_call
-
-AT_FDCWD = -100
-OPEN_TREE_CLONE = 1
-OPEN_TREE_CLOEXEC = os.O_CLOEXEC
+from pycsi.linux.descriptor import AT_FDCWD
+from pycsi.linux.mount import OPEN_TREE_CLOEXEC, OPEN_TREE_CLONE, open_tree
 
 CAPABILITIES = {
     "CAP_CHOWN": 0,
@@ -26,8 +22,6 @@ _FIRST_USER_NAMESPACE = 0xEFFFFFFD
 
 _LOOP_CONTROL = "/dev/loop-control"
 
-_open_tree = system_call(428, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)
-
 
 def try_to_mount() -> None:
     """Take a copy of a mount, which is nowhere to be seen; `OSError` where nothing can be mounted.
@@ -35,7 +29,7 @@ def try_to_mount() -> None:
     EPERM: not in this mount namespace; ENOSYS: not with this kernel, or not in this sandbox.
     """
     try:
-        os.close(_open_tree(AT_FDCWD, b"/", OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC, path="/"))
+        os.close(open_tree(AT_FDCWD, b"/", OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC, path="/"))
     except OSError as error:
         # Others say something about this very mount: it may have parts that are locked to it.
         if error.errno in {errno.EPERM, errno.ENOSYS}:

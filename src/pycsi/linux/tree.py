@@ -92,10 +92,20 @@ def _unprotect(name: str, directory: int) -> None:
 def change_marks(fd: int, *, add: int = 0, remove: int = 0) -> None:
     """Change the marks (chattr(1)) of an open file, where its filesystem knows them and we may."""
     with contextlib.suppress(OSError):
-        (marks,) = struct.unpack("=i", fcntl.ioctl(fd, FS_IOC_GETFLAGS, bytes(4)))
-        changed = (marks | add) & ~remove
-        if changed != marks:
-            fcntl.ioctl(fd, FS_IOC_SETFLAGS, struct.pack("=i", changed))
+        set_marks(fd, add=add, remove=remove)
+
+
+def marks_of(fd: int) -> int:
+    """Return the marks of an open file (FS_IOC_GETFLAGS)."""
+    (marks,) = struct.unpack("=i", fcntl.ioctl(fd, FS_IOC_GETFLAGS, bytes(4)))
+    return int(marks)
+
+
+def set_marks(fd: int, *, add: int = 0, remove: int = 0) -> None:
+    """Change the marks of an open file; `OSError` where that is refused (FS_IOC_SETFLAGS)."""
+    marks = marks_of(fd)
+    if (changed := (marks | add) & ~remove) != marks:
+        fcntl.ioctl(fd, FS_IOC_SETFLAGS, struct.pack("=i", changed))
 
 
 def _move_up(name: str, root: int) -> None:
