@@ -3,6 +3,7 @@
 import fcntl
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -53,8 +54,17 @@ def refuses(device: loop.LoopDevice) -> bool:
 
 
 def given_back(device: loop.LoopDevice) -> bool:
-    """Tell whether a number is as it was found, or has been given to another volume since."""
-    return not refuses(device) or Path(f"/sys/block/loop{device.number}/loop").exists()
+    """Tell whether a number is as it was found, or has been given to another volume since.
+
+    That other one, of a test beside this one, may be about to give it back.
+    """
+    deadline = time.monotonic() + 2
+    bound = Path(f"/sys/block/loop{device.number}/loop")
+    while refuses(device) and not bound.exists():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
 
 
 def trimmed(path: Path, pool: Path, volume_id: str) -> bool:
