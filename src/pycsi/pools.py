@@ -42,6 +42,7 @@ class Pools:
 
     def __init__(self, configs: Iterable[PoolConfig], node: str, locks: Locks) -> None:
         self.node = ids.segment(node)
+        self._node_id = node
         self.turns = Turns()
         self._presence = Presence(configs, locks, self._admit)
 
@@ -177,7 +178,7 @@ class Pools:
 
     def find_inline(self, handle: str, *, sure: bool = False) -> tuple[Pool, Volume] | None:
         """Do the same for the inline volume that the orchestrator calls `handle`."""
-        found = self._find(ids.ephemeral_id(handle, self.node), sure=sure)
+        found = self._find(ids.ephemeral_id(handle, self._node_id), sure=sure)
         if found and not exists(found[0].volumes.place(found[1].id)):
             with contextlib.suppress(FailedPrecondition):
                 found[0].check(writable=False)  # otherwise its disk is away

@@ -73,6 +73,20 @@ def test_directory_with_a_limit(
     driver.unpublish(HANDLE, target)
 
 
+@pytest.mark.usefixtures("root")
+def test_node_whose_name_is_no_topology_value(
+    serve: Callable[..., Driver], pool: Path, tmp_path: Path
+) -> None:
+    """On a node with an odd name, of which ids hold a digest, an inline volume is found again."""
+    driver = serve(pool, options=("--node-id", "rack 7/node:1"))
+    target = tmp_path / "target"
+    for _ in range(2):
+        driver.publish(HANDLE, None, target, context=POD | {"size": "32Mi"})
+    assert driver.stats(HANDLE, target).usage
+    driver.unpublish(HANDLE, target)
+    assert list((pool / "volumes").iterdir()) == []
+
+
 def test_read_only(inline: Driver, tmp_path: Path) -> None:
     """A read-only inline volume refuses writes."""
     target = tmp_path / "target"
