@@ -41,6 +41,7 @@ def publish(
     found = pools.find_inline(request.volume_id)
     pool, volume = found or _create(pools, wanted, request, own_id, target)
     try:
+        pool.check()  # or a volume that is mounted would be taken for one that is not
         _compare(volume, request)
         check_usable(pool, volume, wanted, target)
         arguments = node_request.arguments(request)

@@ -78,7 +78,7 @@ class Notes:
     def _read(self) -> dict[str, Any] | None:
         try:
             return read_rewritten(self._file)
-        except (FileNotFoundError, RecordError):
+        except (FileNotFoundError, NotADirectoryError, RecordError):
             return None
         except OSError as error:
             if error.errno not in DISK_FAULTS:

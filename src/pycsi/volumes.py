@@ -53,7 +53,11 @@ def new_volume(
 
 
 def delete(pool: Pool, volume: Volume) -> None:
-    """Delete a volume that nobody uses. The caller holds its lock."""
+    """Delete a volume that nobody uses. The caller holds its lock.
+
+    Of one whose pool is away nobody can tell that, and what is left of it may be in use.
+    """
+    pool.check(writable=False)
     staging = Staging(pool.backend(volume))
     if where := staging.in_use():
         raise FailedPrecondition(

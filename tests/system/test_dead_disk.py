@@ -325,3 +325,76 @@ def test_devices_of_others_on_a_disk_that_failed(
         assert not driver.condition(volume_id).abnormal
     driver.delete(volume_id)
     failing.lose()
+
+
+def lose(lost: Disk) -> None:
+    lost.lose()
+
+
+def move(lost: Disk) -> None:
+    """Rename the pool's directory."""
+    lost.pool.rename(lost.place / "moved")
+
+
+def replace(lost: Disk) -> None:
+    """Put a file in the place of the pool's directory."""
+    move(lost)
+    lost.pool.touch()
+
+
+@pytest.mark.parametrize("away", [lose, move, replace])
+def test_calls_about_what_is_published_while_the_pool_is_away(
+    disk: Callable[[str], Disk],
+    serve: Callable[..., Driver],
+    tmp_path: Path,
+    away: Callable[[Disk], None],
+) -> None:
+    """No call takes away what is published, but for the one that unpublishes it."""
+    lost = disk("ext4")
+    driver = serve(lost.pool)
+    made = volumes(driver, "ext4")
+    places = use(driver, made, tmp_path)
+    inline, context = tmp_path / "inline", {"csi.storage.k8s.io/ephemeral": "true"}
+    context |= {"size": "32Mi", "type": "image"}
+    driver.publish("csi-dead", None, inline, context=context)
+    away(lost)
+    with refused(REFUSED):
+        driver.publish("csi-dead", None, inline, context=context)
+    assert inline.is_mount()
+    for volume_id, (staging, target) in places.items():
+        assert driver.stats(volume_id, target).volume_condition.abnormal
+        with refused(REFUSED):
+            driver.delete(volume_id)
+        with contextlib.suppress(grpc.RpcError):
+            driver.unstage(volume_id, staging)
+        if "raw" in volume_id:
+            with target.open("rb") as device:
+                assert device.read(1) == b"\0"
+        else:
+            assert target.is_mount()
+    undo(driver, places)
+    driver.unpublish("csi-dead", inline)
+    assert not os.path.lexists(inline)
+    assert "INTERNAL" not in driver.log
+    if away is not lose:  # what is there again is found, with what is left of it
+        if away is replace:
+            lost.pool.unlink()
+        (lost.place / "moved").rename(lost.pool)
+        for volume_id in made:
+            driver.delete(volume_id)
+
+
+@pytest.mark.parametrize("restarted", [False, True], ids=["running", "restarted"])
+def test_device_that_somebody_detaches(driver: Driver, tmp_path: Path, restarted: bool) -> None:
+    """The node of a device that is none any more can be unpublished."""
+    volume_id = driver.create("v", capability=block_capability()).volume_id
+    staging, target = tmp_path / "staging", tmp_path / "target"
+    driver.stage(volume_id, staging, block_capability())
+    driver.publish(volume_id, staging, target, block_capability())
+    (number,) = (n for n in loop.numbers() if f"/{volume_id}/" in (path_of(n) or ""))
+    run("losetup", "--detach", f"/dev/loop{number}")
+    assert driver.condition(volume_id).abnormal
+    if restarted:
+        driver.restart()
+    undo(driver, {volume_id: (staging, target)})
+    driver.delete(volume_id)

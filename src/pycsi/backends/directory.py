@@ -54,8 +54,10 @@ class Directory(Backend):
         return mounts.of(self.ground.device, self.ground.seen_in(mounts).root_of(self.inside))
 
     def is_relic(self, mounted: Mount) -> bool:
-        # The same disk has another number each time that it comes; the path in it has the id.
-        return mounted.root == self.ground.root_of(self.inside)
+        # The same disk has another number each time that it comes, and the pool may have been moved
+        # in it; the path has the id.
+        inside = "/".join(self.inside.split("/")[-3:])  # volumes/ID/data
+        return mounted.root.endswith(f"/{inside}")
 
     def stage(self, path: str, capability: Capability, *, readonly: bool = False) -> None:
         if self.volume.enforced:

@@ -118,15 +118,28 @@ class Image(Backend):
         lost = self.ground.below_mount(self.inside)
         there = {here, lost} if here == lost or not os.path.exists(lost) else {here}  # noqa: PTH110
         current = self.devices()
-        return [item for item in backing.devices_on(there) if item not in current]
+        found = [item for item in backing.devices_on(there) if item not in current]
+        return found or ([] if os.path.exists(self.inside) else self._moved())  # noqa: PTH110
+
+    def _moved(self) -> list[loop.LoopDevice]:
+        """Return the devices on the image where the pool's directory was moved in its disk."""
+        statuses = [(number, loop.status_of(number)) for number in loop.numbers()]
+        return [
+            loop.described(status)
+            for number, status in statuses
+            if status and status.lo_device == self.ground.device and self._is_path(number)
+        ]
 
     def is_relic(self, mounted: Mount) -> bool:
         number = backing.number_shown(mounted)
         if number is None:
             return False
-        path = backing.path_of(number) or ""
+        return self._is_path(number) or backing.is_named(number, self.volume.id)
+
+    def _is_path(self, number: int) -> bool:
+        """Tell whether a device's file is called like the image, in whatever pool."""
         inside = "/".join(self.inside.split("/")[-3:])  # volumes/ID/disk.img
-        return path.endswith(f"/{inside}") or backing.is_named(number, self.volume.id)
+        return (backing.path_of(number) or "").endswith(f"/{inside}")
 
     def forget_unrecorded(self) -> None:
         """Undo a resize that ended before it was recorded: nobody has seen the end of the file."""

@@ -58,9 +58,19 @@ class RawImage(Image):
         with self.kernel.attach(self.image, readonly=readonly, new=new, name=name) as device:
             return device
 
+    def is_relic(self, mounted: Mount) -> bool:
+        return super().is_relic(mounted) or self._shows_nothing(mounted)
+
+    @staticmethod
+    def _shows_nothing(mounted: Mount) -> bool:
+        """Tell whether a mount is the node of a device that somebody has detached."""
+        number = backing.number_of(mounted.root)
+        return number is not None and backing.device_of(number) is None
+
     def release(self) -> None:
         self.kernel.forget()
-        for device in self.devices() + self.relics():
+        relics = [item for item in self.relics() if not self._is_shown(item.number)]
+        for device in self.devices() + relics:
             self.kernel.detach(device)
         self.require_free()
         self.forget_devices()
@@ -84,8 +94,12 @@ class RawImage(Image):
         if number is None or any(device.number == number for device in self.devices()):
             return
         for relic in self.relics():
-            if relic.number == number and not self.kernel.mounts.showing(f"/loop{number}"):
+            if relic.number == number and not self._is_shown(number):
                 self.kernel.detach(relic)
+
+    def _is_shown(self, number: int) -> bool:
+        """Tell whether a device's node is mounted anywhere."""
+        return bool(self.kernel.mounts.showing(f"/loop{number}"))
 
     def withdraw(self) -> None:
         used = {item.root for item in self.mounts()}

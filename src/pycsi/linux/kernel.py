@@ -94,6 +94,6 @@ class Glance(Kernel):
     def loops(self, file: Path) -> list[loop.LoopDevice]:
         try:
             status = file.stat()
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return []
         return self._bound.get((status.st_dev, status.st_ino), [])

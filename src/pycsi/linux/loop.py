@@ -213,7 +213,7 @@ def _refuses(number: int) -> bool:
         return False  # there is no /sys that would tell
 
 
-_GONE = frozenset({errno.ENXIO, errno.ENOENT, errno.ENODEV})
+_GONE = frozenset({errno.ENXIO, errno.ENOENT, errno.ENOTDIR, errno.ENODEV})
 
 
 def find(file: Path) -> list[LoopDevice]:
