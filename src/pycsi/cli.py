@@ -234,7 +234,9 @@ def _failing(pools: tuple[str, ...]) -> "Iterator[list[PoolConfig]]":
     try:
         if not pools:
             raise config.ConfigError("no pool: give --pool NAME=PATH, or set PYCSI_POOL")
-        yield [config.PoolConfig.parse(pool) for pool in pools]
+        parsed = [config.PoolConfig.parse(pool) for pool in pools]
+        config.refuse_entangled(parsed)
+        yield parsed
     except (config.ConfigError, inspection.InspectionError, OSError) as error:
         sys.exit(f"pycsi: {error}")
 

@@ -7,7 +7,7 @@ import itertools
 import os
 import re
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ _SIZE = re.compile(r"(\d{1,20}(?:\.\d{1,20})?)\s*([KMGTP]i?)?B?", re.ASCII)
 _POWERS = "KMGTP"
 _DURATION = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)([smhd]?)", re.ASCII)
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 60 * 60, "d": 24 * 60 * 60}
+_LONGEST_DURATION = 100 * 365 * _SECONDS["d"]
 _PORT = re.compile(r"\d{1,5}", re.ASCII)
 _LARGEST_NUMBER = 2**63 - 1
 _LONGEST_SOCKET_PATH = 107
@@ -55,12 +56,18 @@ def parse_size(text: str) -> int:
 
 
 def parse_duration(text: str) -> float:
-    """Return seconds for `10s`, `5m`, `12h`, `7d` or a plain number; `ValueError` for others."""
+    """Return seconds for `10s`, `5m`, `12h`, `7d` or a plain number; `ValueError` for others.
+
+    There is a longest one: more fits neither into a calendar nor into a timer of Python's.
+    """
     match = _DURATION.fullmatch(text.strip())
     if match is None:
         raise ValueError(f"{text!r} is no duration; write a number with s, m, h or d")
     number, unit = match.groups()
-    return float(number) * _SECONDS[unit]
+    seconds = float(number) * _SECONDS[unit]
+    if seconds > _LONGEST_DURATION:
+        raise ValueError(f"{text!r} is over 100 years")
+    return seconds
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +86,7 @@ class Reserve:
             try:
                 return cls(size=parse_size(text))
             except ValueError as error:
-                raise ValueError(f"reserve: {error}, or a percentage such as 10%") from None
+                raise ValueError(f"reserve: {error}; or write a percentage such as 10%") from None
         share = _number(text[:-1])
         if share is None or share >= 100:  # noqa: PLR2004
             raise ValueError(f"reserve: {text!r} is not between 0% and 100%")
@@ -187,7 +194,7 @@ def _retain_for(text: str) -> float | None:
     try:
         return None if text == "ever" else parse_duration(text)
     except ValueError as error:
-        raise ValueError(f"retain-for: {error}, or write ever") from None
+        raise ValueError(f"retain-for: {error}; or write ever") from None
 
 
 _POOL_FLAGS = ("require-mount", "require-pool", "allow-volatile")
@@ -223,10 +230,15 @@ class Config:
                 raise ConfigError("no pool: give --pool NAME=PATH at least once")
         if not 0 <= self.max_volumes < 2**63:
             raise ConfigError(f"--max-volumes-per-node {self.max_volumes} is negative or too large")
-        for pool, other in itertools.combinations(self.pools, 2):
-            if pool.name == other.name:
-                raise ConfigError(f"pool {pool.name} is given more than once")
-            _refuse_nested(pool, other)
+        refuse_entangled(self.pools)
+
+
+def refuse_entangled(pools: Iterable[PoolConfig]) -> None:
+    """Raise `ConfigError` where two have one name or directory, or one lies in another."""
+    for pool, other in itertools.combinations(pools, 2):
+        if pool.name == other.name:
+            raise ConfigError(f"pool {pool.name} is given more than once")
+        _refuse_nested(pool, other)
 
 
 def _refuse_nested(pool: PoolConfig, other: PoolConfig) -> None:

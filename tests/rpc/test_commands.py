@@ -167,6 +167,8 @@ def test_nobody_reads(filled: Driver, pool: Path, words: tuple[str, ...]) -> Non
         ("volumes",),
         ("volumes", "--pool=x"),
         ("volumes", "--pool=default=/x,reserve=x%"),
+        ("volumes", "--pool=a=/x", "--pool=b=/x"),
+        ("trash", "empty", "--pool=a=/x", "--pool=a=/y", "--all"),
         ("trash", "restore", "--pool=default=/nope", "entry"),
         ("trash", "empty", "--pool=default=/nope", "entry"),
         ("trash", "empty", "--pool=default=/nope", "--all"),
