@@ -52,13 +52,24 @@ class Presence:
     def claim(self) -> None:
         """Open the pools that are there, for this process alone.
 
-        `ConfigError` where one can never be opened as it is configured, or one that is required is
-        missing.
+        One that holds something else is missing, too: a disk may have changed its place.
+        `ConfigError` where that can be said of all, two are one, or one that is required is not
+        there.
         """
+        refused: dict[str, ConfigError] = {}
         try:
             for config in self.configs.values():
                 self._refuse_same(config)
-                self._attempt(config, functools.partial(self._claim, config))
+                try:
+                    self._attempt(config, functools.partial(self._claim, config))
+                except ConfigError as error:
+                    if config.require_pool:
+                        raise
+                    refused[config.name] = error
+            if refused and refused.keys() == self.configs.keys():
+                raise next(iter(refused.values()))
+            for name, refusal in refused.items():
+                self._miss(name, str(refusal))
             for pool in self.open.values():
                 _refuse_nested(pool, self.open.values())
         except BaseException:

@@ -298,6 +298,45 @@ def test_foreign_directory_that_comes_later(one_missing: Driver, fast: Path) -> 
     assert [entry.name for entry in fast.iterdir()] == ["photos"]
 
 
+def foreign(fast: Path) -> None:
+    (fast / "photos").mkdir(parents=True)
+
+
+def in_memory(fast: Path) -> None:
+    fast.symlink_to("/dev/shm")
+
+
+def file(fast: Path) -> None:
+    fast.touch()
+
+
+@pytest.mark.parametrize(
+    ("what", "says"),
+    [(foreign, "photos"), (in_memory, "allow-volatile"), (file, "Not a directory")],
+)
+def test_something_else_in_place_at_start(
+    serve: Callable[..., Driver],
+    pool: Path,
+    fast: Path,
+    tmp_path: Path,
+    what: Callable[[Path], None],
+    says: str,
+) -> None:
+    """What cannot be a pool takes no other one away, unless that pool is required."""
+    what(fast)
+    driver = serve(f"default={pool}", f"fast={fast}")
+    driver.create("a", quota="none")
+    with refused(FAILED, says):
+        driver.create("b", quota="none", pool="fast")
+    assert room(driver, pool="fast") == 0
+    driver.stop()
+    for options in ([f"fast={fast},require-pool", f"default={pool}"], [f"fast={fast}"]):
+        pools = [f"--pool={option}" for option in options]
+        done = pycsi(f"--endpoint=unix://{tmp_path}/csi.sock", "--node-id=n", *pools)
+        assert done.returncode == 1
+        assert says in done.stderr.splitlines()[-1]
+
+
 def test_path_in_a_missing_pool(one_missing: Driver, fast: Path, tmp_path: Path) -> None:
     """Nothing is mounted where a missing pool will be."""
     volume = one_missing.create("a", quota="none")
