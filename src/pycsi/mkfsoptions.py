@@ -54,7 +54,7 @@ def check(kind: str, words: Iterable[str]) -> None:
     while rest:
         word = rest.pop(0)
         option, equals, value = word.partition("=") if word.startswith("--") else (word, "", "")
-        if not word.startswith("--") and len(word) > 2:  # noqa: PLR2004  (-b4096)
+        if word.startswith("-") and word[1:2] != "-" and len(word) > 2:  # noqa: PLR2004  (-b4096)
             option, equals, value = word[:2], "=", word[2:]
         if option not in options:
             raise InvalidArgument(

@@ -171,6 +171,22 @@ def test_driver_that_dies_meanwhile(
     driver.create("v", type="image")
 
 
+@pytest.mark.parametrize(
+    ("kind", "options", "reason"),
+    [
+        ("xfs", "-b size=512", "Minimum block size for CRC enabled filesystems is 1024 bytes"),
+        ("ext4", "-E nosuch", "Bad option(s) specified: nosuch"),
+        ("ext4", "-G 3", "flex_bg size must be a power of 2"),
+    ],
+)
+def test_options_that_mkfs_refuses(driver: Driver, kind: str, options: str, reason: str) -> None:
+    """The answer has the reason, however much the program says besides."""
+    needs(f"mkfs.{kind}", met=shutil.which(f"mkfs.{kind}") is not None)
+    wanted = mount_capability(kind)
+    with refused(grpc.StatusCode.INVALID_ARGUMENT, "mkfsOptions", reason):
+        driver.create("v", SIZE, capability=wanted, mkfsOptions=options)
+
+
 @pytest.mark.parametrize("kind", SPOIL)
 def test_options_for_what_can_only_be_read(
     serve: Callable[..., Driver], bin_folder: Path, pool: Path, kind: str

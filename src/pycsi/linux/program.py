@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 from pycsi.linux import processors
 
 _SAID = 400
+"""How many characters are quoted of what a program said."""
 
 _found: dict[str, str] = {}
 
@@ -66,6 +68,23 @@ def run(
     except subprocess.TimeoutExpired:
         raise ProgramError(f"{name} did not end within {timeout:g} s") from None
     if done.returncode not in ok:
-        said = " ".join(done.stdout.split())[-_SAID:]
-        raise ProgramError(f"{name} failed with exit status {done.returncode}: {said}")
+        raise ProgramError(f"{name} {_fate(done.returncode)}{_said(done.stdout)}")
     return done.stdout
+
+
+def _fate(status: int) -> str:
+    if status < 0:
+        return f"was killed by signal {-status} ({signal.strsignal(-status)})"
+    return f"failed with exit status {status}"
+
+
+def _said(output: str) -> str:
+    """Return what a program said as one line; of much the begin and the end.
+
+    Some tell the reason first and go on with how they are called, others tell it at last.
+    """
+    text = " ".join(output.split())
+    if len(text) > _SAID:
+        half = _SAID // 2
+        text = f"{text[:half]} ... {text[-half:]}"
+    return text and f": {text}"
