@@ -1,7 +1,7 @@
 """The StorageClass parameters, and the choice of what a volume is made of."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 
 from pycsi import mkfsoptions, mountflags, rootdirectory
 from pycsi.errors import FailedPrecondition, InvalidArgument, OutOfRange
@@ -33,17 +33,32 @@ DEFAULT_FILESYSTEM = "ext4"
 SMALLEST = MIB
 """The least size in bytes of a volume without a filesystem of its own."""
 
-MUTABLE = {"onDelete": ("delete", "retain")}
-"""The parameters that can be modified, with what they can be; the first is the default."""
+Check = Callable[[str], object]
+"""What raises `ValueError` for an impossible value of a parameter, and says what it can be."""
+
+
+def _one_of(*choices: str) -> Check:
+    def check(value: str) -> None:
+        if value not in choices:
+            raise ValueError(f"it can be {' or '.join(choices)}")
+
+    return check
+
+
+MUTABLE: Mapping[str, Check] = {"onDelete": _one_of("delete", "retain")}
+"""The parameters that can be modified, with what checks them."""
+
+DEFAULTS: Mapping[str, str] = {"onDelete": "delete"}
+"""What these are where nobody says."""
 
 _KEYS = ("pool", "type", "quota", "allocation", "mkfsOptions", *rootdirectory.KEYS, *MUTABLE)
-_CHOICES = {
-    "type": ("directory", "image"),
-    "quota": ("required", "none"),
-    "allocation": ("thin", "thick"),
+_CHECKS: Mapping[str, Check] = {
+    "type": _one_of("directory", "image"),
+    "quota": _one_of("required", "none"),
+    "allocation": _one_of("thin", "thick"),
     **MUTABLE,
 }
-_SNAPSHOT_CHOICES = {"consistency": ("point-in-time", "files")}
+_SNAPSHOT_CHECKS: Mapping[str, Check] = {"consistency": _one_of("point-in-time", "files")}
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,25 +83,23 @@ def deciding(raw: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-def _check(
-    given: Mapping[str, str], keys: Iterable[str], choices: Mapping[str, Sequence[str]]
-) -> None:
+def _check(given: Mapping[str, str], keys: Iterable[str], checks: Mapping[str, Check]) -> None:
     allowed = tuple(keys)
     for key, value in given.items():
         if key not in allowed:
             raise InvalidArgument(f"unknown parameter {key!r}; there are {', '.join(allowed)}")
-        if key in choices and value not in choices[key]:
-            raise InvalidArgument(
-                f"parameter {key} is {value!r}; it can be {' or '.join(choices[key])}"
-            )
+        if key in checks:
+            try:
+                checks[key](value)
+            except ValueError as why:
+                raise InvalidArgument(f"parameter {key} is {value!r}; {why}") from None
 
 
 def settings(raw: Mapping[str, str], mutable: Mapping[str, str]) -> dict[str, str]:
     """Return what a new volume's mutable parameters are; those in `mutable` win."""
     check_mutable(mutable)
-    defaults = {key: choices[0] for key, choices in MUTABLE.items()}
     given = {key: value for key, value in raw.items() if key in MUTABLE}
-    return {**defaults, **given, **mutable}
+    return {**DEFAULTS, **given, **mutable}
 
 
 def check_mutable(mutable: Mapping[str, str]) -> None:
@@ -97,14 +110,14 @@ def check_mutable(mutable: Mapping[str, str]) -> None:
 def steady(raw: Mapping[str, str]) -> bool:
     """Check a VolumeSnapshotClass's parameters; tell whether files must be of one moment."""
     own = deciding(raw)
-    _check(own, _SNAPSHOT_CHOICES, _SNAPSHOT_CHOICES)
+    _check(own, _SNAPSHOT_CHECKS, _SNAPSHOT_CHECKS)
     return own.get("consistency") != "files"
 
 
 def parse(raw: Mapping[str, str], keys: Iterable[str] = _KEYS) -> Parameters:
     """Check parameters; an unknown key, or one that is not in `keys`, is refused."""
     own = deciding(raw)
-    _check({key: own[key] for key in own.keys() - {FILESYSTEM}}, keys, _CHOICES)
+    _check({key: own[key] for key in own.keys() - {FILESYSTEM}}, keys, _CHECKS)
     return Parameters(
         pool=own.get("pool"),
         type=VolumeType(own["type"]) if "type" in own else None,
