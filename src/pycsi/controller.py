@@ -97,8 +97,7 @@ class Controller(ControllerSnapshots):
     def _make(
         self, volume_id: str, name: str, wanted: Request, request: csi.CreateVolumeRequest
     ) -> Volume:
-        given = parameters.parse(wanted.parameters)
-        parameters.check_mutable(wanted.mutable)
+        given = parameters.parse(wanted.parameters, mutable=wanted.mutable)
         origin = find_source(self._pools, wanted.source) if wanted.source else None
         pool = origin.pool if origin and given.pool is None else self._pools.named(given.pool)
         source = origin.volume if origin else None

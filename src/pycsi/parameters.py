@@ -45,10 +45,13 @@ def _one_of(*choices: str) -> Check:
     return check
 
 
-MUTABLE: Mapping[str, Check] = {"onDelete": _one_of("delete", "retain")}
+MUTABLE: Mapping[str, Check] = {
+    "onDelete": _one_of("delete", "retain"),
+    "fsck": _one_of("true", "false"),
+}
 """The parameters that can be modified, with what checks them."""
 
-DEFAULTS: Mapping[str, str] = {"onDelete": "delete"}
+DEFAULTS: Mapping[str, str] = {"onDelete": "delete", "fsck": "false"}
 """What these are where nobody says."""
 
 _KEYS = ("pool", "type", "quota", "allocation", "mkfsOptions", *rootdirectory.KEYS, *MUTABLE)
@@ -71,6 +74,7 @@ class Parameters:
     quota: str | None = None
     allocation: str | None = None
     mkfs_options: tuple[str, ...] = ()
+    fsck: bool = False
     root: RootDirectory = AS_MADE
 
 
@@ -102,6 +106,11 @@ def settings(raw: Mapping[str, str], mutable: Mapping[str, str]) -> dict[str, st
     return {**DEFAULTS, **given, **mutable}
 
 
+def wants_check(now: Mapping[str, str]) -> bool:
+    """Tell whether the filesystem is checked at staging; older volumes do not say."""
+    return now.get("fsck") == "true"
+
+
 def check_mutable(mutable: Mapping[str, str]) -> None:
     """Refuse mutable parameters if any of them is unknown or has an impossible value."""
     _check(mutable, MUTABLE, MUTABLE)
@@ -114,10 +123,19 @@ def steady(raw: Mapping[str, str]) -> bool:
     return own.get("consistency") != "files"
 
 
-def parse(raw: Mapping[str, str], keys: Iterable[str] = _KEYS) -> Parameters:
-    """Check parameters; an unknown key, or one that is not in `keys`, is refused."""
+def parse(
+    raw: Mapping[str, str],
+    keys: Iterable[str] = _KEYS,
+    *,
+    mutable: Mapping[str, str] | None = None,
+) -> Parameters:
+    """Check parameters; an unknown key, or one that is not in `keys`, is refused.
+
+    `mutable` are the mutable ones that were given apart from the others, and win over them.
+    """
     own = deciding(raw)
     _check({key: own[key] for key in own.keys() - {FILESYSTEM}}, keys, _CHECKS)
+    now = settings(own, mutable or {})
     return Parameters(
         pool=own.get("pool"),
         type=VolumeType(own["type"]) if "type" in own else None,
@@ -125,6 +143,7 @@ def parse(raw: Mapping[str, str], keys: Iterable[str] = _KEYS) -> Parameters:
         quota=own.get("quota"),
         allocation=own.get("allocation"),
         mkfs_options=mkfsoptions.split(own.get("mkfsOptions", "")),
+        fsck=wants_check(now),
         root=RootDirectory.parse(own),
     )
 
@@ -253,8 +272,8 @@ def _mounted_type(
         return wanted.type, "asked for"
     if wanted.quota == "none":
         return VolumeType.DIRECTORY, "quota: none is for directories"
-    if wanted.allocation or wanted.mkfs_options:
-        return VolumeType.IMAGE, "allocation and mkfsOptions are for images"
+    if wanted.allocation or wanted.mkfs_options or wanted.fsck:
+        return VolumeType.IMAGE, "allocation, mkfsOptions and fsck are for images"
     if other:
         return VolumeType.IMAGE, f"a directory would not have {other}"
     fault = unlimited() if limiter else None
@@ -269,6 +288,8 @@ def _raw_block(wanted: Parameters) -> Make:
         raise InvalidArgument("a directory cannot be a block device; use type: image, or none")
     if wanted.mkfs_options:
         raise InvalidArgument("a raw block volume is not formatted; leave mkfsOptions out")
+    if wanted.fsck:
+        raise InvalidArgument("a raw block volume is its user's to check; leave fsck out")
     if wanted.root != AS_MADE:
         raise InvalidArgument(
             f"a raw block volume has no root directory; leave {', '.join(rootdirectory.KEYS)} out"
@@ -290,6 +311,11 @@ def _directory(
     for key, value in (("allocation", wanted.allocation), ("mkfsOptions", wanted.mkfs_options)):
         if value:
             raise InvalidArgument(f"parameter {key} is for type: image, not for a directory")
+    if wanted.fsck:
+        raise InvalidArgument(
+            "parameter fsck is for type: image: a directory has no filesystem of its own to check, "
+            "and the pool's is in use; leave fsck out"
+        )
     if limiter is None and wanted.quota != "none":
         raise InvalidArgument(
             "this pool's filesystem cannot limit the size of a directory: mount it with prjquota "

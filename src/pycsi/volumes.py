@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 
 from pycsi import mountflags, parameters
 from pycsi.errors import AlreadyExists, FailedPrecondition, InvalidArgument, OutOfRange
-from pycsi.model import Capability, CapacityRange, Request, Volume, VolumeType
+from pycsi.model import Access, Capability, CapacityRange, Request, Volume, VolumeType
 from pycsi.pool import Pool
 from pycsi.privileges import image_refusal
 from pycsi.staging import Staging
@@ -92,6 +92,12 @@ def noting(pool: Pool, volume: Volume) -> Iterator[Staging]:
 def modify(pool: Pool, volume: Volume, mutable: Mapping[str, str]) -> None:
     """Change settings of a volume: all of `mutable`, or none; others stay as they are."""
     parameters.check_mutable(mutable)
+    if parameters.wants_check(mutable) and volume.filesystem is None:
+        kind = "raw block volume" if volume.access is Access.BLOCK else volume.type.value
+        raise InvalidArgument(
+            f"volume {volume.id} is a {kind}, without a filesystem of its own to check; leave fsck "
+            "out"
+        )
     pool.update(dataclasses.replace(volume, settings={**volume.settings, **mutable}))
 
 

@@ -29,6 +29,17 @@ class Stage(Scene):
         self.delete("v")
 
 
+class StageChecked(Stage):
+    """NodeStageVolume of an ext4 that has met errors, and is checked before it is mounted."""
+
+    def prepare(self) -> None:
+        self.make(fsck="true")
+        with self.mounted("v") as file:
+            self.write(file)
+        image = self.driver.folders[0] / "volumes" / self.volume("v") / "disk.img"
+        run("debugfs", "-w", "-R", "ssv state 2", image)
+
+
 class Unstage(Stage):
     """NodeUnstageVolume."""
 

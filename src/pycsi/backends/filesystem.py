@@ -6,7 +6,9 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from pycsi import mountflags
+import structlog
+
+from pycsi import mountflags, parameters
 from pycsi.backends import attributes, mkfs
 from pycsi.backends.growth import GrowingImage
 from pycsi.errors import CsiError, FailedPrecondition, InvalidArgument, ResourceExhausted
@@ -22,6 +24,14 @@ _DAMAGED = frozenset(
     {errno.EINVAL, errno.EUCLEAN, errno.EBADMSG, errno.EIO, errno.ENOSYS, errno.EFBIG}
 )
 """What the kernel says to a filesystem that it does not mount: the last two to sizes of an XFS."""
+
+_SAID = 4000
+"""How much at most is logged of what a check says, from its end, in characters."""
+
+_UNREPLAYED = frozenset({"noload", "norecovery"})
+"""The mount options of ext4 by which its journal is not replayed."""
+
+log = structlog.get_logger()
 
 
 class FilesystemImage(GrowingImage):
@@ -107,7 +117,9 @@ class FilesystemImage(GrowingImage):
         """Mount it; tell whether it was as large as the volume before, and so need not grow."""
         options = mountflags.split(capability.mount_flags)
         bits = attributes(capability, readonly=readonly).set
-        with self._held_device() as device:
+        # Who mounts it so wants nothing written, and a check writes.
+        check = parameters.wants_check(self.volume.settings) and not _UNREPLAYED & {*options}
+        with self._held_device(check=check) as device:
             grown = self.is_grown(self.image)
             try:
                 self.kernel.mount(self.kind, device.path, path, options, bits)
@@ -121,8 +133,8 @@ class FilesystemImage(GrowingImage):
         return grown
 
     @contextlib.contextmanager
-    def _held_device(self) -> Iterator[loop.LoopDevice]:
-        """Hold the loop device of the image; attach one only if there is none.
+    def _held_device(self, *, check: bool = False) -> Iterator[loop.LoopDevice]:
+        """Hold the loop device of the image; attach one only if there is none, after a `check`.
 
         The filesystem may be mounted where we do not see it, in another mount namespace, and two
         devices on one image would corrupt it. Mounting the same device again is harmless.
@@ -136,8 +148,36 @@ class FilesystemImage(GrowingImage):
         self.forget_unrecorded()
         self.undo_growth()
         self._refuse_unknown()
+        if check:
+            self._check()
         with self._attached() as device:
             yield device
+
+    def _check(self) -> None:
+        """Check an ext4 that nothing has mounted, and refuse it where that takes a person.
+
+        XFS and btrfs recover when they are mounted: fsck.xfs(8) and fsck.btrfs(8) do nothing.
+        """
+        if self.kind != "ext4":
+            return
+        self.require_free()
+        if self.lacks_room():
+            # A repair that was cut off would be worse than none.
+            log.warning("a filesystem is not checked: the pool is full", volume=self.volume.id)
+            return
+        try:
+            said = filesystem.check_unmounted_ext4(self.image)
+        except ProgramError as error:
+            if self.lacks_room():
+                raise self._program_failed(error) from None
+            raise FailedPrecondition(
+                f"volume {self.volume.id}: the check of its ext4 did not pass, so it is not "
+                f"mounted: {error}. On this node run: e2fsck -f {self.image}"
+            ) from None
+        if len(said.splitlines()) > 1:  # one says that it is clean
+            log.info(
+                "a filesystem was recovered or mended", volume=self.volume.id, said=said[-_SAID:]
+            )
 
     @contextlib.contextmanager
     def _attached(self) -> Iterator[loop.LoopDevice]:

@@ -185,8 +185,12 @@ class GrowingImage(Image):
         self._failed.unlink(missing_ok=True)
         return None
 
+    def lacks_room(self) -> bool:
+        """Tell whether what a program writes to the image may fail for want of room."""
+        return not self.volume.thick and self._has_less_than(_LEAST_ROOM)
+
     def _require_room(self) -> None:
-        if not self.volume.thick and self._has_less_than(_LEAST_ROOM):
+        if self.lacks_room():
             raise OSError(errno.ENOSPC, f"the pool's disk has less than {show(_LEAST_ROOM)} free")
 
     def _failure(self, error: OSError | ProgramError) -> CsiError:
@@ -203,7 +207,10 @@ class GrowingImage(Image):
         return ResourceExhausted(text) if full else FailedPrecondition(text)
 
     def undo_growth(self) -> None:
-        """Undo a growth that was interrupted: until then the filesystem must not be mounted."""
+        """Undo a growth that was interrupted: until then the filesystem must not be mounted.
+
+        BlockingIOError while another process grows or checks it.
+        """
         try:
             filesystem.undo_growth(self.image, self._undo)
         except ProgramError as error:

@@ -217,7 +217,7 @@ def grow_unmounted_ext4(image: Path, undo: Path) -> None:
     """
     with _locked(image) as fd:
         _undo(image, undo, fd)
-        _check_ext4(image, fd)
+        _check_ext4(image, fd, "-f")
         try:
             _make_synchronous(undo)
             program.run("resize2fs", "-z", undo, image, keep=(fd,))
@@ -227,7 +227,17 @@ def grow_unmounted_ext4(image: Path, undo: Path) -> None:
         _forget(undo, fd)
 
 
-def _check_ext4(image: Path, fd: int) -> None:
+def check_unmounted_ext4(image: Path) -> str:
+    """Check an unmounted ext4 as at boot; return what e2fsck(8) said. EAGAIN as in growing it.
+
+    The journal is replayed. All is looked at only where the superblock says that it was not
+    unmounted properly, without a journal, or has met errors; what takes no decision is mended.
+    """
+    with _locked(image) as fd:
+        return _check_ext4(image, fd)
+
+
+def _check_ext4(image: Path, fd: int, *options: str) -> str:
     """Check an unmounted ext4, and mend what takes no decision; `fd` is a lock on it.
 
     A lost+found that it does not have is not made.
@@ -235,9 +245,11 @@ def _check_ext4(image: Path, fd: int) -> None:
     mended = 1
     with closing(os.memfd_create("e2fsck.conf")) as settings:
         os.write(settings, _E2FSCK_SETTINGS)
-        program.run(
+        return program.run(
             "e2fsck",
-            *("-f", "-p", image),
+            *options,
+            "-p",
+            image,
             ok=(0, mended),
             keep=(fd, settings),
             variables={"E2FSCK_CONFIG": f"/proc/self/fd/{settings}"},
@@ -245,10 +257,12 @@ def _check_ext4(image: Path, fd: int) -> None:
 
 
 def undo_growth(image: Path, undo: Path) -> None:
-    """Undo an interrupted `grow_unmounted_ext4`, if there was one."""
-    if undo.exists():
-        with _locked(image) as fd:
-            _undo(image, undo, fd)
+    """Undo an interrupted `grow_unmounted_ext4`, if there was one.
+
+    EAGAIN while a program works on the image that has outlived who started it.
+    """
+    with _locked(image) as fd:
+        _undo(image, undo, fd)
 
 
 def _undo(image: Path, undo: Path, fd: int) -> None:
@@ -294,7 +308,11 @@ def _forget(undo: Path, image: int) -> None:
 def _locked(image: Path) -> Iterator[int]:
     with opened(image, os.O_RDWR) as fd:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield fd
+        try:
+            yield fd
+        finally:
+            # A process that another thread is just starting has a copy of the descriptor.
+            fcntl.flock(fd, fcntl.LOCK_UN)
 
 
 def grow_mounted(kind: str, mountpoint: Path, size: int, *, at: int | None = None) -> None:
