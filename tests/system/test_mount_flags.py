@@ -53,6 +53,8 @@ def directory(driver: Driver, *flags: str) -> tuple[str, Driver]:
         (("noatime",), HARDENED),
         (("symfollow",), HARDENED - {"nosymfollow"}),
         (("defaults",), HARDENED - {"nosuid", "nodev", "noexec"}),
+        (("user",), HARDENED),
+        (("user,exec",), HARDENED - {"noexec"}),
         (("defaults,nosuid", "ro"), (HARDENED - {"nodev", "noexec"}) | {"ro"}),
     ],
 )
@@ -108,6 +110,32 @@ def test_image_has_a_mount_of_its_own(
     volume_id = driver.create("v", 32 * MIB, type="image").volume_id
     with driver.published(volume_id, tmp_path, mount_capability(flags=["exec"])) as target:
         assert options(target) == set()
+
+
+@pytest.mark.parametrize(
+    ("flags", "seen"),
+    [
+        ("user", {"nodev", "noexec", "nosuid"}),
+        ("user,exec", {"nodev", "nosuid"}),
+        ("exec,user", {"nodev", "noexec", "nosuid"}),
+    ],
+)
+def test_user_takes_away_what_mount_says(
+    driver: Driver, root: None, tmp_path: Path, flags: str, seen: set[str]
+) -> None:
+    """The option `user` means noexec, nosuid and nodev, but for what a later option gives back."""
+    volume_id = driver.create("v", 32 * MIB, type="image").volume_id
+    wanted = mount_capability("ext4", flags=[flags])
+    with driver.published(volume_id, tmp_path, wanted) as target:
+        assert options(tmp_path / f"staging-{volume_id}") == seen
+        assert options(target) == seen
+
+
+@pytest.mark.parametrize("flags", ["ro=recursive", "rw=1", "sync=no", "sync,async", "lazytime=0"])
+def test_what_the_kernel_would_take_and_not_do(driver: Driver, root: None, flags: str) -> None:
+    """Values that the kernel does not look at are refused, and so are options that contradict."""
+    with refused(grpc.StatusCode.INVALID_ARGUMENT, "mount flag"):
+        driver.create("v", 32 * MIB, capability=mount_capability("ext4", flags=[flags]))
 
 
 def test_image_that_is_staged_read_only_is_not_published_writable(
