@@ -64,8 +64,7 @@ def frozen(volumes: Iterable[Frozen], limit: float) -> Iterator[Moment]:
     moment = Moment()
     with contextlib.ExitStack() as undo:
         opened_volumes = [
-            (undo.enter_context(closing(_open_volume(volume.backend))), volume)
-            for volume in volumes
+            (undo.enter_context(closing(open_volume(volume.backend))), volume) for volume in volumes
         ]
         for fd, _ in opened_volumes:
             syncfs(fd)  # now, while nobody has to wait for it
@@ -123,7 +122,7 @@ def _frozen(fd: int, volume: Frozen, moment: Moment) -> Iterator[None]:
         )
 
 
-def _open_volume(backend: Backend) -> int:
+def open_volume(backend: Backend) -> int:
     """Open a directory of the volume's own filesystem, wherever that can be reached."""
     for item in backend.mounts():
         with contextlib.suppress(OSError), opened(Path(item.target), DIRECTORY) as fd:
@@ -139,7 +138,7 @@ def _open_volume(backend: Backend) -> int:
 def thaw_after_crash(marker: Path, backend: Backend) -> None:
     """Thaw a volume that an earlier driver may have left frozen."""
     if backend.mounts():
-        with closing(_open_volume(backend)) as fd:
+        with closing(open_volume(backend)) as fd:
             if thaw(fd):
                 log.warning("thawed, after a crash", volume=backend.volume.id)
     marker.unlink(missing_ok=True)

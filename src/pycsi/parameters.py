@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 
-from pycsi import mkfsoptions, mountflags, rootdirectory
+from pycsi import mkfsoptions, mountflags, rootdirectory, triminterval
 from pycsi.errors import FailedPrecondition, InvalidArgument, OutOfRange
 from pycsi.linux import filesystem
 from pycsi.model import (
@@ -48,10 +48,11 @@ def _one_of(*choices: str) -> Check:
 MUTABLE: Mapping[str, Check] = {
     "onDelete": _one_of("delete", "retain"),
     "fsck": _one_of("true", "false"),
+    "trimInterval": triminterval.seconds,
 }
 """The parameters that can be modified, with what checks them."""
 
-DEFAULTS: Mapping[str, str] = {"onDelete": "delete", "fsck": "false"}
+DEFAULTS: Mapping[str, str] = {"onDelete": "delete", "fsck": "false", "trimInterval": "never"}
 """What these are where nobody says."""
 
 _KEYS = ("pool", "type", "quota", "allocation", "mkfsOptions", *rootdirectory.KEYS, *MUTABLE)
@@ -76,6 +77,7 @@ class Parameters:
     mkfs_options: tuple[str, ...] = ()
     fsck: bool = False
     root: RootDirectory = AS_MADE
+    trims: bool = False
 
 
 def deciding(raw: Mapping[str, str]) -> dict[str, str]:
@@ -145,6 +147,7 @@ def parse(
         mkfs_options=mkfsoptions.split(own.get("mkfsOptions", "")),
         fsck=wants_check(now),
         root=RootDirectory.parse(own),
+        trims=now["trimInterval"] != triminterval.NEVER,
     )
 
 
@@ -252,6 +255,8 @@ def _choose(
             )
     for item in capabilities:
         mountflags.check(item, make.type, thick=make.thick)
+    if wanted.trims:
+        triminterval.check(make.type, make.access, thick=make.thick)
     return make
 
 
@@ -272,8 +277,8 @@ def _mounted_type(
         return wanted.type, "asked for"
     if wanted.quota == "none":
         return VolumeType.DIRECTORY, "quota: none is for directories"
-    if wanted.allocation or wanted.mkfs_options or wanted.fsck:
-        return VolumeType.IMAGE, "allocation, mkfsOptions and fsck are for images"
+    if wanted.allocation or wanted.mkfs_options or wanted.fsck or wanted.trims:
+        return VolumeType.IMAGE, "allocation, mkfsOptions, fsck and trimInterval are for images"
     if other:
         return VolumeType.IMAGE, f"a directory would not have {other}"
     fault = unlimited() if limiter else None

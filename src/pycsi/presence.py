@@ -20,6 +20,7 @@ from pycsi.errors import CsiError
 from pycsi.locks import Locks
 from pycsi.pool import Pool
 from pycsi.reaper import Reaper
+from pycsi.trimmer import Trimmer
 
 log = structlog.get_logger()
 
@@ -44,7 +45,7 @@ class Presence:
         self._admit = admit
         self._seeking = threading.Lock()
         self._told: dict[str, str] = {}
-        self._reapers: dict[str, Reaper] = {}
+        self._workers: list[Reaper | Trimmer] = []
         self._enforcements: dict[str, Enforcement] = {}
         self._stopping = threading.Event()
         self._watch = threading.Thread(target=self._run, name="presence", daemon=True)
@@ -96,9 +97,9 @@ class Presence:
             self._attempt(pool.config, pool.recover)
 
     def start(self) -> None:
-        """Free what is in the trash of the pools, and look for what is missing, from now on."""
+        """Empty the trash of the pools, trim their images, and look for what is missing."""
         for pool in self.open.values():
-            self._reap(pool)
+            self._tend(pool)
         self._watch.start()
 
     def close(self) -> None:
@@ -106,8 +107,8 @@ class Presence:
         self._stopping.set()
         if self._watch.is_alive():
             self._watch.join()
-        for reaper in self._reapers.values():
-            reaper.stop()
+        for worker in self._workers:
+            worker.stop()
         for name in list(self.open):
             self._remove(name)
 
@@ -154,7 +155,7 @@ class Presence:
         else:
             self._put(pool)
             self._told.pop(config.name, None)
-            self._reap(pool)
+            self._tend(pool)
 
     def _refuse_same(self, config: PoolConfig) -> None:
         for other in self.open.values():
@@ -180,10 +181,10 @@ class Presence:
             self.open = {key: item for key, item in self.open.items() if key != name}
             pool.close()
 
-    def _reap(self, pool: Pool) -> None:
-        reaper = Reaper(pool, self._locks)
-        self._reapers[pool.name] = reaper
-        reaper.start()
+    def _tend(self, pool: Pool) -> None:
+        for worker in (Reaper(pool, self._locks), Trimmer(pool, self._locks)):
+            self._workers.append(worker)
+            worker.start()
         self._enforcements[pool.name] = Enforcement(pool.name, pool.limiter)
         self._enforcements[pool.name].look()
 

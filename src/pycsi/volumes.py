@@ -5,7 +5,7 @@ import dataclasses
 import time
 from collections.abc import Iterator, Mapping
 
-from pycsi import mountflags, parameters
+from pycsi import mountflags, parameters, triminterval
 from pycsi.errors import AlreadyExists, FailedPrecondition, InvalidArgument, OutOfRange
 from pycsi.model import Access, Capability, CapacityRange, Request, Volume, VolumeType
 from pycsi.pool import Pool
@@ -98,7 +98,10 @@ def modify(pool: Pool, volume: Volume, mutable: Mapping[str, str]) -> None:
             f"volume {volume.id} is a {kind}, without a filesystem of its own to check; leave fsck "
             "out"
         )
-    pool.update(dataclasses.replace(volume, settings={**volume.settings, **mutable}))
+    changed = dataclasses.replace(volume, settings={**volume.settings, **mutable})
+    if triminterval.of(changed) is not None:
+        triminterval.check(changed.type, changed.access, thick=changed.thick)
+    pool.update(changed)
 
 
 def expand(pool: Pool, volume: Volume, wanted: CapacityRange) -> Volume:

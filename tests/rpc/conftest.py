@@ -187,9 +187,9 @@ def pycsi(
     )
 
 
-def wait_for(done: Callable[[], bool]) -> None:
-    """Wait until something is so, at most for ten seconds."""
-    deadline = time.monotonic() + 10
+def wait_for(done: Callable[[], bool], seconds: float = 10) -> None:
+    """Wait until something is so, at most for so many seconds."""
+    deadline = time.monotonic() + seconds
     while not done():
         assert time.monotonic() < deadline, "it did not happen"
         time.sleep(0.02)
