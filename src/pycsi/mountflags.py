@@ -8,7 +8,7 @@ from pycsi.errors import InvalidArgument
 from pycsi.linux import mount
 from pycsi.model import Access, Capability, VolumeType
 
-_USERLAND = frozenset({"_netdev", "auto", "noauto", "nofail", "nouser"})
+_USERLAND = frozenset({"_netdev", "auto", "noauto", "nofail", "user", "nouser"})
 _NOT_FOR_USERS = ("dev", "exec", "suid")
 """What the option `user` takes away, as mount(8) says, unless a later option gives it back."""
 

@@ -117,6 +117,7 @@ def test_image_has_a_mount_of_its_own(
     [
         ("user", {"nodev", "noexec", "nosuid"}),
         ("user,exec", {"nodev", "nosuid"}),
+        ("user,noatime,user", {"noatime", "nodev", "noexec", "nosuid"}),
         ("exec,user", {"nodev", "noexec", "nosuid"}),
     ],
 )

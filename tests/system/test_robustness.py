@@ -136,6 +136,30 @@ def test_device_that_somebody_keeps_open(driver: Driver, root: None, tmp_path: P
     driver.delete(volume_id)
 
 
+@pytest.mark.parametrize("part", [("--offset", "4096"), ("--sizelimit", "4194304")])
+@pytest.mark.parametrize("wanted", [mount_capability(), block_capability()], ids=["image", "raw"])
+def test_device_that_shows_a_part_of_the_image(
+    driver: Driver,
+    root: None,
+    pool: Path,
+    tmp_path: Path,
+    wanted: csi.VolumeCapability,
+    part: tuple[str, str],
+) -> None:
+    """A device with an offset or a limit, which somebody else attached, is never the volume's."""
+    parameters = {} if wanted.HasField("block") else {"type": "image"}
+    volume_id = driver.create("v", capability=wanted, parameters=parameters).volume_id
+    image = pool / "volumes" / volume_id / "disk.img"
+    device = run("losetup", "--find", "--show", *part, image).strip()
+    try:
+        with refused(grpc.StatusCode.FAILED_PRECONDITION, device, "a part of"):
+            driver.stage(volume_id, tmp_path / "staging", wanted)
+    finally:
+        run("losetup", "--detach", device)
+    with driver.published(volume_id, tmp_path, wanted):
+        pass
+
+
 def test_nothing_is_undone_on_a_full_pool_in_vain(
     filesystem: FilesystemFactory, serve: Callable[..., Driver], tmp_path: Path
 ) -> None:

@@ -142,6 +142,7 @@ class FilesystemImage(GrowingImage):
         for device in loop.find(self.image):
             with loop.hold(device, self.image) as still:
                 if still and not device.readonly:
+                    self.require_whole(device)
                     self.keep_blocks(device)
                     yield device
                     return

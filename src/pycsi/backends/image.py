@@ -97,6 +97,17 @@ class Image(Backend):
         for device in loop.find(self.image):
             loop.set_capacity(device)
 
+    def require_whole(self, device: loop.LoopDevice) -> None:
+        """Refuse a device that somebody has attached to a part of the image.
+
+        It shows other bytes than the volume's, and a second device would corrupt them.
+        """
+        if device.partial:
+            raise FailedPrecondition(
+                f"volume {self.volume.id}: somebody has attached {device.path} to a part of its "
+                f"image; detach that: losetup -d {device.path}"
+            )
+
     def devices(self) -> list[loop.LoopDevice]:
         """Return the loop devices on the image.
 

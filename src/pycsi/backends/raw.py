@@ -35,6 +35,7 @@ class RawImage(Image):
         """
         devices = [device for device in loop.find(self.image) if device.readonly is readonly]
         for device in devices:
+            self.require_whole(device)
             if device.autoclear and not readonly and self.is_held(device.number):
                 raise FailedPrecondition(
                     f"volume {self.volume.id} was detached, and {self._held(device)}; end that"

@@ -88,11 +88,12 @@ class _LoopConfig(ctypes.Structure):
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class LoopDevice:
-    """A loop device that is bound to a file."""
+    """A loop device that is bound to a file; one that is `partial` shows not all of it."""
 
     number: int
     readonly: bool
     autoclear: bool
+    partial: bool = dataclasses.field(default=False, compare=False)
 
     @property
     def path(self) -> Path:
@@ -336,6 +337,7 @@ def described(info: LoopInfo64) -> LoopDevice:
         number=info.lo_number,
         readonly=bool(info.lo_flags & LO_FLAGS_READ_ONLY),
         autoclear=bool(info.lo_flags & LO_FLAGS_AUTOCLEAR),
+        partial=bool(info.lo_offset or info.lo_sizelimit),
     )
 
 
