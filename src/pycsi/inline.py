@@ -1,11 +1,12 @@
 """Inline volumes: a pod describes one, it is made at publishing, and deleted at unpublishing."""
 
+import contextlib
 import dataclasses
 from collections.abc import Collection, Mapping
 
 from pycsi import ids, node_request, parameters, rootdirectory
 from pycsi.config import parse_size
-from pycsi.errors import AlreadyExists, InvalidArgument
+from pycsi.errors import AlreadyExists, InvalidArgument, PoolMissing
 from pycsi.model import Access, Capability, CapacityRange, Mode, Request, Volume
 from pycsi.pool import Pool
 from pycsi.pools import Pools
@@ -116,7 +117,8 @@ def unpublish(pools: Pools, pool: Pool, volume: Volume, target_path: str) -> Non
     staging = undoing(pool, volume)
     staging.ensure_unpublished(target)
     if not staging.published() and not staging.away:
-        delete(pool, volume)
+        with contextlib.suppress(PoolMissing):  # it can be read only
+            delete(pool, volume)
 
 
 def _size(context: Mapping[str, str]) -> CapacityRange | None:

@@ -179,11 +179,15 @@ class Pools:
     def find_inline(self, handle: str, *, sure: bool = False) -> tuple[Pool, Volume] | None:
         """Do the same for the inline volume that the orchestrator calls `handle`."""
         found = self._find(ids.ephemeral_id(handle, self._node_id), sure=sure)
-        if found and not exists(found[0].volumes.place(found[1].id)):
-            with contextlib.suppress(FailedPrecondition):
-                found[0].check(writable=False)  # otherwise its disk is away
-                found[0].volumes.drop(found[1].id)
-                return None
+        if found:
+            pool, volume = found
+            with contextlib.suppress(
+                OSError, FailedPrecondition
+            ):  # then its disk fails, or is away
+                if not exists(pool.volumes.place(volume.id)):
+                    pool.check(writable=False)
+                    pool.volumes.drop(volume.id)
+                    return None
         return found
 
     def inline(self, text: str) -> Volume | None:

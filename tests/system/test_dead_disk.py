@@ -138,6 +138,14 @@ def use(driver: Driver, made: Volumes, folder: Path) -> dict[str, tuple[Path, Pa
     return places
 
 
+def publish_inline(driver: Driver, folder: Path) -> Path:
+    """Publish the inline volume `csi-dead`; return where."""
+    target = folder / "inline"
+    context = {"csi.storage.k8s.io/ephemeral": "true", "size": "32Mi", "type": "image"}
+    driver.publish("csi-dead", None, target, context=context)
+    return target
+
+
 def undo(driver: Driver, places: dict[str, tuple[Path, Path]]) -> None:
     """Unpublish and unstage volumes, each call twice, and see that nothing is left of them."""
     for volume_id, (staging, target) in places.items():
@@ -183,6 +191,7 @@ def test_disk_that_fails(
     driver = serve(failing.pool)
     made = volumes(driver, kind)
     places = use(driver, made, tmp_path)
+    inline = publish_inline(driver, tmp_path)
     failing.fail()
     assert driver.controller.GetCapacity(csi.GetCapacityRequest()).available_capacity == 0
     listed = driver.controller.ListVolumes(csi.ListVolumesRequest()).entries
@@ -199,6 +208,9 @@ def test_disk_that_fails(
             with refused(REFUSED):
                 call()
     undo(driver, places)
+    for _ in range(2):
+        driver.unpublish("csi-dead", inline)
+        assert not os.path.lexists(inline)
     for volume_id in made:
         with refused(REFUSED):
             driver.delete(volume_id)
@@ -284,9 +296,7 @@ def test_driver_that_is_restarted_while_a_disk_is_away(
     driver = serve(lost.pool)
     made = volumes(driver, "xfs")
     places = use(driver, made, tmp_path)
-    inline, context = tmp_path / "inline", {"csi.storage.k8s.io/ephemeral": "true"}
-    size = {"size": "32Mi", "type": "image"}
-    driver.publish("csi-dead", None, inline, context=context | size)
+    inline = publish_inline(driver, tmp_path)
     lost.fail()
     driver.restart()
     for volume_id, (_, target) in places.items():
@@ -354,12 +364,10 @@ def test_calls_about_what_is_published_while_the_pool_is_away(
     driver = serve(lost.pool)
     made = volumes(driver, "ext4")
     places = use(driver, made, tmp_path)
-    inline, context = tmp_path / "inline", {"csi.storage.k8s.io/ephemeral": "true"}
-    context |= {"size": "32Mi", "type": "image"}
-    driver.publish("csi-dead", None, inline, context=context)
+    inline = publish_inline(driver, tmp_path)
     away(lost)
     with refused(REFUSED):
-        driver.publish("csi-dead", None, inline, context=context)
+        publish_inline(driver, tmp_path)
     assert inline.is_mount()
     for volume_id, (staging, target) in places.items():
         assert driver.stats(volume_id, target).volume_condition.abnormal
