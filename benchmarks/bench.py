@@ -29,7 +29,7 @@ import growth
 import peers
 import plot
 import rpcs
-from ground import Ground, ground
+from ground import Location, ground
 from rows import Row, Series
 
 SHARING = ("xfs", "btrfs")
@@ -77,7 +77,7 @@ def machine() -> str:
     )
 
 
-def _rpcs(where: Ground, to: Report) -> None:
+def _rpcs(where: Location, to: Report) -> None:
     with floors.bare_server(where.disk) as bare, where.driver() as driver:
         for measured in (rpcs.probes, rpcs.creation, rpcs.cycles, rpcs.stats):
             for row in measured(driver, where, bare):
@@ -87,28 +87,28 @@ def _rpcs(where: Ground, to: Report) -> None:
             to.add(rpcs.busy(driver, where))
 
 
-def _growth(where: Ground, to: Report) -> None:
+def _growth(where: Location, to: Report) -> None:
     with where.driver("few") as few, where.driver("many") as many:
         found, to.growth[where.kind] = growth.growing(few, many, where, to.volumes)
     for row in found:
         to.add(row)
 
 
-def _copies(where: Ground, to: Report) -> None:
+def _copies(where: Location, to: Report) -> None:
     with where.driver("copies") as driver:
         found, to.copies[where.kind] = copies.copies(driver, where)
         for row in (*found, copies.changes(driver, where)):
             to.add(row)
 
 
-def _peer(where: Ground, to: Report) -> None:
+def _peer(where: Location, to: Report) -> None:
     if to.peer:
         with where.driver("beside") as driver:
             for row in peers.compared(driver, where, to.peer, to.volumes):
                 to.add(row)
 
 
-PARTS: dict[str, tuple[Callable[[Ground, Report], None], tuple[str, ...]]] = {
+PARTS: dict[str, tuple[Callable[[Location, Report], None], tuple[str, ...]]] = {
     "rpcs": (_rpcs, ("xfs", "ext4")),
     "growth": (_growth, ("xfs", "ext4")),
     "copies": (_copies, SHARING),

@@ -10,7 +10,7 @@ from typing import TypeVar
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 from driver import GIB, MIB, Driver, block_capability, from_snapshot, from_volume
-from ground import Ground, resident
+from ground import Location, resident
 from rows import IMAGE, Row, Series, median, timed
 
 from pycsi.linux.descriptor import opened
@@ -25,7 +25,7 @@ _PAUSE = 0.1
 T = TypeVar("T")
 
 
-def copies(driver: Driver, ground: Ground) -> tuple[list[Row], Series]:
+def copies(driver: Driver, ground: Location) -> tuple[list[Row], Series]:
     """Snapshots, restores and clones of images with little and with much data in them."""
     series: Series = {"snapshot": {}, "restore": {}, "clone": {}}
     rows = []
@@ -96,7 +96,7 @@ def _copy(driver: Driver, name: str, source: csi.VolumeContentSource) -> str:
     return driver.create(name, 5 * GIB, source=source, parameters=IMAGE).volume_id
 
 
-def changes(driver: Driver, ground: Ground) -> Row:
+def changes(driver: Driver, ground: Location) -> Row:
     """Ask which blocks of a 10 GiB device have changed, in a thousand places."""
     size, places = 10 * GIB, 1000
     capability = block_capability()

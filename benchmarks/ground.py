@@ -19,7 +19,7 @@ _SIZE = 40 * GIB
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Ground:
+class Location:
     """A filesystem of the kind `kind`, mounted at `disk`; `folder` is beside it, for all else."""
 
     kind: str
@@ -36,7 +36,7 @@ class Ground:
 
 
 @contextlib.contextmanager
-def ground(kind: str) -> Iterator[Ground]:
+def ground(kind: str) -> Iterator[Location]:
     """Make a filesystem and mount it through the `with` block."""
     with tempfile.TemporaryDirectory(prefix="pycsi-benchmark-") as name:
         folder = Path(name)
@@ -47,7 +47,7 @@ def ground(kind: str) -> Iterator[Ground]:
         disk.mkdir()
         subprocess.run(["mount", "-o", "loop", image, disk], check=True)
         try:
-            yield Ground(kind=kind, folder=folder, disk=disk)
+            yield Location(kind=kind, folder=folder, disk=disk)
         finally:
             for left in reversed(mount.mountinfo()):
                 if left.target.startswith(f"{folder}/"):

@@ -9,7 +9,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 import load
 from driver import Driver
-from ground import Ground, endpoint, resident
+from ground import Location, endpoint, resident
 from rows import DIRECTORY, Row, Series, median, ms
 
 _MEGABYTE = 1000 * 1000
@@ -20,7 +20,7 @@ class Growing:
 
     OPERATIONS = ("create", "delete", "cycle")
 
-    def __init__(self, few: Driver, many: Driver, ground: Ground) -> None:
+    def __init__(self, few: Driver, many: Driver, ground: Location) -> None:
         self._ground = ground
         wanted = load.Wanted(folder=ground.folder, parameters=DIRECTORY, prefix="few")
         self._few = load.Client(endpoint(few), wanted)
@@ -66,7 +66,7 @@ class Growing:
         return seconds
 
 
-def growing(few: Driver, many: Driver, ground: Ground, most: int) -> tuple[list[Row], Series]:
+def growing(few: Driver, many: Driver, ground: Location, most: int) -> tuple[list[Row], Series]:
     """Measure the same at more and more volumes; return the rows, and what a plot shows."""
     rows, series = [], Series()
     grown = Growing(few, many, ground)

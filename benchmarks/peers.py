@@ -9,7 +9,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 import load
 from driver import Driver
-from ground import Ground, endpoint
+from ground import Location, endpoint
 from rows import DIRECTORY, Row, median, ms
 
 _OPERATIONS = {"create": 10, "delete": 10, "cycle": 5}
@@ -36,7 +36,7 @@ class _Side:
         self.times["list"].append(median(load.repeated(self.client.list, _LISTINGS)))
 
 
-def compared(driver: Driver, ground: Ground, peer: str, volumes: int) -> Iterator[Row]:
+def compared(driver: Driver, ground: Location, peer: str, volumes: int) -> Iterator[Row]:
     """Measure in turns what both take with many volumes."""
     wanted = load.Wanted(folder=ground.folder, parameters=DIRECTORY, prefix="peer")
     ours = _Side(endpoint(driver), wanted, volumes)

@@ -15,7 +15,7 @@ import floors
 import load
 from copies import fill
 from driver import GIB, MIB, Driver, from_volume
-from ground import Ground, endpoint
+from ground import Location, endpoint
 from rows import DIRECTORY, IMAGE, SEVERAL, SHORT, Row, here, median, ms
 
 from pycsi.proto import csi_pb2 as csi
@@ -24,7 +24,7 @@ _RATE = 2000
 """How often something is done of which the rate is measured."""
 
 
-def probes(driver: Driver, ground: Ground, bare: str) -> Iterator[Row]:
+def probes(driver: Driver, ground: Location, bare: str) -> Iterator[Row]:
     """Probe against a server that does nothing else, in turns."""
     wanted = load.Wanted(folder=ground.folder)
     for clients in (1, 16):
@@ -46,7 +46,7 @@ def probes(driver: Driver, ground: Ground, bare: str) -> Iterator[Row]:
         )
 
 
-def creation(driver: Driver, ground: Ground, bare: str) -> Iterator[Row]:
+def creation(driver: Driver, ground: Location, bare: str) -> Iterator[Row]:
     """CreateVolume against a bare RPC and the system calls that it cannot do without.
 
     A server that makes those, and does nothing else, takes longer than both: what it runs has to be
@@ -76,7 +76,7 @@ def creation(driver: Driver, ground: Ground, bare: str) -> Iterator[Row]:
     shutil.rmtree(ground.disk / "floor")
 
 
-def _sharing(driver: Driver, wanted: load.Wanted, ground: Ground, bare: str) -> Row:
+def _sharing(driver: Driver, wanted: load.Wanted, ground: Location, bare: str) -> Row:
     """How much faster many clients are served than one, here and by a server without rules."""
     places = {"driver": endpoint(driver), "bare": bare}
     rates: dict[tuple[str, int], list[float]] = {
@@ -101,7 +101,7 @@ def _sharing(driver: Driver, wanted: load.Wanted, ground: Ground, bare: str) -> 
     )
 
 
-def image_creation(driver: Driver, ground: Ground) -> Row:
+def image_creation(driver: Driver, ground: Location) -> Row:
     """CreateVolume of an ext4 image against mkfs alone."""
     images = load.Client(
         endpoint(driver),
@@ -126,7 +126,7 @@ def image_creation(driver: Driver, ground: Ground) -> Row:
     )
 
 
-def cycles(driver: Driver, ground: Ground, bare: str) -> Iterator[Row]:
+def cycles(driver: Driver, ground: Location, bare: str) -> Iterator[Row]:
     """Stage, publish, unpublish and unstage against four RPCs and the system calls."""
     for what, parameters, calls, count in (
         ("directory", DIRECTORY, floors.bind_cycle, SHORT),
@@ -157,7 +157,7 @@ def cycles(driver: Driver, ground: Ground, bare: str) -> Iterator[Row]:
         )
 
 
-def stats(driver: Driver, ground: Ground, bare: str) -> Iterator[Row]:
+def stats(driver: Driver, ground: Location, bare: str) -> Iterator[Row]:
     """NodeGetVolumeStats of a directory with one file and of one with many."""
     server = load.Client(bare, load.Wanted(folder=ground.folder))
     probed = here(server, "probe", SHORT)
@@ -189,7 +189,7 @@ def stats(driver: Driver, ground: Ground, bare: str) -> Iterator[Row]:
     )
 
 
-def busy(driver: Driver, ground: Ground) -> Row:
+def busy(driver: Driver, ground: Location) -> Row:
     """Probe while sixteen copies run, each of which holds a worker."""
     size = 64 * MIB
 

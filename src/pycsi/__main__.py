@@ -1,6 +1,6 @@
 """`python -m pycsi` is the `pycsi` command."""
 
-from pycsi.cli import main
+from pycsi.cli.main import main
 
 if __name__ == "__main__":
     main()

@@ -310,12 +310,12 @@ def test_controller_elects_a_leader() -> None:
 
 
 def test_group_snapshots() -> None:
-    """The gate is set on both sides."""
-    gate = "--feature-gates=CSIVolumeGroupSnapshot=true"
+    """The interceptor is set on both sides."""
+    interceptor = "--feature-gates=CSIVolumeGroupSnapshot=true"
     everything = objects(EVERYTHING)
-    assert gate in flags(containers(pod_of(the(everything, "DaemonSet")))["snapshotter"])
+    assert interceptor in flags(containers(pod_of(the(everything, "DaemonSet")))["snapshotter"])
     controller = the(everything, "Deployment", "snapshot-controller")
-    assert gate in flags(containers(pod_of(controller))["snapshot-controller"])
+    assert interceptor in flags(containers(pod_of(controller))["snapshot-controller"])
 
 
 def test_old_kubernetes_is_not_offered_recovery() -> None:

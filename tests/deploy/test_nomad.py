@@ -18,8 +18,8 @@ from driver import GIB, MIB, NODE, Driver, Mode, refused
 from hcl2.utils import SerializationOptions
 
 from pycsi import __version__
-from pycsi.cli import main
-from pycsi.config import PoolConfig
+from pycsi.cli.main import main
+from pycsi.model.config import PoolConfig
 from pycsi.proto import csi_pb2 as csi
 
 FILES = Path(__file__).parents[2] / "deploy/nomad"

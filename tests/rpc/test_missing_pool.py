@@ -13,10 +13,10 @@ from conftest import mounted, run
 from driver import MIB, Driver, from_snapshot, from_volume, refused
 from rpc.conftest import OK, code_of, free_port, on_node, pycsi, request, scrape, wait_for
 
-from pycsi import ids
 from pycsi.linux.descriptor import closing
+from pycsi.linux.record import read_record, write_record
+from pycsi.model import ids
 from pycsi.proto import csi_pb2 as csi
-from pycsi.store import read_record, write_record
 
 FAILED = grpc.StatusCode.FAILED_PRECONDITION
 MEMBERS = [ids.member_id("both@node-1", f"{name}@node-1", "node-1") for name in ("there", "here")]

@@ -18,9 +18,9 @@ from conftest import FilesystemFactory, backing_files, needs
 from driver import GIB
 
 import pycsi
-from pycsi.demo import claims, copies, files
-from pycsi.demo.claims import Disproved
-from pycsi.model import BLOCK, MIB
+from pycsi.cli.demo import claims, copies, files
+from pycsi.cli.demo.claims import Disproved
+from pycsi.model.size import BLOCK, MIB
 from pycsi.proto import csi_pb2 as csi
 
 P = ParamSpec("P")

@@ -332,9 +332,9 @@ def test_full_pool(
 @contextlib.contextmanager
 def outliving(driver: Driver, spy: Spy, volume_id: str, staging: Path) -> Iterator[None]:
     """Kill the driver while e2fsck runs, which goes on through the `with` block."""
-    gate, begun = spy.program.with_name("gate"), spy.program.with_name("begun")
-    gate.touch()
-    spy.set(f"touch {begun}\nwhile [ -e {gate} ]; do sleep 0.05; done")
+    interceptor, begun = spy.program.with_name("interceptor"), spy.program.with_name("begun")
+    interceptor.touch()
+    spy.set(f"touch {begun}\nwhile [ -e {interceptor} ]; do sleep 0.05; done")
     staging.mkdir(exist_ok=True)
     call = driver.node.NodeStageVolume.future(
         csi.NodeStageVolumeRequest(
@@ -350,7 +350,7 @@ def outliving(driver: Driver, spy: Spy, volume_id: str, staging: Path) -> Iterat
     try:
         yield
     finally:
-        gate.unlink()
+        interceptor.unlink()
 
 
 def test_e2fsck_that_outlives_the_driver(

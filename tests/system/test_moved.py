@@ -14,9 +14,9 @@ import pytest
 from conftest import FilesystemFactory, fill, injected, mounted, needs, run
 from driver import MIB, Driver, refused
 
-from pycsi.config import PoolConfig
+from pycsi.cli.trash import restore
 from pycsi.linux import loop
-from pycsi.undelete import restore
+from pycsi.model.config import PoolConfig
 
 DIRECTORY = {"type": "directory", "quota": "none"}
 LOOP_CTL_ADD = 0x4C80

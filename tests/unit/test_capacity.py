@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pycsi.capacity import Capacity
-from pycsi.model import BLOCK, GIB, MIB
+from pycsi.model.size import BLOCK, GIB, MIB
+from pycsi.pool.capacity import Capacity
 
 BYTES = st.integers(0, 2**50)
 CAPACITIES = st.builds(

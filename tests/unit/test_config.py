@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from pycsi import ids
-from pycsi.config import (
+from pycsi.model import ids
+from pycsi.model.config import (
     Config,
     ConfigError,
     DriverMode,

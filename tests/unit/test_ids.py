@@ -7,9 +7,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pycsi import ids
-from pycsi.errors import InvalidArgument
-from pycsi.request import name as check_name
+from pycsi.model import ids
+from pycsi.model.errors import InvalidArgument
+from pycsi.services.request import name as check_name
 
 FORBIDDEN = [chr(code) for code in (*range(0x9), 0xB, 0xC, *range(0xE, 0x20), *range(0x7F, 0xA0))]
 LEGAL = st.characters(exclude_categories=["Cs"], exclude_characters="".join(FORBIDDEN))

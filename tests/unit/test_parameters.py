@@ -6,10 +6,17 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from pycsi import mountflags, parameters
-from pycsi.errors import InvalidArgument, OutOfRange
 from pycsi.linux import filesystem
-from pycsi.model import BLOCK, GIB, MIB, Access, Capability, CapacityRange, Mode, VolumeType
+from pycsi.model import mountflags, parameters
+from pycsi.model.errors import InvalidArgument, OutOfRange
+from pycsi.model.records import VolumeType
+from pycsi.model.request import (
+    Access,
+    Capability,
+    CapacityRange,
+    Mode,
+)
+from pycsi.model.size import BLOCK, GIB, MIB
 
 DIRECTORY, IMAGE = VolumeType.DIRECTORY, VolumeType.IMAGE
 MOUNT = Capability(access=Access.MOUNT, mode=Mode.SINGLE_NODE_WRITER)

@@ -13,20 +13,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pycsi import store
+from pycsi.linux import record as store
 from pycsi.linux import tree
-from pycsi.model import (
-    BLOCK,
+from pycsi.model.records import Attachment, Volume, VolumeType
+from pycsi.model.request import (
     Access,
-    Attachment,
     Capability,
     CapacityRange,
     Mode,
     Request,
     Source,
     SourceKind,
-    Volume,
-    VolumeType,
+)
+from pycsi.model.size import (
+    BLOCK,
     round_down,
     round_up,
     show,

@@ -9,7 +9,7 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
 from pycsi.proto import csi_pb2 as csi
-from pycsi.redaction import SECRET_FIELDS, STRIPPED, redacted
+from pycsi.server.redaction import SECRET_FIELDS, STRIPPED, redacted
 
 MARKER = "hunter2"
 SECRET_KEYS = ["user", "password", "token", *(f"key-{number}" for number in range(20))]

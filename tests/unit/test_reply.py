@@ -5,9 +5,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from pycsi import reply
 from pycsi.proto import csi_pb2 as csi
-from pycsi.request import token
+from pycsi.services import reply
+from pycsi.services.request import token
 
 Reply = csi.ListVolumesResponse
 LONGEST_MESSAGE = 4 * 1024 * 1024

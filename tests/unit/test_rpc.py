@@ -8,12 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pycsi import errors, ids, request
-from pycsi.capabilities import advertised
-from pycsi.config import DriverMode
-from pycsi.locks import Locks
+from pycsi.model import errors, ids
+from pycsi.model.config import DriverMode
 from pycsi.proto import csi_pb2 as csi
-from pycsi.rpc import status_of
+from pycsi.server.rpc import status_of
+from pycsi.services import request
+from pycsi.services.capabilities import advertised
+from pycsi.volumes.locks import Locks
 
 Code = grpc.StatusCode
 AccessMode = csi.VolumeCapability.AccessMode
@@ -51,11 +52,11 @@ def test_refused_hold_does_not_release() -> None:
 
 def test_one_of_many_threads_holds() -> None:
     """Of all threads that come at once, one gets the id."""
-    locks, gate, leave = Locks(), threading.Barrier(16), threading.Event()
+    locks, interceptor, leave = Locks(), threading.Barrier(16), threading.Event()
     outcomes: list[str] = []
 
     def work() -> None:
-        gate.wait()
+        interceptor.wait()
         try:
             with locks.hold("a"):
                 outcomes.append("held")

@@ -4,8 +4,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Barrier
 
-from pycsi.limits import NoLimiter
-from pycsi.trash import destroy
+from pycsi.backends.limits import NoLimiter
+from pycsi.pool.trash import destroy
 
 ROUNDS = 200
 

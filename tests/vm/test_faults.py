@@ -10,7 +10,7 @@ from reliability.playing import Play
 from reliability.scenes import DIRECTORY, Create, Reap, Scene
 
 from pycsi.linux import quota
-from pycsi.store import read_record
+from pycsi.linux.record import read_record
 
 _SHARE = 6
 

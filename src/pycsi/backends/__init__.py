@@ -13,18 +13,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
 
-from pycsi import mountflags
-from pycsi.errors import FailedPrecondition
-from pycsi.limits import Limiter, Progress
-from pycsi.linux.ground import Ground
-from pycsi.linux.kernel import Kernel
+from pycsi.backends.limits import Limiter, Progress
+from pycsi.linux.kernel import KernelView
+from pycsi.linux.location import Location
 from pycsi.linux.mount import MOUNT_ATTR_RDONLY, Attributes, attributes_of
 from pycsi.linux.mounttable import Mount
-from pycsi.model import Capability, Usage, Volume
+from pycsi.model import mountflags
+from pycsi.model.errors import FailedPrecondition
+from pycsi.model.records import Usage, Volume
+from pycsi.model.request import Capability
 
 
 class Backend(abc.ABC):
-    """The data of `volume` in the directory `where`, on the pool's `ground`.
+    """The data of `volume` in the directory `where`, on the pool's `location`.
 
     `kernel` is asked what is mounted, and mounts.
     """
@@ -36,12 +37,12 @@ class Backend(abc.ABC):
     """Whether a volume of this kind is published at a file, as a device, or at a directory."""
 
     def __init__(
-        self, where: str, volume: Volume, limiter: Limiter, ground: Ground, kernel: Kernel
+        self, where: str, volume: Volume, limiter: Limiter, location: Location, kernel: KernelView
     ) -> None:
         self.where = where
         self.volume = volume
         self.limiter = limiter
-        self.ground = ground
+        self.location = location
         self.kernel = kernel
 
     @functools.cached_property
@@ -138,7 +139,7 @@ class Backend(abc.ABC):
     # Health
 
     @property
-    def sight(self) -> str:
+    def healthy_path(self) -> str:
         """The directory whose presence alone rules out `faults`; empty where it takes more."""
         return ""
 
@@ -199,7 +200,7 @@ class Backend(abc.ABC):
         """
 
     @abc.abstractmethod
-    def settle(self) -> None:
+    def make_durable(self) -> None:
         """Make what `capture` has copied durable, when the source may be written to again."""
 
 

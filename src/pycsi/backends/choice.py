@@ -3,15 +3,20 @@
 from pycsi.backends import Backend
 from pycsi.backends.directory import Directory
 from pycsi.backends.filesystem import FilesystemImage
+from pycsi.backends.limits import Limiter
 from pycsi.backends.raw import RawImage
-from pycsi.limits import Limiter
-from pycsi.linux.ground import Ground
-from pycsi.linux.kernel import Kernel
-from pycsi.model import Access, Volume, VolumeType
+from pycsi.linux.kernel import KernelView
+from pycsi.linux.location import Location
+from pycsi.model.records import Volume, VolumeType
+from pycsi.model.request import Access
 
 
 def backend_for(
-    where: str, volume: Volume, limiter: Limiter, ground: Ground, kernel: Kernel | None = None
+    where: str,
+    volume: Volume,
+    limiter: Limiter,
+    location: Location,
+    kernel: KernelView | None = None,
 ) -> Backend:
     """Return the data of `volume` in the directory `where` as a backend."""
     kind: type[Backend] = FilesystemImage
@@ -19,4 +24,4 @@ def backend_for(
         kind = Directory
     elif volume.access is Access.BLOCK:
         kind = RawImage
-    return kind(where, volume, limiter, ground, kernel or Kernel())
+    return kind(where, volume, limiter, location, kernel or KernelView())

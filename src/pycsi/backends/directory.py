@@ -8,13 +8,20 @@ from typing import TypeVar
 import structlog
 
 from pycsi.backends import Backend, attributes
-from pycsi.errors import Aborted, FailedPrecondition, OutOfRange
-from pycsi.limits import LimitError, Progress, filesystem_usage
+from pycsi.backends.limits import LimitError, Progress, filesystem_usage
 from pycsi.linux import mount, treecopy
-from pycsi.linux.descriptor import DIRECTORY, is_directory, opened, sync_directory
+from pycsi.linux.descriptor import (
+    DIRECTORY,
+    is_directory,
+    opened,
+    sync_directory,
+)
 from pycsi.linux.mounttable import Mount
-from pycsi.model import Capability, Usage, Volume, show
-from pycsi.rootdirectory import RootDirectory
+from pycsi.model.errors import Aborted, FailedPrecondition, OutOfRange
+from pycsi.model.records import Usage, Volume
+from pycsi.model.request import Capability
+from pycsi.model.rootdirectory import RootDirectory
+from pycsi.model.size import show
 
 T = TypeVar("T")
 
@@ -51,7 +58,7 @@ class Directory(Backend):
 
     def mounts(self) -> list[Mount]:
         mounts = self.kernel.mounts
-        return mounts.of(self.ground.device, self.ground.seen_in(mounts).root_of(self.inside))
+        return mounts.of(self.location.device, self.location.seen_in(mounts).root_of(self.inside))
 
     def is_relic(self, mounted: Mount) -> bool:
         # The same disk has another number each time that it comes, and the pool may have been moved
@@ -65,7 +72,7 @@ class Directory(Backend):
                 self.limiter.limit(self.content, self.volume.project, self.volume.capacity)
             except LimitError as error:  # its data is what its user wants; its condition tells
                 log.warning("staged without its limit", volume=self.volume.id, error=str(error))
-        shown = self.ground.real(self.inside)
+        shown = self.location.real(self.inside)
         self.bind(shown, path, attributes(capability, readonly=readonly))
 
     def usage(self, path: Path) -> Usage:
@@ -87,7 +94,7 @@ class Directory(Backend):
                 yield f"its limit is {found}; stage it again to restore that"
 
     @property
-    def sight(self) -> str:
+    def healthy_path(self) -> str:
         return "" if self.volume.enforced else self.inside
 
     # Snapshots
@@ -166,7 +173,7 @@ class Directory(Backend):
                     f"the source, whose size was not enforced, holds {show(used)}; ask for more "
                     f"than {show(size)}"
                 )
-        self.settle()
+        self.make_durable()
 
-    def settle(self) -> None:
+    def make_durable(self) -> None:
         mount.syncfs(self.content)

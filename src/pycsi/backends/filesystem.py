@@ -8,17 +8,29 @@ from pathlib import Path
 
 import structlog
 
-from pycsi import mountflags, parameters
 from pycsi.backends import attributes, mkfs
 from pycsi.backends.growth import GrowingImage
-from pycsi.errors import CsiError, FailedPrecondition, InvalidArgument, ResourceExhausted
-from pycsi.limits import filesystem_usage
-from pycsi.linux import btrfs, filesystem, holders, loop, mount
+from pycsi.backends.limits import filesystem_usage
+from pycsi.linux import (
+    btrfs,
+    filesystem,
+    holders,
+    loop,
+    mount,
+)
 from pycsi.linux.descriptor import DIRECTORY, opened
 from pycsi.linux.mounttable import Mount
 from pycsi.linux.program import ProgramError
-from pycsi.model import Capability, Usage, Volume
-from pycsi.rootdirectory import RootDirectory
+from pycsi.model import mountflags, parameters
+from pycsi.model.errors import (
+    CsiError,
+    FailedPrecondition,
+    InvalidArgument,
+    ResourceExhausted,
+)
+from pycsi.model.records import Usage, Volume
+from pycsi.model.request import Capability
+from pycsi.model.rootdirectory import RootDirectory
 
 _DAMAGED = frozenset(
     {errno.EINVAL, errno.EUCLEAN, errno.EBADMSG, errno.EIO, errno.ENOSYS, errno.EFBIG}

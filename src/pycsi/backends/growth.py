@@ -14,13 +14,13 @@ from pathlib import Path
 import structlog
 
 from pycsi.backends.image import Image
-from pycsi.errors import CsiError, FailedPrecondition, ResourceExhausted
 from pycsi.linux import filesystem
 from pycsi.linux.mount import answers
 from pycsi.linux.mounttable import Mount
 from pycsi.linux.program import ProgramError
-from pycsi.model import MIB, show
-from pycsi.parameters import DEFAULT_FILESYSTEM
+from pycsi.model.errors import CsiError, FailedPrecondition, ResourceExhausted
+from pycsi.model.parameters import DEFAULT_FILESYSTEM
+from pycsi.model.size import MIB, show
 
 log = structlog.get_logger()
 
@@ -144,7 +144,7 @@ class GrowingImage(Image):
             return False
         if failure is None:
             return True
-        self.kernel.forget()
+        self.kernel.invalidate()
         return any(item.target == path for item in self._writable()) and answers(path)
 
     def grow_at(self, mountpoint: Path, *, at: int | None = None) -> CsiError | None:

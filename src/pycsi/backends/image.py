@@ -10,12 +10,21 @@ from pathlib import Path
 import structlog
 
 from pycsi.backends import Backend
-from pycsi.errors import FailedPrecondition
-from pycsi.limits import Progress
-from pycsi.linux import backing, clone, discard, fiemap, holders, loop, nocow
+from pycsi.backends.limits import Progress
+from pycsi.linux import (
+    backing,
+    clone,
+    discard,
+    fiemap,
+    holders,
+    loop,
+    nocow,
+)
 from pycsi.linux.descriptor import DISK_FAULTS, opened
 from pycsi.linux.mounttable import Mount
-from pycsi.model import Volume, show
+from pycsi.model.errors import FailedPrecondition
+from pycsi.model.records import Volume
+from pycsi.model.size import show
 
 log = structlog.get_logger()
 
@@ -72,7 +81,7 @@ class Image(Backend):
 
     @property
     def _on_btrfs(self) -> bool:
-        return self.ground.mount.fstype == "btrfs"
+        return self.location.mount.fstype == "btrfs"
 
     def format(self) -> None:
         """Make the filesystem, if the volume has one."""
@@ -118,15 +127,15 @@ class Image(Backend):
         except OSError as error:
             if error.errno not in DISK_FAULTS:
                 raise
-            return backing.devices_on({self.ground.real(self.inside)})
+            return backing.devices_on({self.location.real(self.inside)})
 
     def relics(self) -> list[loop.LoopDevice]:
         """Return the loop devices on the image as it was on a disk that is lost or replaced.
 
         Not those of another pool that has a volume of this id: its file is there to be seen.
         """
-        here = self.ground.real(self.inside)
-        lost = self.ground.below_mount(self.inside)
+        here = self.location.real(self.inside)
+        lost = self.location.below_mount(self.inside)
         there = {here, lost} if here == lost or not os.path.exists(lost) else {here}  # noqa: PTH110
         current = self.devices()
         found = [item for item in backing.devices_on(there) if item not in current]
@@ -138,7 +147,7 @@ class Image(Backend):
         return [
             loop.described(status)
             for number, status in statuses
-            if status and status.lo_device == self.ground.device and self._is_path(number)
+            if status and status.lo_device == self.location.device and self._is_path(number)
         ]
 
     def is_relic(self, mounted: Mount) -> bool:
@@ -198,7 +207,7 @@ class Image(Backend):
         begin = time.monotonic()
         look = begin + _GRACE
         while True:
-            self.kernel.forget()
+            self.kernel.invalidate()
             devices, now = self.devices(), time.monotonic()
             if not devices or now > begin + _PATIENCE:
                 return devices
@@ -256,7 +265,7 @@ class Image(Backend):
     def owned(self, *, shares: bool) -> int:
         if self.volume.thick:
             return self.volume.capacity
-        if not self._on_btrfs and (not shares or self.ground.mount.fstype == "ext4"):
+        if not self._on_btrfs and (not shares or self.location.mount.fstype == "ext4"):
             return min(os.stat(self.inside).st_blocks * 512, self.volume.capacity)  # noqa: PTH116
         with opened(self.image) as fd:
             if self._on_btrfs and not nocow.is_nocow(fd):
@@ -280,7 +289,7 @@ class Image(Backend):
     @staticmethod
     def _is_nocow(source: Backend, fd: int) -> bool:
         """Tell whether the image of `source` is one that btrfs writes in place."""
-        return source.ground.mount.fstype == "btrfs" and nocow.is_nocow(fd)
+        return source.location.mount.fstype == "btrfs" and nocow.is_nocow(fd)
 
     def restore(self, source: Backend, progress: Progress) -> int | None:
         self.capture(source, progress, steady=True)
@@ -307,7 +316,7 @@ class Image(Backend):
             clone.copy(old, new, lambda: None)
         aside.rename(self.image)
 
-    def settle(self) -> None:
+    def make_durable(self) -> None:
         if self.volume.thick and self.shares:
             self._own_blocks()
         with opened(self.image) as fd:

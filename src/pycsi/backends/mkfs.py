@@ -16,7 +16,12 @@ from pathlib import Path
 
 import structlog
 
-from pycsi.linux import filesystem, loop, mount, program
+from pycsi.linux import (
+    filesystem,
+    loop,
+    mount,
+    program,
+)
 from pycsi.linux.descriptor import opened
 
 log = structlog.get_logger()

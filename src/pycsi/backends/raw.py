@@ -4,10 +4,11 @@ import errno
 from pathlib import Path
 
 from pycsi.backends.image import Image
-from pycsi.errors import FailedPrecondition
 from pycsi.linux import backing, loop
 from pycsi.linux.mounttable import Mount
-from pycsi.model import Capability, Usage
+from pycsi.model.errors import FailedPrecondition
+from pycsi.model.records import Usage
+from pycsi.model.request import Capability
 
 
 class RawImage(Image):
@@ -69,7 +70,7 @@ class RawImage(Image):
         return number is not None and backing.device_of(number) is None
 
     def release(self) -> None:
-        self.kernel.forget()
+        self.kernel.invalidate()
         relics = [item for item in self.relics() if not self._is_shown(item.number)]
         for device in self.devices() + relics:
             self.kernel.detach(device)

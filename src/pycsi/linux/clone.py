@@ -15,7 +15,7 @@ _CANNOT = frozenset({errno.EINVAL, errno.ENOSYS, errno.ENOTTY, errno.EOPNOTSUPP,
 _STEP = 1024 * 1024
 
 
-@processors.spread()
+@processors.unpinned()
 def share(source: int, target: int) -> bool:
     """Let the file `target` have all the blocks of the file `source`, at one point in time.
 
@@ -44,7 +44,7 @@ def can_share(file: Path) -> bool:
     return True
 
 
-@processors.spread()
+@processors.unpinned()
 def copy(source: int, target: int, progress: Callable[[], None]) -> None:
     """Copy the data of the open file `source` into the empty file `target`, and not its holes.
 

@@ -72,7 +72,7 @@ class opened(closing):  # noqa: N801
         return self._fd
 
 
-class straight(closing):  # noqa: N801
+class no_symlinks(closing):  # noqa: N801
     """Open what is at `path` without reading it (O_PATH); ELOOP where any part is a symbolic link.
 
     It is the kernel that looks, so nobody can swap a link in between a look and the use.

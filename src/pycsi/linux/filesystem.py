@@ -14,7 +14,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pycsi.linux import program
-from pycsi.linux.descriptor import DIRECTORY, closing, opened, sync_directory
+from pycsi.linux.descriptor import (
+    DIRECTORY,
+    closing,
+    opened,
+    sync_directory,
+)
 from pycsi.linux.tree import FS_SYNC_FL, change_marks
 
 BTRFS_IOC_RESIZE = 0x50009403

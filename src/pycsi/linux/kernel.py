@@ -11,7 +11,7 @@ from pycsi.linux.libc import StrPath
 from pycsi.linux.mounttable import MountIndex, MountTable
 
 
-class Kernel:
+class KernelView:
     """The kernel, for one operation.
 
     What is mounted and attached is read when it is asked for first, and again when this has changed
@@ -22,7 +22,7 @@ class Kernel:
         self._mounts: MountTable | None = None
         self._loops: dict[Path, list[loop.LoopDevice]] = {}
 
-    def forget(self) -> None:
+    def invalidate(self) -> None:
         """Read what is mounted and attached anew when it is asked for next."""
         self._mounts = None
         self._loops.clear()
@@ -45,21 +45,21 @@ class Kernel:
         """See `loop.attach`."""
         try:
             with loop.attach(file, **how) as device:
-                self.forget()
+                self.invalidate()
                 yield device
         finally:
-            self.forget()
+            self.invalidate()
 
     def detach(self, device: loop.LoopDevice) -> None:
         """See `loop.detach`."""
-        self.forget()
+        self.invalidate()
         loop.detach(device)
 
     def bind(
         self, source: StrPath, target: StrPath, change: mount.Attributes = mount.UNCHANGED
     ) -> None:
         """See `mount.bind`."""
-        self.forget()
+        self.invalidate()
         mount.bind(source, target, change)
 
     def mount(
@@ -71,16 +71,16 @@ class Kernel:
         attributes: int = 0,
     ) -> None:
         """See `mount.mount`."""
-        self.forget()
+        self.invalidate()
         mount.mount(fstype, source, target, options, attributes)
 
     def unmount(self, target: StrPath) -> None:
         """See `mount.unmount`."""
-        self.forget()
+        self.invalidate()
         mount.unmount(target)
 
 
-class Glance(Kernel):
+class IndexedKernelView(KernelView):
     """The kernel as it was at the first question: to look at many volumes at once."""
 
     @functools.cached_property

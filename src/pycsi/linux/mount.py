@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from pycsi.linux.descriptor import closing, opened, straight
+from pycsi.linux.descriptor import closing, no_symlinks, opened
 from pycsi.linux.libc import StrPath, function, system_call
 from pycsi.linux.mounttable import Mount, MountTable
 
@@ -163,7 +163,7 @@ def _mount_setattr_fd(fd: int, change: Attributes, path: str) -> None:
 
 def _attach(mount: int, target: StrPath) -> None:
     """Attach a detached mount at `target`, in whose path there must be no symbolic link."""
-    with straight(target) as place:
+    with no_symlinks(target) as place:
         flags = MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH
         try:
             _move_mount(mount, b"", place, b"", flags, path=target)
@@ -182,7 +182,7 @@ def bind(source: StrPath, target: StrPath, change: Attributes = UNCHANGED) -> No
     """
     flags = OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_EMPTY_PATH
     with (
-        straight(source) as shown,
+        no_symlinks(source) as shown,
         closing(open_tree(shown, b"", flags, path=source)) as clone,
     ):
         if change != UNCHANGED:
@@ -275,7 +275,7 @@ def umount2(target: StrPath, flags: int = UMOUNT_NOFOLLOW) -> None:
     busy, and its path may lead elsewhere by now.
     """
     folder, name = os.path.split(target)
-    with straight(folder, os.O_DIRECTORY) as parent:
+    with no_symlinks(folder, os.O_DIRECTORY) as parent:
         _umount2(os.fsencode(f"/proc/self/fd/{parent}/{name}"), flags, path=target)
 
 

@@ -20,7 +20,7 @@ _HOME: set[int] = set()
 _current = function("sched_getcpu")
 
 
-def gather() -> None:
+def pin() -> None:
     """Let this thread, and those that it starts, run on one processor: where it runs now.
 
     Others that could run elsewhere are moved away from it by the kernel, if they leave it no time.
@@ -31,7 +31,7 @@ def gather() -> None:
 
 
 @contextlib.contextmanager
-def spread() -> Iterator[None]:
+def unpinned() -> Iterator[None]:
     """Let this thread run on all processors in the `with` block, and programs that it starts there.
 
     It is for what takes long and is not Python's work; a decorator as well. A thread that was not

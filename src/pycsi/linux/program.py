@@ -32,7 +32,7 @@ def find(name: str) -> str | None:
     return found
 
 
-@processors.spread()
+@processors.unpinned()
 def run(
     name: str,
     *arguments: str | Path,

@@ -149,7 +149,7 @@ def occupied(root: Path) -> int:
     return total
 
 
-@processors.spread()
+@processors.unpinned()
 def copy(source: Path, target: Path, progress: Callable[[], None]) -> None:
     """Copy what is in the directory `source` into the empty directory `target`.
 

@@ -1,0 +1,52 @@
+"""Whether this process may do what a driver does: without that it does not start, or says what."""
+
+import errno
+import functools
+
+import structlog
+
+from pycsi.linux import privileges
+from pycsi.model.config import ConfigError
+
+log = structlog.get_logger()
+
+_FOR_FILES = ("CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_FSETID")
+_ROOT = "run the driver as root, in a container privileged"
+
+
+def refuse_powerless() -> None:
+    """Raise `ConfigError` where nothing can be mounted: then no volume could ever be used."""
+    try:
+        privileges.try_to_mount()
+    except OSError as error:
+        if error.errno == errno.ENOSYS:
+            raise ConfigError(
+                "mounting needs open_tree(2), which this kernel does not have, or a sandbox "
+                "forbids: use Linux 5.12 or later, without a seccomp profile"
+            ) from None
+        raise ConfigError(
+            f"this process may not mount anything (it lacks CAP_SYS_ADMIN): {_ROOT}"
+        ) from None
+
+
+def warn() -> None:
+    """Log what will not work for want of privileges."""
+    if refusal := image_refusal():
+        log.warning("no images, no raw block volumes", error=refusal)
+    if missing := privileges.missing_capabilities(_FOR_FILES):
+        log.warning(
+            "volumes that hold files of other users cannot be copied or deleted",
+            error=f"this process lacks {', '.join(missing)}: {_ROOT}",
+        )
+    if privileges.missing_capabilities(["CAP_SYS_RESOURCE"]):
+        log.info("an ext4 that is in use does not grow: this process lacks CAP_SYS_RESOURCE")
+
+
+@functools.cache
+def image_refusal() -> str | None:
+    """Return why this process can use no images, or None. It does not change while it runs."""
+    try:
+        privileges.try_devices()
+    except PermissionError as error:
+        return f"it takes a loop device ({error.filename}: {error.strerror}); {_ROOT}"
+    return None

@@ -1,0 +1,124 @@
+"""Directories limited by project quota, on XFS and ext4."""
+
+import dataclasses
+import threading
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+from pycsi.backends.limits import LimitError, NoLimiter, filesystem_usage
+from pycsi.linux import quota, tree
+from pycsi.linux.record import read_record, write_record
+from pycsi.model.errors import FailedPrecondition
+from pycsi.model.records import Usage
+
+_ENABLE = {"xfs": "xfs_quota -x -c 'enable -p'", "ext4": "quotaon -P"}
+"""The command that makes a filesystem enforce the limits of projects, but for the path."""
+
+
+class ProjectLimiter(NoLimiter):
+    """XFS and ext4: a project id on the tree, a hard limit on the project."""
+
+    name: str | None = "project quota"
+
+    def __init__(self, pool: Path, pool_uuid: str, fstype: str) -> None:
+        self._pool = pool
+        self._enable = _ENABLE[fstype]
+        self._projects = ProjectIds(pool / "projects.json", pool_uuid)
+
+    def fault(self) -> str | None:
+        try:
+            state = quota.project_state(self._pool)
+        except OSError:  # the pool's disk is away
+            return None
+        if state.enforced:
+            return None
+        if state.counted:
+            return f"project limits are not enforced; run: {self._enable} {self._pool}"
+        return f"project quota is off; unmount, and mount with prjquota, what holds {self._pool}"
+
+    def make(self, path: Path, size: int | None) -> int | None:
+        super().make(path, None)
+        if size is None:
+            return None
+        project = self._projects.allocate()
+        quota.set_project(path, project)
+        self.limit(path, project, size)
+        return project
+
+    def limit(self, path: Path, project: int | None, size: int) -> None:
+        if project is None:
+            raise LimitError(f"{path}: a directory without a project cannot be limited")
+        if not quota.project_state(path).counted:
+            raise LimitError(f"{path}: nothing limits it to {size} bytes: {self.fault()}")
+        if quota.project_of(path) != project:
+            # The owner of a directory may change its project; what it holds since then counts
+            # for another one, but from now on it is limited again.
+            quota.set_project(path, project)
+        if quota.usage(path, project).limit != size:
+            quota.set_limit(path, project, size)
+        found = quota.usage(path, project).limit
+        if found != size:
+            raise LimitError(f"{path}: project {project} is limited to {found} bytes, not {size}")
+
+    def limit_of(self, path: Path, project: int | None) -> int:
+        if project is None or quota.project_of(path) != project:
+            return 0
+        return quota.usage(path, project).limit
+
+    def usage(self, path: Path, project: int | None, size: int) -> Usage:
+        measured = filesystem_usage(path)
+        if project is None:
+            return measured
+        # statvfs(3) shows no more than the limit, which root may have exceeded.
+        return dataclasses.replace(measured, used=quota.usage(path, project).used)
+
+    def owned(self, path: Path, project: int | None, *, shares: bool) -> int:
+        # A quota counts what is shared as what is not.
+        return 0 if shares or project is None else quota.usage(path, project).used
+
+    def remove(
+        self, path: Path, project: int | None, interrupted: Callable[[], bool] = lambda: False
+    ) -> None:
+        if not path.is_dir():
+            return
+        tree.unprotect(path)
+        # The limit goes first: once the directory has gone nobody knows its project any more. Where
+        # there is a record the directory is not asked: its owner may have given it another's id.
+        project = project or quota.project_of(path)
+        if project and quota.project_state(path).counted:
+            quota.set_limit(path, project, 0)
+        quota.clear_project(path)  # or nothing of another project could be moved up in it
+        super().remove(path, project, interrupted)
+
+
+class ProjectIds:
+    """A durable allocator of project ids: no id is handed out twice, also after a crash.
+
+    The next id is on disk before this one is used. Every pool begins at a place of its own, and
+    an id that the filesystem knows already, for whatever reason, is passed over: other pools and
+    other programs use projects too.
+    """
+
+    _FIRST = 1 << 24
+    _LAST = (1 << 31) - 1
+    _mutex = threading.Lock()  # for all pools: two of them may be on one filesystem
+
+    def __init__(self, record: Path, pool_uuid: str) -> None:
+        self._record = record
+        self._start = self._FIRST + uuid.UUID(pool_uuid).int % (self._LAST - self._FIRST)
+
+    def allocate(self) -> int:
+        with self._mutex:
+            try:
+                number = int(read_record(self._record)["next"])
+            except FileNotFoundError:
+                number = self._start
+            for _ in range(1 << 16):
+                following = number + 1 if number < self._LAST else self._FIRST
+                known = quota.usage(self._record.parent, number)
+                if not (known.limit or known.used or known.inodes):
+                    write_record(self._record, {"next": following})
+                    return number
+                number = following
+        raise FailedPrecondition(f"{self._record.parent}: no free project id was found")

@@ -1,0 +1,1 @@
+"""The pycsi command: serve, the tables, the trash, and the demo."""

@@ -1,0 +1,163 @@
+"""Where the demo works: a directory of its own, and pools in it that show what there is to show.
+
+Nothing of the machine is changed for good. Above all no quotas are switched on in a btrfs that was
+there before, which a driver does with its pools: there the pool gets a filesystem of its own.
+"""
+
+import contextlib
+import dataclasses
+import errno
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from pycsi.backends.enforcement import limiter_name
+from pycsi.backends.quotagroups import SubvolumeLimiter
+from pycsi.linux import (
+    clone,
+    filesystem,
+    loop,
+    mount,
+)
+from pycsi.model.size import GIB, show
+
+PACKAGES = {"btrfs": "btrfs-progs", "ext4": "e2fsprogs", "xfs": "xfsprogs"}
+"""What to install where a filesystem's programs are missing; distributions agree on the names."""
+
+_DISK = 2 * GIB
+_NEEDED = GIB
+
+
+class CannotWork(Exception):
+    """The demo cannot be shown here; the text says why, and what to change."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class DemoPool:
+    """A pool for the driver.
+
+    `limiter` says how it limits directories, None where it cannot; `shares`: its files can share
+    blocks.
+    """
+
+    name: str
+    path: Path
+    fstype: str
+    limiter: str | None
+    shares: bool
+
+    @property
+    def option(self) -> str:
+        """The driver's option; what a reboot deletes is good enough for a demo."""
+        return f"--pool={self.name}={self.path},allow-volatile"
+
+
+@contextlib.contextmanager
+def scratch(parent: Path | None) -> Iterator[Path]:
+    """Make an empty directory in `parent`, or where temporary ones go; remove it at the end."""
+    parent = parent or Path(tempfile.gettempdir())
+    try:
+        folder = tempfile.TemporaryDirectory(prefix="pycsi-demo-", dir=parent)
+    except OSError as error:
+        raise CannotWork(f"{parent}: {error.strerror}; give another --directory") from None
+    with folder as name:
+        root = Path(name).resolve()
+        try:
+            yield root
+        finally:
+            _free_devices(root)
+            _unmount_below(root)
+
+
+def _free_devices(root: Path) -> None:
+    """Free the loop devices of raw block volumes that an interrupted demo has left."""
+    for image in root.glob("*/volumes/*/disk.img"):
+        for device in loop.find(image):
+            loop.detach(device)
+
+
+def _unmount_below(root: Path) -> None:
+    for item in reversed(mount.mountinfo()):
+        if Path(item.target).is_relative_to(root):
+            mount.umount2(item.target, mount.MNT_DETACH | mount.UMOUNT_NOFOLLOW)
+
+
+def loops_available() -> bool:
+    """Tell whether loop devices, and so images, can be had."""
+    try:
+        os.close(os.open("/dev/loop-control", os.O_RDWR | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True
+
+
+def lacking(kind: str, root: Path) -> str | None:
+    """Return what this machine lacks for images with the filesystem `kind`, or None."""
+    if missing := filesystem.missing_programs(kind):
+        return f"{', '.join(missing)} not found; install {PACKAGES[kind]}"
+    try:
+        # Cannot succeed, but a kernel that has never heard of the filesystem says so at once.
+        mount.mount(kind, Path("/dev/null"), root)
+    except OSError as error:
+        if error.errno == errno.ENODEV:
+            return f"the running kernel was built without {kind}"
+    return None
+
+
+def make_pools(root: Path, *, as_root: bool) -> list[DemoPool]:
+    """Make the pool `default`, and another that does what that one does not.
+
+    That is to limit directories, and to share blocks.
+    """
+    if as_root and loops_available():
+        _check_room(root)
+    first = _pool("default", root / "default")
+    if first.limiter and first.shares and as_root:
+        return [first]
+    can_have_disk = as_root and loops_available() and lacking("btrfs", root) is None
+    if first.fstype != "btrfs" and (first.limiter is None or as_root):
+        return [first, _on_disk("btrfs", root)] if can_have_disk else [first]
+    # What is left: quotas that only root can set, or that the driver would switch on for good.
+    if can_have_disk:
+        return [_on_disk("default", root)]
+    mount.mount("tmpfs", Path("pycsi-demo"), first.path)
+    return [dataclasses.replace(first, fstype="tmpfs", limiter=None, shares=False)]
+
+
+def _pool(name: str, path: Path) -> DemoPool:
+    path.mkdir()
+    fstype = mount.mount_under(path).fstype
+    with tempfile.NamedTemporaryFile(dir=path) as probe:  # gone before the driver looks
+        probe.write(b"probe")
+        probe.flush()
+        shares = clone.can_share(Path(probe.name))
+    return DemoPool(
+        name=name, path=path, fstype=fstype, limiter=limiter_name(path, fstype), shares=shares
+    )
+
+
+def _on_disk(name: str, root: Path) -> DemoPool:
+    """Return a pool on a btrfs of its own, in a sparse file; it is unmounted with `root`."""
+    image = root / f"{name}.img"
+    with image.open("xb") as file:
+        file.truncate(_DISK)
+    filesystem.make("btrfs", image, [])
+    path = root / name
+    path.mkdir(exist_ok=True)
+    with loop.attach(image, autoclear=True, name="pycsi-demo") as device:
+        mount.mount("btrfs", device.path, path)
+    return DemoPool(
+        name=name, path=path, fstype="btrfs", limiter=SubvolumeLimiter.name, shares=True
+    )
+
+
+def _check_room(root: Path) -> None:
+    """Raise `CannotWork` unless the largest image can be filled."""
+    facts = os.statvfs(root)
+    free = facts.f_bavail * facts.f_frsize
+    if free < _NEEDED:
+        raise CannotWork(
+            f"{root.parent}: {show(free)} free, {show(_NEEDED)} needed for a while; give another "
+            "--directory"
+        )

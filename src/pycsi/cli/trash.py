@@ -1,0 +1,128 @@
+"""What a person deletes in pools, or brings back from their trash, while their driver runs or not.
+
+A volume is brought back by one rename, so of a driver that reaps it and us one succeeds. A running
+driver is told to look.
+"""
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterable, Iterator, Sequence
+
+from pycsi.backends.choice import backend_for
+from pycsi.cli.tables import InspectedPool, InspectionError
+from pycsi.linux.record import publish
+from pycsi.linux.tree import refuse_mounts
+from pycsi.model.config import PoolConfig
+from pycsi.model.records import Volume
+from pycsi.pool.layout import Layout
+from pycsi.pool.trash import (
+    Entry,
+    Fate,
+    new_entry,
+    reap,
+)
+from pycsi.volumes.staging import Staging
+
+
+def restore(configs: Iterable[PoolConfig], name: str) -> str:
+    """Make the volume that is the entry `name` a volume again; return its id."""
+    configs = tuple(configs)
+    for seen, entry in _found(configs, [name]):
+        if not isinstance(entry.record(), Volume) or entry.doomed:
+            raise InspectionError(f"{name} is no volume that is whole; it cannot be restored")
+        place = seen.layout.volumes / entry.id
+        for config in configs:
+            if (Layout(config.path).volumes / entry.id).exists():
+                raise _there_again(entry)
+        try:
+            with _announced(seen.layout):
+                publish(entry.path, place)
+        except OSError as error:
+            if error.errno not in {errno.EEXIST, errno.ENOTEMPTY}:
+                raise
+            raise _there_again(entry) from None
+    return entry.id
+
+
+@contextlib.contextmanager
+def _announced(layout: Layout) -> Iterator[None]:
+    """Tell the driver of what is changed in the `with` block: before, for this may be killed."""
+    layout.count_change()
+    try:
+        yield
+    finally:
+        layout.count_change()
+
+
+def _there_again(entry: Entry) -> InspectionError:
+    return InspectionError(
+        f"there is a volume {entry.id} again; delete that first, or leave this one be"
+    )
+
+
+def empty(configs: Iterable[PoolConfig], names: Sequence[str]) -> Iterator[str]:
+    """Delete the entries `names` for good, or all if there are none; yield what was deleted.
+
+    `InspectionError` at the end where all were to be deleted, and a pool is missing.
+    """
+    configs = tuple(configs)
+    for seen, entry in _found(configs, names):
+        with _announced(seen.layout):
+            reap(entry, seen.limiter, lambda: False)
+        yield entry.path.name
+    _, missing = _there(configs)
+    if missing and not names:
+        raise InspectionError("; ".join(missing))
+
+
+def delete_inline(configs: Iterable[PoolConfig], name: str) -> str:
+    """Delete the inline volume that has the id `name`, ours or the orchestrator's; return ours."""
+    pools, missing = _there(configs)
+    for seen in pools:
+        for volume in seen.volumes:
+            if name in {volume.id, volume.handle}:
+                _delete_inline(seen, volume)
+                return volume.id
+    raise InspectionError(
+        "; ".join([f"there is no inline volume {name!r}; see: pycsi volumes", *missing])
+    )
+
+
+def _delete_inline(seen: InspectedPool, volume: Volume) -> None:
+    if volume.handle is None:
+        raise InspectionError(f"{volume.id} is no inline volume; delete its claim")
+    place = seen.layout.volumes / volume.id
+    backend = backend_for(os.fspath(place), volume, seen.limiter, seen.location)
+    if where := Staging(backend).in_use():
+        raise InspectionError(f"{volume.id} is in use at {where}; delete its pod")
+    refuse_mounts(place)
+    with _announced(seen.layout):  # a driver reaps it, at its start if none runs
+        publish(place, new_entry(seen.layout, volume.id, Fate.GONE).path)
+
+
+def _found(
+    configs: Iterable[PoolConfig], names: Sequence[str]
+) -> list[tuple[InspectedPool, Entry]]:
+    """Return the entries called `names`, or all if there are none, with their pools."""
+    pools, missing = _there(configs)
+    every = [(seen, entry) for seen in pools for entry in seen.trash]
+    known = {entry.path.name for _, entry in every}
+    for name in names:
+        if name not in known:
+            raise InspectionError(
+                "; ".join([f"there is no {name!r} in the trash; see: pycsi trash list", *missing])
+            )
+    return [item for item in every if not names or item[1].path.name in names]
+
+
+def _there(configs: Iterable[PoolConfig]) -> tuple[list[InspectedPool], list[str]]:
+    """Return the pools that are there, and why the others are not."""
+    pools: list[InspectedPool] = []
+    missing: list[str] = []
+    for config in configs:
+        try:
+            pools.append(InspectedPool(config))
+        except InspectionError as error:
+            missing.append(str(error))
+    return pools, missing

@@ -1,0 +1,1 @@
+"""What the driver talks about: requests, records, parameters, sizes, errors."""

@@ -1,0 +1,305 @@
+"""What the operator configures, checked once at start."""
+
+import contextlib
+import dataclasses
+import enum
+import itertools
+import os
+import re
+import uuid
+from collections.abc import Callable, Iterable, Mapping
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from pycsi.model.size import KIB
+
+DRIVER_NAME = "pycsi.storage"
+DEFAULT_POOL = "default"
+
+_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
+_SIZE = re.compile(r"(\d{1,20}(?:\.\d{1,20})?)\s*([KMGTP]i?)?B?", re.ASCII)
+_POWERS = "KMGTP"
+_DURATION = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)([smhd]?)", re.ASCII)
+_SECONDS = {"": 1, "s": 1, "m": 60, "h": 60 * 60, "d": 24 * 60 * 60}
+_LONGEST_DURATION = 100 * 365 * _SECONDS["d"]
+_PORT = re.compile(r"\d{1,5}", re.ASCII)
+_LARGEST_NUMBER = 2**63 - 1
+_LONGEST_SOCKET_PATH = 107
+_LONGEST_NODE_ID = 256
+
+
+class ConfigError(Exception):
+    """The configuration cannot work; the text is one line for the operator."""
+
+
+class DriverMode(enum.StrEnum):
+    """What the process advertises; see `capabilities.py`."""
+
+    SINGLE_NODE = "single-node"
+    NODE = "node"
+    CONTROLLER = "controller"
+
+
+def parse_size(text: str) -> int:
+    """Return bytes for `10Gi`, `1.5GiB`, `500M` or a plain number; `ValueError` for others."""
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise ValueError(f"{text!r} is no size; write bytes or a number with Ki, Mi, Gi, Ti")
+    number, unit = match.groups()
+    step = KIB if unit and unit.endswith("i") else 1000
+    factor = step ** (_POWERS.index(unit[0]) + 1) if unit else 1
+    size = int(Fraction(number) * factor)
+    if size > _LARGEST_NUMBER:
+        raise ValueError(f"{text!r} is over {_LARGEST_NUMBER} bytes")
+    return size
+
+
+def parse_duration(text: str) -> float:
+    """Return seconds for `10s`, `5m`, `12h`, `7d` or a plain number; `ValueError` for others.
+
+    There is a longest one: more fits neither into a calendar nor into a timer of Python's.
+    """
+    match = _DURATION.fullmatch(text.strip())
+    if match is None:
+        raise ValueError(f"{text!r} is no duration; write a number with s, m, h or d")
+    number, unit = match.groups()
+    seconds = float(number) * _SECONDS[unit]
+    if seconds > _LONGEST_DURATION:
+        raise ValueError(f"{text!r} is over 100 years")
+    return seconds
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Reserve:
+    """The part of a pool's filesystem that volumes never get: bytes, or a share of its size."""
+
+    size: int = 0
+    share: float = 0.0
+
+    def of(self, total: int) -> int:
+        return self.size + int(total * self.share)
+
+    @classmethod
+    def parse(cls, text: str) -> "Reserve":
+        if not text.endswith("%"):
+            try:
+                return cls(size=parse_size(text))
+            except ValueError as error:
+                raise ValueError(f"reserve: {error}; or write a percentage such as 10%") from None
+        share = _number(text[:-1])
+        if share is None or share >= 100:  # noqa: PLR2004
+            raise ValueError(f"reserve: {text!r} is not between 0% and 100%")
+        return cls(share=share / 100)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class PoolConfig:
+    """One pool.
+
+    `overcommit` is the ratio of promised bytes to real ones; 1.0 promises no byte twice.
+    `uuid`: serve no pool but the one with this UUID, nor an empty directory.
+    `require_mount`: serve it only where a filesystem of its own is mounted at exactly this path.
+    `require_pool`: refuse to start while it is missing.
+    `allow_volatile`: accept a filesystem in memory, whose volumes a reboot deletes.
+    `freeze_limit`: for how many seconds at most a volume's filesystem may be frozen for a snapshot.
+    `retain_for`: for how many seconds a volume with `onDelete: retain` is kept in the trash; None
+    for ever.
+    """
+
+    name: str
+    path: Path
+    reserve: Reserve = dataclasses.field(default_factory=Reserve)
+    overcommit: float = 1.0
+    uuid: str | None = None
+    require_mount: bool = False
+    require_pool: bool = False
+    allow_volatile: bool = False
+    freeze_limit: float = 10.0
+    retain_for: float | None = 7.0 * _SECONDS["d"]
+
+    @classmethod
+    def parse(cls, text: str) -> "PoolConfig":
+        """Parse `NAME=PATH[,reserve=SIZE|PERCENT%][,overcommit=RATIO][,uuid=UUID][,...]`."""
+        name, equals, rest = text.partition("=")
+        if not equals or not _NAME.fullmatch(name):
+            raise ConfigError(f"pool {text!r}: write NAME=PATH, with a name of letters and digits")
+        path, *options = rest.split(",")
+        if not path.startswith("/"):
+            raise ConfigError(f"pool {name}: {path!r} is not an absolute path")
+        if path.encode(errors="ignore") != os.fsencode(path):
+            raise ConfigError(f"pool {name}: {path!r} is not UTF-8; rename the directory")
+        settings = [option.partition("=") for option in options]
+        names = [setting for setting, _, _ in settings]
+        for setting in names:
+            if setting and names.count(setting) > 1:
+                raise ConfigError(f"pool {name}: {setting} is given more than once")
+        try:
+            return dataclasses.replace(
+                cls(name=name, path=Path(path)), **dict(map(_pool_option, settings))
+            )
+        except ValueError as error:
+            raise ConfigError(f"pool {name}: {error}") from None
+
+
+def _pool_option(setting: tuple[str, str, str]) -> tuple[str, Any]:
+    key, equals, text = setting
+    if not key:
+        raise ValueError("an option is empty; take away the comma that is too much")
+    if key not in _POOL_OPTIONS:
+        raise ValueError(f"unknown option {key!r}; there are {', '.join(_POOL_OPTIONS)}")
+    if equals and key in _POOL_FLAGS:
+        raise ValueError(
+            f"{key} takes no value, but has {text!r}; write {key} alone, or leave it out"
+        )
+    return key.replace("-", "_"), _POOL_OPTIONS[key](text)
+
+
+def _number(text: str) -> float | None:
+    """Return a number of 0 or more; None for what is none, or infinite."""
+    with contextlib.suppress(ValueError):
+        number = float(text)
+        if 0 <= number < float("inf") and "_" not in text:
+            return number
+    return None
+
+
+def _ratio(text: str) -> float:
+    ratio = _number(text)
+    if not ratio:
+        raise ValueError(f"overcommit: {text!r} is not a positive ratio such as 1.5")
+    return ratio
+
+
+def _uuid(text: str) -> str:
+    try:
+        return str(uuid.UUID(text))
+    except ValueError:
+        raise ValueError(
+            f"uuid: {text!r} is no UUID; `pycsi pools -o json` shows that of a pool"
+        ) from None
+
+
+def _freeze_limit(text: str) -> float:
+    try:
+        limit = parse_duration(text)
+    except ValueError as error:
+        raise ValueError(f"freeze-limit: {error}") from None
+    if not limit:
+        raise ValueError("freeze-limit is 0; give the time that applications can wait")
+    return limit
+
+
+def _retain_for(text: str) -> float | None:
+    try:
+        return None if text == "ever" else parse_duration(text)
+    except ValueError as error:
+        raise ValueError(f"retain-for: {error}; or write ever") from None
+
+
+_POOL_FLAGS = ("require-mount", "require-pool", "allow-volatile")
+_POOL_OPTIONS: Mapping[str, Callable[[str], Any]] = {
+    "reserve": Reserve.parse,
+    "overcommit": _ratio,
+    "uuid": _uuid,
+    "freeze-limit": _freeze_limit,
+    "retain-for": _retain_for,
+    **dict.fromkeys(_POOL_FLAGS, lambda _: True),
+}
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """Everything `pycsi serve` is told."""
+
+    socket: Path
+    node_id: str
+    pools: tuple[PoolConfig, ...]
+    driver_name: str = DRIVER_NAME
+    mode: DriverMode = DriverMode.SINGLE_NODE
+    attach: bool = False
+    max_volumes: int = 0
+    metrics: tuple[str, int] | None = None
+    one_cpu: bool = True
+
+    def __post_init__(self) -> None:
+        _check_driver_name(self.driver_name)
+        if self.mode is not DriverMode.CONTROLLER:
+            _check_node(self.node_id)
+            if not self.pools:
+                raise ConfigError("no pool: give --pool NAME=PATH at least once")
+        if not 0 <= self.max_volumes < 2**63:
+            raise ConfigError(f"--max-volumes-per-node {self.max_volumes} is negative or too large")
+        refuse_entangled(self.pools)
+
+
+def refuse_entangled(pools: Iterable[PoolConfig]) -> None:
+    """Raise `ConfigError` where two have one name or directory, or one lies in another."""
+    for pool, other in itertools.combinations(pools, 2):
+        if pool.name == other.name:
+            raise ConfigError(f"pool {pool.name} is given more than once")
+        _refuse_nested(pool, other)
+
+
+def _refuse_nested(pool: PoolConfig, other: PoolConfig) -> None:
+    places = [Path(os.path.realpath(item.path)) for item in (pool, other)]
+    if places[0] == places[1]:
+        raise ConfigError(
+            f"pools {pool.name} and {other.name} are one directory, {places[0]}; give each its own"
+        )
+    for inner, outer, named in ((0, 1, pool), (1, 0, other)):
+        if places[inner].is_relative_to(places[outer]):
+            raise ConfigError(
+                f"pool {named.name}: {places[inner]} lies in another pool, {places[outer]}; use "
+                "another directory"
+            )
+
+
+def _check_driver_name(name: str) -> None:
+    if not _NAME.fullmatch(name) or len(name) > 63:  # noqa: PLR2004  (GetPluginInfoResponse.name)
+        raise ConfigError(
+            f"--driver-name {name!r}: at most 63 letters, digits, '.', '-' and '_', "
+            "beginning and ending with a letter or digit"
+        )
+
+
+def _check_node(node_id: str) -> None:
+    size = len(node_id.encode(errors="surrogateescape"))
+    if not node_id or size > _LONGEST_NODE_ID or not node_id.isprintable():
+        raise ConfigError(
+            f"--node-id is {'missing' if not node_id else repr(node_id)}: give this node's name, "
+            f"1 to {_LONGEST_NODE_ID} bytes without control characters"
+        )
+
+
+def parse_endpoint(text: str) -> Path:
+    """Return the socket's path for `unix:///run/csi.sock`, `unix:/run/csi.sock` or a bare path."""
+    path = text
+    if text.startswith("unix:"):
+        path = text.removeprefix("unix:")
+        path = "/" + path.lstrip("/") if path.startswith("/") else path
+    if not path.startswith("/"):
+        raise ConfigError(f"--endpoint {text!r}: give unix:///absolute/path/of/the.sock")
+    try:
+        length = len(path.encode())
+    except UnicodeEncodeError:
+        raise ConfigError(f"--endpoint {text!r} is not UTF-8") from None
+    if length > _LONGEST_SOCKET_PATH:
+        raise ConfigError(
+            f"--endpoint: {path} has over {_LONGEST_SOCKET_PATH} bytes, too long for a socket"
+        )
+    return Path(path)
+
+
+def parse_metrics_address(text: str) -> tuple[str, int]:
+    """Return host and port for `HOST:PORT`, `[::1]:PORT` or `:PORT`, which has no host: all."""
+    host, colon, port = text.rpartition(":")
+    bare = host.removeprefix("[").removesuffix("]")
+    bracketed = len(host) - len(bare) == len("[]")
+    wrong = bare != host and not bracketed, ":" in bare and not bracketed, bracketed and not bare
+    if not colon or not _PORT.fullmatch(port) or not 0 < int(port) < 2**16 or any(wrong):
+        raise ConfigError(
+            f"--metrics-address {text!r}: give HOST:PORT, such as 127.0.0.1:9180, :9180 or "
+            "[::1]:9180, with a port from 1 to 65535"
+        )
+    return bare, int(port)

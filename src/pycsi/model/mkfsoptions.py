@@ -1,0 +1,71 @@
+"""The StorageClass parameter mkfsOptions: which extra words mkfs may be given."""
+
+import re
+import shlex
+from collections.abc import Iterable
+
+from pycsi.linux import filesystem
+from pycsi.model.errors import InvalidArgument
+from pycsi.model.size import BLOCK, LARGEST, round_down
+
+_VALUE = re.compile(r"[A-Za-z0-9_^=,.:%+-]+")
+_REACHES_OUT = re.compile(
+    r"(?:^|,)(?:device|file|logdev|name|rtdev|offset|uuid|journal_dev)(?:=|,|$)"
+)
+
+_NARROW = re.compile(r"\^64bit\b")
+_BLOCK_SIZE = re.compile(r"(?:^| )-b ?(\d+)\b")
+_LARGEST_EXT4 = 2**60
+
+
+def split(options: str) -> tuple[str, ...]:
+    """Split the parameter into words as a shell does."""
+    if not options:
+        return ()
+    try:
+        return tuple(shlex.split(options))
+    except ValueError as error:
+        raise InvalidArgument(f"parameter mkfsOptions: {error}") from None
+
+
+def largest(kind: str | None, words: Iterable[str]) -> int:
+    """Return how many bytes an image can have at most for a filesystem that is made with `words`.
+
+    None is no filesystem. An ext4 has a 64-bit number of blocks unless it is told otherwise, and
+    then at most 1 EiB.
+    """
+    if kind != "ext4":
+        return LARGEST
+    text = " ".join(words)
+    if not _NARROW.search(text):
+        return _LARGEST_EXT4
+    block = _BLOCK_SIZE.search(text)
+    return round_down((int(block[1]) if block else BLOCK) * (2**32 - 1))
+
+
+def check(kind: str, words: Iterable[str]) -> None:
+    """Refuse mkfs options that could reach another file or device, and words that are none.
+
+    Whoever may create a volume is not thereby trusted with the node's files: `mkfs.ext4 -d /etc`
+    would copy them into the volume.
+    """
+    options = filesystem.KINDS[kind].options
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        option, equals, value = word.partition("=") if word.startswith("--") else (word, "", "")
+        if word.startswith("-") and word[1:2] != "-" and len(word) > 2:  # noqa: PLR2004  (-b4096)
+            option, equals, value = word[:2], "=", word[2:]
+        if option not in options:
+            raise InvalidArgument(
+                f"parameter mkfsOptions: {option!r} is not allowed for {kind}; "
+                f"there are {' '.join(sorted(options))}"
+            )
+        if options[option] and not equals:
+            value = rest.pop(0) if rest else ""
+        if options[option] != bool(value) or (value and not _VALUE.fullmatch(value)):
+            raise InvalidArgument(f"parameter mkfsOptions: {option} has no value that it can take")
+        if value and _REACHES_OUT.search(value):
+            raise InvalidArgument(
+                f"parameter mkfsOptions: {option} may not name files, devices or a UUID"
+            )

@@ -1,0 +1,124 @@
+"""What an orchestrator asks of a volume: capabilities, a capacity range, a source."""
+
+import dataclasses
+import enum
+from collections.abc import Mapping
+from typing import Any, Self
+
+
+class Access(enum.StrEnum):
+    """How a volume is presented: a mounted filesystem or a raw block device."""
+
+    MOUNT = "mount"
+    BLOCK = "block"
+
+
+class Mode(enum.StrEnum):
+    """The access modes; the names are the specification's.
+
+    Those of many nodes are for where one node is all there is: data lies on one.
+    """
+
+    SINGLE_NODE_WRITER = "SINGLE_NODE_WRITER"
+    SINGLE_NODE_READER_ONLY = "SINGLE_NODE_READER_ONLY"
+    SINGLE_NODE_SINGLE_WRITER = "SINGLE_NODE_SINGLE_WRITER"
+    SINGLE_NODE_MULTI_WRITER = "SINGLE_NODE_MULTI_WRITER"
+    MULTI_NODE_READER_ONLY = "MULTI_NODE_READER_ONLY"
+    MULTI_NODE_SINGLE_WRITER = "MULTI_NODE_SINGLE_WRITER"
+    MULTI_NODE_MULTI_WRITER = "MULTI_NODE_MULTI_WRITER"
+
+    @property
+    def many_nodes(self) -> bool:
+        """Whether a volume may be published on several nodes."""
+        return self.value.startswith("MULTI_NODE_")
+
+    @property
+    def readonly(self) -> bool:
+        """Whether nobody may write to the volume."""
+        return self in {Mode.SINGLE_NODE_READER_ONLY, Mode.MULTI_NODE_READER_ONLY}
+
+    @property
+    def one_target(self) -> bool:
+        """Whether a volume may be published at one target path only."""
+        return not self.many_nodes and self is not Mode.SINGLE_NODE_MULTI_WRITER
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Capability:
+    """A volume capability. `mount_flags` may be sensitive and are never logged or shown."""
+
+    access: Access
+    mode: Mode
+    filesystem: str | None = None
+    mount_flags: tuple[str, ...] = ()
+
+    @property
+    def readonly(self) -> bool:
+        return self.mode.readonly
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        return cls(
+            access=Access(data["access"]),
+            mode=Mode(data["mode"]),
+            filesystem=data["filesystem"],
+            mount_flags=tuple(data["mount_flags"]),
+        )
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class CapacityRange:
+    """At least `required` and at most `limit` bytes; None where the request did not say."""
+
+    required: int | None = None
+    limit: int | None = None
+
+    def holds(self, size: int) -> bool:
+        return (self.required or 0) <= size and (self.limit is None or size <= self.limit)
+
+
+class SourceKind(enum.StrEnum):
+    """From what a volume can be filled."""
+
+    SNAPSHOT = "snapshot"
+    VOLUME = "volume"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """The snapshot or volume that a volume is filled from (VolumeContentSource)."""
+
+    kind: SourceKind
+    id: str
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.id}"
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        return cls(kind=SourceKind(data["kind"]), id=data["id"])
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What CreateVolume was asked for, kept so that a retry can be compared field by field.
+
+    `mutable` are the mutable_parameters, which win over `parameters`.
+    """
+
+    capabilities: tuple[Capability, ...]
+    capacity: CapacityRange | None = None
+    parameters: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    mutable: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    source: Source | None = None
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        source = data["source"]
+        return cls(
+            capabilities=tuple(Capability.from_json(item) for item in data["capabilities"]),
+            capacity=None if data["capacity"] is None else CapacityRange(**data["capacity"]),
+            parameters=dict(data["parameters"]),
+            mutable=dict(data["mutable"]),
+            source=None if source is None else Source.from_json(source),
+        )

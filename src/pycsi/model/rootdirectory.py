@@ -1,0 +1,119 @@
+"""The StorageClass parameters for the root directory of a new volume: owner, mode, lost+found."""
+
+import contextlib
+import dataclasses
+import errno
+import os
+import re
+import stat
+from collections.abc import Mapping
+from typing import Self
+
+from pycsi.model.errors import FailedPrecondition, InvalidArgument
+
+KEYS = ("uid", "gid", "mode", "lostAndFound")
+
+_LARGEST_ID = 2**32 - 2
+"""The largest id of a user or a group: 2**32 - 1 means none of them (chown(2))."""
+
+_ID = re.compile(r"0|[1-9][0-9]{0,9}")
+_MODE = re.compile(r"0?[0-3]?[0-7]{3}")
+_LOST_AND_FOUND = {"true": True, "false": False}
+_REFUSALS = frozenset({errno.EINVAL, errno.EPERM, errno.EOVERFLOW})
+"""What the kernel says to an owner that our user namespace lacks, and without the right."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class RootDirectory:
+    """What was asked for of a new volume's root directory; None is left as it is made."""
+
+    uid: int | None = None
+    gid: int | None = None
+    mode: int | None = None
+    lost_and_found: bool | None = None
+
+    @classmethod
+    def parse(cls, parameters: Mapping[str, str]) -> Self:
+        """Read `KEYS` of the parameters; `InvalidArgument` names the one that cannot be."""
+        return cls(
+            uid=_id("uid", parameters),
+            gid=_id("gid", parameters),
+            mode=_mode(parameters),
+            lost_and_found=_lost_and_found(parameters),
+        )
+
+    def differs(self, kind: str | None) -> bool:
+        """Tell whether the root of a new filesystem of `kind` is to be changed; None: no image."""
+        has_lost_and_found = kind == "ext4"
+        owned = (self.uid, self.gid, self.mode) != (None, None, None)
+        return owned or (has_lost_and_found and self.lost_and_found is False)
+
+    def apply(self, fd: int) -> None:
+        """Make the root directory that is open as `fd` so, while nothing is in it.
+
+        `FailedPrecondition` where the kernel does not let us.
+        """
+        if self.lost_and_found is False:
+            with contextlib.suppress(FileNotFoundError):
+                os.rmdir("lost+found", dir_fd=fd)
+        try:
+            if (self.uid, self.gid) != (None, None):
+                os.fchown(fd, *(-1 if item is None else item for item in (self.uid, self.gid)))
+            if self.mode is not None:
+                os.fchmod(fd, self.mode)  # in this order: chown(2) may clear bits
+        except OSError as error:
+            if error.errno not in _REFUSALS:
+                raise
+            raise FailedPrecondition(self._not_taken(error.strerror)) from None
+        status = os.fstat(fd)
+        if self.mode not in {None, stat.S_IMODE(status.st_mode)}:
+            raise FailedPrecondition(self._not_taken(f"it is {stat.S_IMODE(status.st_mode):04o}"))
+
+    def _not_taken(self, reason: str | None) -> str:
+        asked = [f"{key} {value}" for key, value in (("uid", self.uid), ("gid", self.gid))]
+        asked.append(f"mode {self.mode or 0:04o}")
+        given = (self.uid, self.gid, self.mode)
+        shown = [text for text, value in zip(asked, given, strict=True) if value is not None]
+        return (
+            f"the kernel does not let the driver make a volume's root of {', '.join(shown)} "
+            f"({reason}): use what its user namespace maps, and give it CAP_CHOWN, CAP_FOWNER and "
+            "CAP_FSETID"
+        )
+
+
+AS_MADE = RootDirectory()
+"""Nothing was asked for."""
+
+
+def _id(key: str, parameters: Mapping[str, str]) -> int | None:
+    text = parameters.get(key)
+    if text is None:
+        return None
+    if not _ID.fullmatch(text) or int(text) > _LARGEST_ID:
+        raise InvalidArgument(
+            f"parameter {key} is {text!r}; it can be a number from 0 to {_LARGEST_ID}"
+        )
+    return int(text)
+
+
+def _mode(parameters: Mapping[str, str]) -> int | None:
+    text = parameters.get("mode")
+    if text is None:
+        return None
+    if not _MODE.fullmatch(text):
+        raise InvalidArgument(
+            f"parameter mode is {text!r}; it can be octal, from 0000 to 3777, as 0770 or 2775 "
+            "(setuid means nothing for a directory)"
+        )
+    return int(text, 8)
+
+
+def _lost_and_found(parameters: Mapping[str, str]) -> bool | None:
+    text = parameters.get("lostAndFound")
+    if text is None:
+        return None
+    if text not in _LOST_AND_FOUND:
+        raise InvalidArgument(
+            f"parameter lostAndFound is {text!r}; it can be {' or '.join(_LOST_AND_FOUND)}"
+        )
+    return _LOST_AND_FOUND[text]

@@ -1,0 +1,1 @@
+"""One pool: its directory, its records, its capacity and its trash."""

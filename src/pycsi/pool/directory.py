@@ -1,0 +1,254 @@
+"""A process's hold on a pool's directory: it is there, ours alone, writable, and the one it was."""
+
+import errno
+import fcntl
+import os
+import threading
+
+from pycsi.linux.btrfs import is_subvolume
+from pycsi.linux.descriptor import closing, opened
+from pycsi.linux.location import Location
+from pycsi.linux.mounttable import Mount
+from pycsi.linux.record import RecordError
+from pycsi.model.config import ConfigError, PoolConfig
+from pycsi.model.errors import PoolMissing
+from pycsi.pool.layout import Layout
+
+_VOLATILE = frozenset({"tmpfs", "ramfs"})
+
+_MISTAKES = frozenset(
+    {errno.EACCES, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EPERM}
+)
+"""What the operator has to mend, unlike what comes and goes with a disk."""
+
+
+class MissingPoolError(ConfigError):
+    """A pool is not there now; it can be opened once its disk is mounted, or works again."""
+
+
+def closed(config: PoolConfig, error: OSError) -> ConfigError:
+    """Return why a pool cannot be opened: it is missing, or it can never be as it is configured."""
+    path = error.filename if isinstance(error.filename, str) else str(config.path)
+    found = f"pool {config.name}: {path}: {error.strerror}"
+    if error.errno == errno.ENOENT:
+        return MissingPoolError(
+            f"{found}; mount its disk, or make the directory and restart the driver for a new pool"
+        )
+    if error.errno == errno.ENOTDIR:
+        return ConfigError(f"{found}; give the path of a directory")
+    if error.errno in {errno.EACCES, errno.EPERM}:
+        return ConfigError(f"{found}; {_denied()}")
+    if error.errno in _MISTAKES:
+        return ConfigError(f"{found}; give another directory")
+    return MissingPoolError(f"{found}; look at the kernel's log for the disk's errors")
+
+
+def _denied() -> str:
+    if os.geteuid():
+        return "run the driver as root"
+    return "even root may not: look for an immutable file (lsattr) or a network filesystem"
+
+
+class PoolDirectory:
+    """An open pool directory, locked with flock(2).
+
+    `location` is where it lies, `uuid` the pool's own. With `begin` an empty directory becomes a
+    pool; without it only an empty filesystem does that is mounted just there. `MissingPoolError`
+    where the pool is not there.
+    """
+
+    def __init__(self, config: PoolConfig, *, begin: bool) -> None:
+        self._config = config
+        self._record = str(Layout(config.path).record)
+        self._reopening = threading.Lock()
+        self._read: tuple[int, ...] = ()
+        self._fd = _open(config)
+        try:
+            _lock(self._fd, config)
+            self._look()
+            self._refuse_unfit()
+            self.uuid = self._found() or self._begin(begin=begin)
+        except OSError as error:
+            os.close(self._fd)
+            raise closed(config, error) from None
+        except BaseException:
+            os.close(self._fd)
+            raise
+
+    def _look(self) -> None:
+        """Find out where the directory lies that is held, which is the one at the pool's path."""
+        with closing(_open(self._config)) as fd:
+            location = Location.of(self._config.path, fd)
+        directory, named = _identity(self._fd), self._name_of_held()
+        # Only now, when nothing can fail any more, and in this order: then it is in place.
+        self.location = location
+        self._directory, self._named = directory, named
+
+    def _name_of_held(self) -> str:
+        """Return where the kernel sees the directory that is held."""
+        return os.readlink(f"/proc/self/fd/{self._fd}")  # noqa: PTH115  (Path costs more)
+
+    def _refuse_unfit(self) -> None:
+        name, path = self._config.name, self._config.path
+        # First whether it is the right disk at all: what else is there does not matter then.
+        if self._config.require_mount and not self._is_disk():
+            raise MissingPoolError(
+                f"pool {name}: no filesystem of its own is mounted at {path}; mount its disk"
+            )
+        if self._config.uuid and self._config.uuid != self._found():
+            raise MissingPoolError(
+                f"pool {name}: {path} is not the pool {self._config.uuid}; mount its disk"
+            )
+        if self.mount.fstype in _VOLATILE and not self._config.allow_volatile:
+            raise ConfigError(
+                f"pool {name}: {path} is on {self.mount.fstype}, which a reboot empties; use a "
+                "disk, or accept that with allow-volatile"
+            )
+        if self._readonly():
+            raise MissingPoolError(f"pool {name}: {self._only_read()}")
+
+    def _is_disk(self) -> bool:
+        """Tell whether a whole filesystem is mounted at the pool's path, or a btrfs subvolume.
+
+        A container has something mounted there in any case: its part of the host's disk.
+        """
+        path = self.location.real_path
+        whole = self.mount.root == "/" or (self.mount.fstype == "btrfs" and is_subvolume(path))
+        return whole and self.mount.target == str(path)
+
+    def _found(self) -> str | None:
+        try:
+            return Layout(self._config.path).read_uuid()
+        except FileNotFoundError:
+            return None
+        except RecordError as error:
+            raise MissingPoolError(
+                f"pool {self._config.name}: {error}; mount the pool's own disk, or restore the "
+                "record"
+            ) from None
+
+    def _begin(self, *, begin: bool) -> str:
+        """Make a pool of an empty directory; return its UUID."""
+        name, path = self._config.name, self._config.path
+        layout = Layout(path)
+        if foreign := layout.foreign():
+            raise ConfigError(
+                f"pool {name}: {path} is neither a pool nor empty (it holds {foreign!r}); give an "
+                "empty directory, or the pool's own disk"
+            )
+        # Whoever makes a mount point mounts something there a moment later.
+        if not (begin or self._is_disk()):
+            raise MissingPoolError(
+                f"pool {name}: {path} is empty; mount its disk, or restart the driver for a new "
+                "pool: an empty directory becomes one only when the driver starts"
+            )
+        return layout.make_uuid()
+
+    @property
+    def mount(self) -> Mount:
+        """The filesystem that the pool lies on."""
+        return self.location.mount
+
+    def close(self) -> None:
+        """Leave the pool to another process."""
+        os.close(self._fd)
+
+    def check(self, *, writable: bool) -> None:
+        """Raise `PoolMissing` unless the pool is there and the one we opened."""
+        name, path = self._config.name, self._config.path
+        try:
+            if not self._in_place():
+                with self._reopening:
+                    if not self._in_place():
+                        self._reopen()
+            readonly = not self._opens(writable=writable)
+        except (OSError, RecordError, ConfigError) as error:
+            raise PoolMissing(
+                f"pool {name}: {path} does not hold the pool any more ({error}); mount its disk"
+            ) from None
+        if writable and readonly:
+            raise PoolMissing(f"pool {name}: {self._only_read()}")
+
+    def _in_place(self) -> bool:
+        # Every RPC asks. A record that nobody has changed or moved since it was read is not read
+        # again, and lies in the directory in which it lay then: the one that is still held; but for
+        # one that has other names, which may be in other directories.
+        record, held = os.stat(self._record), self._directory  # noqa: PTH116  (Path costs more)
+        version = *held, record.st_dev, record.st_ino, record.st_ctime_ns
+        if version != self._read or record.st_nlink > 1:
+            now = self._config.path.stat()
+            if (now.st_dev, now.st_ino) != held:
+                return False
+            if Layout(self._config.path).read_uuid() != self.uuid:
+                return False
+            self._read = version
+        # Renamed, and found through a link or another mount: it lies elsewhere in its filesystem.
+        return self._name_of_held() == self._named
+
+    def _readonly(self) -> bool:
+        return bool(os.fstatvfs(self._fd).f_flag & os.ST_RDONLY)
+
+    def _only_read(self) -> str:
+        return (
+            f"{self._config.path} is read-only; look at the kernel's log for the disk's errors, "
+            "then mount it read-write"
+        )
+
+    def _holds(self, directory: tuple[int, int]) -> bool:
+        """Tell whether it is a directory that is held; one whose disk has failed is another."""
+        try:
+            return _identity(self._fd) == directory
+        except OSError:
+            return False
+
+    def _opens(self, *, writable: bool) -> bool:
+        """Tell whether the record can be opened; False where the filesystem is read-only.
+
+        An ext4 that has been shut down, or has met an error, lets everything be looked at.
+        """
+        try:
+            with opened(self._record, os.O_WRONLY if writable else os.O_RDONLY):
+                return True
+        except PermissionError:  # it is immutable
+            return not self._readonly()
+        except OSError as error:
+            if error.errno != errno.EROFS:
+                raise
+            return False
+
+    def _reopen(self) -> None:
+        """Follow the pool to where it is mounted now, if it is the same one."""
+        path = self._config.path
+        found = Layout(path).read_uuid()
+        if found != self.uuid:
+            raise PoolMissing(
+                f"pool {self._config.name}: {path} holds pool {found}, not {self.uuid}; mount the "
+                "right disk"
+            )
+        with closing(_open(self._config)) as fd:
+            if not self._holds(_identity(fd)):
+                _lock(fd, self._config)
+                # One call: who asks about the descriptor just now finds the old one or the new.
+                os.dup2(fd, self._fd, inheritable=False)
+        self._look()
+
+
+def _open(config: PoolConfig) -> int:
+    try:
+        return os.open(config.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise closed(config, error) from None
+
+
+def _lock(fd: int, config: PoolConfig) -> None:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ConfigError(
+            f"pool {config.name}: {config.path} is in use by another driver"
+        ) from None
+
+
+def _identity(fd: int) -> tuple[int, int]:
+    status = os.fstat(fd)
+    return status.st_dev, status.st_ino

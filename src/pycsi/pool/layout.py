@@ -1,0 +1,145 @@
+"""Where things lie in a pool, and how its records are read."""
+
+import os
+import time
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from pycsi.linux.descriptor import opened
+from pycsi.linux.record import (
+    RecordError,
+    encoded,
+    read_record,
+    write_new_record,
+    write_record,
+    write_unsynchronised,
+)
+from pycsi.model.records import Group, Snapshot, Volume
+from pycsi.pool.catalog import UNREADABLE, Catalog
+
+log = structlog.get_logger()
+
+_POOL_RECORD = "pool.json"
+VOLUME_RECORD = "volume.json"
+SNAPSHOT_RECORD = "snapshot.json"
+NOTES_RECORD = "node.json"
+
+NO_NOTES: Mapping[str, Any] = {"staged": {}, "published": {}}
+"""What the notes of a new volume say."""
+
+_FIRST_NOTES = encoded(NO_NOTES)
+"""How those are written: all others are longer."""
+
+_HARMLESS = frozenset({"lost+found", f".{_POOL_RECORD}.new"})
+
+
+class Layout:
+    """The paths in the pool at `root`."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.record = root / _POOL_RECORD
+        self.volumes = root / "volumes"
+        self.snapshots = root / "snapshots"
+        self.groups = root / "groups"
+        self.frozen = root / "frozen"
+        self.tmp = root / "tmp"
+        self.trash = root / "trash"
+        self._announcement = root / "announcement"
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """The directories that every pool has."""
+        return self.volumes, self.snapshots, self.groups, self.frozen, self.tmp, self.trash
+
+    def group(self, group_id: str) -> Path:
+        """Return where the record of a group snapshot is."""
+        return self.groups / f"{group_id}.json"
+
+    def count_change(self) -> None:
+        """Tell a running driver that somebody else has changed what lies in the pool."""
+        with opened(self._announcement, os.O_WRONLY | os.O_CREAT):
+            now = time.time_ns()
+            os.utime(self._announcement, ns=(now, now))
+
+    def change_count(self) -> int:
+        """Return when that was told last, in nanoseconds since the epoch; 0: never."""
+        try:
+            return os.stat(self._announcement).st_mtime_ns  # noqa: PTH116  (asked very often)
+        except OSError:
+            return 0
+
+    def read_uuid(self) -> str:
+        """Return the pool's UUID from its record."""
+        try:
+            return str(uuid.UUID(read_record(self.record)["uuid"]))
+        except (KeyError, ValueError, TypeError, AttributeError) as error:
+            raise RecordError(f"{self.record} is damaged: {error}") from None
+
+    def foreign(self) -> str | None:
+        """Return the name of something in the directory that is none of a new pool, or None."""
+        names = (entry.name for entry in list(self.root.iterdir()))
+        return next((name for name in names if name not in _HARMLESS), None)
+
+    def make_uuid(self) -> str:
+        """Make an empty directory a pool; return its UUID."""
+        made = str(uuid.uuid4())
+        write_record(self.record, {"uuid": made, "created": time.time()})
+        return made
+
+
+def write_new_volume(place: str, volume: Volume) -> None:
+    """Write the records of a volume that is being made; the notes' file is there from the start."""
+    write_unsynchronised(f"{place}/{NOTES_RECORD}", _FIRST_NOTES)
+    write_new_record(f"{place}/{VOLUME_RECORD}", volume.to_json())
+
+
+def never_noted(where: str) -> bool:
+    """Tell whether nothing was ever noted of the volume in a directory: its notes are the first.
+
+    `FileNotFoundError` where there are none, which tells nothing.
+    """
+    return os.lstat(f"{where}/{NOTES_RECORD}").st_size == len(_FIRST_NOTES)
+
+
+def write_volume(place: str, volume: Volume) -> None:
+    """Write a volume's record into its directory, durably."""
+    write_record(Path(place, VOLUME_RECORD), volume.to_json())
+
+
+def write_new_snapshot(place: Path, snapshot: Snapshot) -> None:
+    """Write the record of a snapshot that is being made."""
+    write_new_record(f"{place}/{SNAPSHOT_RECORD}", snapshot.to_json())
+
+
+def write_group(layout: Layout, group: Group) -> None:
+    """Write the record of a group snapshot, durably."""
+    write_record(layout.group(group.id), group.to_json())
+
+
+def read_groups(layout: Layout) -> dict[str, Group]:
+    """Return the group snapshots by id; a record that cannot be read is left as it is."""
+    groups = {}
+    for record in sorted(layout.groups.glob("[!.]*.json")):
+        try:
+            group = Group.from_json(read_record(record))
+            groups[group.id] = group
+        except UNREADABLE as error:
+            log.warning("a group's record cannot be read", path=str(record), error=str(error))
+    return groups
+
+
+def volume_catalog(layout: Layout) -> Catalog[Volume]:
+    """Return the pool's volumes; they have to be loaded."""
+    catalog = Catalog(layout.volumes, VOLUME_RECORD, Volume.from_json)
+    catalog.change_count_of = layout.change_count
+    return catalog
+
+
+def snapshot_catalog(layout: Layout) -> Catalog[Snapshot]:
+    """Return the pool's snapshots; they have to be loaded."""
+    return Catalog(layout.snapshots, SNAPSHOT_RECORD, Snapshot.from_json)

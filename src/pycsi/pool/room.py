@@ -1,0 +1,109 @@
+"""The room in a pool: what is promised, and what is being promised."""
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Iterator
+
+from pycsi.model.config import PoolConfig
+from pycsi.model.errors import ResourceExhausted
+from pycsi.model.size import show
+from pycsi.pool.capacity import Capacity
+from pycsi.pool.written import Contents, Written
+
+_PATIENCE = 2.0
+"""Seconds to wait for room while the trash is being emptied."""
+
+
+class Room:
+    """What a pool has promised to its volumes, snapshots and trash, and can still promise."""
+
+    def __init__(self, config: PoolConfig, contents: Contents) -> None:
+        self._config = config
+        self._contents = contents
+        self._written = Written(contents)
+        self._mutex = threading.Lock()
+        self._pending: dict[str, int] = {}
+
+    def capacity(self) -> Capacity:
+        """Measure the pool; what is promised is counted, what is in the trash too."""
+        facts, usable = self._measure(exact=True)
+        with self._mutex:
+            return self._counting_promises(facts, usable)
+
+    def _measure(self, *, exact: bool) -> tuple[os.statvfs_result, int]:
+        """Ask the filesystem, and look for what others have changed; not under the lock."""
+        change_count = self._contents.layout.change_count()
+        self._contents.volumes.refresh(change_count)
+        self._contents.trash.refresh(change_count)
+        facts = os.statvfs(self._contents.layout.root)
+        return facts, self._written.usable(facts.f_bavail * facts.f_frsize, exact=exact)
+
+    def _counting_promises(self, facts: os.statvfs_result, usable: int) -> Capacity:
+        held = (
+            self._contents.volumes.held + self._contents.snapshots.held + self._contents.trash.held
+        )
+        return Capacity.of(
+            self._config,
+            facts,
+            self._contents.filesystem,
+            committed=held + sum(self._pending.values()),
+            usable=usable,
+        )
+
+    def reserve(self, place: str, size: int, *, thick: bool) -> None:
+        """Reserve `size` bytes for what shall be at `place`, or raise `ResourceExhausted`.
+
+        While the trash is being emptied it is worth waiting for a moment.
+        """
+        deadline = time.monotonic() + _PATIENCE
+        # What was measured before is enough where there is room; otherwise it has to be exact.
+        if not self._try_reserve(place, size, thick=thick, exact=False):
+            return
+        while refusal := self._try_reserve(place, size, thick=thick, exact=True):
+            if time.monotonic() > deadline or not self._contents.trash.dwindles():
+                raise ResourceExhausted(refusal)
+            time.sleep(0.01)
+
+    def _try_reserve(self, place: str, size: int, *, thick: bool, exact: bool) -> str | None:
+        """Reserve room, or return why there is none."""
+        facts, usable = self._measure(exact=exact)
+        with self._mutex:
+            more = size - self._pending.get(place, 0)
+            capacity = self._counting_promises(facts, usable)
+            if more > 0 and capacity.lacks_inodes:
+                return (
+                    f"pool {self._config.name}: {facts.f_favail} of {facts.f_files} inodes are "
+                    "free on its disk, too few for anything new; delete files or snapshots there, "
+                    "or make a filesystem with more inodes (mkfs.ext4 -N)"
+                )
+            left = capacity.available(thick=thick)
+            if more <= left:
+                self._pending[place] = size
+                return None
+            return (
+                f"pool {self._config.name}: {show(more)} wanted, {show(left)} left of "
+                f"{show(capacity.limit)} (overcommit {capacity.overcommit:g}, "
+                f"{show(capacity.free)} free on disk, {show(capacity.unwritten)} promised and "
+                f"not yet written, {show(capacity.reserve)} reserved, "
+                f"{show(self._contents.trash.held)} in the trash); free space, lower the request "
+                "or raise overcommit"
+            )
+
+    @contextlib.contextmanager
+    def reserved(self, place: str, size: int, *, thick: bool) -> Iterator[None]:
+        """Reserve `size` bytes through the `with` block, or raise `ResourceExhausted`."""
+        self.reserve(place, size, thick=thick)
+        try:
+            yield
+        finally:
+            with self._mutex:
+                self._pending.pop(place, None)
+
+    @contextlib.contextmanager
+    def taken(self, place: str) -> Iterator[None]:
+        """Count what is put on its catalog in the `with` block in place of what was reserved."""
+        with self._mutex:
+            self._pending.pop(place, None)
+            yield

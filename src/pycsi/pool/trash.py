@@ -1,0 +1,309 @@
+"""The trash of a pool: what was deleted and still occupies it.
+
+An entry is the deleted directory itself, renamed to `<id>.<seconds since the epoch>.<fate>.<hex>`:
+one rename deletes it and says when, and what is to become of it. Whoever reaps or restores an entry
+renames it first, so of two who try one succeeds; a leading dot marks one that is being reaped.
+"""
+
+import contextlib
+import dataclasses
+import enum
+import errno
+import functools
+import os
+import re
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Self
+
+import structlog
+
+from pycsi.backends.directory import Directory
+from pycsi.backends.image import Image
+from pycsi.backends.limits import Limiter
+from pycsi.linux.record import publish, read_record
+from pycsi.linux.tree import empty, refuse_mounts
+from pycsi.model.records import Snapshot, Volume
+from pycsi.pool.catalog import UNREADABLE
+from pycsi.pool.layout import SNAPSHOT_RECORD, VOLUME_RECORD, Layout
+
+log = structlog.get_logger()
+
+_ENTRY = re.compile(
+    r"(?P<doomed>\.?)(?P<id>.+)\.(?P<deleted>\d{1,12})\.(?P<fate>gone|kept)\.[0-9a-f]{8}"
+)
+_DOOMED = "."
+_RETRY = 60.0
+"""Seconds after which what could not be deleted is tried again."""
+
+
+class Fate(enum.StrEnum):
+    """What becomes of an entry: reaped soon, or kept for the pool's `retain-for`."""
+
+    GONE = "gone"
+    KEPT = "kept"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """A deleted volume or snapshot. `deleted` is in seconds since the epoch."""
+
+    path: Path
+    id: str
+    deleted: int
+    fate: Fate
+    doomed: bool
+
+    @classmethod
+    def parse(cls, path: Path) -> Self:
+        """Read an entry's name; what has none of ours is doomed."""
+        match = _ENTRY.fullmatch(path.name)
+        if match is None:
+            return cls(path=path, id=path.name, deleted=0, fate=Fate.GONE, doomed=True)
+        return cls(
+            path=path,
+            id=match["id"],
+            deleted=int(match["deleted"]),
+            fate=Fate(match["fate"]),
+            doomed=bool(match["doomed"]),
+        )
+
+    def due(self, retain_for: float | None) -> float:
+        """Return when this is to be reaped, in seconds since the epoch."""
+        if self.doomed or self.fate is Fate.GONE:
+            return 0
+        return float("inf") if retain_for is None else self.deleted + retain_for
+
+    def is_due(self, retain_for: float | None) -> bool:
+        return self.due(retain_for) <= time.time()
+
+    def record(self) -> Volume | Snapshot | None:
+        """Return what this was, or None where the record has gone already, or is damaged."""
+        with contextlib.suppress(*UNREADABLE):
+            return self._read()
+        return None
+
+    def _read(self) -> Volume | Snapshot:
+        if (self.path / SNAPSHOT_RECORD).exists():
+            return Snapshot.from_json(read_record(self.path / SNAPSHOT_RECORD))
+        return Volume.from_json(read_record(self.path / VOLUME_RECORD))
+
+    def fault(self) -> str | None:
+        """Return why the record cannot be read, if there is one."""
+        try:
+            self._read()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except UNREADABLE as error:
+            return f"its record cannot be read ({error})"
+        return None
+
+    def size(self) -> int:
+        """Return how many bytes of the pool this counts for."""
+        match self.record():
+            case Volume() as volume:
+                return volume.capacity
+            case Snapshot() as snapshot:
+                return snapshot.held
+        return 0
+
+
+def entries(layout: Layout) -> list[Entry]:
+    """Return what is in the trash, the oldest first."""
+    found = [Entry.parse(path) for path in layout.trash.iterdir()]
+    return sorted(found, key=lambda entry: (entry.deleted, entry.path.name))
+
+
+def new_entry(layout: Layout, object_id: str, fate: Fate) -> Entry:
+    """Return the entry that an object will be which is deleted now."""
+    name = f"{object_id}.{int(time.time())}.{fate}.{os.urandom(4).hex()}"
+    return Entry.parse(layout.trash / name)
+
+
+def doomed_place(layout: Layout, name: str) -> Path:
+    """Return a place in the trash for litter: what was never whole, and nobody may restore."""
+    return layout.trash / f"{_DOOMED}{name}.{os.urandom(4).hex()}"
+
+
+def reap(
+    entry: Entry,
+    limiter: Limiter,
+    interrupted: Callable[[], bool],
+    emptied: Callable[[], None] = lambda: None,
+) -> None:
+    """Remove an entry for good; another one may have taken it, or may go on with it later.
+
+    `emptied` is called when nothing but an empty directory is left of it.
+    """
+    refuse_mounts(entry.path)
+    doomed = entry.path
+    if not entry.path.name.startswith(_DOOMED):
+        doomed = entry.path.with_name(f"{_DOOMED}{entry.path.name}")
+        try:
+            entry.path.rename(doomed)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            # Not even room for another name: what has no record cannot be restored either.
+            doomed = entry.path
+            for record in (SNAPSHOT_RECORD, VOLUME_RECORD):
+                (doomed / record).unlink(missing_ok=True)
+    destroy(doomed, limiter, interrupted, emptied)
+
+
+def destroy(
+    place: Path,
+    limiter: Limiter,
+    interrupted: Callable[[], bool] = lambda: False,
+    emptied: Callable[[], None] = lambda: None,
+) -> None:
+    """Delete what is left of a volume or snapshot, its record last."""
+    volume = Entry.parse(place).record()
+    project = volume.project if isinstance(volume, Volume) else None
+    # Another one may delete the same entry: then each of these may find it gone on its way.
+    with contextlib.suppress(FileNotFoundError):
+        limiter.remove(place / Directory.NAME, project, interrupted)
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        (place / Image.NAME).unlink()
+    with contextlib.suppress(FileNotFoundError):
+        empty(place, interrupted)
+        emptied()
+        place.rmdir()
+
+
+def image_blocks(place: Path) -> int:
+    """Return how many bytes of the disk the image in a directory takes; 0 where there is none."""
+    try:
+        return (place / Image.NAME).stat().st_blocks * 512
+    except OSError:
+        return 0
+
+
+class Trash:
+    """The trash of an open pool, and how much of the pool it occupies.
+
+    What lies there is remembered, so that deleting costs the same however much is kept. `filled` is
+    set when something is thrown away, `wanted` when somebody waits for its room.
+    """
+
+    def __init__(self, layout: Layout, retain_for: float | None) -> None:
+        self._layout = layout
+        self._retain_for = retain_for
+        self.filled = threading.Event()
+        self.wanted = threading.Event()
+        self._mutex = threading.Lock()
+        self._gone: dict[str, Entry] = {}
+        self._kept: dict[str, Entry] = {}
+        self._sizes: dict[str, int] = {}
+        self.held = 0
+        """How many bytes of the pool are in the trash."""
+        self.changed = float("-inf")
+        """When something came or went last, in seconds of the monotonic clock."""
+        self._seen: int | None = None
+        self.notices: Callable[[str], None] = lambda _id: None
+        """Called with the id of what somebody else may have thrown away."""
+
+    def look(self) -> None:
+        """Look anew at what lies there when that is asked for next."""
+        self._seen = None
+
+    def refresh(self, change_count: int) -> None:
+        """Look at what lies there, if nobody has yet, or somebody has announced a change."""
+        if change_count == self._seen:
+            return
+        with self._mutex, contextlib.suppress(OSError):  # the pool's disk is away
+            found = {_name(entry): entry for entry in entries(self._layout)}
+            sizes = self._sizes
+            for name in found.keys() - sizes.keys():
+                self.notices(found[name].id)
+                self.filled.set()
+            self._sizes = {
+                name: sizes[name] if name in sizes else entry.size()
+                for name, entry in found.items()
+            }
+            self._gone = {name: entry for name, entry in found.items() if entry.is_due(None)}
+            self._kept = {name: entry for name, entry in found.items() if name not in self._gone}
+            self.changed = time.monotonic()
+            self.held = sum(self._sizes.values())  # at once: whoever reads it does not wait
+            self._seen = change_count
+
+    def written(self) -> int:
+        """Return how many of the bytes that are held are known to be on the disk: images'."""
+        with self._mutex:
+            places = {name: entry.path for name, entry in (self._gone | self._kept).items()}
+            sizes = dict(self._sizes)
+        # One that is being reaped has another name by now.
+        return sum(
+            min(size, image_blocks(places[name]) or image_blocks(self._layout.trash / f".{name}"))
+            for name, size in sizes.items()
+        )
+
+    def _put(self, entry: Entry, size: int) -> None:
+        self.changed = time.monotonic()
+        of_its_fate = self._gone if entry.is_due(None) else self._kept
+        of_its_fate[_name(entry)] = entry
+        self.held += size - self._sizes.get(_name(entry), 0)
+        self._sizes[_name(entry)] = size
+
+    def _forget(self, entry: Entry) -> None:
+        name = _name(entry)
+        with self._mutex:
+            self.changed = time.monotonic()
+            self._gone.pop(name, None)
+            self._kept.pop(name, None)
+            self.held -= self._sizes.pop(name, 0)
+
+    def _due(self) -> tuple[list[Entry], float]:
+        """Return what is due, and in how many seconds there will be more."""
+        self.refresh(self._layout.change_count())
+        with self._mutex:
+            due = list(self._gone.values())
+            for entry in self._kept.values():  # the oldest first
+                if not entry.is_due(self._retain_for):
+                    return due, entry.due(self._retain_for) - time.time()
+                due.append(entry)
+            return due, float("inf")
+
+    def dwindles(self) -> bool:
+        """Tell whether there is something to be freed, which then does not wait any longer."""
+        self.wanted.set()
+        due, _ = self._due()
+        return bool(due)
+
+    def throw_away(self, place: str, object_id: str, fate: Fate, size: int) -> None:
+        """Delete the directory `place` of an object, by one rename: durable when this returns.
+
+        It counts for `size` bytes until it has been reaped.
+        """
+        entry = new_entry(self._layout, object_id, fate)
+        publish(place, entry.path)
+        with self._mutex:
+            self._put(entry, size)
+        self.filled.set()
+
+    def reap(self, limiter: Limiter, interrupted: Callable[[], bool]) -> float:
+        """Remove what is due; return in how many seconds there is more to do, or infinity."""
+        due, wait = self._due()
+        for entry in due:
+            try:
+                # Whoever sees that the entry has gone finds that its room is free.
+                reap(entry, limiter, interrupted, functools.partial(self._forget, entry))
+            except InterruptedError:
+                self.look()  # it may have another name by now
+                break
+            except Exception as error:  # noqa: BLE001  (a user's data may not stop the others')
+                log.warning("cannot be deleted now", path=str(entry.path), error=str(error))
+                wait = min(wait, _RETRY)
+                self.look()
+            else:
+                self._forget(entry)
+        return wait
+
+
+def _name(entry: Entry) -> str:
+    """Return an entry's name whether it is half reaped, when its record may have gone, or not."""
+    return entry.path.name.lstrip(_DOOMED)

@@ -1,0 +1,1 @@
+"""The process: its socket, what surrounds every RPC, logs and metrics."""

@@ -1,0 +1,120 @@
+"""Prometheus metrics: RPCs by method, code and duration; pools by their numbers."""
+
+import errno
+import socket
+import threading
+from collections.abc import Iterable
+from socketserver import ThreadingMixIn
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, make_wsgi_app
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from pycsi.model.errors import FailedPrecondition
+from pycsi.pool.pool import Pool
+from pycsi.volumes.pools import Pools
+
+_NO_IPV6 = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT})
+
+_GAUGES = {
+    "size": "Size of the pool's filesystem.",
+    "free": "Free space on the pool's filesystem.",
+    "reserve": "Bytes that volumes never get.",
+    "committed": "The sizes of all volumes, what snapshots hold, and what is in the trash.",
+    "unwritten": "What of that is not on the disk yet.",
+    "limit": "What may be promised to volumes in all.",
+}
+
+
+class Metrics:
+    """Counts RPCs, and serves what it has counted."""
+
+    def __init__(self, pools: Pools) -> None:
+        self._registry = CollectorRegistry()
+        self._registry.register(_PoolCollector(pools))
+        self._calls = Counter(
+            "pycsi_rpcs", "RPCs answered.", ["method", "code"], registry=self._registry
+        )
+        self._seconds = Histogram(
+            "pycsi_rpc_duration_seconds", "Time of an RPC.", ["method"], registry=self._registry
+        )
+
+    def observe(self, method: str, code: str, seconds: float) -> None:
+        """Count one RPC."""
+        self._calls.labels(method, code).inc()
+        self._seconds.labels(method).observe(seconds)
+
+    def serve(self, host: str, port: int) -> None:
+        """Answer Prometheus on `http://host:port/metrics` from a thread of its own.
+
+        Without a host on all addresses, of IPv6 too where the machine has it.
+        """
+        server = _Server(_listening(host, port))
+        server.set_app(make_wsgi_app(self._registry))
+        threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    if host in {"", "::"} and socket.has_dualstack_ipv6():
+        return socket.create_server(("::", port), family=socket.AF_INET6, dualstack_ipv6=True)
+    if not host:
+        return socket.create_server(("", port))
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    family, _, _, _, address = found[0]
+    return socket.create_server(address[:2], family=family)
+
+
+class _Silent(WSGIRequestHandler):
+    def log_message(self, *_: object) -> None:
+        """Log no request: standard error is for the driver's own log."""
+
+
+class _Server(ThreadingMixIn, WSGIServer):
+    """An HTTP server on a socket that listens already."""
+
+    daemon_threads = True
+
+    def __init__(self, listener: socket.socket) -> None:
+        host, port = listener.getsockname()[:2]
+        super().__init__((host, port), _Silent, bind_and_activate=False)
+        self.socket.close()
+        self.socket = listener
+        self.server_name, self.server_port = host, port
+        self.setup_environ()
+
+
+class _PoolCollector(Collector):
+    def __init__(self, pools: Pools) -> None:
+        self._pools = pools
+
+    def collect(self) -> Iterable[GaugeMetricFamily]:
+        gauges = {
+            key: GaugeMetricFamily(f"pycsi_pool_{key}_bytes", text, labels=["pool"])
+            for key, text in _GAUGES.items()
+        }
+        volumes = GaugeMetricFamily("pycsi_pool_volumes", "Volumes in the pool.", labels=["pool"])
+        up = GaugeMetricFamily(
+            "pycsi_pool_up", "1: the pool is there and can be written to.", labels=["pool"]
+        )
+        for name in self._pools.missing:
+            up.add_metric([name], 0)
+        for pool in self._pools:
+            up.add_metric([pool.name], _is_up(pool))
+            try:
+                pool.check(writable=False)
+                capacity = pool.capacity()
+            except (OSError, FailedPrecondition):
+                continue  # the pool is missing: no number is better than a wrong one
+            for key, gauge in gauges.items():
+                gauge.add_metric([pool.name], getattr(capacity, key))
+            volumes.add_metric([pool.name], len(pool.volumes))
+        return [*gauges.values(), volumes, up]
+
+
+def _is_up(pool: Pool) -> bool:
+    try:
+        pool.check()
+    except FailedPrecondition:
+        return False
+    return True

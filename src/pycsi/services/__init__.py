@@ -1,0 +1,1 @@
+"""The gRPC services: protobuf in, one call of what lies below, protobuf out."""

@@ -1,0 +1,117 @@
+"""What the driver advertises in each mode, and which RPCs therefore answer UNIMPLEMENTED.
+
+The modes differ because the orchestrator's helpers differ in what they can do per node: a resizer
+that finds EXPAND_VOLUME on a controller sends every expansion to one node, whatever node has the
+volume. Without it, each node's own NodeExpandVolume does the whole work.
+"""
+
+import dataclasses
+
+from pycsi.model.config import DriverMode
+from pycsi.model.request import Mode
+from pycsi.proto import csi_pb2 as csi
+
+_PLUGIN = csi.PluginCapability.Service
+_EXPANSION = csi.PluginCapability.VolumeExpansion
+_CONTROLLER = csi.ControllerServiceCapability.RPC
+_NODE = csi.NodeServiceCapability.RPC
+
+_RPCS = {
+    _CONTROLLER.CREATE_DELETE_VOLUME: {"CreateVolume", "DeleteVolume"},
+    _CONTROLLER.PUBLISH_UNPUBLISH_VOLUME: {"ControllerPublishVolume", "ControllerUnpublishVolume"},
+    _CONTROLLER.LIST_VOLUMES: {"ListVolumes"},
+    _CONTROLLER.GET_CAPACITY: {"GetCapacity"},
+    _CONTROLLER.CREATE_DELETE_SNAPSHOT: {"CreateSnapshot", "DeleteSnapshot"},
+    _CONTROLLER.LIST_SNAPSHOTS: {"ListSnapshots"},
+    _CONTROLLER.GET_SNAPSHOT: {"GetSnapshot"},
+    _CONTROLLER.EXPAND_VOLUME: {"ControllerExpandVolume"},
+    _CONTROLLER.GET_VOLUME: {"ControllerGetVolume"},
+    _CONTROLLER.MODIFY_VOLUME: {"ControllerModifyVolume"},
+}
+"""Which controller RPCs come with which capability. The others are always there."""
+
+_SERVICES = {
+    _PLUGIN.GROUP_CONTROLLER_SERVICE: "GroupController",
+    _PLUGIN.SNAPSHOT_METADATA_SERVICE: "SnapshotMetadata",
+}
+"""Which services come with which capability of the plugin."""
+
+
+_OF_ONE_NODE = frozenset(mode for mode in Mode if not mode.many_nodes)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Advertised:
+    """Capabilities as numbers of the protocol's enums, and the access modes that can be had."""
+
+    plugin: tuple[csi.PluginCapability.Service.Type, ...]
+    expansion: tuple[csi.PluginCapability.VolumeExpansion.Type, ...]
+    controller: tuple[csi.ControllerServiceCapability.RPC.Type, ...]
+    node: tuple[csi.NodeServiceCapability.RPC.Type, ...]
+    access_modes: frozenset[Mode] = _OF_ONE_NODE
+    serves_node: bool = True
+
+    @property
+    def unimplemented(self) -> frozenset[str]:
+        """The RPCs that are switched off."""
+        off = {rpc for flag, rpcs in _RPCS.items() if flag not in self.controller for rpc in rpcs}
+        if not self.serves_node:
+            services = csi.DESCRIPTOR.services_by_name
+            off |= {rpc.name for rpc in services["Node"].methods} - {"NodeGetCapabilities"}
+            off |= {"ValidateVolumeCapabilities"}
+        for flag, name in _SERVICES.items():
+            if flag not in self.plugin:
+                off |= {rpc.name for rpc in csi.DESCRIPTOR.services_by_name[name].methods}
+        return frozenset(off)
+
+
+def advertised(mode: DriverMode, *, attach: bool) -> Advertised:
+    """Return what the driver says of itself in `mode`."""
+    if mode is DriverMode.CONTROLLER:
+        # Just what makes a resizer leave the work to the nodes.
+        return Advertised(
+            plugin=(_PLUGIN.CONTROLLER_SERVICE,),
+            expansion=(_EXPANSION.ONLINE,),
+            controller=(),
+            node=(_NODE.EXPAND_VOLUME,),
+            serves_node=False,
+        )
+    controller = [
+        _CONTROLLER.CREATE_DELETE_VOLUME,
+        _CONTROLLER.LIST_VOLUMES,
+        _CONTROLLER.GET_CAPACITY,
+        _CONTROLLER.GET_VOLUME,
+        _CONTROLLER.VOLUME_CONDITION,
+        _CONTROLLER.CREATE_DELETE_SNAPSHOT,
+        _CONTROLLER.LIST_SNAPSHOTS,
+        _CONTROLLER.GET_SNAPSHOT,
+        _CONTROLLER.CLONE_VOLUME,
+        _CONTROLLER.SINGLE_NODE_MULTI_WRITER,
+    ]
+    plugin = [
+        _PLUGIN.CONTROLLER_SERVICE,
+        _PLUGIN.VOLUME_ACCESSIBILITY_CONSTRAINTS,
+        _PLUGIN.SNAPSHOT_METADATA_SERVICE,
+    ]
+    if mode is DriverMode.SINGLE_NODE:
+        controller += [_CONTROLLER.EXPAND_VOLUME, _CONTROLLER.MODIFY_VOLUME]
+        plugin.append(_PLUGIN.GROUP_CONTROLLER_SERVICE)
+    if attach:
+        controller += [
+            _CONTROLLER.PUBLISH_UNPUBLISH_VOLUME,
+            _CONTROLLER.PUBLISH_READONLY,
+            _CONTROLLER.LIST_VOLUMES_PUBLISHED_NODES,
+        ]
+    return Advertised(
+        plugin=tuple(plugin),
+        expansion=(_EXPANSION.ONLINE,),
+        controller=tuple(controller),
+        node=(
+            _NODE.STAGE_UNSTAGE_VOLUME,
+            _NODE.GET_VOLUME_STATS,
+            _NODE.VOLUME_CONDITION,
+            _NODE.EXPAND_VOLUME,
+            _NODE.SINGLE_NODE_MULTI_WRITER,
+        ),
+        access_modes=frozenset(Mode) if mode is DriverMode.SINGLE_NODE else _OF_ONE_NODE,
+    )

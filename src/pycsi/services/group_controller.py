@@ -1,0 +1,138 @@
+"""The GroupController service: snapshots of several volumes at one point in time."""
+
+import contextlib
+from collections.abc import Iterable, Sequence
+
+import grpc
+
+from pycsi.model import ids, parameters
+from pycsi.model.errors import (
+    AlreadyExists,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+)
+from pycsi.model.records import Group as GroupRecord
+from pycsi.proto import csi_pb2 as csi
+from pycsi.proto import csi_pb2_grpc
+from pycsi.services import reply
+from pycsi.services import request as read
+from pycsi.services.topology import NodeFacts
+from pycsi.volumes.locks import Locks, group_key, snapshot_key
+from pycsi.volumes.pools import Pools
+from pycsi.volumes.snapshots import Member, take_group
+
+
+class Group(csi_pb2_grpc.GroupControllerServicer):
+    """Take, delete and describe group snapshots."""
+
+    def __init__(self, pools: Pools, locks: Locks, node: NodeFacts) -> None:
+        self._pools = pools
+        self._locks = locks
+        self._node = node
+
+    def GroupControllerGetCapabilities(
+        self, request: csi.GroupControllerGetCapabilitiesRequest, context: grpc.ServicerContext
+    ) -> csi.GroupControllerGetCapabilitiesResponse:
+        kind = csi.GroupControllerServiceCapability
+        rpc = kind.RPC(type=kind.RPC.CREATE_DELETE_GET_VOLUME_GROUP_SNAPSHOT)
+        return csi.GroupControllerGetCapabilitiesResponse(capabilities=[kind(rpc=rpc)])
+
+    def CreateVolumeGroupSnapshot(
+        self, request: csi.CreateVolumeGroupSnapshotRequest, context: grpc.ServicerContext
+    ) -> csi.CreateVolumeGroupSnapshotResponse:
+        name = read.name(request.name)
+        read.required(request.source_volume_ids, "source_volume_ids")
+        _refuse_repeated(request.source_volume_ids)
+        given = read.string_map(request.parameters, "parameters")
+        parameters.steady(given)
+        group_id = ids.object_id(name, self._node.id)
+        with self._locks.hold(group_key(group_id)):
+            if found := self._pools.find_group(group_id):
+                _compare(found, request)
+            else:
+                found = self._take(group_id, name, request.source_volume_ids, given)
+            return csi.CreateVolumeGroupSnapshotResponse(group_snapshot=self._reply(found))
+
+    def _take(
+        self, group_id: str, name: str, volume_ids: Iterable[str], given: dict[str, str]
+    ) -> GroupRecord:
+        with contextlib.ExitStack() as held:
+            members = []
+            for volume_id in volume_ids:
+                member_id = ids.member_id(group_id, volume_id, self._node.id)
+                held.enter_context(self._locks.share(volume_id))
+                held.enter_context(self._locks.hold(snapshot_key(member_id)))
+                pool, volume = self._pools.need(volume_id)
+                members.append(
+                    Member(
+                        pool=pool,
+                        volume=volume,
+                        id=member_id,
+                        name=member_id,
+                        parameters=given,
+                        steady=True,
+                        group=group_id,
+                    )
+                )
+            return take_group(self._pools, members, group_id=group_id, name=name)
+
+    def _reply(self, group: GroupRecord) -> csi.VolumeGroupSnapshot:
+        members = [self._pools.need_snapshot(member)[1] for member in group.members]
+        return reply.group(group, members)
+
+    def DeleteVolumeGroupSnapshot(
+        self, request: csi.DeleteVolumeGroupSnapshotRequest, context: grpc.ServicerContext
+    ) -> csi.DeleteVolumeGroupSnapshotResponse:
+        read.required(request.group_snapshot_id, "group_snapshot_id")
+        with self._locks.hold(group_key(request.group_snapshot_id)), contextlib.ExitStack() as held:
+            if group := self._pools.find_group(request.group_snapshot_id, sure=True):
+                _check_members(group, request.snapshot_ids)
+                for member in group.members:
+                    held.enter_context(self._locks.hold(snapshot_key(member)))
+                self._pools.delete_group(group)
+            elif node := self._pools.elsewhere(request.group_snapshot_id):
+                raise FailedPrecondition(
+                    f"group snapshot {request.group_snapshot_id} is on node {node}, this is node "
+                    f"{self._pools.node}; ask the driver there"
+                )
+        return csi.DeleteVolumeGroupSnapshotResponse()
+
+    def GetVolumeGroupSnapshot(
+        self, request: csi.GetVolumeGroupSnapshotRequest, context: grpc.ServicerContext
+    ) -> csi.GetVolumeGroupSnapshotResponse:
+        read.required(request.group_snapshot_id, "group_snapshot_id")
+        group = self._pools.find_group(request.group_snapshot_id, sure=True)
+        if group is None:
+            raise NotFound(
+                f"there is no group snapshot {request.group_snapshot_id!r} on node "
+                f"{self._pools.node}"
+            )
+        _check_members(group, request.snapshot_ids)
+        return csi.GetVolumeGroupSnapshotResponse(group_snapshot=self._reply(group))
+
+
+def _refuse_repeated(volume_ids: Sequence[str]) -> None:
+    for number, volume_id in enumerate(volume_ids):
+        read.required(volume_id, f"source_volume_ids[{number}]")
+        if list(volume_ids).count(volume_id) > 1:
+            raise InvalidArgument(f"source_volume_ids: {volume_id} is there more than once")
+
+
+def _compare(group: GroupRecord, request: csi.CreateVolumeGroupSnapshotRequest) -> None:
+    """Refuse a request that the existing group snapshot of its name does not satisfy."""
+    same_volumes = set(group.sources) == set(request.source_volume_ids)
+    same = parameters.deciding(group.parameters) == parameters.deciding(request.parameters)
+    if not same_volumes or not same:
+        other = "parameters" if same_volumes else f"volumes ({', '.join(group.sources)})"
+        raise AlreadyExists(
+            f"group snapshot {group.name!r} exists, with other {other}; use another name"
+        )
+
+
+def _check_members(group: GroupRecord, snapshot_ids: Sequence[str]) -> None:
+    """Refuse a request whose snapshots are not the group's."""
+    if set(snapshot_ids) != set(group.members):
+        raise InvalidArgument(
+            f"snapshot_ids: the members of {group.id} are {', '.join(group.members)}"
+        )

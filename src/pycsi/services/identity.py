@@ -1,0 +1,60 @@
+"""The Identity service."""
+
+import threading
+
+import grpc
+from google.protobuf.wrappers_pb2 import BoolValue
+
+from pycsi import __version__
+from pycsi.linux import filesystem
+from pycsi.model.errors import FailedPrecondition
+from pycsi.model.parameters import DEFAULT_FILESYSTEM
+from pycsi.proto import csi_pb2 as csi
+from pycsi.proto import csi_pb2_grpc
+from pycsi.services.capabilities import Advertised
+from pycsi.volumes.pools import Pools
+
+_READY = csi.ProbeResponse(ready=BoolValue(value=True))
+
+
+class Identity(csi_pb2_grpc.IdentityServicer):
+    """Who we are and whether we work. `ready` is set when the pools have been recovered."""
+
+    def __init__(self, name: str, says: Advertised, pools: Pools, ready: threading.Event) -> None:
+        self._name = name
+        self._says = says
+        self._pools = pools
+        self._ready = ready
+
+    def GetPluginInfo(
+        self, request: csi.GetPluginInfoRequest, context: grpc.ServicerContext
+    ) -> csi.GetPluginInfoResponse:
+        return csi.GetPluginInfoResponse(name=self._name, vendor_version=__version__)
+
+    def GetPluginCapabilities(
+        self, request: csi.GetPluginCapabilitiesRequest, context: grpc.ServicerContext
+    ) -> csi.GetPluginCapabilitiesResponse:
+        capability = csi.PluginCapability
+        services = [capability.Service(type=item) for item in self._says.plugin]
+        expansions = [capability.VolumeExpansion(type=item) for item in self._says.expansion]
+        return csi.GetPluginCapabilitiesResponse(
+            capabilities=[
+                *(capability(service=item) for item in services),
+                *(capability(volume_expansion=item) for item in expansions),
+            ]
+        )
+
+    def Probe(self, request: csi.ProbeRequest, context: grpc.ServicerContext) -> csi.ProbeResponse:
+        if not self._ready.is_set():
+            return csi.ProbeResponse(ready=BoolValue(value=False))
+        self._check_programs()
+        return _READY
+
+    def _check_programs(self) -> None:
+        if not self._says.serves_node:
+            return
+        for kind in {DEFAULT_FILESYSTEM, *self._pools.filesystems()}:
+            if missing := filesystem.missing_programs(kind):
+                raise FailedPrecondition(
+                    f"{', '.join(missing)}: not installed, and {kind} images need it; install it"
+                )

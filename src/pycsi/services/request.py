@@ -1,0 +1,178 @@
+"""Protobuf to domain: what requests mean, and whether they are well formed.
+
+Every function raises `InvalidArgument` that names the field. Limits are those of the
+specification's "Size Limits" and of the fields' own descriptions.
+"""
+
+import re
+from collections.abc import Collection, Iterable, Mapping
+from typing import Protocol
+
+from pycsi.model.errors import Aborted, InvalidArgument
+from pycsi.model.ids import node_of
+from pycsi.model.request import (
+    Access,
+    Capability,
+    CapacityRange,
+    Mode,
+    Request,
+    Source,
+    SourceKind,
+)
+from pycsi.proto import csi_pb2 as csi
+
+LONGEST_STRING = 128
+LONGEST_MAP = 4096
+_FORBIDDEN = re.compile("[\0-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
+_AFTER = ">"
+_MODES = {number: name for name, number in csi.VolumeCapability.AccessMode.Mode.items()}
+
+
+class UnsupportedCapability(InvalidArgument):
+    """A capability is well formed, and no volume of this driver, in its mode, can have it."""
+
+
+class _Sized(Protocol):
+    def __len__(self) -> int: ...
+
+
+def required(value: _Sized, field: str) -> None:
+    """Refuse an empty string, list or map."""
+    if not value:
+        raise InvalidArgument(f"{field} is missing")
+
+
+def name(text: str) -> str:
+    """Check a name: any Unicode but control characters, at most 128 bytes."""
+    required(text, "name")
+    if len(text.encode()) > LONGEST_STRING:
+        raise InvalidArgument(f"name has {len(text.encode())} bytes; {LONGEST_STRING} are allowed")
+    if found := _FORBIDDEN.search(text):
+        raise InvalidArgument(f"name holds the control character U+{ord(found[0]):04X}; remove it")
+    return text
+
+
+def string_map(value: Mapping[str, str], field: str) -> dict[str, str]:
+    """Check a map: at most 4 KiB in all."""
+    if not value:
+        return {}
+    read = {key: value[key] for key in value}  # dict() is slower with a map of protobuf's
+    size = len("".join((*read, *read.values())).encode())
+    if size > LONGEST_MAP:
+        raise InvalidArgument(f"{field} holds {size} bytes; {LONGEST_MAP} are allowed")
+    return read
+
+
+def capability(
+    message: csi.VolumeCapability, served: Collection[Mode], field: str = "volume_capability"
+) -> Capability:
+    """Read one capability; `UnsupportedCapability` where it is well formed and not to be had.
+
+    `served` are the access modes that can be had.
+    """
+    access = message.WhichOneof("access_type")
+    if access is None:
+        raise InvalidArgument(f"{field}: access_type is missing; set mount or block")
+    if not message.HasField("access_mode") or not message.access_mode.mode:
+        raise InvalidArgument(f"{field}: access_mode is missing")
+    mount = message.mount
+    flags = tuple(mount.mount_flags)
+    text = "".join(flags)
+    if len(text.encode()) > LONGEST_MAP:
+        raise InvalidArgument(f"{field}: mount_flags hold over {LONGEST_MAP} bytes")
+    if "\0" in text:
+        raise InvalidArgument(f"{field}: a mount flag holds a NUL byte")
+    mode = _mode(message.access_mode.mode, served, field)
+    if mount.volume_mount_group:
+        raise UnsupportedCapability(
+            f"{field}: volume_mount_group is not supported; let fsGroup change the volume's group"
+        )
+    return Capability(
+        access=Access(access),
+        mode=mode,
+        filesystem=mount.fs_type or None,
+        mount_flags=flags,
+    )
+
+
+def _mode(number: int, served: Collection[Mode], field: str) -> Mode:
+    name = _MODES.get(number, str(number))
+    mode = Mode.__members__.get(name)
+    if mode and mode in served:
+        return mode
+    reason = ": data lies on one node, and only mode single-node has no other" if mode else ""
+    raise UnsupportedCapability(
+        f"{field}: access mode {name}{reason}; use one of "
+        f"{', '.join(item for item in Mode if item in served)}"
+    )
+
+
+def capabilities(
+    messages: Iterable[csi.VolumeCapability], served: Collection[Mode]
+) -> tuple[Capability, ...]:
+    """Read a list of capabilities, which may be empty."""
+    return tuple(
+        capability(message, served, f"volume_capabilities[{number}]")
+        for number, message in enumerate(messages)
+    )
+
+
+def capacity_range(message: csi.CapacityRange) -> CapacityRange:
+    """Read a capacity range that is present: it has to say something, and something possible."""
+    least, limit = message.required_bytes, message.limit_bytes
+    if least < 0 or limit < 0:
+        raise InvalidArgument(
+            f"capacity_range: {min(least, limit)} bytes is negative; use a positive size"
+        )
+    if not least and not limit:
+        raise InvalidArgument("capacity_range: set required_bytes, limit_bytes or both")
+    if limit and limit < least:
+        raise InvalidArgument(
+            f"capacity_range: limit_bytes {limit} is below required_bytes {least}; raise the limit"
+        )
+    return CapacityRange(required=least or None, limit=limit or None)
+
+
+def create_volume(request: csi.CreateVolumeRequest, served: Collection[Mode]) -> Request:
+    """Read what a volume shall be."""
+    return Request(
+        capabilities=capabilities(request.volume_capabilities, served),
+        capacity=(
+            capacity_range(request.capacity_range) if request.HasField("capacity_range") else None
+        ),
+        parameters=string_map(request.parameters, "parameters"),
+        mutable=string_map(request.mutable_parameters, "mutable_parameters"),
+        source=(
+            source(request.volume_content_source)
+            if request.HasField("volume_content_source")
+            else None
+        ),
+    )
+
+
+def source(message: csi.VolumeContentSource) -> Source:
+    """Read from what a volume is to be made."""
+    kind = message.WhichOneof("type")
+    if kind is None:
+        raise InvalidArgument("volume_content_source: set snapshot or volume")
+    object_id = message.snapshot.snapshot_id if kind == "snapshot" else message.volume.volume_id
+    required(object_id, f"volume_content_source.{kind}.{kind}_id")
+    return Source(kind=SourceKind(kind), id=object_id)
+
+
+def page(max_entries: int, starting_token: str) -> tuple[int, str]:
+    """Return the size of a page (0: no limit) and the id after which it begins ("": at the start).
+
+    A token names a place in the order of ids, not an entry: it stays good when entries go.
+    """
+    if max_entries < 0:
+        raise InvalidArgument(f"max_entries is {max_entries}; it must not be negative")
+    after = starting_token.removeprefix(_AFTER)
+    if starting_token and (after == starting_token or node_of(after) is None):
+        raise Aborted("starting_token is not one that this driver gave; start the listing again")
+    return max_entries, after
+
+
+def token(last_id: str) -> str:
+    """Return the token of the page that begins after `last_id`; "": there is none."""
+    return _AFTER + last_id if last_id else ""

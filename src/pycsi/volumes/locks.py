@@ -1,0 +1,110 @@
+"""One keyed try-lock for all services: who holds an id works on it, everybody else is told so.
+
+A volume's key is its id; `snapshot_key` and `group_key` make those of the others.
+"""
+
+import contextlib
+import threading
+from collections.abc import Iterator
+
+from pycsi.model.errors import Aborted
+
+_ALONE = -1
+
+_PATIENCE = 10.0
+"""Seconds to wait for a key that is lent: what it is lent for takes far less."""
+
+
+def snapshot_key(snapshot_id: str) -> str:
+    """Return what an operation on a snapshot holds."""
+    return f"snapshot {snapshot_id}"
+
+
+def group_key(group_id: str) -> str:
+    """Return what an operation on a group snapshot holds."""
+    return f"group snapshot {group_id}"
+
+
+class Watch:
+    """Whether an operation has been under way while one looked."""
+
+    def __init__(self, *, disturbed: bool) -> None:
+        self.disturbed = disturbed
+
+
+class Locks:
+    """The ids on which an operation is under way. Only held and watched ids take memory."""
+
+    def __init__(self) -> None:
+        self._held: dict[str, int] = {}
+        self._watches: dict[str, list[Watch]] = {}
+        self._lent: set[str] = set()
+        self._mutex = threading.Condition()
+
+    def hold(self, key: str) -> contextlib.AbstractContextManager[None]:
+        """Hold `key` through the `with` block, or raise `Aborted` at once if it is held.
+
+        The specification wants no waiting: "another operation pending for volume" is ABORTED, and
+        the orchestrator tries again with a back-off. Only what is lent is waited for.
+        """
+        return self._taken(key, alone=True)
+
+    def share(self, key: str) -> contextlib.AbstractContextManager[None]:
+        """Hold `key` together with others that share it: those who only read."""
+        return self._taken(key, alone=False)
+
+    @contextlib.contextmanager
+    def lend(self, key: str) -> Iterator[None]:
+        """Hold `key` for a moment of work that nobody has asked for, or raise `Aborted` at once.
+
+        Whoever asks for it meanwhile waits for the end of the block, and is not refused; who
+        watches it is not disturbed.
+        """
+        with self._mutex:
+            if key in self._held or key in self._lent:
+                raise _pending(key)
+            self._lent.add(key)
+        try:
+            yield
+        finally:
+            with self._mutex:
+                self._lent.remove(key)
+                self._mutex.notify_all()
+
+    @contextlib.contextmanager
+    def watch(self, key: str) -> Iterator[Watch]:
+        """Learn whether anybody holds `key` in the `with` block; nobody is kept from it."""
+        with self._mutex:
+            watch = Watch(disturbed=key in self._held)
+            self._watches.setdefault(key, []).append(watch)
+        try:
+            yield watch
+        finally:
+            with self._mutex:
+                self._watches[key].remove(watch)
+                if not self._watches[key]:
+                    del self._watches[key]
+
+    @contextlib.contextmanager
+    def _taken(self, key: str, *, alone: bool) -> Iterator[None]:
+        with self._mutex:
+            returned = self._mutex.wait_for(lambda: key not in self._lent, _PATIENCE)
+            sharing = self._held.get(key, 0)
+            if not returned or sharing == _ALONE or (alone and sharing):
+                raise _pending(key)
+            self._held[key] = _ALONE if alone else sharing + 1
+            for watch in self._watches.get(key, ()):
+                watch.disturbed = True
+        try:
+            yield
+        finally:
+            with self._mutex:
+                left = 0 if alone else self._held[key] - 1
+                if left:
+                    self._held[key] = left
+                else:
+                    del self._held[key]
+
+
+def _pending(key: str) -> Aborted:
+    return Aborted(f"{key}: another operation is under way; try again")

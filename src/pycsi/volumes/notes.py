@@ -1,0 +1,118 @@
+"""What was said of a volume where it was staged and published, noted beside it.
+
+The kernel knows what is mounted, but not the arguments of the call that mounted it: they are noted,
+so that a call with other arguments can be told from a repeated one. A note is written before its
+mount and means nothing without it.
+
+Notes can be done without. On a full disk they cannot be written, and its volumes have to be staged
+yet, if only to delete files from them; on a failed one they cannot be read, and its volumes have to
+be unmounted.
+"""
+
+import contextlib
+import dataclasses
+import errno
+from pathlib import Path
+from typing import Any, Self
+
+import structlog
+
+from pycsi.linux.descriptor import DISK_FAULTS
+from pycsi.linux.record import RecordError, read_rewritten, rewrite_record
+from pycsi.model.request import Mode
+from pycsi.pool.layout import NO_NOTES, NOTES_RECORD
+
+log = structlog.get_logger()
+
+_UNWRITABLE = DISK_FAULTS | {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Note:
+    """The arguments of the call that staged or published a volume at a path; "": not known.
+
+    `options` is `mountflags.of_filesystem`; None: not known.
+    """
+
+    arguments: str
+    mode: Mode
+    options: str | None = None
+
+    def agrees(self, arguments: str) -> bool:
+        """Tell whether the call may have had these arguments."""
+        return self.arguments in {"", arguments}
+
+    def mounts_as(self, options: str) -> bool:
+        """Tell whether that call may have mounted the filesystem with these options."""
+        return self.options in {None, options}
+
+    def to_json(self) -> dict[str, Any]:
+        return {"arguments": self.arguments, "mode": self.mode, "options": self.options}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Self:
+        return cls(
+            arguments=data["arguments"], mode=Mode(data["mode"]), options=data.get("options")
+        )
+
+
+UNKNOWN = Note(arguments="", mode=Mode.SINGLE_NODE_MULTI_WRITER)
+"""The note of a path where there may have been any call."""
+
+
+class Notes:
+    """What has been staged and published of one volume, by path.
+
+    `lost` is whether there are none to be read: then whatever is mounted may be either. Those of a
+    pool that is `away` are not read: what is at its path is not the pool.
+    """
+
+    def __init__(self, where: str, *, away: bool = False) -> None:
+        self._file = f"{where}/{NOTES_RECORD}"
+        data = None if away else self._read()
+        self.lost = data is None
+        data = data or dict(NO_NOTES)
+        self.staged = {path: Note.from_json(note) for path, note in data["staged"].items()}
+        self.published = {path: Note.from_json(note) for path, note in data["published"].items()}
+
+    def _read(self) -> dict[str, Any] | None:
+        try:
+            return read_rewritten(self._file)
+        except (FileNotFoundError, NotADirectoryError, RecordError):
+            return None
+        except OSError as error:
+            if error.errno not in DISK_FAULTS:
+                raise
+            return None
+
+    def save_if_possible(self) -> None:
+        """Save after something was undone; a note without its mount means nothing anyway.
+
+        So it is no failure where it cannot be written, on a full pool or one gone read-only. Lost
+        notes stay lost: of a raw volume nobody knows yet where it is staged.
+        """
+        if not self.lost:
+            with contextlib.suppress(OSError):
+                self._write()
+
+    def save(self) -> None:
+        """Save before something is mounted.
+
+        Where the disk does not take the notes they are deleted, which needs no room: older ones
+        would be taken for all that there is.
+        """
+        try:
+            self._write()
+        except OSError as error:
+            if error.errno not in _UNWRITABLE:
+                raise
+            self.lost = True
+            log.warning("goes on without notes", path=self._file, error=str(error))
+            Path(self._file).unlink(missing_ok=True)
+
+    def _write(self) -> None:
+        data = {
+            "staged": {path: note.to_json() for path, note in self.staged.items()},
+            "published": {path: note.to_json() for path, note in self.published.items()},
+        }
+        rewrite_record(self._file, data)

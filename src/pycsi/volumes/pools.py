@@ -1,0 +1,320 @@
+"""All pools of this process, and finding a volume among them.
+
+What is not found may lie in a pool that is missing: then it is said that nobody knows, and never
+that there is no such thing, which an orchestrator takes for deleted.
+"""
+
+import contextlib
+import functools
+import heapq
+import itertools
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TypeVar
+
+import structlog
+
+from pycsi.linux.descriptor import exists
+from pycsi.model import ids
+from pycsi.model.config import DEFAULT_POOL, PoolConfig
+from pycsi.model.errors import (
+    CsiError,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    PoolMissing,
+    retry,
+)
+from pycsi.model.records import Group, Snapshot, Volume
+from pycsi.pool.pool import Pool
+from pycsi.volumes.locks import Locks
+from pycsi.volumes.presence import Presence
+from pycsi.volumes.turns import Turns
+
+log = structlog.get_logger()
+
+T = TypeVar("T", Volume, Snapshot)
+F = TypeVar("F")
+
+
+class Pools:
+    """The pools; whoever goes through them sees those that are open."""
+
+    def __init__(self, configs: Iterable[PoolConfig], node: str, locks: Locks) -> None:
+        self.node = ids.segment(node)
+        self._node_id = node
+        self.turns = Turns()
+        self._presence = Presence(configs, locks, self._admit)
+
+    def __iter__(self) -> Iterator[Pool]:
+        return iter(self._presence.open.values())
+
+    @property
+    def names(self) -> Iterable[str]:
+        """The names of all configured pools."""
+        return self._presence.configs
+
+    @property
+    def missing(self) -> Mapping[str, str]:
+        """Why those pools are missing that could not be opened yet, by name."""
+        return self._presence.missing
+
+    def claim(self) -> None:
+        """Open those that are there; `ConfigError` where the configuration cannot work."""
+        self._presence.claim()
+
+    def recover(self) -> None:
+        """Put right what a crash has left in the pools. Call once, before anything else."""
+        self._presence.load()
+        self._presence.recover()
+        self._ignore_doubles()
+        for pool in self:
+            self._follow(pool)
+        self._delete_partial_groups(list(self))
+
+    def start(self) -> None:
+        """Do from now on what is to be done in the background; call it after `recover`."""
+        self._presence.start()
+
+    def close(self) -> None:
+        """Leave the pools to another process."""
+        self._presence.close()
+
+    def _admit(self, pool: Pool) -> None:
+        """Make ready to serve a pool that has come late: what is served already stays as it is."""
+        for volume in list(pool.volumes):
+            if any(volume.id in other.volumes for other in self):
+                pool.volumes.ignore(volume.id)
+        for snapshot in list(pool.snapshots):
+            if any(snapshot.id in other.snapshots for other in self):
+                pool.snapshots.ignore(snapshot.id)
+        self._follow(pool)
+        # Nobody else deletes these at the same time: without this pool they were refused.
+        self._delete_partial_groups([*self, pool], of=pool)
+
+    def _follow(self, pool: Pool) -> None:
+        """Take note from now on of what others put into a pool, and take out of it."""
+        pool.volumes.adopts = functools.partial(self._adopts, pool)
+        pool.trash.notices = functools.partial(_forget_thrown_away, pool)
+
+    def _ignore_doubles(self) -> None:
+        """Of two volumes with one id, which a person has made, keep to the one made last."""
+        for pool in self:
+            for other in self:
+                for volume in other.volumes if other is not pool else []:
+                    newer = pool.volumes.get(volume.id) if volume.id in pool.volumes else None
+                    if newer and newer.created >= volume.created:
+                        other.volumes.ignore(volume.id)
+
+    def _adopts(self, pool: Pool, volume: Volume) -> bool:
+        """Tell whether a volume that somebody has put into a pool is welcome."""
+        elsewhere = any(volume.id in other.volumes for other in self if other is not pool)
+        return volume.pool_uuid == pool.uuid and not elsewhere
+
+    def _delete_partial_groups(self, pools: list[Pool], of: Pool | None = None) -> None:
+        """Delete what a crash has left of groups in `pools`; only of groups in `of`, if given."""
+        try:
+            for group in [group for pool in pools for group in pool.groups.values()]:
+                theirs = [pool for pool in pools if pool.uuid in group.members.values()]
+                whole = all(pool.layout.group(group.id).exists() for pool in theirs)
+                if not whole and (of is None or of in theirs):
+                    log.warning("a group snapshot is not whole and is deleted", group=group.id)
+                    _delete_group(group, theirs)
+            for pool in pools if of is None else [of]:
+                for snapshot in pool.snapshots:
+                    # By the record's name: one that cannot be read is no reason to delete anything.
+                    if snapshot.group and not pool.layout.group(snapshot.group).exists():
+                        pool.forget(snapshot.id)
+        except (OSError, CsiError) as error:
+            log.warning("parts of group snapshots cannot be deleted now", error=str(error))
+
+    def delete_group(self, group: Group) -> None:
+        """Delete a group snapshot with its members, as far as their pools are configured.
+
+        `PoolMissing` where one of those may be missing.
+        """
+        theirs = [pool for pool in self if pool.uuid in group.members.values()]
+        missing = self.missing
+        if missing and set(group.members.values()) - {pool.uuid for pool in theirs}:
+            raise PoolMissing(
+                f"a part of group snapshot {group.id} may be in a pool that is missing: "
+                f"{'; '.join(missing.values())}"
+            )
+        _delete_group(group, theirs)
+
+    def default(self) -> str | None:
+        """Return the name of the pool for requests that name none: `default`, or the only one."""
+        names = list(self.names)
+        if len(names) == 1:
+            return names[0]
+        return DEFAULT_POOL if DEFAULT_POOL in names else None
+
+    def named(self, name: str | None) -> Pool:
+        """Return the pool that a request names, or the default one; `PoolMissing` if it is away."""
+        wanted = self.default() if name is None else name
+        if wanted is None or wanted not in self._presence.configs:
+            there = ", ".join(sorted(self.names))
+            refusal = f"there is no pool {name!r} on node {self.node}" if name else "no pool named"
+            raise InvalidArgument(f"{refusal}; set the parameter pool to one of: {there}")
+        self._presence.seek(wanted)
+        pool = self._presence.open.get(wanted)
+        if pool is None:
+            raise PoolMissing(self.missing[wanted])
+        return pool
+
+    def places(self) -> Iterator[tuple[str, str]]:
+        """Go through all pools, missing ones too: the name, and the path without links."""
+        for name, config in self._presence.configs.items():
+            pool = self._presence.open.get(name)
+            yield name, str(pool.location.real_path) if pool else os.path.realpath(config.path)
+
+    def find(self, volume_id: str, *, sure: bool = False) -> tuple[Pool, Volume] | None:
+        """Return a volume that an orchestrator created, and its pool, or None.
+
+        With `sure` raise `PoolMissing` where it may lie in a pool that is missing.
+        """
+        found = self._find(volume_id, sure=sure)
+        return found if found and found[1].handle is None else None
+
+    def find_inline(self, handle: str, *, sure: bool = False) -> tuple[Pool, Volume] | None:
+        """Do the same for the inline volume that the orchestrator calls `handle`."""
+        found = self._find(ids.ephemeral_id(handle, self._node_id), sure=sure)
+        if found:
+            pool, volume = found
+            with contextlib.suppress(
+                OSError, FailedPrecondition
+            ):  # then its disk fails, or is away
+                if not exists(pool.volumes.place(volume.id)):
+                    pool.check(writable=False)
+                    pool.volumes.drop(volume.id)
+                    return None
+        return found
+
+    def inline(self, text: str) -> Volume | None:
+        """Return an inline volume by our id of it or by the orchestrator's, or None."""
+        is_ours = ids.node_of(text)
+        found = self._find(text, sure=False) if is_ours else self.find_inline(text)
+        return found[1] if found and found[1].handle else None
+
+    def _find(self, volume_id: str, *, sure: bool) -> tuple[Pool, Volume] | None:
+        return self._search(volume_id, lambda pool: pool.volumes.get(volume_id), sure=sure)
+
+    def _search(
+        self, object_id: str, look: Callable[[Pool], F | None], *, sure: bool
+    ) -> tuple[Pool, F] | None:
+        """Return the first thing that `look` finds in a pool, with the pool, or None."""
+        while True:
+            missing, pools = self._presence.missing, self._presence.open
+            for pool in pools.values():
+                if (found := look(pool)) is not None:
+                    return pool, found
+            self._presence.seek()
+            if self._presence.open is pools:
+                break
+        if sure and missing and ids.node_of(object_id) == self.node:
+            raise PoolMissing(
+                f"{object_id} is in no pool that is there, but may be in one that is missing: "
+                f"{'; '.join(missing.values())}; or take it out of the driver's configuration, if "
+                "it does not come back"
+            )
+        return None
+
+    def elsewhere(self, volume_id: str) -> str | None:
+        """Return the node that an id names, if that is another one than this."""
+        node = ids.node_of(volume_id)
+        return node if node != self.node else None
+
+    def need(self, volume_id: str) -> tuple[Pool, Volume]:
+        """Return a volume and its pool, or raise `NotFound` that says where it would be."""
+        if found := self.find(volume_id, sure=True):
+            return found
+        if node := self.elsewhere(volume_id):
+            raise NotFound(f"volume {volume_id} is on node {node}; this is node {self.node}")
+        raise NotFound(f"there is no volume {volume_id!r} on node {self.node}")
+
+    def located(self, after: str = "") -> Iterator[tuple[Pool, Volume]]:
+        """Go through the volumes that the orchestrator created, with their pools, ordered by id.
+
+        Those whose ids come `after` one.
+        """
+        for volume, pool in _merged((pool.volumes.following(after), pool) for pool in self):
+            if volume.handle is None:
+                yield pool, volume
+
+    def attached(self) -> int:
+        """Return how many volumes are attached."""
+        return sum(volume.attachment is not None for _, volume in self.located())
+
+    # Snapshots
+
+    def find_snapshot(
+        self, snapshot_id: str, *, sure: bool = False
+    ) -> tuple[Pool, Snapshot] | None:
+        """Return a snapshot and its pool, or None; `sure` as for `find`."""
+        return self._search(snapshot_id, lambda pool: pool.snapshots.get(snapshot_id), sure=sure)
+
+    def need_snapshot(self, snapshot_id: str) -> tuple[Pool, Snapshot]:
+        """Return a snapshot and its pool, or raise `NotFound` that says where it would be."""
+        if found := self.find_snapshot(snapshot_id, sure=True):
+            return found
+        if node := self.elsewhere(snapshot_id):
+            raise NotFound(f"snapshot {snapshot_id} is on node {node}; this is node {self.node}")
+        raise NotFound(f"there is no snapshot {snapshot_id!r} on node {self.node}")
+
+    def snapshots(self, after: str = "") -> Iterator[Snapshot]:
+        """Go through all snapshots, ordered by id: those whose ids come `after` one."""
+        for snapshot, _ in _merged((pool.snapshots.following(after), pool) for pool in self):
+            yield snapshot
+
+    def find_group(self, group_id: str, *, sure: bool = False) -> Group | None:
+        """Return a group snapshot, or None; `sure` as for `find`."""
+        found = self._search(group_id, lambda pool: pool.groups.get(group_id), sure=sure)
+        return found[1] if found else None
+
+    def filesystems(self) -> set[str]:
+        """Return the kinds of filesystem that there are images of."""
+        return {
+            kind
+            for pool in self
+            for catalog in (pool.volumes, pool.snapshots)
+            for kind, number in catalog.filesystems.items()
+            if number
+        }
+
+
+def _forget_thrown_away(pool: Pool, volume_id: str) -> None:
+    """Forget a volume that somebody else has thrown away: `pycsi delete-inline`."""
+    if volume_id in pool.volumes and not exists(pool.volumes.place(volume_id)):
+        pool.volumes.drop(volume_id)
+
+
+def _merged(streams: Iterable[tuple[Iterator[T], Pool]]) -> Iterator[tuple[T, Pool]]:
+    """Merge what comes ordered by id from several pools; each with its pool."""
+    tagged = (zip(items, itertools.repeat(pool)) for items, pool in streams)
+    return heapq.merge(*tagged, key=lambda item: item[0].id)
+
+
+def _delete_group(group: Group, pools: Iterable[Pool]) -> None:
+    """Delete a group snapshot with its members in `pools`.
+
+    The records go first: a member without its group's record is deleted at the next start.
+    """
+    theirs = {pool.uuid: pool for pool in pools}
+    members = [(theirs[at], member) for member, at in group.members.items() if at in theirs]
+    try:
+        for pool in theirs.values():
+            pool.delete_group_record(group.id)
+        for number, (pool, member) in enumerate(members):
+            forget = functools.partial(pool.forget, member)
+            if number:
+                retry(forget)  # the first one has gone, and does not come back
+            else:
+                forget()
+    except BaseException:
+        if all(member in pool.snapshots for pool, member in members):
+            with contextlib.suppress(OSError, CsiError):
+                for pool in theirs.values():
+                    pool.write_group_record(group)
+        raise
+    for pool in theirs.values():  # only now: if a member cannot be deleted it is tried again
+        pool.groups.pop(group.id, None)

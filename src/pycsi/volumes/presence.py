@@ -1,0 +1,231 @@
+"""Which of the configured pools are there: they are opened at start, or when they come.
+
+A disk may be missing when the driver starts, and it may fail later. Neither keeps the other pools
+from being served: a thread looks for what is missing, opens what has come, and logs what changes.
+"""
+
+import contextlib
+import functools
+import os
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import PurePath
+
+import structlog
+
+from pycsi.backends.enforcement import Enforcement
+from pycsi.model.config import ConfigError, PoolConfig
+from pycsi.model.errors import CsiError
+from pycsi.pool.directory import MissingPoolError, closed
+from pycsi.pool.pool import Pool
+from pycsi.volumes.locks import Locks
+from pycsi.volumes.reaper import Reaper
+from pycsi.volumes.trimmer import Trimmer
+
+log = structlog.get_logger()
+
+_INTERVAL = 2.0
+"""Seconds between two looks at what is there."""
+
+
+class Presence:
+    """The configured pools: those that are open, and why the others are missing.
+
+    `admit` is called with a pool that is opened while others are served already, just before it is
+    served too.
+    """
+
+    def __init__(
+        self, configs: Iterable[PoolConfig], locks: Locks, admit: Callable[[Pool], None]
+    ) -> None:
+        self.configs: Mapping[str, PoolConfig] = {config.name: config for config in configs}
+        self.open: Mapping[str, Pool] = {}
+        self.missing: Mapping[str, str] = {}
+        self._locks = locks
+        self._admit = admit
+        self._seeking = threading.Lock()
+        self._told: dict[str, str] = {}
+        self._workers: list[Reaper | Trimmer] = []
+        self._enforcements: dict[str, Enforcement] = {}
+        self._stopping = threading.Event()
+        self._watch = threading.Thread(target=self._run, name="presence", daemon=True)
+
+    def claim(self) -> None:
+        """Open the pools that are there, for this process alone.
+
+        One that holds something else is missing, too: a disk may have changed its place.
+        `ConfigError` where that can be said of all, two are one, or one that is required is not
+        there.
+        """
+        refused: dict[str, ConfigError] = {}
+        try:
+            for config in self.configs.values():
+                self._refuse_same(config)
+                try:
+                    self._attempt(config, functools.partial(self._directory, config))
+                except ConfigError as error:
+                    if config.require_pool:
+                        raise
+                    refused[config.name] = error
+            if refused and refused.keys() == self.configs.keys():
+                raise next(iter(refused.values()))
+            for name, refusal in refused.items():
+                self._miss(name, str(refusal))
+            for pool in self.open.values():
+                _refuse_nested(pool, self.open.values())
+        except BaseException:
+            self.close()
+            raise
+
+    def _directory(self, config: PoolConfig) -> None:
+        self._put(Pool(config, begin=True))
+
+    def load(self) -> None:
+        """Read the volumes of the open pools; raise only when all are thawed that can be."""
+        refusals = []
+        for pool in list(self.open.values()):
+            try:
+                self._attempt(pool.config, pool.load)
+            except ConfigError as error:
+                refusals.append(str(error))
+        if refusals:
+            raise ConfigError("; ".join(refusals))
+
+    def recover(self) -> None:
+        """Put right what a crash has left in the open pools."""
+        for pool in list(self.open.values()):
+            self._attempt(pool.config, pool.recover)
+
+    def start(self) -> None:
+        """Empty the trash of the pools, trim their images, and look for what is missing."""
+        for pool in self.open.values():
+            self._tend(pool)
+        self._watch.start()
+
+    def close(self) -> None:
+        """End what `start` has begun, and leave the pools to another process."""
+        self._stopping.set()
+        if self._watch.is_alive():
+            self._watch.join()
+        for worker in self._workers:
+            worker.stop()
+        for name in list(self.open):
+            self._remove(name)
+
+    def seek(self, name: str | None = None) -> None:
+        """Open the pool called `name`, or all, if it is missing and has come.
+
+        Whoever asks waits until it is open: reading its records may take a while.
+        """
+        if not (self.missing if name is None else name in self.missing):
+            return
+        with self._seeking:
+            for config in self.configs.values():
+                if config.name in self.missing and name in {None, config.name}:
+                    self._open_late(config)
+
+    def _attempt(self, config: PoolConfig, act: Callable[[], None]) -> None:
+        """Do what needs a pool's disk, at start; without it the pool is missing from then on."""
+        try:
+            try:
+                act()
+            except OSError as error:
+                raise closed(config, error) from None
+        except MissingPoolError as error:
+            self._remove(config.name)
+            if config.require_pool:
+                raise ConfigError(f"{error} (require-pool)") from None
+            self._miss(config.name, str(error))
+
+    def _open_late(self, config: PoolConfig) -> None:
+        try:
+            pool = Pool(config, begin=False)
+            try:
+                _refuse_nested(pool, self.open.values())
+                pool.load()
+                pool.recover()
+                self._admit(pool)
+            except BaseException:
+                pool.close()
+                raise
+        except OSError as error:
+            self._miss(config.name, str(closed(config, error)))
+        except (ConfigError, CsiError) as error:
+            self._miss(config.name, str(error))
+        else:
+            self._put(pool)
+            self._told.pop(config.name, None)
+            self._tend(pool)
+
+    def _refuse_same(self, config: PoolConfig) -> None:
+        for other in self.open.values():
+            with contextlib.suppress(OSError):
+                if config.path.samefile(other.config.path):
+                    raise ConfigError(
+                        f"pools {other.name} and {config.name} are one directory, "
+                        f"{other.config.path} and {config.path}; give each its own"
+                    )
+
+    def _put(self, pool: Pool) -> None:
+        # Others read these without a lock: they are replaced, never changed.
+        opened = {**self.open, pool.name: pool}
+        self.open = {name: opened[name] for name in self.configs if name in opened}
+        self.missing = {name: why for name, why in self.missing.items() if name != pool.name}
+
+    def _miss(self, name: str, why: str) -> None:
+        self.missing = {**self.missing, name: why}
+        self._tell(name, why)
+
+    def _remove(self, name: str) -> None:
+        if pool := self.open.get(name):
+            self.open = {key: item for key, item in self.open.items() if key != name}
+            pool.close()
+
+    def _tend(self, pool: Pool) -> None:
+        for worker in (Reaper(pool, self._locks), Trimmer(pool, self._locks)):
+            self._workers.append(worker)
+            worker.start()
+        self._enforcements[pool.name] = Enforcement(pool.name, pool.limiter)
+        self._enforcements[pool.name].look()
+
+    def _tell(self, name: str, why: str) -> None:
+        if self._told.get(name) != why:
+            self._told[name] = why
+            log.warning("a pool is missing; the others are served", pool=name, error=why)
+
+    def _run(self) -> None:
+        os.nice(1)  # of this thread alone: RPCs go first
+        while not self._stopping.wait(_INTERVAL):
+            try:
+                self.seek()
+                self._look()
+            except Exception:
+                log.exception("cannot look for the pools")
+
+    def _look(self) -> None:
+        """Log which of the open pools have been lost, or are back."""
+        for pool in self.open.values():
+            try:
+                pool.check()
+            except CsiError as error:
+                self._tell(pool.name, str(error))
+            else:
+                if self._told.pop(pool.name, None):
+                    log.info("the pool is there again", pool=pool.name)
+                self._enforcements[pool.name].look()
+
+
+def _refuse_nested(pool: Pool, others: Iterable[Pool]) -> None:
+    """Refuse a pool that lies in another one's directory, or the other way round.
+
+    By whatever path or bind mount.
+    """
+    for other in others:
+        for inner, outer in ((pool, other), (other, pool)):
+            if inner is not outer and _lies_in(inner, outer):
+                raise ConfigError(f"pool {inner.name} lies in pool {outer.name}; use another")
+
+
+def _lies_in(pool: Pool, other: Pool) -> bool:
+    here, there = pool.location, other.location
+    return here.device == there.device and PurePath(here.root).is_relative_to(there.root)

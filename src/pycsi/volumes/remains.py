@@ -1,0 +1,43 @@
+"""What is mounted of a volume that no pool here knows: its disk has failed, and the driver is new.
+
+The kernel recorded the path of what it shows; the volume's id is in that, and its node's.
+"""
+
+import errno
+
+from pycsi.linux import backing
+from pycsi.linux.kernel import KernelView
+from pycsi.linux.mounttable import Mount
+from pycsi.volumes.staging import busy
+
+
+def undo(volume_id: str, path: str) -> bool:
+    """Unmount what shows the volume at `path`; tell whether there was anything."""
+    kernel, undone = KernelView(), False
+    while (seen := kernel.mounts.topmost(path)) and _shows(seen, volume_id):
+        try:
+            kernel.unmount(path)
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise
+            raise busy(volume_id, seen) from None
+        _free(kernel, seen)
+        undone = True
+    return undone
+
+
+def _shows(mounted: Mount, volume_id: str) -> bool:
+    if mounted.root.endswith(f"/volumes/{volume_id}/data"):
+        return True
+    number = backing.number_shown(mounted)
+    path = None if number is None else backing.path_of(number)
+    return path is not None and path.endswith(f"/volumes/{volume_id}/disk.img")
+
+
+def _free(kernel: KernelView, unmounted: Mount) -> None:
+    """Detach the device whose node was shown, if nothing shows it any more."""
+    number = backing.number_of(unmounted.root)
+    if number is None or kernel.mounts.showing(unmounted.root):
+        return
+    if device := backing.device_of(number):
+        kernel.detach(device)

@@ -1,0 +1,356 @@
+"""Stage and publish on this node: compare with what the kernel has mounted, then act.
+
+What is mounted is always read from the kernel. Only the arguments of a call, which the kernel does
+not keep, are noted beside the volume; where they are not known, any call may be a repeated one.
+"""
+
+import contextlib
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from pycsi.backends import Backend
+from pycsi.linux import holders
+from pycsi.linux.descriptor import is_directory, no_symlinks, opened
+from pycsi.linux.mount import topmost
+from pycsi.linux.mounttable import Mount
+from pycsi.model import mountflags
+from pycsi.model.errors import AlreadyExists, FailedPrecondition, InvalidArgument
+from pycsi.model.request import Capability, Mode
+from pycsi.volumes.notes import UNKNOWN, Note, Notes
+
+_LONGEST_PATH = 4095
+_LONGEST_NAME = 255
+
+
+def resolved(text: str, field: str) -> str:
+    """Return a path of the orchestrator's as the kernel lists it, which is without links.
+
+    Whoever may plant a link must not choose where something is mounted, so links are refused, not
+    followed. What is made, mounted or removed there looks again, through the kernel.
+    """
+    names = [name for name in text.split("/") if name not in {"", "."}]
+    raw = os.fsencode(text)
+    if b"\0" in raw or len(raw) > _LONGEST_PATH or max(map(len, raw.split(b"/"))) > _LONGEST_NAME:
+        raise InvalidArgument(
+            f"{field} holds a NUL byte, or is over {_LONGEST_PATH} bytes long, or a name in it is "
+            f"over {_LONGEST_NAME}"
+        )
+    if not text.startswith("/") or ".." in names or not names:
+        raise InvalidArgument(f"{field} {text!r}: give an absolute path without '..'")
+    path, folder = f"/{'/'.join(names)}", f"/{'/'.join(names[:-1])}"
+    with contextlib.suppress(OSError), no_symlinks(folder):
+        return path
+    for parent in reversed(Path(path).parents):
+        if os.path.islink(parent):  # noqa: PTH114  (what cannot be looked at is no link)
+            raise InvalidArgument(
+                f"{field} {text!r}: {parent} is a symbolic link; give the real path"
+            )
+    return path
+
+
+class Staging:
+    """The node's side of one volume. Callers hold the volume's lock.
+
+    Of a volume whose pool is `away` what the kernel has mounted is all that is known, and all that
+    it takes to undo that.
+    """
+
+    def __init__(self, backend: Backend, *, away: bool = False) -> None:
+        self.backend = backend
+        self.kernel = backend.kernel
+        self.away = away
+        self.notes = Notes(backend.where, away=away)
+        if self.notes.lost:
+            # Every mount may be a staged or a published one, with whatever arguments.
+            self.notes.published = {item.target: UNKNOWN for item in backend.mounts()}
+            if not backend.target_is_file:  # a raw volume is not mounted where it is staged
+                self.notes.staged = dict(self.notes.published)
+        self._id = backend.volume.id
+
+    # What there is
+
+    def published(self) -> set[str]:
+        """Return the targets at which the volume is published now."""
+        return {item.target for item in self.backend.mounts()} & self.notes.published.keys()
+
+    def in_use(self) -> str | None:
+        """Return where the volume is in use, or None where nothing keeps it from being deleted."""
+        places = [item.target for item in self.backend.mounts()] + self._staged()
+        if not places and self.notes.lost and self.backend.is_staged(""):
+            return "a staging path that is not known"
+        return places[0] if places else self.backend.holder()
+
+    def holds(self, path: str) -> bool:
+        """Tell whether the volume is staged or published at `path`."""
+        if self.backend.is_seen(path):
+            return True
+        return path in self.notes.staged and self.backend.is_staged(path)
+
+    def has_lost(self, path: str, *, known: bool) -> bool:
+        """Tell whether the volume was staged or published at `path`, where something else is.
+
+        Where that is not `known`, for the notes are away, it may have been.
+        """
+        noted = path in self.notes.staged or path in self.notes.published
+        return (noted or not known) and self.kernel.mounts.topmost(path) is not None
+
+    def _staged(self) -> list[str]:
+        """Return the noted paths at which it is staged now; one that has gone says nothing."""
+        there = filter(os.path.lexists, self.notes.staged)
+        return [path for path in there if self.backend.is_staged(path)]
+
+    # Changing it
+
+    def ensure_staged(self, path: str, capability: Capability, arguments: str) -> None:
+        """Stage the volume at `path`, or find that it is, with these arguments."""
+        note = self.notes.staged.get(path)
+        if note and self.backend.is_staged(path):
+            if not note.agrees(arguments):
+                raise AlreadyExists(
+                    f"volume {self._id} is staged at {path} with another capability or context; "
+                    "unstage it first"
+                )
+            return
+        self._refuse_mounted(path)
+        if not _is_empty_directory(path):
+            raise FailedPrecondition(
+                f"staging_target_path {path} is not an empty directory; create one"
+            )
+        # Notes of where a reboot or somebody else has unstaged it say nothing any more; and of a
+        # raw volume's device one could not tell where it is staged.
+        staged = self._staged()
+        if not staged:
+            self.notes.staged.clear()
+        note = _note(capability, arguments)
+        self._refuse_other_options(note, [self.notes.staged[other] for other in staged])
+        self.notes.staged[path] = note
+        self.notes.save()
+        self.backend.stage(path, capability)
+
+    def ensure_unstaged(self, path: str) -> None:
+        """Undo what staging at `path` did; nothing is fine."""
+        if targets := self.published() - {path}:
+            raise FailedPrecondition(
+                f"volume {self._id} is still published at {min(targets)}; unpublish it first"
+            )
+        self._unmount(path)
+        noted = self.notes.staged.pop(path, None)
+        if not self._staged():
+            self.backend.release()
+        if noted:
+            self.notes.save_if_possible()
+
+    def ensure_published(
+        self,
+        target: str,
+        capability: Capability,
+        arguments: str,
+        *,
+        readonly: bool,
+        source: str | None,
+    ) -> None:
+        """Publish the volume at `target`, or find that it is, with these arguments.
+
+        `source` is where it is staged; None for an inline volume, which is mounted at its target.
+        """
+        if source and self.notes.lost:
+            self._note_staged(source)
+        published = self.published()
+        if self._is_repeated(target, capability.mode, arguments, published):
+            return
+        if source and not (source in self.notes.staged and self.backend.is_staged(source)):
+            raise FailedPrecondition(
+                f"volume {self._id} is not staged at {source}; call NodeStageVolume first"
+            )
+        note = _note(capability, arguments)
+        if note.options or not source:
+            there = [self.notes.published[path] for path in published]
+            self._refuse_other_options(note, [self.notes.staged[source]] if source else there)
+        self._refuse_mounted(target)
+        _refuse_unfit(target, is_file=self.backend.target_is_file)
+        # Notes of targets that a reboot or somebody else has unmounted say nothing any more.
+        for path in self.notes.published.keys() - published:
+            if not os.path.lexists(path):
+                del self.notes.published[path]
+        self.notes.published[target] = note
+        self.notes.save()
+        with self._target(target):
+            if source:
+                self.backend.publish(source, target, capability, readonly=readonly)
+            else:
+                self.backend.stage(target, capability, readonly=readonly)
+
+    def _refuse_other_options(self, note: Note, mounted: list[Note]) -> None:
+        """Refuse mount options that would do nothing: the filesystem was mounted with others."""
+        if not all(other.mounts_as(note.options or "") for other in mounted):
+            raise FailedPrecondition(
+                f"volume {self._id}: its filesystem is mounted with other mount flags, which count "
+                "where it is staged first; stage it with these"
+            )
+
+    def _note_staged(self, path: str) -> None:
+        """Take the volume for staged at `path`, where it is asked for, and not for published."""
+        self.notes.staged[path] = UNKNOWN
+        self.notes.published.pop(path, None)
+
+    def _is_repeated(self, target: str, mode: Mode, arguments: str, published: set[str]) -> bool:
+        """Follow the specification's table for a second NodePublishVolume."""
+        if target in published:
+            if not self.notes.published[target].agrees(arguments):
+                raise AlreadyExists(
+                    f"volume {self._id} is published at {target} with another capability, "
+                    "readonly flag or context; unpublish it first"
+                )
+            if not self.backend.is_seen(target):
+                self._refuse_mounted(target)
+            return True
+        if published and (
+            mode.one_target or any(self.notes.published[path].mode.one_target for path in published)
+        ):
+            raise FailedPrecondition(
+                f"volume {self._id} is published at {min(published)}, and {mode} allows one "
+                "target only; unpublish it there first"
+            )
+        return False
+
+    def ensure_unpublished(self, target: str) -> None:
+        """Undo what publishing at `target` did, and remove the target; nothing is fine."""
+        self._unmount(target)
+        self.backend.withdraw()
+        if target in self.notes.published:
+            _remove_target(target)
+            del self.notes.published[target]
+            self.notes.save_if_possible()
+        elif self.notes.lost:
+            with contextlib.suppress(FailedPrecondition):  # what is not empty was not made here
+                _remove_target(target)
+
+    @contextlib.contextmanager
+    def _target(self, target: str) -> Iterator[None]:
+        """Make the target; take it and its note away again if publishing fails."""
+        made = False
+        try:
+            made = _make_target(target, is_file=self.backend.target_is_file)
+            yield
+        except BaseException:
+            self.backend.withdraw()
+            if made:
+                _remove_target(target)
+            del self.notes.published[target]
+            self.notes.save_if_possible()
+            raise
+
+    def _unmount(self, path: str) -> None:
+        while found := self.kernel.mounts.at(path):
+            ours = found[-1].id in {item.id for item in self.backend.mounts()}
+            if not ours and not self.backend.is_relic(found[-1]):
+                raise _foreign(found[-1])
+            self._unmount_topmost(found[-1])
+            if len(found) == 1:
+                return
+
+    def _unmount_topmost(self, mounted: Mount) -> None:
+        try:
+            self.backend.unmount(mounted.target)
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise
+            raise busy(self._id, mounted) from None
+
+    def _refuse_mounted(self, path: str) -> None:
+        """Refuse a path where something else is mounted; what is left of a lost disk goes away."""
+        mounted = self.kernel.mounts.topmost(path)
+        if mounted and mounted not in self.backend.mounts() and self.backend.is_relic(mounted):
+            self._unmount(path)
+            mounted = self.kernel.mounts.topmost(path)
+        if mounted:
+            raise _foreign(mounted)
+
+
+def _note(capability: Capability, arguments: str) -> Note:
+    options = mountflags.of_filesystem(capability.mount_flags)
+    return Note(arguments=arguments, mode=capability.mode, options=options)
+
+
+def busy(volume_id: str, mounted: Mount) -> FailedPrecondition:
+    """Return what to answer where a mount cannot be unmounted: who uses it."""
+    who = holders.named(holders.of_mount(mounted))
+    return FailedPrecondition(f"volume {volume_id}: {mounted.target} is in use by {who}; end that")
+
+
+def _foreign(mounted: Mount) -> FailedPrecondition:
+    return FailedPrecondition(
+        f"{mounted.target}: something else is mounted there ({mounted.fstype} {mounted.source}); "
+        "unmount it"
+    )
+
+
+def _refuse_unfit(target: str, *, is_file: bool) -> None:
+    """Refuse a target that can neither be made nor is an empty one already."""
+    folder, _ = os.path.split(target)
+    if not is_directory(folder):
+        raise FailedPrecondition(f"target_path: {folder} is not a directory; create it")
+    try:
+        mode = os.lstat(target).st_mode
+    except OSError:
+        return
+    if not (stat.S_ISREG(mode) if is_file else _is_empty_directory(target)):
+        kind = "a file" if is_file else "an empty directory"
+        raise FailedPrecondition(f"target_path {target} exists and is not {kind}")
+
+
+def _is_empty_directory(path: str) -> bool:
+    """Tell whether an empty directory is there; one that goes meanwhile is not."""
+    with contextlib.suppress(OSError):
+        return is_directory(path) and not os.listdir(path)  # noqa: PTH208  (a Path costs more)
+    return False
+
+
+def _make_target(target: str, *, is_file: bool) -> bool:
+    """Make a directory, or a file for a device, at `target`; return False where it was there."""
+    folder, name = os.path.split(target)
+    with no_symlinks(folder, os.O_DIRECTORY) as parent:
+        try:
+            if is_file:
+                with opened(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, at=parent):
+                    pass
+            else:
+                os.mkdir(name, 0o750, dir_fd=parent)
+        except FileExistsError:
+            return False
+    return True
+
+
+def remove_unused(target: str) -> bool:
+    """Remove a target at which nothing is mounted; return False where there is none."""
+    if topmost(target) or not os.path.lexists(target):
+        return False
+    _remove_target(target)
+    return True
+
+
+def _remove_target(target: str) -> None:
+    """Remove an unmounted target: a directory only while it is empty, a file only while it is."""
+    folder, name = os.path.split(target)
+    try:
+        with no_symlinks(folder, os.O_DIRECTORY) as parent:
+            status = os.stat(name, dir_fd=parent, follow_symlinks=False)
+            if stat.S_ISDIR(status.st_mode):
+                os.rmdir(name, dir_fd=parent)
+            elif stat.S_ISREG(status.st_mode) and status.st_size == 0:
+                os.unlink(name, dir_fd=parent)
+            else:
+                raise FailedPrecondition(
+                    f"target_path {target} is not what was made there; remove it"
+                )
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        if error.errno != errno.ENOTEMPTY:
+            raise
+        raise FailedPrecondition(
+            f"target_path {target} holds files that are not the volume's; move them away"
+        ) from None
