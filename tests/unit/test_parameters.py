@@ -7,7 +7,7 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from pycsi.linux import filesystem
-from pycsi.model import mountflags, parameters
+from pycsi.model import mountflags, parameters, spec
 from pycsi.model.errors import InvalidArgument, OutOfRange
 from pycsi.model.records import VolumeType
 from pycsi.model.request import (
@@ -34,9 +34,9 @@ def choose(
     *capabilities: Capability,
     limiter: str | None = None,
     ground: str = "btrfs",
-) -> parameters.Make:
+) -> spec.VolumeSpec:
     wanted = parameters.parse(given)
-    return parameters.choose(wanted, capabilities, limiter=limiter, ground=ground)
+    return spec.choose(wanted, capabilities, limiter=limiter, pool_filesystem=ground)
 
 
 @pytest.fixture(autouse=True)
@@ -296,9 +296,9 @@ def test_size_lies_in_the_range(required: int | None, limit: int | None, minimum
     most = 2**63 - BLOCK if limit is None else limit // BLOCK * BLOCK
     if least > most:
         with pytest.raises(OutOfRange):
-            parameters.size_for(wanted, minimum)
+            spec.size_for(wanted, minimum)
     else:
-        size = parameters.size_for(wanted, minimum)
+        size = spec.size_for(wanted, minimum)
         assert wanted.holds(size)
         assert size % BLOCK == 0
         assert size >= minimum
@@ -319,4 +319,4 @@ def test_size_lies_in_the_range(required: int | None, limit: int | None, minimum
 )
 def test_size(wanted: CapacityRange | None, size: int) -> None:
     """The size is the required one, rounded up, or the default within the limit."""
-    assert parameters.size_for(wanted, MIB) == size
+    assert spec.size_for(wanted, MIB) == size

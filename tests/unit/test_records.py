@@ -112,7 +112,7 @@ def test_rewritten_record_is_whole(tmp_path: Path, lengths: tuple[int, ...]) -> 
     rewriting = f"""
 from itertools import cycle
 from pathlib import Path
-from pycsi import store
+from pycsi.linux import record as store
 for record in cycle({records}):
     store.rewrite_record(Path({str(path)!r}), record)
 """
@@ -190,7 +190,7 @@ def test_publish_is_a_rename(tmp_path: Path) -> None:
         (tmp_path / folder).mkdir()
     (tmp_path / "tmp/a").mkdir()
     (tmp_path / "tmp/a/data").write_text("data")
-    store.publish(tmp_path / "tmp/a", tmp_path / "volumes/a")
+    store.rename_durably(tmp_path / "tmp/a", tmp_path / "volumes/a")
     assert (tmp_path / "volumes/a/data").read_text() == "data"
     assert not list((tmp_path / "tmp").iterdir())
 

@@ -13,7 +13,7 @@ from pycsi.model.config import DriverMode
 from pycsi.proto import csi_pb2 as csi
 from pycsi.server.rpc import status_of
 from pycsi.services import request
-from pycsi.services.capabilities import advertised
+from pycsi.services.capabilities import driver_capabilities
 from pycsi.volumes.locks import Locks
 
 Code = grpc.StatusCode
@@ -175,7 +175,7 @@ def test_access_mode(mode: AccessMode.Mode) -> None:
     )
     name = AccessMode.Mode.Name(mode)
     for driver_mode, word in ((DriverMode.SINGLE_NODE, "SINGLE_NODE"), (DriverMode.NODE, "mode")):
-        served = advertised(driver_mode, attach=False).access_modes
+        served = driver_capabilities(driver_mode, attach=False).access_modes
         if mode and (driver_mode is DriverMode.SINGLE_NODE or name.startswith("SINGLE_NODE")):
             assert request.capability(message, served).mode == name
         else:

@@ -178,11 +178,11 @@ class Backend(abc.ABC):
         """Bring the volume to a state of which a capture is good; nobody may use it if idle."""
 
     @abc.abstractmethod
-    def capture(self, source: "Backend", progress: Progress, *, steady: bool) -> None:
+    def capture(self, source: "Backend", progress: Progress, *, point_in_time: bool) -> None:
         """Become a snapshot's copy of `source`, which is of the same kind.
 
-        Without `steady` it need not be of one point in time. `progress` is called now and then;
-        what it raises ends the copy.
+        Without `point_in_time` files of different moments will do. `progress` is called now and
+        then; what it raises ends the copy.
         """
 
     @abc.abstractmethod

@@ -115,23 +115,25 @@ class Directory(Backend):
         owned = self.limiter.owned(self.content, self.volume.project, shares=shares)
         return min(owned, self.volume.capacity)
 
-    def capture(self, source: Backend, progress: Progress, *, steady: bool) -> None:
+    def capture(self, source: Backend, progress: Progress, *, point_in_time: bool) -> None:
         def capture() -> tuple[None, bool]:
             return None, self.limiter.capture(source.content, self.content, progress)
 
-        self._copy(source, capture, steady=steady)
+        self._copy(source, capture, point_in_time=point_in_time)
 
     def restore(self, source: Backend, progress: Progress) -> int | None:
         size = self.volume.capacity if self.volume.enforced else None
         return self._copy(
             source,
             lambda: self.limiter.restore(source.content, self.content, size, progress),
-            steady=True,
+            point_in_time=True,
         )
 
-    def _copy(self, source: Backend, copy: Callable[[], tuple[T, bool]], *, steady: bool) -> T:
+    def _copy(
+        self, source: Backend, copy: Callable[[], tuple[T, bool]], *, point_in_time: bool
+    ) -> T:
         """Call `copy`, which tells what it made and whether at one point in time, until it was."""
-        busy = steady and source.written_at() is not None
+        busy = point_in_time and source.written_at() is not None
         if source.shares or not busy:
             with contextlib.suppress(treecopy.TreeChangedError):
                 made, at_once = copy()

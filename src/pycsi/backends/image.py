@@ -273,7 +273,7 @@ class Image(Backend):
             blocks = fiemap.unshared(fd) if shares else os.fstat(fd).st_blocks * 512
         return min(blocks, self.volume.capacity)
 
-    def capture(self, source: Backend, progress: Progress, *, steady: bool) -> None:
+    def capture(self, source: Backend, progress: Progress, *, point_in_time: bool) -> None:
         with (
             opened(source.content) as old,
             opened(self.image, os.O_RDWR | os.O_CREAT | os.O_EXCL) as new,
@@ -292,7 +292,7 @@ class Image(Backend):
         return source.location.mount.fstype == "btrfs" and nocow.is_nocow(fd)
 
     def restore(self, source: Backend, progress: Progress) -> int | None:
-        self.capture(source, progress, steady=True)
+        self.capture(source, progress, point_in_time=True)
         return None
 
     def adapt(self, source: Volume, project: int | None) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from pycsi.backends.choice import backend_for
 from pycsi.cli.tables import InspectedPool, InspectionError
-from pycsi.linux.record import publish
+from pycsi.linux.record import rename_durably
 from pycsi.linux.tree import refuse_mounts
 from pycsi.model.config import PoolConfig
 from pycsi.model.records import Volume
@@ -29,7 +29,7 @@ def restore(configs: Iterable[PoolConfig], name: str) -> str:
     """Make the volume that is the entry `name` a volume again; return its id."""
     configs = tuple(configs)
     for seen, entry in _found(configs, [name]):
-        if not isinstance(entry.record(), Volume) or entry.doomed:
+        if not isinstance(entry.record(), Volume) or entry.reaping:
             raise InspectionError(f"{name} is no volume that is whole; it cannot be restored")
         place = seen.layout.volumes / entry.id
         for config in configs:
@@ -37,7 +37,7 @@ def restore(configs: Iterable[PoolConfig], name: str) -> str:
                 raise _there_again(entry)
         try:
             with _announced(seen.layout):
-                publish(entry.path, place)
+                rename_durably(entry.path, place)
         except OSError as error:
             if error.errno not in {errno.EEXIST, errno.ENOTEMPTY}:
                 raise
@@ -98,7 +98,7 @@ def _delete_inline(seen: InspectedPool, volume: Volume) -> None:
         raise InspectionError(f"{volume.id} is in use at {where}; delete its pod")
     refuse_mounts(place)
     with _announced(seen.layout):  # a driver reaps it, at its start if none runs
-        publish(place, new_entry(seen.layout, volume.id, Fate.GONE).path)
+        rename_durably(place, new_entry(seen.layout, volume.id, Fate.GONE).path)
 
 
 def _found(

@@ -161,7 +161,7 @@ def _parsed(path: Path | str, text: bytes) -> dict[str, Any]:
     return dict(data)
 
 
-def publish(building: Path | str, place: Path | str) -> None:
+def rename_durably(building: Path | str, place: Path | str) -> None:
     """Rename a directory to its final name, durably; where that fails it has its old one again."""
     os.rename(building, place)  # noqa: PTH104  (Path makes another one)
     try:

@@ -122,3 +122,33 @@ class Request:
             mutable=dict(data["mutable"]),
             source=None if source is None else Source.from_json(source),
         )
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class VolumeRequest:
+    """All that CreateVolume says: the volume's name, what its record keeps, and where it may be.
+
+    `topologies` are the accessible topologies that will do, each by its segments; none: any will;
+    None: the orchestrator does not say.
+    """
+
+    name: str
+    request: Request
+    topologies: tuple[Mapping[str, str], ...] | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class NodeRequest:
+    """What NodeStageVolume or NodePublishVolume says: which volume, at which path, and how.
+
+    `arguments` is a digest of what a repeated call must repeat. `staging_path` is where a volume
+    that is to be published is staged; "": nowhere.
+    """
+
+    volume_id: str
+    path: str
+    capability: Capability
+    context: Mapping[str, str]
+    arguments: str
+    readonly: bool = False
+    staging_path: str = ""

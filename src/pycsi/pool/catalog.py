@@ -67,7 +67,7 @@ class Catalog(Generic[T]):
         self._derived: dict[str, dict[Callable[[T], Any], Any]] = {}
         self._touched = 0
         self._unreadable: dict[str, str] = {}
-        self._coming: set[str] = set()
+        self._creating: set[str] = set()
         self._ignored: set[str] = set()
         self.held = 0
         """How many bytes of the pool all of them count for."""
@@ -141,7 +141,7 @@ class Catalog(Generic[T]):
         if item is None and self.adopts and node_of(object_id) and self._lies_there(object_id):
             with self._mutex:
                 item = self._items.get(object_id)
-                if item is None and not self._is_spoken_for(object_id):
+                if item is None and not self._is_known(object_id):
                     item = self._adopt(object_id)
             self._refuse_unreadable(object_id)
         return item
@@ -192,28 +192,28 @@ class Catalog(Generic[T]):
         seen = True
         for name in names:
             with self._mutex:
-                if name not in self._items and not self._is_spoken_for(name):
+                if name not in self._items and not self._is_known(name):
                     try:
                         self._adopt(name)
                     except OSError:
                         seen = False
         return seen
 
-    def _is_spoken_for(self, name: str) -> bool:
-        return name in self._coming or name in self._ignored or name in self._unreadable
+    def _is_known(self, name: str) -> bool:
+        return name in self._creating or name in self._ignored or name in self._unreadable
 
     @contextlib.contextmanager
-    def coming(self, object_id: str) -> Iterator[str]:
+    def creating(self, object_id: str) -> Iterator[str]:
         """Keep what is made in the `with` block from being adopted: it is put here when it is done.
 
         Yields where it will be.
         """
-        # Without the lock: it is put here, under the lock, before it is no longer coming.
-        self._coming.add(object_id)
+        # Without the lock: it is put here, under the lock, before it is no longer being created.
+        self._creating.add(object_id)
         try:
             yield self.place(object_id)
         finally:
-            self._coming.remove(object_id)
+            self._creating.remove(object_id)
 
     def put(self, item: T) -> None:
         """Remember a new one, or an old one with a new record."""

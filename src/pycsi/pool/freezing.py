@@ -36,7 +36,7 @@ class Frozen:
     backend: Backend
 
 
-class Moment:
+class FreezeWindow:
     """The time in which the filesystems are frozen, or have at least not been thawed yet."""
 
     def __init__(self) -> None:
@@ -56,12 +56,12 @@ class Moment:
 
 
 @contextlib.contextmanager
-def frozen(volumes: Iterable[Frozen], limit: float) -> Iterator[Moment]:
+def frozen(volumes: Iterable[Frozen], limit: float) -> Iterator[FreezeWindow]:
     """Freeze the filesystems through the `with` block, but for `limit` seconds at most.
 
     Where there are none it may take any time. It is to call `check` now and then.
     """
-    moment = Moment()
+    window = FreezeWindow()
     with contextlib.ExitStack() as undo:
         opened_volumes = [
             (undo.enter_context(closing(open_volume(volume.backend))), volume) for volume in volumes
@@ -72,31 +72,33 @@ def frozen(volumes: Iterable[Frozen], limit: float) -> Iterator[Moment]:
             descriptors = [fd for fd, _ in opened_volumes]
             done = threading.Event()
             watchdog = threading.Thread(
-                target=_watch, args=(limit, done, moment, descriptors), daemon=True
+                target=_watch, args=(limit, done, window, descriptors), daemon=True
             )
             watchdog.start()
             undo.callback(watchdog.join)
             undo.callback(done.set)
         for fd, volume in opened_volumes:
-            undo.enter_context(_frozen(fd, volume, moment))
-            moment.check()
-        yield moment
-        moment.check()
+            undo.enter_context(_frozen(fd, volume, window))
+            window.check()
+        yield window
+        window.check()
 
 
 @processors.unpinned()  # it may not have to wait for what keeps the others' processor
-def _watch(limit: float, done: threading.Event, moment: Moment, descriptors: list[int]) -> None:
+def _watch(
+    limit: float, done: threading.Event, window: FreezeWindow, descriptors: list[int]
+) -> None:
     """Thaw them after `limit` seconds, unless all is done by then."""
     if done.wait(limit):
         return
-    moment.end()
+    window.end()
     for fd in descriptors:
         with contextlib.suppress(OSError):  # the others are to be thawed in any case
             thaw(fd)
 
 
 @contextlib.contextmanager
-def _frozen(fd: int, volume: Frozen, moment: Moment) -> Iterator[None]:
+def _frozen(fd: int, volume: Frozen, window: FreezeWindow) -> Iterator[None]:
     name = volume.backend.volume.id
     volume.marker.touch()
     try:
@@ -115,7 +117,7 @@ def _frozen(fd: int, volume: Frozen, moment: Moment) -> Iterator[None]:
     finally:
         was_frozen = retry(lambda: thaw(fd))  # or it would stand still for ever
         retry(volume.marker.unlink)
-    if not (was_frozen or moment.over):
+    if not (was_frozen or window.over):
         raise FailedPrecondition(
             f"the filesystem of volume {name} was thawed by somebody else while it was copied; "
             "have nothing else freeze it at that time"

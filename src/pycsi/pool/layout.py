@@ -18,8 +18,8 @@ from pycsi.linux.record import (
     write_record,
     write_unsynchronised,
 )
-from pycsi.model.records import Group, Snapshot, Volume
-from pycsi.pool.catalog import UNREADABLE, Catalog
+from pycsi.model.records import Snapshot, Volume
+from pycsi.pool.catalog import Catalog
 
 log = structlog.get_logger()
 
@@ -114,23 +114,6 @@ def write_volume(place: str, volume: Volume) -> None:
 def write_new_snapshot(place: Path, snapshot: Snapshot) -> None:
     """Write the record of a snapshot that is being made."""
     write_new_record(f"{place}/{SNAPSHOT_RECORD}", snapshot.to_json())
-
-
-def write_group(layout: Layout, group: Group) -> None:
-    """Write the record of a group snapshot, durably."""
-    write_record(layout.group(group.id), group.to_json())
-
-
-def read_groups(layout: Layout) -> dict[str, Group]:
-    """Return the group snapshots by id; a record that cannot be read is left as it is."""
-    groups = {}
-    for record in sorted(layout.groups.glob("[!.]*.json")):
-        try:
-            group = Group.from_json(read_record(record))
-            groups[group.id] = group
-        except UNREADABLE as error:
-            log.warning("a group's record cannot be read", path=str(record), error=str(error))
-    return groups
 
 
 def volume_catalog(layout: Layout) -> Catalog[Volume]:

@@ -9,9 +9,8 @@ import contextlib
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import structlog
 
@@ -20,28 +19,28 @@ from pycsi.backends.choice import backend_for
 from pycsi.backends.enforcement import limiter_for
 from pycsi.backends.limits import Limiter, LimitError, NoLimiter
 from pycsi.linux import clone
-from pycsi.linux.descriptor import exists, sync_directory
+from pycsi.linux.descriptor import exists
 from pycsi.linux.kernel import KernelView
 from pycsi.linux.location import Location
 from pycsi.linux.mount import syncfs
 from pycsi.linux.mounttable import Mount
-from pycsi.linux.record import publish
 from pycsi.linux.tree import refuse_listed
 from pycsi.model import mkfsoptions
 from pycsi.model.config import PoolConfig
 from pycsi.model.errors import FailedPrecondition, OutOfRange
 from pycsi.model.records import (
-    Group,
     Snapshot,
     Volume,
     VolumeType,
 )
 from pycsi.model.size import LARGEST, round_down, show
 from pycsi.pool import layout, trash
+from pycsi.pool.building import Build, build
 from pycsi.pool.capacity import Capacity
 from pycsi.pool.catalog import Catalog
 from pycsi.pool.directory import PoolDirectory
 from pycsi.pool.freezing import Frozen, thaw_after_crash
+from pycsi.pool.groups import Groups
 from pycsi.pool.room import Room
 from pycsi.pool.written import Contents
 
@@ -66,7 +65,7 @@ class Pool:
         self.reflinks = False
         self.volumes = layout.volume_catalog(self.layout)
         self.snapshots = layout.snapshot_catalog(self.layout)
-        self.groups: dict[str, Group] = {}
+        self.groups = Groups(self.layout)
         self.trash = trash.Trash(self.layout, config.retain_for)
         self._directory = PoolDirectory(config, begin=begin)
         contents = Contents(
@@ -111,11 +110,9 @@ class Pool:
         self.limiter = limiter_for(self.location.real_path, self.mount.fstype, self.uuid)
         self.reflinks = clone.can_share(self.layout.record)
         self.snapshots.load()
-        self.groups = layout.read_groups(self.layout)
+        self.groups.load()
         for litter in list(self.layout.tmp.iterdir()):
-            litter.rename(trash.doomed_place(self.layout, litter.name))
-        for unwritten in list(self.layout.groups.glob(".*")):
-            unwritten.unlink()
+            litter.rename(trash.reaping_place(self.layout, litter.name))
         log.info(
             "pool is open",
             pool=self.name,
@@ -208,7 +205,7 @@ class Pool:
         return backend_for(os.fspath(place), volume, self.limiter, self.location)
 
     def healthy_path(self, volume: Volume) -> str:
-        """Return the `Backend.healthy_path` of a volume that was never staged or published, or none.
+        """Return the `Backend.healthy_path` of a volume that was never staged or published, or "".
 
         `OSError` where that cannot be seen.
         """
@@ -225,24 +222,6 @@ class Pool:
 
     # Changing; callers hold the volume's or the snapshot's lock
 
-    @contextlib.contextmanager
-    def _building(self, place: str, size: int, *, thick: bool) -> Iterator[str]:
-        """Make an empty directory for what shall be at `place`, and reserve room for it.
-
-        If the `with` block fails it is deleted, unless it was published.
-        """
-        self.check()
-        with self.room.reserved(place, size, thick=thick):
-            # A name of its own: a mkfs that outlived its driver may still write into an older one.
-            name = place.rpartition("/")[2]
-            building = f"{self.layout.tmp}/{name}.{os.urandom(4).hex()}"
-            os.mkdir(building, 0o700)  # noqa: PTH102  (Path's costs as much as the call)
-            try:
-                yield building
-            except BaseException:
-                self._destroy_or_log(building)
-                raise
-
     def create(
         self,
         volume: Volume,
@@ -257,60 +236,54 @@ class Pool:
         self._refuse_impossible(volume)
         thick = volume.thick or more > 0
         with (
-            self.volumes.coming(volume.id) as place,
-            self._building(place, volume.capacity + more, thick=thick) as building,
+            self.volumes.creating(volume.id) as place,
+            self._build(place, volume.capacity + more, thick=thick) as building,
         ):
-            backend = self.backend_at(building, volume)
+            backend = self.backend_at(building.directory, volume)
             project = fill(backend)
             if more:
-                self.room.reserve(place, volume.capacity, thick=thick)
+                building.reservation.resize(volume.capacity, thick=thick)
             made = dataclasses.replace(volume, project=project) if project else volume
-            layout.write_new_volume(building, made)
+            layout.write_new_volume(building.directory, made)
             backend.sync_names()
-            self._publish(building, place, made)
-            self._remember(self.volumes, place, made)
+            building.commit(lambda: self._make_durable(made))
+            building.index(self.volumes, made)
         return made
 
-    @contextlib.contextmanager
-    def taking(self, snapshot_id: str, size: int, *, thick: bool) -> Iterator[Path]:
+    def build_snapshot(
+        self, snapshot_id: str, size: int, *, thick: bool
+    ) -> contextlib.AbstractContextManager[Build]:
         """Make an empty directory for a snapshot that will occupy about `size` bytes.
 
-        Of a thick volume these are bytes of its own, now. The directory is to be given to `keep` in
+        Of a thick volume these are bytes of its own, now. It is to be given to `commit_snapshot` in
         the `with` block; if that fails it is deleted.
         """
         place = self.snapshots.place(snapshot_id)
-        with self._building(place, size, thick=thick or not self.reflinks) as building:
-            yield Path(building)
+        return self._build(place, size, thick=thick or not self.reflinks)
 
-    def keep(self, building: Path, snapshot: Snapshot) -> None:
-        """Put a snapshot that is whole in its place; `remember` makes it known."""
-        place = self.snapshots.place(snapshot.id)
-        self.room.reserve(place, snapshot.held, thick=False)
-        layout.write_new_snapshot(building, snapshot)
-        self._publish(building, place, snapshot.volume)
+    def commit_snapshot(self, building: Build, snapshot: Snapshot) -> None:
+        """Put a snapshot that is whole in its place; `Build.index` makes it known."""
+        building.reservation.resize(snapshot.held, thick=False)
+        layout.write_new_snapshot(Path(building.directory), snapshot)
+        building.commit(lambda: self._make_durable(snapshot.volume))
 
-    def remember(self, snapshot: Snapshot) -> None:
-        """Make a snapshot known that is in its place."""
-        self._remember(self.snapshots, self.snapshots.place(snapshot.id), snapshot)
+    def _build(
+        self, place: str, size: int, *, thick: bool
+    ) -> contextlib.AbstractContextManager[Build]:
+        self.check()
+        return build(
+            self.layout,
+            self.room,
+            place,
+            size,
+            thick=thick,
+            destroy=lambda directory: trash.destroy(directory, self.limiter),
+        )
 
-    def forget(self, snapshot_id: str) -> None:
+    def delete_snapshot(self, snapshot_id: str) -> None:
         """Delete a snapshot, also one whose record cannot be read; absent is fine."""
         self.check()
-        self._throw_away(self.snapshots, snapshot_id, trash.Fate.GONE)
-
-    def _publish(self, building: Path | str, place: str, volume: Volume) -> None:
-        if os.path.lexists(place):
-            raise FailedPrecondition(
-                f"{place} exists, but was not there when the driver started; restart the driver, "
-                "or move it away"
-            )
-        sync_directory(building)
-        publish(building, place)
-        try:
-            self._make_durable(volume)
-        except BaseException:
-            os.rename(place, building)  # noqa: PTH104
-            raise
+        self._move_to_trash(self.snapshots, snapshot_id, trash.Fate.GONE)
 
     def delete(self, backend: Backend, fate: trash.Fate) -> None:
         """Delete a volume that is not in use: gone when this returns, also after a power cut.
@@ -319,15 +292,15 @@ class Pool:
         """
         self.check()
         refuse_listed(backend.kernel.mounts, self.location.real(backend.where))
-        self._throw_away(self.volumes, backend.volume.id, fate)
+        self._move_to_trash(self.volumes, backend.volume.id, fate)
 
-    def _throw_away(
+    def _move_to_trash(
         self, catalog: Catalog[Volume] | Catalog[Snapshot], object_id: str, fate: trash.Fate
     ) -> None:
         place = catalog.place(object_id)
         try:
             if exists(place):
-                self.trash.throw_away(place, object_id, fate, catalog.held_by(object_id))
+                self.trash.put(place, object_id, fate, catalog.held_by(object_id))
         finally:
             if not exists(place):
                 catalog.drop(object_id)
@@ -338,13 +311,12 @@ class Pool:
         larger = dataclasses.replace(volume, capacity=size)
         if size > volume.capacity:
             self._refuse_impossible(larger)
-        place = self.volumes.place(volume.id)
-        with self.room.reserved(place, size - volume.capacity, thick=volume.thick):
+        with self.room.reserved(size - volume.capacity, thick=volume.thick) as reservation:
             backend = self.backend(volume)
             try:
                 backend.resize(size)
                 if larger != volume:
-                    self.update(larger)
+                    self._record(larger, reservation.replaced)
             except BaseException:
                 with contextlib.suppress(OSError, LimitError):
                     recorded = self.volumes.get(volume.id) or volume
@@ -356,6 +328,12 @@ class Pool:
     def update(self, volume: Volume) -> None:
         """Record a volume anew, durably."""
         self.check()
+        self._record(volume, contextlib.nullcontext)
+
+    def _record(
+        self, volume: Volume, known: Callable[[], contextlib.AbstractContextManager[None]]
+    ) -> None:
+        """Record a volume anew, durably; it becomes known in a block of `known`."""
         place = self.volumes.place(volume.id)
         before = self.volumes.get(volume.id)
         try:
@@ -368,42 +346,11 @@ class Pool:
                     layout.write_volume(place, before)
             self.volumes.read_again(volume.id)
             raise
-        self._remember(self.volumes, place, volume)
-
-    def write_group_record(self, group: Group) -> None:
-        """Record a group snapshot, durably: now it exists, with all its members."""
-        self.check()
-        layout.write_group(self.layout, group)
-
-    def delete_group_record(self, group_id: str) -> None:
-        """Delete the record of a group snapshot, durably, or not at all; absent is fine."""
-        self.check()
-        try:
-            self.layout.group(group_id).unlink(missing_ok=True)
-            sync_directory(self.layout.groups)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                if group := self.groups.get(group_id):
-                    layout.write_group(self.layout, group)
-            raise
-
-    def _remember(
-        self, catalog: Catalog[Volume] | Catalog[Snapshot], place: str, item: Any
-    ) -> None:
-        with self.room.taken(place):
-            catalog.put(item)
+        with known():
+            self.volumes.put(volume)
 
     def _make_durable(self, volume: Volume) -> None:
         # On btrfs a new subvolume and its limit are durable with the next commit, not by fsync; an
         # image is a file, and has been synchronised.
         if self.mount.fstype == "btrfs" and volume.type is VolumeType.DIRECTORY:
             syncfs(self.layout.root)
-
-    def _destroy_or_log(self, place: str) -> None:
-        """Delete what was half built; what cannot be deleted waits for the next start."""
-        if not exists(place):
-            return
-        try:
-            trash.destroy(Path(place), self.limiter)
-        except Exception as error:  # noqa: BLE001  (the reason of the failure counts, not this one)
-            log.warning("cannot be deleted now", path=place, error=str(error))

@@ -16,6 +16,22 @@ _PATIENCE = 2.0
 """Seconds to wait for room while the trash is being emptied."""
 
 
+class Reservation:
+    """Bytes of a pool's room for something that is being made, or grows."""
+
+    def __init__(self, room: "Room") -> None:
+        self._room = room
+        self.size = 0
+
+    def resize(self, size: int, *, thick: bool) -> None:
+        """Reserve `size` bytes instead, or raise `ResourceExhausted`."""
+        self._room.reserve(self, size, thick=thick)
+
+    def replaced(self) -> contextlib.AbstractContextManager[None]:
+        """Count what becomes known in the `with` block in place of this."""
+        return self._room.replaced(self)
+
+
 class Room:
     """What a pool has promised to its volumes, snapshots and trash, and can still promise."""
 
@@ -24,7 +40,7 @@ class Room:
         self._contents = contents
         self._written = Written(contents)
         self._mutex = threading.Lock()
-        self._pending: dict[str, int] = {}
+        self._reserved = 0
 
     def capacity(self) -> Capacity:
         """Measure the pool; what is promised is counted, what is in the trash too."""
@@ -48,62 +64,73 @@ class Room:
             self._config,
             facts,
             self._contents.filesystem,
-            committed=held + sum(self._pending.values()),
+            committed=held + self._reserved,
             usable=usable,
         )
 
-    def reserve(self, place: str, size: int, *, thick: bool) -> None:
-        """Reserve `size` bytes for what shall be at `place`, or raise `ResourceExhausted`.
+    @contextlib.contextmanager
+    def reserved(self, size: int, *, thick: bool) -> Iterator[Reservation]:
+        """Reserve `size` bytes through the `with` block, or raise `ResourceExhausted`."""
+        reservation = Reservation(self)
+        self.reserve(reservation, size, thick=thick)
+        try:
+            yield reservation
+        finally:
+            with self.replaced(reservation):
+                pass
+
+    def reserve(self, reservation: Reservation, size: int, *, thick: bool) -> None:
+        """Let a reservation have `size` bytes, or raise `ResourceExhausted`.
 
         While the trash is being emptied it is worth waiting for a moment.
         """
         deadline = time.monotonic() + _PATIENCE
         # What was measured before is enough where there is room; otherwise it has to be exact.
-        if not self._try_reserve(place, size, thick=thick, exact=False):
+        if not self._try_reserve(reservation, size, thick=thick, exact=False):
             return
-        while refusal := self._try_reserve(place, size, thick=thick, exact=True):
-            if time.monotonic() > deadline or not self._contents.trash.dwindles():
+        while refusal := self._try_reserve(reservation, size, thick=thick, exact=True):
+            if time.monotonic() > deadline or not self._contents.trash.is_emptying():
                 raise ResourceExhausted(refusal)
             time.sleep(0.01)
 
-    def _try_reserve(self, place: str, size: int, *, thick: bool, exact: bool) -> str | None:
+    def _try_reserve(
+        self, reservation: Reservation, size: int, *, thick: bool, exact: bool
+    ) -> str | None:
         """Reserve room, or return why there is none."""
         facts, usable = self._measure(exact=exact)
         with self._mutex:
-            more = size - self._pending.get(place, 0)
+            more = size - reservation.size
             capacity = self._counting_promises(facts, usable)
             if more > 0 and capacity.lacks_inodes:
-                return (
-                    f"pool {self._config.name}: {facts.f_favail} of {facts.f_files} inodes are "
-                    "free on its disk, too few for anything new; delete files or snapshots there, "
-                    "or make a filesystem with more inodes (mkfs.ext4 -N)"
-                )
+                return self._lacks_inodes(facts)
             left = capacity.available(thick=thick)
-            if more <= left:
-                self._pending[place] = size
-                return None
-            return (
-                f"pool {self._config.name}: {show(more)} wanted, {show(left)} left of "
-                f"{show(capacity.limit)} (overcommit {capacity.overcommit:g}, "
-                f"{show(capacity.free)} free on disk, {show(capacity.unwritten)} promised and "
-                f"not yet written, {show(capacity.reserve)} reserved, "
-                f"{show(self._contents.trash.held)} in the trash); free space, lower the request "
-                "or raise overcommit"
-            )
+            if more > left:
+                return self._lacks_room(more, left, capacity)
+            self._reserved += more
+            reservation.size = size
+            return None
+
+    def _lacks_inodes(self, facts: os.statvfs_result) -> str:
+        return (
+            f"pool {self._config.name}: {facts.f_favail} of {facts.f_files} inodes are "
+            "free on its disk, too few for anything new; delete files or snapshots there, "
+            "or make a filesystem with more inodes (mkfs.ext4 -N)"
+        )
+
+    def _lacks_room(self, more: int, left: int, capacity: Capacity) -> str:
+        return (
+            f"pool {self._config.name}: {show(more)} wanted, {show(left)} left of "
+            f"{show(capacity.limit)} (overcommit {capacity.overcommit:g}, "
+            f"{show(capacity.free)} free on disk, {show(capacity.unwritten)} promised and "
+            f"not yet written, {show(capacity.reserve)} reserved, "
+            f"{show(self._contents.trash.held)} in the trash); free space, lower the request "
+            "or raise overcommit"
+        )
 
     @contextlib.contextmanager
-    def reserved(self, place: str, size: int, *, thick: bool) -> Iterator[None]:
-        """Reserve `size` bytes through the `with` block, or raise `ResourceExhausted`."""
-        self.reserve(place, size, thick=thick)
-        try:
-            yield
-        finally:
-            with self._mutex:
-                self._pending.pop(place, None)
-
-    @contextlib.contextmanager
-    def taken(self, place: str) -> Iterator[None]:
-        """Count what is put on its catalog in the `with` block in place of what was reserved."""
+    def replaced(self, reservation: Reservation) -> Iterator[None]:
+        """See `Reservation.replaced`."""
         with self._mutex:
-            self._pending.pop(place, None)
+            self._reserved -= reservation.size
+            reservation.size = 0
             yield

@@ -23,7 +23,7 @@ import structlog
 from pycsi.backends.directory import Directory
 from pycsi.backends.image import Image
 from pycsi.backends.limits import Limiter
-from pycsi.linux.record import publish, read_record
+from pycsi.linux.record import read_record, rename_durably
 from pycsi.linux.tree import empty, refuse_mounts
 from pycsi.model.records import Snapshot, Volume
 from pycsi.pool.catalog import UNREADABLE
@@ -32,9 +32,9 @@ from pycsi.pool.layout import SNAPSHOT_RECORD, VOLUME_RECORD, Layout
 log = structlog.get_logger()
 
 _ENTRY = re.compile(
-    r"(?P<doomed>\.?)(?P<id>.+)\.(?P<deleted>\d{1,12})\.(?P<fate>gone|kept)\.[0-9a-f]{8}"
+    r"(?P<reaping>\.?)(?P<id>.+)\.(?P<deleted>\d{1,12})\.(?P<fate>gone|kept)\.[0-9a-f]{8}"
 )
-_DOOMED = "."
+_REAPING = "."
 _RETRY = 60.0
 """Seconds after which what could not be deleted is tried again."""
 
@@ -54,25 +54,25 @@ class Entry:
     id: str
     deleted: int
     fate: Fate
-    doomed: bool
+    reaping: bool
 
     @classmethod
     def parse(cls, path: Path) -> Self:
-        """Read an entry's name; what has none of ours is doomed."""
+        """Read an entry's name; what has none of ours is being reaped."""
         match = _ENTRY.fullmatch(path.name)
         if match is None:
-            return cls(path=path, id=path.name, deleted=0, fate=Fate.GONE, doomed=True)
+            return cls(path=path, id=path.name, deleted=0, fate=Fate.GONE, reaping=True)
         return cls(
             path=path,
             id=match["id"],
             deleted=int(match["deleted"]),
             fate=Fate(match["fate"]),
-            doomed=bool(match["doomed"]),
+            reaping=bool(match["reaping"]),
         )
 
     def due(self, retain_for: float | None) -> float:
         """Return when this is to be reaped, in seconds since the epoch."""
-        if self.doomed or self.fate is Fate.GONE:
+        if self.reaping or self.fate is Fate.GONE:
             return 0
         return float("inf") if retain_for is None else self.deleted + retain_for
 
@@ -122,9 +122,9 @@ def new_entry(layout: Layout, object_id: str, fate: Fate) -> Entry:
     return Entry.parse(layout.trash / name)
 
 
-def doomed_place(layout: Layout, name: str) -> Path:
+def reaping_place(layout: Layout, name: str) -> Path:
     """Return a place in the trash for litter: what was never whole, and nobody may restore."""
-    return layout.trash / f"{_DOOMED}{name}.{os.urandom(4).hex()}"
+    return layout.trash / f"{_REAPING}{name}.{os.urandom(4).hex()}"
 
 
 def reap(
@@ -138,21 +138,21 @@ def reap(
     `emptied` is called when nothing but an empty directory is left of it.
     """
     refuse_mounts(entry.path)
-    doomed = entry.path
-    if not entry.path.name.startswith(_DOOMED):
-        doomed = entry.path.with_name(f"{_DOOMED}{entry.path.name}")
+    reaping = entry.path
+    if not entry.path.name.startswith(_REAPING):
+        reaping = entry.path.with_name(f"{_REAPING}{entry.path.name}")
         try:
-            entry.path.rename(doomed)
+            entry.path.rename(reaping)
         except FileNotFoundError:
             return
         except OSError as error:
             if error.errno != errno.ENOSPC:
                 raise
             # Not even room for another name: what has no record cannot be restored either.
-            doomed = entry.path
+            reaping = entry.path
             for record in (SNAPSHOT_RECORD, VOLUME_RECORD):
-                (doomed / record).unlink(missing_ok=True)
-    destroy(doomed, limiter, interrupted, emptied)
+                (reaping / record).unlink(missing_ok=True)
+    destroy(reaping, limiter, interrupted, emptied)
 
 
 def destroy(
@@ -268,19 +268,19 @@ class Trash:
                 due.append(entry)
             return due, float("inf")
 
-    def dwindles(self) -> bool:
+    def is_emptying(self) -> bool:
         """Tell whether there is something to be freed, which then does not wait any longer."""
         self.wanted.set()
         due, _ = self._due()
         return bool(due)
 
-    def throw_away(self, place: str, object_id: str, fate: Fate, size: int) -> None:
+    def put(self, place: str, object_id: str, fate: Fate, size: int) -> None:
         """Delete the directory `place` of an object, by one rename: durable when this returns.
 
         It counts for `size` bytes until it has been reaped.
         """
         entry = new_entry(self._layout, object_id, fate)
-        publish(place, entry.path)
+        rename_durably(place, entry.path)
         with self._mutex:
             self._put(entry, size)
         self.filled.set()
@@ -306,4 +306,4 @@ class Trash:
 
 def _name(entry: Entry) -> str:
     """Return an entry's name whether it is half reaped, when its record may have gone, or not."""
-    return entry.path.name.lstrip(_DOOMED)
+    return entry.path.name.lstrip(_REAPING)

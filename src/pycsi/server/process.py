@@ -18,16 +18,16 @@ from pycsi import __version__
 from pycsi.backends import privileges
 from pycsi.linux import loop, processors
 from pycsi.model.config import Config, ConfigError, DriverMode
+from pycsi.model.topology import NodeInfo
 from pycsi.proto import csi_pb2_grpc
 from pycsi.server.metrics import Metrics
 from pycsi.server.rpc import Interceptor, Observer
-from pycsi.services.capabilities import advertised
+from pycsi.services.capabilities import driver_capabilities
 from pycsi.services.controller import Controller
 from pycsi.services.group_controller import Group
 from pycsi.services.identity import Identity
 from pycsi.services.node import Node
 from pycsi.services.snapshot_metadata import SnapshotMetadata
-from pycsi.services.topology import NodeFacts
 from pycsi.volumes.locks import Locks
 from pycsi.volumes.pools import Pools
 
@@ -119,8 +119,8 @@ def _build(
     *,
     probers: ThreadPoolExecutor,
 ) -> grpc.Server:
-    says = advertised(config.mode, attach=config.attach)
-    node = NodeFacts(
+    capabilities = driver_capabilities(config.mode, attach=config.attach)
+    node = NodeInfo(
         id=config.node_id,
         driver_name=config.driver_name,
         max_volumes=config.max_volumes,
@@ -128,12 +128,14 @@ def _build(
     server = grpc.server(executor)
     observe = _observer(config, pools)
     most = WORKERS - SPARE
-    interceptor = Interceptor(server, says.unimplemented, ready, most, observe, probers=probers)
-    identity = Identity(config.driver_name, says, pools, ready)
-    controller = Controller(says, pools, locks, node)
+    interceptor = Interceptor(
+        server, capabilities.unimplemented, ready, most, observe, probers=probers
+    )
+    identity = Identity(config.driver_name, capabilities, pools, ready)
+    controller = Controller(capabilities, pools, locks, node)
     csi_pb2_grpc.add_IdentityServicer_to_server(identity, interceptor)  # type: ignore[no-untyped-call]
     csi_pb2_grpc.add_ControllerServicer_to_server(controller, interceptor)  # type: ignore[no-untyped-call]
-    csi_pb2_grpc.add_NodeServicer_to_server(Node(says, pools, locks, node), interceptor)  # type: ignore[no-untyped-call]
+    csi_pb2_grpc.add_NodeServicer_to_server(Node(capabilities, pools, locks, node), interceptor)  # type: ignore[no-untyped-call]
     csi_pb2_grpc.add_GroupControllerServicer_to_server(Group(pools, locks, node), interceptor)  # type: ignore[no-untyped-call]
     csi_pb2_grpc.add_SnapshotMetadataServicer_to_server(SnapshotMetadata(pools, locks), interceptor)  # type: ignore[no-untyped-call]
     return server

@@ -41,7 +41,7 @@ _OF_ONE_NODE = frozenset(mode for mode in Mode if not mode.many_nodes)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Advertised:
+class DriverCapabilities:
     """Capabilities as numbers of the protocol's enums, and the access modes that can be had."""
 
     plugin: tuple[csi.PluginCapability.Service.Type, ...]
@@ -65,11 +65,11 @@ class Advertised:
         return frozenset(off)
 
 
-def advertised(mode: DriverMode, *, attach: bool) -> Advertised:
+def driver_capabilities(mode: DriverMode, *, attach: bool) -> DriverCapabilities:
     """Return what the driver says of itself in `mode`."""
     if mode is DriverMode.CONTROLLER:
         # Just what makes a resizer leave the work to the nodes.
-        return Advertised(
+        return DriverCapabilities(
             plugin=(_PLUGIN.CONTROLLER_SERVICE,),
             expansion=(_EXPANSION.ONLINE,),
             controller=(),
@@ -102,7 +102,7 @@ def advertised(mode: DriverMode, *, attach: bool) -> Advertised:
             _CONTROLLER.PUBLISH_READONLY,
             _CONTROLLER.LIST_VOLUMES_PUBLISHED_NODES,
         ]
-    return Advertised(
+    return DriverCapabilities(
         plugin=tuple(plugin),
         expansion=(_EXPANSION.ONLINE,),
         controller=tuple(controller),

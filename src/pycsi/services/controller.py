@@ -1,62 +1,47 @@
-"""The Controller service: protobuf in, one call of a pool, protobuf out."""
-
-import dataclasses
-import threading
+"""The Controller service: each method parses its request, holds a lock, acts, and replies."""
 
 import grpc
-from google.protobuf.wrappers_pb2 import Int64Value
 
-from pycsi.backends import mkfs
-from pycsi.backends.privileges import image_refusal
-from pycsi.model import ids, mkfsoptions, parameters
-from pycsi.model.errors import (
-    AlreadyExists,
-    FailedPrecondition,
-    InvalidArgument,
-    NotFound,
-    PoolMissing,
-    ResourceExhausted,
-)
-from pycsi.model.records import Attachment, Volume, VolumeType
-from pycsi.model.request import Request
+from pycsi.model import ids, parameters
+from pycsi.model.errors import FailedPrecondition, InvalidArgument
+from pycsi.model.records import Attachment, Volume
+from pycsi.model.topology import NodeInfo
 from pycsi.pool.pool import Pool
 from pycsi.proto import csi_pb2 as csi
+from pycsi.proto import csi_pb2_grpc
 from pycsi.services import reply
 from pycsi.services import request as read
-from pycsi.services.capabilities import Advertised
-from pycsi.services.controller_snapshots import ControllerSnapshots
-from pycsi.services.topology import NodeFacts
-from pycsi.volumes.health import (
-    HEALTHY,
-    Condition,
-    condition_of,
-    examine,
-)
-from pycsi.volumes.locks import Locks
+from pycsi.services.capabilities import DriverCapabilities
+from pycsi.volumes.attaching import Attacher
+from pycsi.volumes.health import HEALTHY, Condition, condition_of, examine
+from pycsi.volumes.lifecycle import check_echo, check_fits, delete, expand, modify
+from pycsi.volumes.locks import Locks, snapshot_key
 from pycsi.volumes.pools import Pools
-from pycsi.volumes.snapshots import filler, find_source, room_to_fill
-from pycsi.volumes.volumes import (
-    check_fits,
-    delete,
-    expand,
-    modify,
-    new_volume,
-)
+from pycsi.volumes.provisioning import Provisioner
+from pycsi.volumes.snapshots import Snapshotter
+
+_ATTACHES = csi.ControllerServiceCapability.RPC.PUBLISH_UNPUBLISH_VOLUME
 
 
-class Controller(ControllerSnapshots):
-    """Create, delete, grow, modify, list and attach volumes; and all that is done to snapshots."""
+class Controller(csi_pb2_grpc.ControllerServicer):
+    """Create, delete, grow, modify, list, attach and snapshot volumes."""
 
-    def __init__(self, says: Advertised, pools: Pools, locks: Locks, node: NodeFacts) -> None:
-        super().__init__(pools, locks, node)
-        self._says = says
-        self._attaching = threading.Lock()
+    def __init__(
+        self, capabilities: DriverCapabilities, pools: Pools, locks: Locks, node: NodeInfo
+    ) -> None:
+        self._capabilities = capabilities
+        self._pools = pools
+        self._locks = locks
+        self._node = node
+        self._provisioner = Provisioner(pools, locks, node)
+        self._attacher = Attacher(pools, node)
+        self._snapshotter = Snapshotter(pools, locks)
 
     def ControllerGetCapabilities(
         self, request: csi.ControllerGetCapabilitiesRequest, context: grpc.ServicerContext
     ) -> csi.ControllerGetCapabilitiesResponse:
         kind = csi.ControllerServiceCapability
-        rpcs = [kind.RPC(type=item) for item in self._says.controller]
+        rpcs = [kind.RPC(type=item) for item in self._capabilities.controller]
         return csi.ControllerGetCapabilitiesResponse(capabilities=[kind(rpc=rpc) for rpc in rpcs])
 
     # Volumes
@@ -64,114 +49,28 @@ class Controller(ControllerSnapshots):
     def CreateVolume(
         self, request: csi.CreateVolumeRequest, context: grpc.ServicerContext
     ) -> csi.CreateVolumeResponse:
-        name = read.name(request.name)
-        read.required(request.volume_capabilities, "volume_capabilities")
-        wanted = read.create_volume(request, self._says.access_modes)
-        volume_id = ids.object_id(name, self._node.id)
+        wanted = read.create_volume(request, self._capabilities.access_modes)
+        volume_id = ids.object_id(wanted.name, self._node.id)
         with self._locks.hold(volume_id):
-            if found := self._pools.find(volume_id):
-                _, volume = found
-                self._compare(volume, wanted, request)
-            else:
-                volume = self._create(volume_id, name, wanted, request)
-        return csi.CreateVolumeResponse(volume=self._volume(volume))
-
-    def _compare(self, volume: Volume, wanted: Request, request: csi.CreateVolumeRequest) -> None:
-        """Refuse a request that the existing volume of its name does not satisfy."""
-        differing = [
-            field
-            for field, same in (
-                ("capacity_range", _same_size(volume, wanted)),
-                ("volume_capabilities", _same_capabilities(volume, wanted)),
-                ("parameters", _deciding(volume) == parameters.deciding(wanted.parameters)),
-                ("mutable_parameters", _same_settings(volume, wanted)),
-                ("volume_content_source", volume.request.source == wanted.source),
-                ("accessibility_requirements", self._reachable(request)),
-            )
-            if not same
-        ]
-        if differing:
-            raise AlreadyExists(
-                f"volume {volume.name!r} exists with another {', '.join(differing)} "
-                f"({volume.capacity} bytes, {volume.type}); use another name or the same request"
-            )
-
-    def _create(
-        self, volume_id: str, name: str, wanted: Request, request: csi.CreateVolumeRequest
-    ) -> Volume:
-        try:
-            return self._make(volume_id, name, wanted, request)
-        except PoolMissing as missing:
-            if wanted.source or not request.HasField("accessibility_requirements"):
-                raise
-            # Whoever says where a volume may be can choose another node, if it is told this way.
-            raise ResourceExhausted(str(missing)) from None
-
-    def _make(
-        self, volume_id: str, name: str, wanted: Request, request: csi.CreateVolumeRequest
-    ) -> Volume:
-        given = parameters.parse(wanted.parameters, mutable=wanted.mutable)
-        origin = find_source(self._pools, wanted.source) if wanted.source else None
-        pool = origin.pool if origin and given.pool is None else self._pools.named(given.pool)
-        source = origin.volume if origin else None
-        make = parameters.choose(
-            given,
-            wanted.capabilities,
-            limiter=pool.limiter.name,
-            unlimited=pool.unlimited,
-            pool_filesystem=pool.mount.fstype,
-            source=source,
-        )
-        size = (
-            parameters.size_from(wanted.capacity, source.capacity, make.minimum)
-            if source
-            else parameters.size_for(wanted.capacity, make.minimum)
-        )
-        if not self._reachable(request):
-            raise ResourceExhausted(
-                f"accessibility_requirements name other nodes than {self._node.topology_key}="
-                f"{ids.segment(self._node.id)}; ask the driver on one of those"
-            )
-        volume = new_volume(pool, make, wanted, volume_id=volume_id, name=name, size=size)
-        if wanted.source is None or origin is None:
-            return pool.create(volume)
-        return pool.create(
-            volume,
-            filler(self._pools, self._locks, wanted.source, origin),
-            more=room_to_fill(wanted.source, origin),
-        )
-
-    def _reachable(self, request: csi.CreateVolumeRequest) -> bool:
-        """Tell whether a volume on this node meets the requirements (TopologyRequirement)."""
-        requirements = request.accessibility_requirements
-        accepted = requirements.requisite or requirements.preferred
-        return not accepted or any(self._node.matches(item) for item in accepted)
+            volume = self._provisioner.provision(volume_id, wanted)
+        return csi.CreateVolumeResponse(volume=reply.volume(volume, self._node))
 
     def DeleteVolume(
         self, request: csi.DeleteVolumeRequest, context: grpc.ServicerContext
     ) -> csi.DeleteVolumeResponse:
-        read.required(request.volume_id, "volume_id")
+        read.require(request, "volume_id")
         with self._locks.hold(request.volume_id):
             if found := self._pools.find(request.volume_id, sure=True):
                 self._refuse_attached(found[1])
                 delete(*found)
-            elif node := self._pools.elsewhere(request.volume_id):
-                raise FailedPrecondition(
-                    f"volume {request.volume_id} is on node {node}, this is node "
-                    f"{self._pools.node}; ask the driver there"
-                )
-            elif inline := self._pools.inline(request.volume_id):
-                raise FailedPrecondition(
-                    f"volume {inline.id} is inline, of pod {inline.name or 'unknown'}, for "
-                    f"{' and '.join(inline.targets) or 'an unknown target'}: it goes when "
-                    f"{inline.handle} is unpublished, or by: pycsi delete-inline {inline.id}"
-                )
+            else:
+                self._pools.refuse_elsewhere("volume", request.volume_id)
+                self._pools.refuse_inline(request.volume_id)
         return csi.DeleteVolumeResponse()
 
     def _refuse_attached(self, volume: Volume) -> None:
         # With attaching switched off nobody could detach what was attached before.
-        attaches = csi.ControllerServiceCapability.RPC.PUBLISH_UNPUBLISH_VOLUME
-        if volume.attachment and attaches in self._says.controller:
+        if volume.attachment and _ATTACHES in self._capabilities.controller:
             raise FailedPrecondition(
                 f"volume {volume.id} is attached to node {volume.attachment.node}; detach it first"
             )
@@ -179,14 +78,12 @@ class Controller(ControllerSnapshots):
     def ControllerExpandVolume(
         self, request: csi.ControllerExpandVolumeRequest, context: grpc.ServicerContext
     ) -> csi.ControllerExpandVolumeResponse:
-        read.required(request.volume_id, "volume_id")
-        if not request.HasField("capacity_range"):
-            raise InvalidArgument("capacity_range is missing")
+        read.require(request, "volume_id", "capacity_range")
         wanted = read.capacity_range(request.capacity_range)
         with self._locks.hold(request.volume_id):
             pool, volume = self._pools.need(request.volume_id)
             if request.HasField("volume_capability"):
-                used = read.capability(request.volume_capability, self._says.access_modes)
+                used = read.capability(request.volume_capability, self._capabilities.access_modes)
                 check_fits(pool, volume, used, InvalidArgument)
             volume = expand(pool, volume, wanted)
         return csi.ControllerExpandVolumeResponse(
@@ -196,8 +93,7 @@ class Controller(ControllerSnapshots):
     def ControllerModifyVolume(
         self, request: csi.ControllerModifyVolumeRequest, context: grpc.ServicerContext
     ) -> csi.ControllerModifyVolumeResponse:
-        read.required(request.volume_id, "volume_id")
-        read.required(request.mutable_parameters, "mutable_parameters")
+        read.require(request, "volume_id", "mutable_parameters")
         wanted = read.string_map(request.mutable_parameters, "mutable_parameters")
         with self._locks.hold(request.volume_id):
             modify(*self._pools.need(request.volume_id), wanted)
@@ -206,10 +102,9 @@ class Controller(ControllerSnapshots):
     def ValidateVolumeCapabilities(
         self, request: csi.ValidateVolumeCapabilitiesRequest, context: grpc.ServicerContext
     ) -> csi.ValidateVolumeCapabilitiesResponse:
-        read.required(request.volume_id, "volume_id")
-        read.required(request.volume_capabilities, "volume_capabilities")
+        read.require(request, "volume_id", "volume_capabilities")
         try:
-            wanted = read.capabilities(request.volume_capabilities, self._says.access_modes)
+            wanted = read.capabilities(request.volume_capabilities, self._capabilities.access_modes)
         except read.UnsupportedCapability as refusal:
             self._pools.need(request.volume_id)
             return csi.ValidateVolumeCapabilitiesResponse(message=reply.short(str(refusal)))
@@ -217,7 +112,12 @@ class Controller(ControllerSnapshots):
         try:
             for item in wanted:
                 check_fits(pool, volume, item, InvalidArgument)
-            self._check_echo(volume, request)
+            check_echo(
+                volume,
+                context=request.volume_context,
+                parameters=request.parameters,
+                mutable=request.mutable_parameters,
+            )
         except InvalidArgument as refusal:
             return csi.ValidateVolumeCapabilitiesResponse(message=reply.short(str(refusal)))
         return csi.ValidateVolumeCapabilitiesResponse(
@@ -228,22 +128,6 @@ class Controller(ControllerSnapshots):
                 mutable_parameters=request.mutable_parameters,
             )
         )
-
-    @staticmethod
-    def _check_echo(volume: Volume, request: csi.ValidateVolumeCapabilitiesRequest) -> None:
-        # Orchestrators add keys of their own to a context; theirs have a prefix.
-        ours = {key: value for key, value in request.volume_context.items() if "/" not in key}
-        if ours and ours != volume.context:
-            raise InvalidArgument("volume_context is not this volume's")
-        if request.parameters and dict(request.parameters) != volume.request.parameters:
-            raise InvalidArgument("parameters are not those that the volume was created with")
-        if (
-            request.mutable_parameters
-            and dict(request.mutable_parameters) != volume.request.mutable
-        ):
-            raise InvalidArgument("mutable_parameters are not those of the volume's creation")
-
-    # Looking
 
     def ListVolumes(
         self, request: csi.ListVolumesRequest, context: grpc.ServicerContext
@@ -267,7 +151,7 @@ class Controller(ControllerSnapshots):
     def _new_entry(self, volume: Volume, condition: Condition) -> bytes:
         kind = csi.ListVolumesResponse
         entry = kind.Entry(
-            volume=self._volume(volume),
+            volume=reply.volume(volume, self._node),
             status=kind.VolumeStatus(
                 published_node_ids=_attached_to(volume),
                 volume_condition=reply.condition(condition),
@@ -278,11 +162,11 @@ class Controller(ControllerSnapshots):
     def ControllerGetVolume(
         self, request: csi.ControllerGetVolumeRequest, context: grpc.ServicerContext
     ) -> csi.ControllerGetVolumeResponse:
-        read.required(request.volume_id, "volume_id")
+        read.require(request, "volume_id")
         pool, volume = self._pools.need(request.volume_id)
         condition = condition_of(pool, volume, self._locks)
         return csi.ControllerGetVolumeResponse(
-            volume=self._volume(volume),
+            volume=reply.volume(volume, self._node),
             status=csi.ControllerGetVolumeResponse.VolumeStatus(
                 published_node_ids=_attached_to(volume),
                 volume_condition=reply.condition(condition),
@@ -292,116 +176,89 @@ class Controller(ControllerSnapshots):
     def GetCapacity(
         self, request: csi.GetCapacityRequest, context: grpc.ServicerContext
     ) -> csi.GetCapacityResponse:
-        given = parameters.parse(read.string_map(request.parameters, "parameters"))
-        wanted = read.capabilities(request.volume_capabilities, self._says.access_modes)
-        if not self._node.matches(request.accessible_topology):
-            return _capacity(0, 0)
-        if given.pool is None and self._pools.default() is None:
-            return _capacity(0, 0)
-        try:
-            pool = self._pools.named(given.pool)
-            pool.check()
-            make = parameters.choose(
-                given,
-                wanted,
-                limiter=pool.limiter.name,
-                unlimited=pool.unlimited,
-                pool_filesystem=pool.mount.fstype,
-            )
-        except FailedPrecondition:
-            return _capacity(0, 0)
-        if make.type is VolumeType.IMAGE and image_refusal():
-            return _capacity(0, make.minimum)
-        if mkfs.refusal(make.filesystem, make.mkfs_options, pool.layout.tmp):
-            return _capacity(0, make.minimum)
-        available = pool.capacity().available(thick=make.thick)
-        if make.type is VolumeType.IMAGE:
-            possible = mkfsoptions.largest(make.filesystem, make.mkfs_options)
-            available = min(available, pool.largest_file, possible)
-        return _capacity(available, make.minimum)
-
-    def _volume(self, volume: Volume) -> csi.Volume:
-        return reply.volume(volume, self._node.topology)
+        wanted = read.capabilities(request.volume_capabilities, self._capabilities.access_modes)
+        offer = self._provisioner.offer(
+            read.string_map(request.parameters, "parameters"),
+            wanted,
+            request.accessible_topology.segments,
+        )
+        return reply.capacity(offer)
 
     # Attaching
 
     def ControllerPublishVolume(
         self, request: csi.ControllerPublishVolumeRequest, context: grpc.ServicerContext
     ) -> csi.ControllerPublishVolumeResponse:
-        read.required(request.volume_id, "volume_id")
-        read.required(request.node_id, "node_id")
-        if not request.HasField("volume_capability"):
-            raise InvalidArgument("volume_capability is missing")
+        read.require(request, "volume_id", "node_id", "volume_capability")
         wanted = Attachment(
             node=request.node_id,
-            capability=read.capability(request.volume_capability, self._says.access_modes),
+            capability=read.capability(request.volume_capability, self._capabilities.access_modes),
             readonly=request.readonly,
         )
         with self._locks.hold(request.volume_id):
             pool, volume = self._pools.need(request.volume_id)
-            if request.node_id != self._node.id:
-                raise NotFound(f"there is no node {request.node_id!r}; this is {self._node.id!r}")
+            self._attacher.check_node(request.node_id)
             check_fits(pool, volume, wanted.capability, InvalidArgument)
-            self._attach(pool, volume, wanted)
+            self._attacher.attach(pool, volume, wanted)
         return csi.ControllerPublishVolumeResponse()
-
-    def _attach(self, pool: Pool, volume: Volume, wanted: Attachment) -> None:
-        if volume.attachment == wanted:
-            return
-        if volume.attachment:
-            raise AlreadyExists(
-                f"volume {volume.id} is attached to {wanted.node} with another capability or "
-                "readonly flag; detach it first"
-            )
-        with self._attaching:  # or two could take the last place
-            most = self._node.max_volumes
-            if most and self._pools.attached() >= most:
-                raise ResourceExhausted(
-                    f"node {self._node.id} has its {most} volumes; detach one, or raise "
-                    "--max-volumes-per-node"
-                )
-            pool.update(dataclasses.replace(volume, attachment=wanted))
 
     def ControllerUnpublishVolume(
         self, request: csi.ControllerUnpublishVolumeRequest, context: grpc.ServicerContext
     ) -> csi.ControllerUnpublishVolumeResponse:
-        read.required(request.volume_id, "volume_id")
+        read.require(request, "volume_id")
         with self._locks.hold(request.volume_id):
-            found = self._pools.find(request.volume_id, sure=True)
-            if found and found[1].attachment and request.node_id in {"", self._node.id}:
-                pool, volume = found
-                pool.update(dataclasses.replace(volume, attachment=None))
+            self._attacher.detach(request.volume_id, request.node_id)
         return csi.ControllerUnpublishVolumeResponse()
 
+    # Snapshots
 
-def _same_size(volume: Volume, wanted: Request) -> bool:
-    if wanted.capacity is None or wanted.capacity == volume.request.capacity:
-        return True
-    return wanted.capacity.holds(volume.capacity)
+    def CreateSnapshot(
+        self, request: csi.CreateSnapshotRequest, context: grpc.ServicerContext
+    ) -> csi.CreateSnapshotResponse:
+        read.require(request, "source_volume_id")
+        name = read.name(request.name)
+        given = read.string_map(request.parameters, "parameters")
+        point_in_time = parameters.point_in_time(given)
+        snapshot_id = ids.object_id(name, self._node.id)
+        with self._locks.hold(snapshot_key(snapshot_id)):
+            snapshot = self._snapshotter.create(
+                snapshot_id,
+                name,
+                volume_id=request.source_volume_id,
+                parameters=given,
+                point_in_time=point_in_time,
+            )
+        return csi.CreateSnapshotResponse(snapshot=reply.snapshot(snapshot))
 
+    def DeleteSnapshot(
+        self, request: csi.DeleteSnapshotRequest, context: grpc.ServicerContext
+    ) -> csi.DeleteSnapshotResponse:
+        read.require(request, "snapshot_id")
+        with self._locks.hold(snapshot_key(request.snapshot_id)):
+            self._snapshotter.delete(request.snapshot_id)
+        return csi.DeleteSnapshotResponse()
 
-def _same_capabilities(volume: Volume, wanted: Request) -> bool:
-    return set(volume.request.capabilities) == set(wanted.capabilities)
+    def ListSnapshots(
+        self, request: csi.ListSnapshotsRequest, context: grpc.ServicerContext
+    ) -> csi.ListSnapshotsResponse:
+        size, after = read.page(request.max_entries, request.starting_token)
+        found = self._snapshotter.listed(
+            after, snapshot_id=request.snapshot_id, volume_id=request.source_volume_id
+        )
+        kind = csi.ListSnapshotsResponse
+        entries = (
+            (item.id, kind(entries=[kind.Entry(snapshot=reply.snapshot(item))]).SerializeToString())
+            for item in found
+        )
+        return reply.page(kind, entries, size)
 
-
-def _same_settings(volume: Volume, wanted: Request) -> bool:
-    """Tell whether the volume was created with these settings, whatever they are now."""
-    created = parameters.settings(volume.request.parameters, volume.request.mutable)
-    return created == parameters.settings(wanted.parameters, wanted.mutable)
-
-
-def _deciding(volume: Volume) -> dict[str, str]:
-    return parameters.deciding(volume.request.parameters)
+    def GetSnapshot(
+        self, request: csi.GetSnapshotRequest, context: grpc.ServicerContext
+    ) -> csi.GetSnapshotResponse:
+        read.require(request, "snapshot_id")
+        _, snapshot = self._pools.need_snapshot(request.snapshot_id)
+        return csi.GetSnapshotResponse(snapshot=reply.snapshot(snapshot))
 
 
 def _attached_to(volume: Volume) -> list[str]:
     return [volume.attachment.node] if volume.attachment else []
-
-
-def _capacity(available: int, minimum: int) -> csi.GetCapacityResponse:
-    largest = available if available >= minimum else 0
-    return csi.GetCapacityResponse(
-        available_capacity=available,
-        maximum_volume_size=Int64Value(value=largest),
-        minimum_volume_size=Int64Value(value=minimum),
-    )

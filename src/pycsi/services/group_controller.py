@@ -8,16 +8,15 @@ import grpc
 from pycsi.model import ids, parameters
 from pycsi.model.errors import (
     AlreadyExists,
-    FailedPrecondition,
     InvalidArgument,
     NotFound,
 )
 from pycsi.model.records import Group as GroupRecord
+from pycsi.model.topology import NodeInfo
 from pycsi.proto import csi_pb2 as csi
 from pycsi.proto import csi_pb2_grpc
 from pycsi.services import reply
 from pycsi.services import request as read
-from pycsi.services.topology import NodeFacts
 from pycsi.volumes.locks import Locks, group_key, snapshot_key
 from pycsi.volumes.pools import Pools
 from pycsi.volumes.snapshots import Member, take_group
@@ -26,7 +25,7 @@ from pycsi.volumes.snapshots import Member, take_group
 class Group(csi_pb2_grpc.GroupControllerServicer):
     """Take, delete and describe group snapshots."""
 
-    def __init__(self, pools: Pools, locks: Locks, node: NodeFacts) -> None:
+    def __init__(self, pools: Pools, locks: Locks, node: NodeInfo) -> None:
         self._pools = pools
         self._locks = locks
         self._node = node
@@ -42,10 +41,10 @@ class Group(csi_pb2_grpc.GroupControllerServicer):
         self, request: csi.CreateVolumeGroupSnapshotRequest, context: grpc.ServicerContext
     ) -> csi.CreateVolumeGroupSnapshotResponse:
         name = read.name(request.name)
-        read.required(request.source_volume_ids, "source_volume_ids")
+        read.require(request, "source_volume_ids")
         _refuse_repeated(request.source_volume_ids)
         given = read.string_map(request.parameters, "parameters")
-        parameters.steady(given)
+        parameters.point_in_time(given)
         group_id = ids.object_id(name, self._node.id)
         with self._locks.hold(group_key(group_id)):
             if found := self._pools.find_group(group_id):
@@ -71,7 +70,7 @@ class Group(csi_pb2_grpc.GroupControllerServicer):
                         id=member_id,
                         name=member_id,
                         parameters=given,
-                        steady=True,
+                        point_in_time=True,
                         group=group_id,
                     )
                 )
@@ -84,24 +83,21 @@ class Group(csi_pb2_grpc.GroupControllerServicer):
     def DeleteVolumeGroupSnapshot(
         self, request: csi.DeleteVolumeGroupSnapshotRequest, context: grpc.ServicerContext
     ) -> csi.DeleteVolumeGroupSnapshotResponse:
-        read.required(request.group_snapshot_id, "group_snapshot_id")
+        read.require(request, "group_snapshot_id")
         with self._locks.hold(group_key(request.group_snapshot_id)), contextlib.ExitStack() as held:
             if group := self._pools.find_group(request.group_snapshot_id, sure=True):
                 _check_members(group, request.snapshot_ids)
                 for member in group.members:
                     held.enter_context(self._locks.hold(snapshot_key(member)))
                 self._pools.delete_group(group)
-            elif node := self._pools.elsewhere(request.group_snapshot_id):
-                raise FailedPrecondition(
-                    f"group snapshot {request.group_snapshot_id} is on node {node}, this is node "
-                    f"{self._pools.node}; ask the driver there"
-                )
+            else:
+                self._pools.refuse_elsewhere("group snapshot", request.group_snapshot_id)
         return csi.DeleteVolumeGroupSnapshotResponse()
 
     def GetVolumeGroupSnapshot(
         self, request: csi.GetVolumeGroupSnapshotRequest, context: grpc.ServicerContext
     ) -> csi.GetVolumeGroupSnapshotResponse:
-        read.required(request.group_snapshot_id, "group_snapshot_id")
+        read.require(request, "group_snapshot_id")
         group = self._pools.find_group(request.group_snapshot_id, sure=True)
         if group is None:
             raise NotFound(
@@ -114,7 +110,8 @@ class Group(csi_pb2_grpc.GroupControllerServicer):
 
 def _refuse_repeated(volume_ids: Sequence[str]) -> None:
     for number, volume_id in enumerate(volume_ids):
-        read.required(volume_id, f"source_volume_ids[{number}]")
+        if not volume_id:
+            raise InvalidArgument(f"source_volume_ids[{number}] is missing")
         if list(volume_ids).count(volume_id) > 1:
             raise InvalidArgument(f"source_volume_ids: {volume_id} is there more than once")
 

@@ -11,7 +11,7 @@ from pycsi.model.errors import FailedPrecondition
 from pycsi.model.parameters import DEFAULT_FILESYSTEM
 from pycsi.proto import csi_pb2 as csi
 from pycsi.proto import csi_pb2_grpc
-from pycsi.services.capabilities import Advertised
+from pycsi.services.capabilities import DriverCapabilities
 from pycsi.volumes.pools import Pools
 
 _READY = csi.ProbeResponse(ready=BoolValue(value=True))
@@ -20,9 +20,11 @@ _READY = csi.ProbeResponse(ready=BoolValue(value=True))
 class Identity(csi_pb2_grpc.IdentityServicer):
     """Who we are and whether we work. `ready` is set when the pools have been recovered."""
 
-    def __init__(self, name: str, says: Advertised, pools: Pools, ready: threading.Event) -> None:
+    def __init__(
+        self, name: str, says: DriverCapabilities, pools: Pools, ready: threading.Event
+    ) -> None:
         self._name = name
-        self._says = says
+        self._capabilities = says
         self._pools = pools
         self._ready = ready
 
@@ -35,8 +37,10 @@ class Identity(csi_pb2_grpc.IdentityServicer):
         self, request: csi.GetPluginCapabilitiesRequest, context: grpc.ServicerContext
     ) -> csi.GetPluginCapabilitiesResponse:
         capability = csi.PluginCapability
-        services = [capability.Service(type=item) for item in self._says.plugin]
-        expansions = [capability.VolumeExpansion(type=item) for item in self._says.expansion]
+        services = [capability.Service(type=item) for item in self._capabilities.plugin]
+        expansions = [
+            capability.VolumeExpansion(type=item) for item in self._capabilities.expansion
+        ]
         return csi.GetPluginCapabilitiesResponse(
             capabilities=[
                 *(capability(service=item) for item in services),
@@ -51,7 +55,7 @@ class Identity(csi_pb2_grpc.IdentityServicer):
         return _READY
 
     def _check_programs(self) -> None:
-        if not self._says.serves_node:
+        if not self._capabilities.serves_node:
             return
         for kind in {DEFAULT_FILESYSTEM, *self._pools.filesystems()}:
             if missing := filesystem.missing_programs(kind):

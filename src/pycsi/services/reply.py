@@ -4,12 +4,15 @@ from collections.abc import Iterable
 from typing import NewType, TypeVar
 
 from google.protobuf.timestamp_pb2 import Timestamp
+from google.protobuf.wrappers_pb2 import Int64Value
 
-from pycsi.model.records import Group, Snapshot, Volume
+from pycsi.model.records import Group, Snapshot, Usage, Volume
 from pycsi.model.request import Source, SourceKind
+from pycsi.model.topology import NodeInfo
 from pycsi.proto import csi_pb2 as csi
 from pycsi.services import request as read
 from pycsi.volumes.health import Condition
+from pycsi.volumes.provisioning import Offer
 
 Page = TypeVar("Page", csi.ListVolumesResponse, csi.ListSnapshotsResponse)
 
@@ -45,13 +48,18 @@ def encoded_page(kind: type[Page], entries: Iterable[tuple[str, bytes]], size: i
     return Encoded(b"".join(shown))
 
 
-def volume(found: Volume, topology: csi.Topology) -> csi.Volume:
-    """Return a volume, also with what it was made from."""
+def topology(node: NodeInfo) -> csi.Topology:
+    """Return where a node and its volumes are."""
+    return csi.Topology(segments=node.segments)
+
+
+def volume(found: Volume, node: NodeInfo) -> csi.Volume:
+    """Return a volume of a node, also with what it was made from."""
     return csi.Volume(
         volume_id=found.id,
         capacity_bytes=found.capacity,
         volume_context=found.context,
-        accessible_topology=[topology],
+        accessible_topology=[topology(node)],
         content_source=None if found.request.source is None else _source(found.request.source),
     )
 
@@ -72,6 +80,37 @@ def _moment(seconds: float) -> Timestamp:
 def short(message: str) -> str:
     """Return a message cut to what a string may have."""
     return message.encode()[: read.LONGEST_STRING].decode(errors="ignore")
+
+
+def capacity(offer: Offer) -> csi.GetCapacityResponse:
+    """Return how large volumes can be."""
+    return csi.GetCapacityResponse(
+        available_capacity=offer.available,
+        maximum_volume_size=Int64Value(value=offer.largest),
+        minimum_volume_size=Int64Value(value=offer.minimum),
+    )
+
+
+def usage(found: Usage) -> list[csi.VolumeUsage]:
+    """Return what a volume holds: bytes, and inodes where its filesystem counts them."""
+    measured = [
+        csi.VolumeUsage(
+            unit=csi.VolumeUsage.BYTES,
+            total=found.total,
+            used=found.used,
+            available=found.available,
+        )
+    ]
+    if found.inodes:
+        measured.append(
+            csi.VolumeUsage(
+                unit=csi.VolumeUsage.INODES,
+                total=found.inodes,
+                used=found.inodes_used,
+                available=found.inodes_free,
+            )
+        )
+    return measured
 
 
 def condition(found: Condition) -> csi.VolumeCondition:

@@ -4,20 +4,27 @@ Every function raises `InvalidArgument` that names the field. Limits are those o
 specification's "Size Limits" and of the fields' own descriptions.
 """
 
+import hashlib
+import json
+import os
 import re
 from collections.abc import Collection, Iterable, Mapping
-from typing import Protocol
 
-from pycsi.model.errors import Aborted, InvalidArgument
+from google.protobuf.message import Message
+
+from pycsi.model.errors import Aborted, FailedPrecondition, InvalidArgument
 from pycsi.model.ids import node_of
+from pycsi.model.parameters import ORCHESTRATOR
 from pycsi.model.request import (
     Access,
     Capability,
     CapacityRange,
     Mode,
+    NodeRequest,
     Request,
     Source,
     SourceKind,
+    VolumeRequest,
 )
 from pycsi.proto import csi_pb2 as csi
 
@@ -25,6 +32,7 @@ LONGEST_STRING = 128
 LONGEST_MAP = 4096
 _FORBIDDEN = re.compile("[\0-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 _AFTER = ">"
+_ENCODER = json.JSONEncoder(sort_keys=True)
 _MODES = {number: name for name, number in csi.VolumeCapability.AccessMode.Mode.items()}
 
 
@@ -32,19 +40,18 @@ class UnsupportedCapability(InvalidArgument):
     """A capability is well formed, and no volume of this driver, in its mode, can have it."""
 
 
-class _Sized(Protocol):
-    def __len__(self) -> int: ...
-
-
-def required(value: _Sized, field: str) -> None:
-    """Refuse an empty string, list or map."""
-    if not value:
-        raise InvalidArgument(f"{field} is missing")
+def require(request: Message, *fields: str) -> None:
+    """Refuse a request in which one of `fields` is not set, or empty."""
+    for field in fields:
+        value = getattr(request, field)
+        if not (request.HasField(field) if isinstance(value, Message) else value):
+            raise InvalidArgument(f"{field} is missing")
 
 
 def name(text: str) -> str:
     """Check a name: any Unicode but control characters, at most 128 bytes."""
-    required(text, "name")
+    if not text:
+        raise InvalidArgument("name is missing")
     if len(text.encode()) > LONGEST_STRING:
         raise InvalidArgument(f"name has {len(text.encode())} bytes; {LONGEST_STRING} are allowed")
     if found := _FORBIDDEN.search(text):
@@ -133,21 +140,31 @@ def capacity_range(message: csi.CapacityRange) -> CapacityRange:
     return CapacityRange(required=least or None, limit=limit or None)
 
 
-def create_volume(request: csi.CreateVolumeRequest, served: Collection[Mode]) -> Request:
+def create_volume(request: csi.CreateVolumeRequest, served: Collection[Mode]) -> VolumeRequest:
     """Read what a volume shall be."""
-    return Request(
-        capabilities=capabilities(request.volume_capabilities, served),
-        capacity=(
-            capacity_range(request.capacity_range) if request.HasField("capacity_range") else None
+    checked = name(request.name)
+    require(request, "volume_capabilities")
+    ranged = request.HasField("capacity_range")
+    filled = request.HasField("volume_content_source")
+    return VolumeRequest(
+        name=checked,
+        request=Request(
+            capabilities=capabilities(request.volume_capabilities, served),
+            capacity=capacity_range(request.capacity_range) if ranged else None,
+            parameters=string_map(request.parameters, "parameters"),
+            mutable=string_map(request.mutable_parameters, "mutable_parameters"),
+            source=source(request.volume_content_source) if filled else None,
         ),
-        parameters=string_map(request.parameters, "parameters"),
-        mutable=string_map(request.mutable_parameters, "mutable_parameters"),
-        source=(
-            source(request.volume_content_source)
-            if request.HasField("volume_content_source")
-            else None
-        ),
+        topologies=_topologies(request),
     )
+
+
+def _topologies(request: csi.CreateVolumeRequest) -> tuple[Mapping[str, str], ...] | None:
+    if not request.HasField("accessibility_requirements"):
+        return None
+    requirement = request.accessibility_requirements
+    accepted = requirement.requisite or requirement.preferred
+    return tuple(dict(topology.segments) for topology in accepted)
 
 
 def source(message: csi.VolumeContentSource) -> Source:
@@ -156,8 +173,67 @@ def source(message: csi.VolumeContentSource) -> Source:
     if kind is None:
         raise InvalidArgument("volume_content_source: set snapshot or volume")
     object_id = message.snapshot.snapshot_id if kind == "snapshot" else message.volume.volume_id
-    required(object_id, f"volume_content_source.{kind}.{kind}_id")
+    if not object_id:
+        raise InvalidArgument(f"volume_content_source.{kind}.{kind}_id is missing")
     return Source(kind=SourceKind(kind), id=object_id)
+
+
+def stage(request: csi.NodeStageVolumeRequest, served: Collection[Mode]) -> NodeRequest:
+    """Read how a volume is to be staged."""
+    require(request, "volume_id", "staging_target_path", "volume_capability")
+    return NodeRequest(
+        volume_id=request.volume_id,
+        path=request.staging_target_path,
+        capability=_capability_on_node(request.volume_capability, served),
+        context=dict(request.volume_context),
+        arguments=_digest(_arguments(request)),
+    )
+
+
+def publish(request: csi.NodePublishVolumeRequest, served: Collection[Mode]) -> NodeRequest:
+    """Read how a volume is to be published."""
+    require(request, "volume_id", "target_path", "volume_capability")
+    staged = os.path.normpath(request.staging_target_path)
+    arguments = _arguments(request) | {"readonly": request.readonly, "staged": staged}
+    return NodeRequest(
+        volume_id=request.volume_id,
+        path=request.target_path,
+        capability=_capability_on_node(request.volume_capability, served),
+        context=dict(request.volume_context),
+        arguments=_digest(arguments),
+        readonly=request.readonly,
+        staging_path=request.staging_target_path,
+    )
+
+
+def _capability_on_node(message: csi.VolumeCapability, served: Collection[Mode]) -> Capability:
+    """Read a capability; one that no volume here can have is FAILED_PRECONDITION on the node."""
+    try:
+        return capability(message, served)
+    except UnsupportedCapability as error:
+        raise FailedPrecondition(str(error)) from None
+
+
+def _arguments(
+    request: csi.NodeStageVolumeRequest | csi.NodePublishVolumeRequest,
+) -> dict[str, object]:
+    """Return what a repeated call must repeat: all but secrets and the orchestrator's own keys."""
+    wanted = request.volume_capability
+    published, context = request.publish_context, request.volume_context
+    return {
+        "access": wanted.WhichOneof("access_type"),
+        "mode": wanted.access_mode.mode,
+        "filesystem": wanted.mount.fs_type,
+        "flags": list(wanted.mount.mount_flags),
+        "publish_context": {key: published[key] for key in published},
+        "volume_context": {
+            key: context[key] for key in context if not key.startswith(ORCHESTRATOR)
+        },
+    }
+
+
+def _digest(arguments: dict[str, object]) -> str:
+    return hashlib.sha256(_ENCODER.encode(arguments).encode()).hexdigest()
 
 
 def page(max_entries: int, starting_token: str) -> tuple[int, str]:

@@ -36,7 +36,7 @@ class SnapshotMetadata(csi_pb2_grpc.SnapshotMetadataServicer):
     def GetMetadataAllocated(
         self, request: csi.GetMetadataAllocatedRequest, context: grpc.ServicerContext
     ) -> Iterator[csi.GetMetadataAllocatedResponse]:
-        read.required(request.snapshot_id, "snapshot_id")
+        read.require(request, "snapshot_id")
         results = _results(request.max_results)
         with contextlib.ExitStack() as files:
             _, snapshot, image = self._open(request.snapshot_id, files)
@@ -52,8 +52,7 @@ class SnapshotMetadata(csi_pb2_grpc.SnapshotMetadataServicer):
     def GetMetadataDelta(
         self, request: csi.GetMetadataDeltaRequest, context: grpc.ServicerContext
     ) -> Iterator[csi.GetMetadataDeltaResponse]:
-        read.required(request.base_snapshot_id, "base_snapshot_id")
-        read.required(request.target_snapshot_id, "target_snapshot_id")
+        read.require(request, "base_snapshot_id", "target_snapshot_id")
         results = _results(request.max_results)
         with contextlib.ExitStack() as files:
             base_pool, base, old = self._open(request.base_snapshot_id, files)

@@ -16,9 +16,9 @@ from pycsi.backends import Backend
 from pycsi.linux.descriptor import exists
 from pycsi.model.errors import CsiError
 from pycsi.pool.pool import Pool
+from pycsi.volumes.lifecycle import delete
 from pycsi.volumes.locks import Locks
 from pycsi.volumes.notes import Notes
-from pycsi.volumes.volumes import delete
 
 log = structlog.get_logger()
 

@@ -29,6 +29,7 @@ from pycsi.model.records import Group, Snapshot, Volume
 from pycsi.pool.pool import Pool
 from pycsi.volumes.locks import Locks
 from pycsi.volumes.presence import Presence
+from pycsi.volumes.staging import resolved
 from pycsi.volumes.turns import Turns
 
 log = structlog.get_logger()
@@ -114,17 +115,17 @@ class Pools:
     def _delete_partial_groups(self, pools: list[Pool], of: Pool | None = None) -> None:
         """Delete what a crash has left of groups in `pools`; only of groups in `of`, if given."""
         try:
-            for group in [group for pool in pools for group in pool.groups.values()]:
+            for group in [group for pool in pools for group in pool.groups]:
                 theirs = [pool for pool in pools if pool.uuid in group.members.values()]
-                whole = all(pool.layout.group(group.id).exists() for pool in theirs)
+                whole = all(pool.groups.is_recorded(group.id) for pool in theirs)
                 if not whole and (of is None or of in theirs):
                     log.warning("a group snapshot is not whole and is deleted", group=group.id)
                     _delete_group(group, theirs)
             for pool in pools if of is None else [of]:
                 for snapshot in pool.snapshots:
                     # By the record's name: one that cannot be read is no reason to delete anything.
-                    if snapshot.group and not pool.layout.group(snapshot.group).exists():
-                        pool.forget(snapshot.id)
+                    if snapshot.group and not pool.groups.is_recorded(snapshot.group):
+                        pool.delete_snapshot(snapshot.id)
         except (OSError, CsiError) as error:
             log.warning("parts of group snapshots cannot be deleted now", error=str(error))
 
@@ -133,7 +134,7 @@ class Pools:
 
         `PoolMissing` where one of those may be missing.
         """
-        theirs = [pool for pool in self if pool.uuid in group.members.values()]
+        theirs = self.of_group(group)
         missing = self.missing
         if missing and set(group.members.values()) - {pool.uuid for pool in theirs}:
             raise PoolMissing(
@@ -141,6 +142,10 @@ class Pools:
                 f"{'; '.join(missing.values())}"
             )
         _delete_group(group, theirs)
+
+    def of_group(self, group: Group) -> list[Pool]:
+        """Return the open pools that have members of a group snapshot."""
+        return [pool for pool in self if pool.uuid in group.members.values()]
 
     def default(self) -> str | None:
         """Return the name of the pool for requests that name none: `default`, or the only one."""
@@ -162,11 +167,22 @@ class Pools:
             raise PoolMissing(self.missing[wanted])
         return pool
 
-    def places(self) -> Iterator[tuple[str, str]]:
+    def _places(self) -> Iterator[tuple[str, str]]:
         """Go through all pools, missing ones too: the name, and the path without links."""
         for name, config in self._presence.configs.items():
             pool = self._presence.open.get(name)
             yield name, str(pool.location.real_path) if pool else os.path.realpath(config.path)
+
+    def outside(self, text: str, field: str) -> str:
+        """Return a path to mount at as the kernel lists it; it must not lie in a pool."""
+        path = resolved(text, field)
+        for name, pool in self._places():
+            inside, place = f"{path}/", f"{pool}/"
+            if inside.startswith(place) or place.startswith(inside):
+                raise InvalidArgument(
+                    f"{field} {text!r} lies in pool {name}, or the pool in it; use another"
+                )
+        return path
 
     def find(self, volume_id: str, *, sure: bool = False) -> tuple[Pool, Volume] | None:
         """Return a volume that an orchestrator created, and its pool, or None.
@@ -176,9 +192,15 @@ class Pools:
         found = self._find(volume_id, sure=sure)
         return found if found and found[1].handle is None else None
 
+    def own_id(self, volume_id: str) -> str:
+        """Return our own id of a volume; of an inline one an orchestrator knows another."""
+        if ids.node_of(volume_id):
+            return volume_id
+        return ids.ephemeral_id(volume_id, self._node_id)
+
     def find_inline(self, handle: str, *, sure: bool = False) -> tuple[Pool, Volume] | None:
         """Do the same for the inline volume that the orchestrator calls `handle`."""
-        found = self._find(ids.ephemeral_id(handle, self._node_id), sure=sure)
+        found = self._find(self.own_id(handle), sure=sure)
         if found:
             pool, volume = found
             with contextlib.suppress(
@@ -223,6 +245,23 @@ class Pools:
         """Return the node that an id names, if that is another one than this."""
         node = ids.node_of(volume_id)
         return node if node != self.node else None
+
+    def refuse_elsewhere(self, what: str, object_id: str) -> None:
+        """Raise `FailedPrecondition` where the id of a volume or snapshot names another node."""
+        if node := self.elsewhere(object_id):
+            raise FailedPrecondition(
+                f"{what} {object_id} is on node {node}, this is node {self.node}; ask the driver "
+                "there"
+            )
+
+    def refuse_inline(self, volume_id: str) -> None:
+        """Raise `FailedPrecondition` where a volume is inline: its pod has it, and ends it."""
+        if inline := self.inline(volume_id):
+            raise FailedPrecondition(
+                f"volume {inline.id} is inline, of pod {inline.name or 'unknown'}, for "
+                f"{' and '.join(inline.targets) or 'an unknown target'}: it goes when "
+                f"{inline.handle} is unpublished, or by: pycsi delete-inline {inline.id}"
+            )
 
     def need(self, volume_id: str) -> tuple[Pool, Volume]:
         """Return a volume and its pool, or raise `NotFound` that says where it would be."""
@@ -303,18 +342,20 @@ def _delete_group(group: Group, pools: Iterable[Pool]) -> None:
     members = [(theirs[at], member) for member, at in group.members.items() if at in theirs]
     try:
         for pool in theirs.values():
-            pool.delete_group_record(group.id)
+            pool.check()
+            pool.groups.delete(group.id)
         for number, (pool, member) in enumerate(members):
-            forget = functools.partial(pool.forget, member)
+            delete = functools.partial(pool.delete_snapshot, member)
             if number:
-                retry(forget)  # the first one has gone, and does not come back
+                retry(delete)  # the first one has gone, and does not come back
             else:
-                forget()
+                delete()
     except BaseException:
         if all(member in pool.snapshots for pool, member in members):
             with contextlib.suppress(OSError, CsiError):
                 for pool in theirs.values():
-                    pool.write_group_record(group)
+                    pool.check()
+                    pool.groups.write(group)
         raise
     for pool in theirs.values():  # only now: if a member cannot be deleted it is tried again
-        pool.groups.pop(group.id, None)
+        pool.groups.drop(group.id)

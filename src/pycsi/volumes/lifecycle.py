@@ -1,11 +1,9 @@
-"""What Controller and Node both do to a volume. Callers hold the volume's lock."""
+"""Delete, modify and grow volumes, and check how they are used. Callers hold the volume's lock."""
 
 import contextlib
 import dataclasses
-import time
 from collections.abc import Iterator, Mapping
 
-from pycsi.backends.privileges import image_refusal
 from pycsi.model import mountflags, parameters, triminterval
 from pycsi.model.errors import (
     AlreadyExists,
@@ -14,53 +12,11 @@ from pycsi.model.errors import (
     OutOfRange,
 )
 from pycsi.model.records import Volume, VolumeType
-from pycsi.model.request import (
-    Access,
-    Capability,
-    CapacityRange,
-    Request,
-)
+from pycsi.model.request import Access, Capability, CapacityRange
+from pycsi.model.spec import asked_for, size_for
 from pycsi.pool.pool import Pool
 from pycsi.pool.trash import Fate
 from pycsi.volumes.staging import Staging
-
-
-def new_volume(
-    pool: Pool,
-    make: parameters.Make,
-    wanted: Request,
-    *,
-    volume_id: str,
-    name: str,
-    size: int,
-    handle: str | None = None,
-    targets: tuple[str, ...] = (),
-) -> Volume:
-    """Return the record of a volume that is still to be made."""
-    if make.type is VolumeType.IMAGE and (refusal := image_refusal()):
-        raise FailedPrecondition(
-            f"an image could not be used on this node: {refusal}. Or ask for type: directory, with "
-            "quota: none where nothing limits its size"
-        )
-    return Volume(
-        id=volume_id,
-        name=name,
-        pool=pool.name,
-        pool_uuid=pool.uuid,
-        type=make.type,
-        reason=make.reason,
-        access=make.access,
-        filesystem=make.filesystem,
-        capacity=size,
-        enforced=make.enforced,
-        thick=make.thick,
-        mkfs_options=make.mkfs_options,
-        request=wanted,
-        settings=parameters.settings(wanted.parameters, wanted.mutable),
-        created=time.time(),
-        handle=handle,
-        targets=targets,
-    )
 
 
 def delete(pool: Pool, volume: Volume) -> None:
@@ -117,7 +73,7 @@ def modify(pool: Pool, volume: Volume, mutable: Mapping[str, str]) -> None:
 
 def expand(pool: Pool, volume: Volume, wanted: CapacityRange) -> Volume:
     """Make a volume as large as `wanted` says; it stays as it is where it is large enough."""
-    size = max(volume.capacity, parameters.size_for(wanted, 0) if wanted.required else 0)
+    size = max(volume.capacity, size_for(wanted, 0) if wanted.required else 0)
     if not wanted.holds(size):
         raise OutOfRange(
             f"volume {volume.id} would have {size} bytes, over limit_bytes {wanted.limit}; a "
@@ -125,6 +81,27 @@ def expand(pool: Pool, volume: Volume, wanted: CapacityRange) -> Volume:
         )
     # Also where the size is right already: an earlier call may have ended half way.
     return pool.resize(volume, size)
+
+
+def check_echo(
+    volume: Volume,
+    *,
+    context: Mapping[str, str],
+    parameters: Mapping[str, str],
+    mutable: Mapping[str, str],
+) -> None:
+    """Refuse what an orchestrator repeats of a volume (ValidateVolumeCapabilities) if it is wrong.
+
+    What is empty is not repeated.
+    """
+    # Orchestrators add keys of their own to a context; theirs have a prefix.
+    ours = {key: value for key, value in context.items() if "/" not in key}
+    if ours and ours != volume.context:
+        raise InvalidArgument("volume_context is not this volume's")
+    if parameters and dict(parameters) != volume.request.parameters:
+        raise InvalidArgument("parameters are not those that the volume was created with")
+    if mutable and dict(mutable) != volume.request.mutable:
+        raise InvalidArgument("mutable_parameters are not those of the volume's creation")
 
 
 def check_usable(pool: Pool, volume: Volume, wanted: Capability, path: str) -> None:
@@ -156,10 +133,10 @@ def check_fits(
                 "fs_type"
             )
         pool_filesystem = pool.mount.fstype
-        if wanted.filesystem not in {pool_filesystem, *parameters.asked_for(volume.request)}:
+        if wanted.filesystem not in {pool_filesystem, *asked_for(volume.request)}:
             raise refusal(
-                f"volume {volume.id} is a directory on {pool_filesystem}, not {wanted.filesystem}; leave "
-                "the fs_type out"
+                f"volume {volume.id} is a directory on {pool_filesystem}, not {wanted.filesystem}; "
+                "leave the fs_type out"
             )
     try:
         mountflags.check(wanted, volume.type, thick=volume.thick)

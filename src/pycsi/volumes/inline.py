@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 
 from pycsi.model import ids, parameters, rootdirectory
 from pycsi.model.config import parse_size
@@ -10,22 +10,20 @@ from pycsi.model.errors import AlreadyExists, InvalidArgument, PoolMissing
 from pycsi.model.records import Volume
 from pycsi.model.request import (
     Access,
-    Capability,
     CapacityRange,
-    Mode,
+    NodeRequest,
     Request,
 )
+from pycsi.model.spec import size_for
 from pycsi.pool.pool import Pool
-from pycsi.proto import csi_pb2 as csi
-from pycsi.services import node_request
-from pycsi.volumes.pools import Pools
-from pycsi.volumes.volumes import (
+from pycsi.volumes.lifecycle import (
     check_usable,
     delete,
-    new_volume,
     noting,
     undoing,
 )
+from pycsi.volumes.pools import Pools
+from pycsi.volumes.provisioning import new_volume, specify
 
 _EPHEMERAL = "csi.storage.k8s.io/ephemeral"
 _POD = ("csi.storage.k8s.io/pod.namespace", "csi.storage.k8s.io/pod.name")
@@ -33,37 +31,37 @@ _KEYS = ("pool", "type", "size", *rootdirectory.KEYS)
 """What a pod may say of its inline volume: neither mkfs options nor a directory without limit."""
 
 
-def is_wanted(request: csi.NodePublishVolumeRequest) -> bool:
+def is_wanted(wanted: NodeRequest) -> bool:
     """Tell whether a request is about an inline volume."""
-    return request.volume_context.get(_EPHEMERAL) == "true"
+    return wanted.context.get(_EPHEMERAL) == "true"
 
 
-def publish(
-    pools: Pools, request: csi.NodePublishVolumeRequest, own_id: str, served: Collection[Mode]
-) -> None:
+def publish(pools: Pools, wanted: NodeRequest, own_id: str) -> None:
     """Create the volume that a pod describes, as `own_id`, and mount it at its target.
 
-    `served` are the access modes that can be had. The caller holds the volume's lock.
+    The caller holds the volume's lock.
     """
-    if ids.node_of(request.volume_id):
+    if ids.node_of(wanted.volume_id):
         raise InvalidArgument(
-            f"volume_id {request.volume_id} is a persistent volume's; an inline one may not have it"
+            f"volume_id {wanted.volume_id} is a persistent volume's; an inline one may not have it"
         )
-    wanted = node_request.capability(request.volume_capability, served)
-    if wanted.access is Access.BLOCK:
+    if wanted.capability.access is Access.BLOCK:
         raise InvalidArgument("an inline volume is mounted; it cannot be a block device")
-    target = node_request.path(pools, request.target_path, "target_path")
-    found = pools.find_inline(request.volume_id)
-    pool, volume = found or _create(pools, wanted, request, own_id, target)
+    target = pools.outside(wanted.path, "target_path")
+    found = pools.find_inline(wanted.volume_id)
+    pool, volume = found or _create(pools, wanted, own_id, target)
     try:
         pool.check()  # or a volume that is mounted would be taken for one that is not
-        _compare(volume, request)
-        check_usable(pool, volume, wanted, target)
-        arguments = node_request.arguments(request)
+        _compare(volume, wanted)
+        check_usable(pool, volume, wanted.capability, target)
         _record_target(pool, volume, target)
         with noting(pool, volume) as staging:
             staging.ensure_published(
-                target, wanted, arguments, readonly=request.readonly, source=None
+                target,
+                wanted.capability,
+                wanted.arguments,
+                readonly=wanted.readonly,
+                source=None,
             )
     except BaseException:
         if found is None:
@@ -85,38 +83,25 @@ def _record_target(pool: Pool, volume: Volume, target: str) -> None:
                 raise
 
 
-def _compare(volume: Volume, request: csi.NodePublishVolumeRequest) -> None:
-    if parameters.deciding(request.volume_context) != volume.request.parameters:
+def _compare(volume: Volume, wanted: NodeRequest) -> None:
+    if parameters.deciding(wanted.context) != volume.request.parameters:
         raise AlreadyExists(
-            f"inline volume {request.volume_id} exists with other attributes; unpublish it"
+            f"inline volume {wanted.volume_id} exists with other attributes; unpublish it"
         )
 
 
-def _create(
-    pools: Pools,
-    wanted: Capability,
-    request: csi.NodePublishVolumeRequest,
-    own_id: str,
-    target: str,
-) -> tuple[Pool, Volume]:
-    given = parameters.parse(request.volume_context, _KEYS)
+def _create(pools: Pools, wanted: NodeRequest, own_id: str, target: str) -> tuple[Pool, Volume]:
+    given = parameters.parse(wanted.context, _KEYS)
     pool = pools.named(given.pool)
-    make = parameters.choose(
-        given,
-        [wanted],
-        limiter=pool.limiter.name,
-        unlimited=pool.unlimited,
-        pool_filesystem=pool.mount.fstype,
-    )
-    size = parameters.size_for(_size(request.volume_context), make.minimum)
+    spec = specify(pool, given, [wanted.capability])
     volume = new_volume(
         pool,
-        make,
-        Request(capabilities=(wanted,), parameters=parameters.deciding(request.volume_context)),
+        spec,
+        Request(capabilities=(wanted.capability,), parameters=parameters.deciding(wanted.context)),
         volume_id=own_id,
-        name="/".join(filter(None, (request.volume_context.get(key) for key in _POD))),
-        size=size,
-        handle=request.volume_id,
+        name="/".join(filter(None, (wanted.context.get(key) for key in _POD))),
+        size=size_for(_size(wanted.context), spec.minimum),
+        handle=wanted.volume_id,
         targets=(target,),
     )
     return pool, pool.create(volume)
@@ -127,7 +112,7 @@ def unpublish(pools: Pools, pool: Pool, volume: Volume, target_path: str) -> Non
 
     Of one whose disk is away nobody can delete more now: it is swept when that is back.
     """
-    target = node_request.path(pools, target_path, "target_path")
+    target = pools.outside(target_path, "target_path")
     staging = undoing(pool, volume)
     staging.ensure_unpublished(target)
     if not staging.published() and not staging.away:

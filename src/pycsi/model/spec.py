@@ -1,0 +1,264 @@
+"""What a volume is made of, and its size: from what is asked for, and what its pool can do."""
+
+import dataclasses
+from collections.abc import Callable, Iterable
+
+from pycsi.linux import filesystem
+from pycsi.model import mkfsoptions, mountflags, rootdirectory, triminterval
+from pycsi.model.errors import FailedPrecondition, InvalidArgument, OutOfRange
+from pycsi.model.parameters import DEFAULT_FILESYSTEM, FILESYSTEM, Parameters
+from pycsi.model.records import Volume, VolumeType
+from pycsi.model.request import Access, Capability, CapacityRange, Request
+from pycsi.model.rootdirectory import AS_MADE
+from pycsi.model.size import BLOCK, DEFAULT_SIZE, LARGEST, MIB, round_down, round_up, show
+
+SMALLEST = MIB
+"""The least size in bytes of a volume without a filesystem of its own."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class VolumeSpec:
+    """What a volume shall be made of, and why."""
+
+    type: VolumeType
+    reason: str
+    access: Access
+    filesystem: str | None
+    enforced: bool
+    thick: bool
+    mkfs_options: tuple[str, ...]
+
+    @property
+    def minimum(self) -> int:
+        """The least size in bytes."""
+        return filesystem.KINDS[self.filesystem].minimum if self.filesystem else SMALLEST
+
+
+def choose(
+    wanted: Parameters,
+    capabilities: Iterable[Capability],
+    *,
+    limiter: str | None,
+    pool_filesystem: str,
+    unlimited: Callable[[], str | None] = lambda: None,
+    source: Volume | None = None,
+) -> VolumeSpec:
+    """Choose what to make of a request; `limiter` says how the pool limits directories, if it can.
+
+    `unlimited` is asked where that matters, and tells why it cannot now, though it could before.
+    `pool_filesystem` is the kind of filesystem that the pool lies on, which a directory has
+    therefore. Without capabilities (GetCapacity) a mounted volume is meant. What is not asked for
+    is as in `source`, the volume that is cloned or whose snapshot is restored.
+    """
+    capabilities = tuple(capabilities)
+    if source is None:
+        return _choose(wanted, capabilities, limiter, unlimited, {pool_filesystem})
+    like_source = dataclasses.replace(
+        wanted,
+        type=wanted.type or source.type,
+        filesystem=wanted.filesystem or source.filesystem,
+    )
+    filesystems = {pool_filesystem, *asked_for(source.request)}
+    spec = _choose(like_source, capabilities, limiter, unlimited, filesystems)
+    _check_source(spec, source)
+    return dataclasses.replace(spec, reason="as its source", mkfs_options=source.mkfs_options)
+
+
+def asked_for(request: Request) -> set[str]:
+    """Return the filesystems that a request names.
+
+    Of a directory they were ignored once, so one that has such a request is used with it still.
+    """
+    named = {item.filesystem for item in request.capabilities}
+    return {kind for kind in (*named, request.parameters.get(FILESYSTEM)) if kind}
+
+
+def _check_source(spec: VolumeSpec, source: Volume) -> None:
+    """Refuse to make something of a source that it cannot be made of."""
+    if spec.type is not source.type:
+        raise InvalidArgument(
+            f"the source is a volume of type {source.type}, this one would be of type {spec.type}; "
+            "leave the parameter type out, or copy the files from one volume to the other"
+        )
+    if spec.access is Access.MOUNT and source.access is Access.BLOCK:
+        raise InvalidArgument(
+            "the source is a raw block volume, on which anything may be: it is not mounted as a "
+            "filesystem; ask for a block volume"
+        )
+    if spec.filesystem and spec.filesystem != source.filesystem:
+        raise InvalidArgument(
+            f"the source has {source.filesystem}, not {spec.filesystem}; leave the fs_type out"
+        )
+
+
+def _choose(
+    wanted: Parameters,
+    capabilities: tuple[Capability, ...],
+    limiter: str | None,
+    unlimited: Callable[[], str | None],
+    directories: set[str],
+) -> VolumeSpec:
+    """Choose; `directories` are the filesystems that a directory may be asked for."""
+    access = _one({item.access for item in capabilities}, "access type") or Access.MOUNT
+    kind = _one({item.filesystem for item in capabilities} - {None}, "fs_type")
+    kind = kind or wanted.filesystem
+    fits = kind is None or kind in directories
+    if kind not in filesystem.KINDS and not fits:
+        raise InvalidArgument(f"fs_type is {kind!r}; it can be {', '.join(filesystem.KINDS)}")
+    if access is Access.BLOCK:
+        spec = _raw_block(wanted)
+    else:
+        type_, reason = _mounted_type(wanted, limiter, unlimited, None if fits else kind)
+        if type_ is VolumeType.IMAGE:
+            spec = _image(wanted, reason, kind or DEFAULT_FILESYSTEM)
+        elif fits:
+            spec = _directory(wanted, reason, limiter, unlimited)
+        else:
+            raise InvalidArgument(
+                f"fs_type is {kind!r}, and a directory has the pool's filesystem, "
+                f"{' or '.join(sorted(directories))}; leave the fs_type out, or use type: image"
+            )
+    for item in capabilities:
+        mountflags.check(item, spec.type, thick=spec.thick)
+    if wanted.trims:
+        triminterval.check(spec.type, spec.access, thick=spec.thick)
+    return spec
+
+
+def _one(values: set[str | None] | set[Access], what: str) -> "str | None":
+    if len(values) > 1:
+        raise InvalidArgument(f"the capabilities name more than one {what}; a volume has one")
+    return next(iter(values), None)
+
+
+def _mounted_type(
+    wanted: Parameters,
+    limiter: str | None,
+    unlimited: Callable[[], str | None],
+    other: str | None,
+) -> tuple[VolumeType, str]:
+    """Choose the type; `other` is a filesystem that is wanted and that no directory has."""
+    if wanted.type:
+        return wanted.type, "asked for"
+    if wanted.quota == "none":
+        return VolumeType.DIRECTORY, "quota: none is for directories"
+    if wanted.allocation or wanted.mkfs_options or wanted.fsck or wanted.trims:
+        return VolumeType.IMAGE, "allocation, mkfsOptions, fsck and trimInterval are for images"
+    if other:
+        return VolumeType.IMAGE, f"a directory would not have {other}"
+    fault = unlimited() if limiter else None
+    if limiter and not fault:
+        return VolumeType.DIRECTORY, f"the pool limits directories by {limiter}"
+    now = f" now: {fault}" if fault else ""
+    return VolumeType.IMAGE, f"the pool cannot limit the size of a directory{now}"
+
+
+def _raw_block(wanted: Parameters) -> VolumeSpec:
+    if wanted.type is VolumeType.DIRECTORY:
+        raise InvalidArgument("a directory cannot be a block device; use type: image, or none")
+    if wanted.mkfs_options:
+        raise InvalidArgument("a raw block volume is not formatted; leave mkfsOptions out")
+    if wanted.fsck:
+        raise InvalidArgument("a raw block volume is its user's to check; leave fsck out")
+    if wanted.root != AS_MADE:
+        raise InvalidArgument(
+            f"a raw block volume has no root directory; leave {', '.join(rootdirectory.KEYS)} out"
+        )
+    return VolumeSpec(
+        type=VolumeType.IMAGE,
+        reason="raw block needs an image",
+        access=Access.BLOCK,
+        filesystem=None,
+        enforced=True,
+        thick=_thick(wanted),
+        mkfs_options=(),
+    )
+
+
+def _directory(
+    wanted: Parameters, reason: str, limiter: str | None, unlimited: Callable[[], str | None]
+) -> VolumeSpec:
+    for key, value in (("allocation", wanted.allocation), ("mkfsOptions", wanted.mkfs_options)):
+        if value:
+            raise InvalidArgument(f"parameter {key} is for type: image, not for a directory")
+    if wanted.fsck:
+        raise InvalidArgument(
+            "parameter fsck is for type: image: a directory has no filesystem of its own to check, "
+            "and the pool's is in use; leave fsck out"
+        )
+    if limiter is None and wanted.quota != "none":
+        raise InvalidArgument(
+            "this pool's filesystem cannot limit the size of a directory: mount it with prjquota "
+            "(XFS, ext4) or use btrfs; or use type: image; or accept that with quota: none"
+        )
+    # Where the type was left open this was asked before.
+    if wanted.type and wanted.quota != "none" and (fault := unlimited()):
+        raise FailedPrecondition(
+            f"this pool cannot limit the size of a directory now: {fault}; or use type: image; or "
+            "accept that with quota: none"
+        )
+    return VolumeSpec(
+        type=VolumeType.DIRECTORY,
+        reason=reason,
+        access=Access.MOUNT,
+        filesystem=None,
+        enforced=wanted.quota != "none",
+        thick=False,
+        mkfs_options=(),
+    )
+
+
+def _image(wanted: Parameters, reason: str, kind: str) -> VolumeSpec:
+    if kind not in filesystem.KINDS:
+        raise InvalidArgument(
+            f"fs_type is {kind!r}; that of an image can be {', '.join(filesystem.KINDS)}"
+        )
+    thick = _thick(wanted)
+    mkfsoptions.check(kind, wanted.mkfs_options)
+    if missing := filesystem.missing_programs(kind):
+        raise FailedPrecondition(f"{kind}: {', '.join(missing)} not installed on this node")
+    return VolumeSpec(
+        type=VolumeType.IMAGE,
+        reason=reason,
+        access=Access.MOUNT,
+        filesystem=kind,
+        enforced=True,
+        thick=thick,
+        mkfs_options=wanted.mkfs_options,
+    )
+
+
+def _thick(wanted: Parameters) -> bool:
+    if wanted.quota == "none":
+        raise InvalidArgument("parameter quota: none is for a directory; an image has a size")
+    return wanted.allocation == "thick"
+
+
+def size_from(wanted: CapacityRange | None, source: int, minimum: int) -> int:
+    """Return the size for a volume that is made from a source of `source` bytes: no less."""
+    wanted = wanted or CapacityRange()
+    limit = LARGEST if wanted.limit is None else wanted.limit
+    if source > limit or (wanted.required is not None and source > round_up(wanted.required)):
+        raise OutOfRange(
+            f"the source has {source} bytes ({show(source)}), and a volume made from it has no "
+            "less; ask for at least as much"
+        )
+    return size_for(CapacityRange(required=wanted.required or source, limit=wanted.limit), minimum)
+
+
+def size_for(wanted: CapacityRange | None, minimum: int) -> int:
+    """Return the size in bytes for a capacity range, or `OutOfRange` where none fits.
+
+    That is the required size, or the default within the limit, rounded up to whole blocks and to
+    the least that the volume can be made of.
+    """
+    wanted = wanted or CapacityRange()
+    limit = LARGEST if wanted.limit is None else round_down(wanted.limit)
+    size = wanted.required if wanted.required is not None else min(DEFAULT_SIZE, limit)
+    size = max(round_up(size), minimum)
+    if size > limit:
+        raise OutOfRange(
+            f"no size fits: at least {show(size)} ({size} bytes: whole blocks of {BLOCK}, least "
+            f"{show(minimum)}), at most {limit} bytes; raise limit_bytes or change required_bytes"
+        )
+    return size

@@ -1,0 +1,41 @@
+"""The node on which the driver runs, as orchestrators know it."""
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Mapping, Sequence
+
+from pycsi.model import ids
+
+_LONGEST_PREFIX = 63
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NodeInfo:
+    """The node's id, its topology segment, and how many volumes it takes (0: any number)."""
+
+    id: str
+    driver_name: str
+    max_volumes: int
+
+    @functools.cached_property
+    def topology_key(self) -> str:
+        """The key: a DNS prefix in lower case, at most 63 bytes, and a name."""
+        prefix = f"topology.{self.driver_name.lower().replace('_', '-')}"
+        if len(prefix) > _LONGEST_PREFIX:
+            prefix = f"topology.{hashlib.sha256(self.driver_name.encode()).hexdigest()[:40]}"
+        return f"{prefix}/node"
+
+    @functools.cached_property
+    def segments(self) -> dict[str, str]:
+        """The topology of this node and of its volumes: one segment, its value by its key."""
+        return {self.topology_key: ids.segment(self.id)}
+
+    def lies_in(self, segments: Mapping[str, str]) -> bool:
+        """Tell whether this node lies in a topology; keys compare without regard to case."""
+        wanted = {key.lower(): value for key, value in segments.items()}
+        return wanted in ({}, {key.lower(): value for key, value in self.segments.items()})
+
+    def meets(self, topologies: Sequence[Mapping[str, str]] | None) -> bool:
+        """Tell whether a volume on this node meets a requirement (TopologyRequirement)."""
+        return not topologies or any(self.lies_in(segments) for segments in topologies)

@@ -1,0 +1,68 @@
+"""The records of the group snapshots that have members in a pool."""
+
+import contextlib
+from collections.abc import Iterator
+
+import structlog
+
+from pycsi.linux.descriptor import sync_directory
+from pycsi.linux.record import read_record, write_record
+from pycsi.model.records import Group
+from pycsi.pool.catalog import UNREADABLE
+from pycsi.pool.layout import Layout
+
+log = structlog.get_logger()
+
+
+class Groups:
+    """The group snapshots of a pool: their records, and those of them that are known."""
+
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
+        self._known: dict[str, Group] = {}
+
+    def load(self) -> None:
+        """Read the records; one that cannot be read is left as it is, and unfinished ones go."""
+        for record in sorted(self._layout.groups.glob("[!.]*.json")):
+            try:
+                group = Group.from_json(read_record(record))
+            except UNREADABLE as error:
+                log.warning("a record cannot be read", path=str(record), error=str(error))
+            else:
+                self._known[group.id] = group
+        for unfinished in list(self._layout.groups.glob(".*")):
+            unfinished.unlink()
+
+    def __iter__(self) -> Iterator[Group]:
+        return iter(list(self._known.values()))
+
+    def get(self, group_id: str) -> Group | None:
+        """Return a group that is known, or None."""
+        return self._known.get(group_id)
+
+    def is_recorded(self, group_id: str) -> bool:
+        """Tell whether there is a record of a group, readable or not."""
+        return self._layout.group(group_id).exists()
+
+    def write(self, group: Group) -> None:
+        """Record a group, durably: now it exists, with all its members."""
+        write_record(self._layout.group(group.id), group.to_json())
+
+    def index(self, group: Group) -> None:
+        """Make a group known that is recorded."""
+        self._known[group.id] = group
+
+    def delete(self, group_id: str) -> None:
+        """Delete the record of a group, durably, or not at all; absent is fine."""
+        try:
+            self._layout.group(group_id).unlink(missing_ok=True)
+            sync_directory(self._layout.groups)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                if group := self.get(group_id):
+                    self.write(group)
+            raise
+
+    def drop(self, group_id: str) -> None:
+        """Know a group no longer whose record is deleted; absent is fine."""
+        self._known.pop(group_id, None)

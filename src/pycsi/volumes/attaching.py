@@ -1,0 +1,49 @@
+"""Attaching volumes to this node, for orchestrators that want it: it is recorded, and no more."""
+
+import dataclasses
+import threading
+
+from pycsi.model.errors import AlreadyExists, NotFound, ResourceExhausted
+from pycsi.model.records import Attachment, Volume
+from pycsi.model.topology import NodeInfo
+from pycsi.pool.pool import Pool
+from pycsi.volumes.pools import Pools
+
+
+class Attacher:
+    """Attaches volumes to this node and detaches them. Callers hold the volume's lock."""
+
+    def __init__(self, pools: Pools, node: NodeInfo) -> None:
+        self._pools = pools
+        self._node = node
+        self._attaching = threading.Lock()
+
+    def check_node(self, node_id: str) -> None:
+        """Raise `NotFound` where the node is not this one."""
+        if node_id != self._node.id:
+            raise NotFound(f"there is no node {node_id!r}; this is {self._node.id!r}")
+
+    def attach(self, pool: Pool, volume: Volume, wanted: Attachment) -> None:
+        """Attach a volume, or find that it is attached in this way."""
+        if volume.attachment == wanted:
+            return
+        if volume.attachment:
+            raise AlreadyExists(
+                f"volume {volume.id} is attached to {wanted.node} with another capability or "
+                "readonly flag; detach it first"
+            )
+        with self._attaching:  # or two could take the last place
+            most = self._node.max_volumes
+            if most and self._pools.attached() >= most:
+                raise ResourceExhausted(
+                    f"node {self._node.id} has its {most} volumes; detach one, or raise "
+                    "--max-volumes-per-node"
+                )
+            pool.update(dataclasses.replace(volume, attachment=wanted))
+
+    def detach(self, volume_id: str, node_id: str) -> None:
+        """Detach a volume from a node, or with "" from all; what is not attached is fine."""
+        found = self._pools.find(volume_id, sure=True)
+        if found and found[1].attachment and node_id in {"", self._node.id}:
+            pool, volume = found
+            pool.update(dataclasses.replace(volume, attachment=None))

@@ -1,0 +1,208 @@
+"""Making volumes: the type and size that a request comes to, and what exists already.
+
+A request that is repeated gets the volume that it made (CSI specification, CreateVolume): every
+field is compared with what the volume's record keeps of its own request.
+"""
+
+import dataclasses
+import time
+from collections.abc import Mapping, Sequence
+
+from pycsi.backends import mkfs
+from pycsi.backends.privileges import image_refusal
+from pycsi.model import ids, mkfsoptions, parameters
+from pycsi.model.errors import (
+    AlreadyExists,
+    FailedPrecondition,
+    PoolMissing,
+    ResourceExhausted,
+)
+from pycsi.model.records import Volume, VolumeType
+from pycsi.model.request import Capability, Request, VolumeRequest
+from pycsi.model.spec import VolumeSpec, choose, size_for, size_from
+from pycsi.model.topology import NodeInfo
+from pycsi.pool.pool import Pool
+from pycsi.volumes.locks import Locks
+from pycsi.volumes.pools import Pools
+from pycsi.volumes.sources import Origin, fill_from, find_source, room_to_fill
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Offer:
+    """How many bytes volumes of one kind can have, and how many the smallest of them has."""
+
+    available: int = 0
+    minimum: int = 0
+
+    @property
+    def largest(self) -> int:
+        """The bytes of the largest volume that can be made; 0: none can."""
+        return self.available if self.available >= self.minimum else 0
+
+
+class Provisioner:
+    """Makes the volumes that an orchestrator asks for, and says how large they can be."""
+
+    def __init__(self, pools: Pools, locks: Locks, node: NodeInfo) -> None:
+        self._pools = pools
+        self._locks = locks
+        self._node = node
+
+    def provision(self, volume_id: str, wanted: VolumeRequest) -> Volume:
+        """Return the volume of this id: the one that exists, or a new one.
+
+        The caller holds the volume's lock.
+        """
+        if found := self._pools.find(volume_id):
+            _, volume = found
+            self._compare(volume, wanted)
+            return volume
+        try:
+            return self._create(volume_id, wanted)
+        except PoolMissing as missing:
+            if wanted.request.source or wanted.topologies is None:
+                raise
+            # Whoever says where a volume may be can choose another node, if it is told this way.
+            raise ResourceExhausted(str(missing)) from None
+
+    def _compare(self, volume: Volume, wanted: VolumeRequest) -> None:
+        """Refuse a request that the existing volume of its name does not satisfy."""
+        before, now = volume.request, wanted.request
+        same = {
+            "capacity_range": _same_size(volume, now),
+            "volume_capabilities": set(before.capabilities) == set(now.capabilities),
+            "parameters": parameters.deciding(before.parameters)
+            == parameters.deciding(now.parameters),
+            "mutable_parameters": _created_with(before) == _created_with(now),
+            "volume_content_source": before.source == now.source,
+            "accessibility_requirements": self._node.meets(wanted.topologies),
+        }
+        if differing := [field for field, agrees in same.items() if not agrees]:
+            raise AlreadyExists(
+                f"volume {volume.name!r} exists with another {', '.join(differing)} "
+                f"({volume.capacity} bytes, {volume.type}); use another name or the same request"
+            )
+
+    def _create(self, volume_id: str, wanted: VolumeRequest) -> Volume:
+        request = wanted.request
+        given = parameters.parse(request.parameters, mutable=request.mutable)
+        origin = find_source(self._pools, request.source) if request.source else None
+        pool = origin.pool if origin and given.pool is None else self._pools.named(given.pool)
+        spec = specify(pool, given, request.capabilities, origin)
+        size = _size(request, spec, origin)
+        if not self._node.meets(wanted.topologies):
+            raise ResourceExhausted(
+                f"accessibility_requirements name other nodes than {self._node.topology_key}="
+                f"{ids.segment(self._node.id)}; ask the driver on one of those"
+            )
+        volume = new_volume(pool, spec, request, volume_id=volume_id, name=wanted.name, size=size)
+        if request.source is None or origin is None:
+            return pool.create(volume)
+        return pool.create(
+            volume,
+            fill_from(self._pools, self._locks, request.source, origin),
+            more=room_to_fill(request.source, origin),
+        )
+
+    def offer(
+        self,
+        raw: Mapping[str, str],
+        capabilities: Sequence[Capability],
+        segments: Mapping[str, str],
+    ) -> Offer:
+        """Return how large volumes with these parameters and capabilities can be in a topology.
+
+        Nothing where none can be made now: a scheduler looks elsewhere then.
+        """
+        given = parameters.parse(raw)
+        if not self._node.lies_in(segments):
+            return Offer()
+        if given.pool is None and self._pools.default() is None:
+            return Offer()
+        try:
+            pool = self._pools.named(given.pool)
+            pool.check()
+            spec = specify(pool, given, capabilities)
+        except FailedPrecondition:
+            return Offer()
+        if spec.type is VolumeType.IMAGE and image_refusal():
+            return Offer(minimum=spec.minimum)
+        if mkfs.refusal(spec.filesystem, spec.mkfs_options, pool.layout.tmp):
+            return Offer(minimum=spec.minimum)
+        available = pool.capacity().available(thick=spec.thick)
+        if spec.type is VolumeType.IMAGE:
+            possible = mkfsoptions.largest(spec.filesystem, spec.mkfs_options)
+            available = min(available, pool.largest_file, possible)
+        return Offer(available=available, minimum=spec.minimum)
+
+
+def _same_size(volume: Volume, wanted: Request) -> bool:
+    if wanted.capacity is None or wanted.capacity == volume.request.capacity:
+        return True
+    return wanted.capacity.holds(volume.capacity)
+
+
+def _created_with(request: Request) -> Mapping[str, str]:
+    """Return the settings that a request gives a volume, whatever has become of them since."""
+    return parameters.settings(request.parameters, request.mutable)
+
+
+def specify(
+    pool: Pool,
+    given: parameters.Parameters,
+    capabilities: Sequence[Capability],
+    origin: Origin | None = None,
+) -> VolumeSpec:
+    """Return what a volume in `pool` shall be made of: see `spec.choose`."""
+    return choose(
+        given,
+        capabilities,
+        limiter=pool.limiter.name,
+        unlimited=pool.unlimited,
+        pool_filesystem=pool.mount.fstype,
+        source=origin.volume if origin else None,
+    )
+
+
+def _size(request: Request, spec: VolumeSpec, origin: Origin | None) -> int:
+    if origin:
+        return size_from(request.capacity, origin.volume.capacity, spec.minimum)
+    return size_for(request.capacity, spec.minimum)
+
+
+def new_volume(
+    pool: Pool,
+    spec: VolumeSpec,
+    request: Request,
+    *,
+    volume_id: str,
+    name: str,
+    size: int,
+    handle: str | None = None,
+    targets: tuple[str, ...] = (),
+) -> Volume:
+    """Return the record of a volume that is still to be made."""
+    if spec.type is VolumeType.IMAGE and (refusal := image_refusal()):
+        raise FailedPrecondition(
+            f"an image could not be used on this node: {refusal}. Or ask for type: directory, with "
+            "quota: none where nothing limits its size"
+        )
+    return Volume(
+        id=volume_id,
+        name=name,
+        pool=pool.name,
+        pool_uuid=pool.uuid,
+        type=spec.type,
+        reason=spec.reason,
+        access=spec.access,
+        filesystem=spec.filesystem,
+        capacity=size,
+        enforced=spec.enforced,
+        thick=spec.thick,
+        mkfs_options=spec.mkfs_options,
+        request=request,
+        settings=parameters.settings(request.parameters, request.mutable),
+        created=time.time(),
+        handle=handle,
+        targets=targets,
+    )

@@ -1,0 +1,57 @@
+"""Volumes that are copied at one point in time: nothing is written to them meanwhile."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+
+from pycsi.backends import Backend
+from pycsi.model.errors import FailedPrecondition
+from pycsi.model.size import show
+from pycsi.pool.freezing import FreezeWindow, Frozen, OverdueError, frozen
+from pycsi.volumes.pools import Pools
+
+
+@contextlib.contextmanager
+def quiesced(pools: Pools, sources: Sequence[Backend], limit: float) -> Iterator[FreezeWindow]:
+    """Let nothing be written to the volumes through the `with` block, or at least not unnoticed.
+
+    Filesystems in use are frozen, for `limit` seconds at most. Of volumes in use that cannot be
+    frozen there may be one: it is copied at one point in time, while the others are frozen.
+    """
+    with contextlib.ExitStack() as turns:
+        # In one order for all, or two could wait for each other.
+        for source in sorted(sources, key=lambda item: item.volume.id):
+            turns.enter_context(pools.turns.ready(source))
+        _refuse_unfreezable(sources)
+        try:
+            with frozen(list(_to_freeze(pools, sources)), limit) as window:
+                yield window
+        except OverdueError:
+            raise FailedPrecondition(_overdue(pools, sources, limit)) from None
+
+
+def _refuse_unfreezable(sources: Sequence[Backend]) -> None:
+    unfreezable = [source for source in sources if not source.freezable() and source.written_at()]
+    if len(unfreezable) > 1:
+        names = ", ".join(source.volume.id for source in unfreezable)
+        raise FailedPrecondition(
+            f"volumes in use that cannot be frozen: {names}. There can be one in a group: the "
+            "others need a filesystem of their own (type: image), or must not be in use"
+        )
+
+
+def _to_freeze(pools: Pools, sources: Sequence[Backend]) -> Iterator[Frozen]:
+    for source in sources:
+        if source.freezable():
+            pool, _ = pools.need(source.volume.id)
+            yield pool.to_freeze(source)
+
+
+def _overdue(pools: Pools, sources: Sequence[Backend], limit: float) -> str:
+    quick = [f"{pool.name} ({pool.mount.fstype})" for pool in pools if pool.reflinks]
+    sizes = ", ".join(f"{item.volume.id} ({show(item.occupied())})" for item in sources)
+    there = f"{' or '.join(quick)} would" if quick else "one on XFS or btrfs would"
+    return (
+        f"the copy of {sizes} took longer than freeze-limit, {limit:g} s, for which the filesystem "
+        f"may be frozen: no blocks could be shared. In one and the same pool {there} do it at "
+        "once. Or copy the volume while it is not staged, or raise the pool's freeze-limit"
+    )

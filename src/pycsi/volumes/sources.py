@@ -1,0 +1,85 @@
+"""Sources of volumes: snapshots and volumes that a new one is filled from."""
+
+import dataclasses
+from collections.abc import Callable
+
+from pycsi.backends import Backend
+from pycsi.model.errors import Aborted, NotFound, ResourceExhausted
+from pycsi.model.records import Volume
+from pycsi.model.request import Source, SourceKind
+from pycsi.pool.pool import Pool
+from pycsi.volumes.locks import Locks, snapshot_key
+from pycsi.volumes.pools import Pools
+from pycsi.volumes.quiescing import quiesced
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """A source that was found: its pool, and the volume that it is, or was taken of."""
+
+    pool: Pool
+    volume: Volume
+
+
+def find_source(pools: Pools, source: Source) -> Origin:
+    """Return the source; `NotFound`, or `ResourceExhausted` where another node has it."""
+    if source.kind is SourceKind.SNAPSHOT:
+        if found := pools.find_snapshot(source.id, sure=True):
+            return Origin(pool=found[0], volume=found[1].volume)
+    elif held := pools.find(source.id, sure=True):
+        return Origin(pool=held[0], volume=held[1])
+    if node := pools.elsewhere(source.id):
+        # So that a scheduler asks the driver on another node.
+        raise ResourceExhausted(
+            f"{source} is on node {node}, and data is copied on one node only; this is node "
+            f"{pools.node}"
+        )
+    raise NotFound(f"volume_content_source: there is no {source} on node {pools.node}")
+
+
+def room_to_fill(source: Source, origin: Origin) -> int:
+    """Return how much room a volume takes while it is made from `source`, beside its own.
+
+    A thick volume may be written anew while a clone shares its blocks, until they are copied.
+    """
+    shared = source.kind is SourceKind.VOLUME and origin.volume.thick and origin.pool.reflinks
+    return origin.volume.capacity if shared else 0
+
+
+def fill_from(
+    pools: Pools, locks: Locks, source: Source, origin: Origin
+) -> Callable[[Backend], int | None]:
+    """Return what fills a new volume from `source`, which was found as `origin`.
+
+    It returns the project id. `Aborted` where the source is not the same any more.
+    """
+
+    def from_snapshot(new: Backend) -> int | None:
+        with locks.share(snapshot_key(source.id)):
+            pool, snapshot = pools.need_snapshot(source.id)
+            _refuse_changed(source, origin.volume, snapshot.volume)
+            pool.check(writable=False)
+            return new.restore(pool.backend_of(snapshot), lambda: None)
+
+    def from_volume(new: Backend) -> int | None:
+        with locks.share(source.id):
+            pool, volume = pools.need(source.id)
+            _refuse_changed(source, origin.volume, volume)
+            pool.check()
+            original = pool.backend(volume)
+            with quiesced(pools, [original], pool.config.freeze_limit) as window:
+                return new.restore(original, window.check)
+
+    def fill(new: Backend) -> int | None:
+        fetch = from_snapshot if source.kind is SourceKind.SNAPSHOT else from_volume
+        project = fetch(new)
+        new.adapt(origin.volume, project)
+        return project
+
+    return fill
+
+
+def _refuse_changed(source: Source, before: Volume, now: Volume) -> None:
+    """Refuse a source that has grown, or was replaced, since the new volume's size was decided."""
+    if (now.created, now.capacity) != (before.created, before.capacity):
+        raise Aborted(f"{source} was changed meanwhile; try again")
