@@ -214,8 +214,13 @@ def test_nothing_is_deleted_that_may_be_there(lost: Driver, tmp_path: Path) -> N
         "delete": lambda: lost.delete(there),
         "delete snapshot": lambda: lost.delete_snapshot("moment@node-1"),
         "get": lambda: lost.condition(there),
-        "list snapshot": lambda: lost.controller.ListSnapshots(
-            csi.ListSnapshotsRequest(snapshot_id="moment@node-1")
+        "list snapshot": lambda: lost.snapshots(snapshot_id="moment@node-1"),
+        "list snapshots of a volume": lambda: lost.snapshots(there),
+        "get snapshot": lambda: lost.controller.GetSnapshot(
+            csi.GetSnapshotRequest(snapshot_id="moment@node-1")
+        ),
+        "get group": lambda: lost.group.GetVolumeGroupSnapshot(
+            csi.GetVolumeGroupSnapshotRequest(group_snapshot_id="both@node-1", snapshot_ids=MEMBERS)
         ),
         "detach": lambda: lost.controller.ControllerUnpublishVolume(
             csi.ControllerUnpublishVolumeRequest(volume_id=there, node_id="node-1")
@@ -230,6 +235,17 @@ def test_nothing_is_deleted_that_may_be_there(lost: Driver, tmp_path: Path) -> N
     assert ends == dict.fromkeys(ends, FAILED)
     assert lost.volume_ids() == ["here@node-1"]
     assert code_of(lambda: lost.delete("no id")) is OK, "that is nobody's id"
+
+
+def test_lists_while_a_pool_is_missing(lost: Driver, fast: Path, tmp_path: Path) -> None:
+    """Those of all say what is in the pools that are there; one about a volume there is whole."""
+    (member,) = (item for item in MEMBERS if item in {one.snapshot_id for one in lost.snapshots()})
+    assert [item.snapshot_id for item in lost.snapshots("here@node-1")] == [member]
+    assert lost.snapshots("there@node-2") == lost.snapshots("no id") == []
+    (tmp_path / "away").rename(fast)
+    assert len(lost.snapshots("there@node-1")) == 2
+    assert lost.snapshots("never@node-1") == []
+    assert len(lost.snapshots()) == 3
 
 
 def test_all_is_there_when_it_comes(lost: Driver, fast: Path, tmp_path: Path) -> None:

@@ -119,12 +119,15 @@ class Snapshotter:
     def listed(self, after: str, *, snapshot_id: str, volume_id: str) -> Iterator[Snapshot]:
         """Go through the snapshots in the order of their ids: those that come `after` one.
 
-        Only the one called `snapshot_id`, and those of the volume `volume_id`, if these are not "".
+        Only the one called `snapshot_id`, and those of the volume `volume_id`, if these are not "":
+        then `PoolMissing` where such may lie in a pool that is missing. A volume's lie beside it.
         """
         if snapshot_id:
             found = self._pools.find_snapshot(snapshot_id, sure=True)
             every = iter([found[1]] if found and found[1].id > after else [])
         else:
+            if volume_id:
+                self._pools.find(volume_id, sure=True)
             every = self._pools.snapshots(after)
         return (item for item in every if not volume_id or item.volume.id == volume_id)
 
