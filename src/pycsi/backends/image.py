@@ -136,10 +136,10 @@ class Image(Backend):
         """
         here = self.location.real(self.inside)
         lost = self.location.below_mount(self.inside)
-        there = {here, lost} if here == lost or not os.path.exists(lost) else {here}  # noqa: PTH110
+        there = {here, lost} if here == lost or not os.path.exists(lost) else {here}
         current = self.devices()
         found = [item for item in backing.devices_on(there) if item not in current]
-        return found or ([] if os.path.exists(self.inside) else self._moved())  # noqa: PTH110
+        return found or ([] if os.path.exists(self.inside) else self._moved())
 
     def _moved(self) -> list[loop.LoopDevice]:
         """Return the devices on the image where the pool's directory was moved in its disk."""
@@ -266,7 +266,7 @@ class Image(Backend):
         if self.volume.thick:
             return self.volume.capacity
         if not self._on_btrfs and (not shares or self.location.mount.fstype == "ext4"):
-            return min(os.stat(self.inside).st_blocks * 512, self.volume.capacity)  # noqa: PTH116
+            return min(os.stat(self.inside).st_blocks * 512, self.volume.capacity)
         with opened(self.image) as fd:
             if self._on_btrfs and not nocow.is_nocow(fd):
                 return 0

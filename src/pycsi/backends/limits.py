@@ -112,8 +112,8 @@ class NoLimiter:
         return False
 
     def make(self, path: Path, size: int | None) -> int | None:
-        os.mkdir(path)  # noqa: PTH102  (Path's own cost as much as the calls)
-        os.chmod(path, VOLUME_ROOT_MODE)  # noqa: PTH101
+        os.mkdir(path)
+        os.chmod(path, VOLUME_ROOT_MODE)
         if size is not None:
             self.limit(path, None, size)
         return None

@@ -73,7 +73,7 @@ def of_device(number: int) -> list[str]:
 
 
 def _processes() -> Iterator[int]:
-    return (int(name) for name in os.listdir("/proc") if name.isdigit())  # noqa: PTH208
+    return (int(name) for name in os.listdir("/proc") if name.isdigit())
 
 
 def _described(pid: int) -> str:
@@ -95,7 +95,7 @@ class _Look:
 
     def namespace_of(self, pid: int) -> str:
         with contextlib.suppress(OSError):
-            return os.readlink(f"/proc/{pid}/ns/mnt")  # noqa: PTH115
+            return os.readlink(f"/proc/{pid}/ns/mnt")
         return ""
 
     def mounts_in(self, namespace: str, pid: int) -> list[Mount]:
@@ -156,10 +156,10 @@ def _has_open(pid: int, device: int, look: _Look) -> bool:
     for name in _listed(f"/proc/{pid}/fd"):
         with contextlib.suppress(OSError):
             path = f"/proc/{pid}/fd/{name}"
-            if not os.readlink(path).startswith("/"):  # noqa: PTH115
+            if not os.readlink(path).startswith("/"):
                 continue
             if _is_in_memory(pid, name, look):
-                status = os.stat(path)  # noqa: PTH116
+                status = os.stat(path)
                 if stat.S_ISBLK(status.st_mode) and status.st_rdev == device:
                     return True
     return False
@@ -174,7 +174,7 @@ def _is_in_memory(pid: int, name: str, look: _Look) -> bool:
 
 def _listed(folder: str) -> list[str]:
     with contextlib.suppress(OSError):
-        return os.listdir(folder)  # noqa: PTH208
+        return os.listdir(folder)
     return []
 
 

@@ -32,7 +32,7 @@ class Location:
             path=path,
             real_path=real_path,
             mount=mount,
-            root=os.path.normpath(os.path.join(mount.root, inside)),  # noqa: PTH118
+            root=os.path.normpath(os.path.join(mount.root, inside)),
         )
 
     def seen_in(self, mounts: MountTable) -> Self:
@@ -44,7 +44,7 @@ class Location:
         if mount is None or mount.root == self.mount.root:
             return self
         inside = os.path.relpath(self.root, self.mount.root)
-        root = os.path.normpath(os.path.join(mount.root, inside))  # noqa: PTH118
+        root = os.path.normpath(os.path.join(mount.root, inside))
         return dataclasses.replace(self, mount=mount, root=root)
 
     @property

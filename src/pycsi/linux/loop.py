@@ -248,7 +248,7 @@ def numbers() -> list[int]:
 
 
 def _block_devices() -> list[bytes]:
-    return os.listdir(os.fsencode(_SYSFS))  # noqa: PTH208  (Path costs the most)
+    return os.listdir(os.fsencode(_SYSFS))
 
 
 def _numbers_in(names: list[bytes]) -> list[int]:

@@ -163,11 +163,11 @@ def _parsed(path: Path | str, text: bytes) -> dict[str, Any]:
 
 def rename_durably(building: Path | str, place: Path | str) -> None:
     """Rename a directory to its final name, durably; where that fails it has its old one again."""
-    os.rename(building, place)  # noqa: PTH104  (Path makes another one)
+    os.rename(building, place)
     try:
-        sync_directory(os.path.dirname(place))  # noqa: PTH120  (and here)
-        sync_directory(os.path.dirname(building))  # noqa: PTH120
+        sync_directory(os.path.dirname(place))
+        sync_directory(os.path.dirname(building))
     except BaseException:
         with contextlib.suppress(FileNotFoundError):  # somebody has taken it already
-            os.rename(place, building)  # noqa: PTH104
+            os.rename(place, building)
         raise

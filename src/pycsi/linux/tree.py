@@ -51,9 +51,9 @@ def empty(path: Path, interrupted: Callable[[], bool] = lambda: False) -> None:
     except FileNotFoundError:
         return
     with closing(root):
-        refuse_listed(MountTable(), os.readlink(f"/proc/self/fd/{root}"))  # noqa: PTH115
+        refuse_listed(MountTable(), os.readlink(f"/proc/self/fd/{root}"))
         change_marks(root, remove=_PROTECTED)
-        while entries := os.listdir(root):  # noqa: PTH208  (pathlib knows no descriptors)
+        while entries := os.listdir(root):
             for name in entries:
                 if interrupted():
                     raise InterruptedError(errno.EINTR, "stopped half way", os.fspath(path))
@@ -112,7 +112,7 @@ def _move_up(name: str, root: int) -> None:
     """Empty the directory `name` in `root`: its files are deleted, its directories move up."""
     with opened(name, DIRECTORY, at=root) as directory:
         change_marks(directory, remove=_PROTECTED)
-        for entry in os.listdir(directory):  # noqa: PTH208
+        for entry in os.listdir(directory):
             with contextlib.suppress(FileNotFoundError):
                 if not _unlink(entry, directory):
                     _rename_up(entry, directory, root)

@@ -47,7 +47,7 @@ class Build:
         try:
             settle()
         except BaseException:
-            os.rename(self.place, self.directory)  # noqa: PTH104
+            os.rename(self.place, self.directory)
             raise
 
     def index(self, catalog: Catalog[T], item: T) -> None:
@@ -74,7 +74,7 @@ def build(
         # A name of its own: a mkfs that outlived its driver may still write into an older one.
         name = place.rpartition("/")[2]
         directory = f"{layout.tmp}/{name}.{os.urandom(4).hex()}"
-        os.mkdir(directory, 0o700)  # noqa: PTH102  (Path's costs as much as the call)
+        os.mkdir(directory, 0o700)
         try:
             yield Build(directory, place, reservation)
         except BaseException:

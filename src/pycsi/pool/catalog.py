@@ -79,7 +79,7 @@ class Catalog(Generic[T]):
 
     def load(self) -> None:
         """Read the records. One that is damaged, or of a newer version, is left as it is."""
-        for name in sorted(os.listdir(self.folder)):  # noqa: PTH208  (Path would cost the most)
+        for name in sorted(os.listdir(self.folder)):
             try:
                 if item := self._read(name):
                     self.put(item)
@@ -155,7 +155,7 @@ class Catalog(Generic[T]):
 
     def _lies_there(self, object_id: str) -> bool:
         # Asked without the lock: a disk may take long.
-        return os.path.isdir(self.place(object_id))  # noqa: PTH112
+        return os.path.isdir(self.place(object_id))
 
     def __len__(self) -> int:
         self.refresh(self.change_count_of())
@@ -186,7 +186,7 @@ class Catalog(Generic[T]):
         if self.adopts is None:
             return True
         try:
-            names = os.listdir(self.folder)  # noqa: PTH208
+            names = os.listdir(self.folder)
         except OSError:  # the pool's disk is away: `Pool.check` says so
             return False
         seen = True

@@ -86,7 +86,7 @@ class PoolDirectory:
 
     def _name_of_held(self) -> str:
         """Return where the kernel sees the directory that is held."""
-        return os.readlink(f"/proc/self/fd/{self._fd}")  # noqa: PTH115  (Path costs more)
+        return os.readlink(f"/proc/self/fd/{self._fd}")
 
     def _refuse_unfit(self) -> None:
         name, path = self._config.name, self._config.path
@@ -173,7 +173,7 @@ class PoolDirectory:
         # Every RPC asks. A record that nobody has changed or moved since it was read is not read
         # again, and lies in the directory in which it lay then: the one that is still held; but for
         # one that has other names, which may be in other directories.
-        record, held = os.stat(self._record), self._directory  # noqa: PTH116  (Path costs more)
+        record, held = os.stat(self._record), self._directory
         version = *held, record.st_dev, record.st_ino, record.st_ctime_ns
         if version != self._read or record.st_nlink > 1:
             now = self._config.path.stat()

@@ -69,7 +69,7 @@ class Layout:
     def change_count(self) -> int:
         """Return when that was told last, in nanoseconds since the epoch; 0: never."""
         try:
-            return os.stat(self._announcement).st_mtime_ns  # noqa: PTH116  (asked very often)
+            return os.stat(self._announcement).st_mtime_ns
         except OSError:
             return 0
 

@@ -24,7 +24,7 @@ from pycsi.server.metrics import Metrics
 from pycsi.server.rpc import Interceptor, Observer
 from pycsi.services.capabilities import driver_capabilities
 from pycsi.services.controller import Controller
-from pycsi.services.group_controller import Group
+from pycsi.services.group_controller import GroupController
 from pycsi.services.identity import Identity
 from pycsi.services.node import Node
 from pycsi.services.snapshot_metadata import SnapshotMetadata
@@ -136,7 +136,9 @@ def _build(
     csi_pb2_grpc.add_IdentityServicer_to_server(identity, interceptor)  # type: ignore[no-untyped-call]
     csi_pb2_grpc.add_ControllerServicer_to_server(controller, interceptor)  # type: ignore[no-untyped-call]
     csi_pb2_grpc.add_NodeServicer_to_server(Node(capabilities, pools, locks, node), interceptor)  # type: ignore[no-untyped-call]
-    csi_pb2_grpc.add_GroupControllerServicer_to_server(Group(pools, locks, node), interceptor)  # type: ignore[no-untyped-call]
+    csi_pb2_grpc.add_GroupControllerServicer_to_server(
+        GroupController(pools, locks, node), interceptor
+    )  # type: ignore[no-untyped-call]
     csi_pb2_grpc.add_SnapshotMetadataServicer_to_server(SnapshotMetadata(pools, locks), interceptor)  # type: ignore[no-untyped-call]
     return server
 

@@ -141,7 +141,9 @@ class Controller(csi_pb2_grpc.ControllerServicer):
         return reply.encoded_page(csi.ListVolumesResponse, entries, size)
 
     def _entry(self, pool: Pool, volume: Volume, condition: Condition) -> bytes:
-        if condition is HEALTHY:  # so nearly all are, and are asked for again and again
+        # Nearly all are healthy, and are asked for again and again: kept encoded, a volume takes a
+        # third of the time.
+        if condition is HEALTHY:
             return pool.volumes.derived(volume, self._healthy_entry)
         return self._new_entry(volume, condition)
 

@@ -11,7 +11,7 @@ from pycsi.model.errors import (
     InvalidArgument,
     NotFound,
 )
-from pycsi.model.records import Group as GroupRecord
+from pycsi.model.records import Group
 from pycsi.model.topology import NodeInfo
 from pycsi.proto import csi_pb2 as csi
 from pycsi.proto import csi_pb2_grpc
@@ -22,7 +22,7 @@ from pycsi.volumes.pools import Pools
 from pycsi.volumes.snapshots import Member, take_group
 
 
-class Group(csi_pb2_grpc.GroupControllerServicer):
+class GroupController(csi_pb2_grpc.GroupControllerServicer):
     """Take, delete and describe group snapshots."""
 
     def __init__(self, pools: Pools, locks: Locks, node: NodeInfo) -> None:
@@ -55,7 +55,7 @@ class Group(csi_pb2_grpc.GroupControllerServicer):
 
     def _take(
         self, group_id: str, name: str, volume_ids: Iterable[str], given: dict[str, str]
-    ) -> GroupRecord:
+    ) -> Group:
         with contextlib.ExitStack() as held:
             members = []
             for volume_id in volume_ids:
@@ -76,7 +76,7 @@ class Group(csi_pb2_grpc.GroupControllerServicer):
                 )
             return take_group(self._pools, members, group_id=group_id, name=name)
 
-    def _reply(self, group: GroupRecord) -> csi.VolumeGroupSnapshot:
+    def _reply(self, group: Group) -> csi.VolumeGroupSnapshot:
         members = [self._pools.need_snapshot(member)[1] for member in group.members]
         return reply.group(group, members)
 
@@ -116,7 +116,7 @@ def _refuse_repeated(volume_ids: Sequence[str]) -> None:
             raise InvalidArgument(f"source_volume_ids: {volume_id} is there more than once")
 
 
-def _compare(group: GroupRecord, request: csi.CreateVolumeGroupSnapshotRequest) -> None:
+def _compare(group: Group, request: csi.CreateVolumeGroupSnapshotRequest) -> None:
     """Refuse a request that the existing group snapshot of its name does not satisfy."""
     same_volumes = set(group.sources) == set(request.source_volume_ids)
     same = parameters.deciding(group.parameters) == parameters.deciding(request.parameters)
@@ -127,7 +127,7 @@ def _compare(group: GroupRecord, request: csi.CreateVolumeGroupSnapshotRequest) 
         )
 
 
-def _check_members(group: GroupRecord, snapshot_ids: Sequence[str]) -> None:
+def _check_members(group: Group, snapshot_ids: Sequence[str]) -> None:
     """Refuse a request whose snapshots are not the group's."""
     if set(snapshot_ids) != set(group.members):
         raise InvalidArgument(

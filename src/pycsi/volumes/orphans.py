@@ -51,7 +51,7 @@ def _is_gone(target: str) -> bool:
     else:
         place = PurePath(target).parent
         pods, pod = os.fspath(place.parent), os.fspath(place)
-    return not exists(pod) and exists(pods) and bool(os.listdir(pods))  # noqa: PTH208
+    return not exists(pod) and exists(pods) and bool(os.listdir(pods))
 
 
 def sweep(pool: Pool, locks: Locks) -> None:

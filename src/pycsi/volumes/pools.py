@@ -18,15 +18,14 @@ from pycsi.linux.descriptor import exists
 from pycsi.model import ids
 from pycsi.model.config import DEFAULT_POOL, PoolConfig
 from pycsi.model.errors import (
-    CsiError,
     FailedPrecondition,
     InvalidArgument,
     NotFound,
     PoolMissing,
-    retry,
 )
 from pycsi.model.records import Group, Snapshot, Volume
 from pycsi.pool.pool import Pool
+from pycsi.volumes import groups
 from pycsi.volumes.locks import Locks
 from pycsi.volumes.presence import Presence
 from pycsi.volumes.staging import resolved
@@ -71,7 +70,7 @@ class Pools:
         self._ignore_doubles()
         for pool in self:
             self._follow(pool)
-        self._delete_partial_groups(list(self))
+        groups.delete_partial(list(self))
 
     def start(self) -> None:
         """Do from now on what is to be done in the background; call it after `recover`."""
@@ -91,7 +90,7 @@ class Pools:
                 pool.snapshots.ignore(snapshot.id)
         self._follow(pool)
         # Nobody else deletes these at the same time: without this pool they were refused.
-        self._delete_partial_groups([*self, pool], of=pool)
+        groups.delete_partial([*self, pool], of=pool)
 
     def _follow(self, pool: Pool) -> None:
         """Take note from now on of what others put into a pool, and take out of it."""
@@ -112,23 +111,6 @@ class Pools:
         elsewhere = any(volume.id in other.volumes for other in self if other is not pool)
         return volume.pool_uuid == pool.uuid and not elsewhere
 
-    def _delete_partial_groups(self, pools: list[Pool], of: Pool | None = None) -> None:
-        """Delete what a crash has left of groups in `pools`; only of groups in `of`, if given."""
-        try:
-            for group in [group for pool in pools for group in pool.groups]:
-                theirs = [pool for pool in pools if pool.uuid in group.members.values()]
-                whole = all(pool.groups.is_recorded(group.id) for pool in theirs)
-                if not whole and (of is None or of in theirs):
-                    log.warning("a group snapshot is not whole and is deleted", group=group.id)
-                    _delete_group(group, theirs)
-            for pool in pools if of is None else [of]:
-                for snapshot in pool.snapshots:
-                    # By the record's name: one that cannot be read is no reason to delete anything.
-                    if snapshot.group and not pool.groups.is_recorded(snapshot.group):
-                        pool.delete_snapshot(snapshot.id)
-        except (OSError, CsiError) as error:
-            log.warning("parts of group snapshots cannot be deleted now", error=str(error))
-
     def delete_group(self, group: Group) -> None:
         """Delete a group snapshot with its members, as far as their pools are configured.
 
@@ -141,11 +123,11 @@ class Pools:
                 f"a part of group snapshot {group.id} may be in a pool that is missing: "
                 f"{'; '.join(missing.values())}"
             )
-        _delete_group(group, theirs)
+        groups.delete(group, theirs)
 
     def of_group(self, group: Group) -> list[Pool]:
         """Return the open pools that have members of a group snapshot."""
-        return [pool for pool in self if pool.uuid in group.members.values()]
+        return groups.having(group, self)
 
     def default(self) -> str | None:
         """Return the name of the pool for requests that name none: `default`, or the only one."""
@@ -331,31 +313,3 @@ def _merged(streams: Iterable[tuple[Iterator[T], Pool]]) -> Iterator[tuple[T, Po
     """Merge what comes ordered by id from several pools; each with its pool."""
     tagged = (zip(items, itertools.repeat(pool)) for items, pool in streams)
     return heapq.merge(*tagged, key=lambda item: item[0].id)
-
-
-def _delete_group(group: Group, pools: Iterable[Pool]) -> None:
-    """Delete a group snapshot with its members in `pools`.
-
-    The records go first: a member without its group's record is deleted at the next start.
-    """
-    theirs = {pool.uuid: pool for pool in pools}
-    members = [(theirs[at], member) for member, at in group.members.items() if at in theirs]
-    try:
-        for pool in theirs.values():
-            pool.check()
-            pool.groups.delete(group.id)
-        for number, (pool, member) in enumerate(members):
-            delete = functools.partial(pool.delete_snapshot, member)
-            if number:
-                retry(delete)  # the first one has gone, and does not come back
-            else:
-                delete()
-    except BaseException:
-        if all(member in pool.snapshots for pool, member in members):
-            with contextlib.suppress(OSError, CsiError):
-                for pool in theirs.values():
-                    pool.check()
-                    pool.groups.write(group)
-        raise
-    for pool in theirs.values():  # only now: if a member cannot be deleted it is tried again
-        pool.groups.drop(group.id)

@@ -162,6 +162,6 @@ def _check_pool(pool: Pool, context: Mapping[str, str]) -> None:
 
 def _exists(path: str) -> bool:
     try:
-        return os.path.exists(path)  # noqa: PTH110
+        return os.path.exists(path)
     except (OSError, ValueError):
         return False

@@ -44,7 +44,7 @@ def resolved(text: str, field: str) -> str:
     with contextlib.suppress(OSError), no_symlinks(folder):
         return path
     for parent in reversed(Path(path).parents):
-        if os.path.islink(parent):  # noqa: PTH114  (what cannot be looked at is no link)
+        if os.path.islink(parent):  # what cannot be looked at is no link
             raise InvalidArgument(
                 f"{field} {text!r}: {parent} is a symbolic link; give the real path"
             )
@@ -305,7 +305,7 @@ def _refuse_unfit(target: str, *, is_file: bool) -> None:
 def _is_empty_directory(path: str) -> bool:
     """Tell whether an empty directory is there; one that goes meanwhile is not."""
     with contextlib.suppress(OSError):
-        return is_directory(path) and not os.listdir(path)  # noqa: PTH208  (a Path costs more)
+        return is_directory(path) and not os.listdir(path)
     return False
 
 
