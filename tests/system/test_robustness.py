@@ -114,6 +114,29 @@ def test_place_that_is_taken(driver: Driver, pool: Path) -> None:
     assert list((pool / "tmp").iterdir()) == []
 
 
+@pytest.mark.parametrize("restarted", [False, True], ids=["running", "restarted"])
+@pytest.mark.parametrize("what", ["data", "volume"])
+def test_directory_that_somebody_deletes(
+    driver: Driver, root: None, pool: Path, tmp_path: Path, what: str, restarted: bool
+) -> None:
+    """What is mounted of a directory that has gone is unmounted, also by a driver that is new."""
+    volume_id = driver.create("v", parameters=DIRECTORY).volume_id
+    staging, target = tmp_path / "staging", tmp_path / "target"
+    driver.stage(volume_id, staging)
+    driver.publish(volume_id, staging, target)
+    place = pool / "volumes" / volume_id
+    shutil.rmtree(place / "data" if what == "data" else place)
+    if restarted:
+        driver.restart()
+    with refused(grpc.StatusCode.NOT_FOUND):
+        driver.unpublish("other@node-1", target)
+    driver.unpublish(volume_id, target)
+    assert not target.exists()
+    driver.unstage(volume_id, staging)
+    assert not staging.is_mount()
+    driver.delete(volume_id)
+
+
 def test_device_that_somebody_keeps_open(driver: Driver, root: None, tmp_path: Path) -> None:
     """A raw device is not reported as gone, nor used again, while a process has it open."""
     wanted = block_capability()

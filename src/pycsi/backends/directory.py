@@ -64,7 +64,7 @@ class Directory(Backend):
         # The same disk has another number each time that it comes, and the pool may have been moved
         # in it; the path has the id.
         inside = "/".join(self.inside.split("/")[-3:])  # volumes/ID/data
-        return mounted.root.endswith(f"/{inside}")
+        return mounted.origin.endswith(f"/{inside}")
 
     def stage(self, path: str, capability: Capability, *, readonly: bool = False) -> None:
         if self.volume.enforced:

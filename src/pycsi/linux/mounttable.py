@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pycsi.linux.descriptor import read_file
 from pycsi.linux.libc import StrPath
 
+_DELETED = "//deleted"
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Mount:
@@ -30,6 +32,11 @@ class Mount:
     @property
     def readonly(self) -> bool:
         return "ro" in self.options
+
+    @property
+    def origin(self) -> str:
+        """The `root`, without what the kernel appends to the path of what was deleted."""
+        return self.root.removesuffix(_DELETED)
 
 
 _ESCAPE = re.compile(r"\\([0-7]{3})")

@@ -1,4 +1,4 @@
-"""What is mounted of a volume that no pool here knows: its disk has failed, and the driver is new.
+"""What is mounted of a volume that no pool knows: its disk has failed, or it was deleted by hand.
 
 The kernel recorded the path of what it shows; the volume's id is in that, and its node's.
 """
@@ -27,7 +27,7 @@ def undo(volume_id: str, path: str) -> bool:
 
 
 def _shows(mounted: Mount, volume_id: str) -> bool:
-    if mounted.root.endswith(f"/volumes/{volume_id}/data"):
+    if mounted.origin.endswith(f"/volumes/{volume_id}/data"):
         return True
     number = backing.number_shown(mounted)
     path = None if number is None else backing.path_of(number)
