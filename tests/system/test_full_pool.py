@@ -45,10 +45,8 @@ def volumes(
     made = [
         (driver.create("raw", capability=block, allocation="thick"), block),
         (driver.create("dir", capability=plain, parameters=free), plain),
+        (driver.create("image", capability=image, type="image", allocation="thick"), image),
     ]
-    if kind != "btrfs":  # which needs new blocks for what is written to an image
-        volume = driver.create("image", capability=image, type="image", allocation="thick")
-        made.append((volume, image))
     return [(volume.volume_id, capability) for volume, capability in made]
 
 
