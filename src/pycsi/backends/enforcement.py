@@ -26,8 +26,8 @@ def limiter_for(path: Path, fstype: str, pool_uuid: str) -> Limiter:
         with contextlib.suppress(PermissionError):
             btrfs.enable_quota(path)
             btrfs.await_rescan(path, _COUNTED_AT_ONCE)
-    if fstype == "btrfs" and not btrfs.quota_enabled(path):
-        return NoLimiter()
+        if not btrfs.quota_enabled(path):
+            return NoLimiter()
     return limiter_seen(path, fstype, pool_uuid)
 
 

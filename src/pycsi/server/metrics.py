@@ -100,9 +100,11 @@ class _PoolCollector(Collector):
         for name in self._pools.missing:
             up.add_metric([name], 0)
         for pool in self._pools:
-            up.add_metric([pool.name], _is_up(pool))
+            is_up = _is_up(pool)
+            up.add_metric([pool.name], is_up)
             try:
-                pool.check(writable=False)
+                if not is_up:
+                    pool.check(writable=False)  # one that can only be read has numbers
                 capacity = pool.capacity()
             except (OSError, FailedPrecondition):
                 continue  # the pool is missing: no number is better than a wrong one
