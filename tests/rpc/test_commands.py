@@ -4,12 +4,13 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import needs
-from driver import Driver
+from conftest import FilesystemFactory, needs, run
+from driver import MIB, Driver
 
 LISTS = [("volumes",), ("snapshots",), ("pools",), ("trash", "list")]
 
@@ -124,6 +125,34 @@ def test_trash_of_a_missing_pool(filled: Driver, pool: Path, tmp_path: Path) -> 
     assert done.stdout.startswith("tb@node-1.")
     assert "nope does not exist" in done.stderr
     assert list((pool / "trash").iterdir()) == []
+
+
+def test_disk_that_is_not_mounted(filled: Driver, pool: Path, root: None) -> None:
+    """Nothing is shown of a pool in the bare mount point of a disk, and nothing done to it."""
+    option = f"--pool=default={pool},require-mount"
+    kept = next(path.name for path in (pool / "trash").glob("ta@*"))
+    before = sorted(pool.rglob("*"))
+    for words in [
+        *LISTS,
+        ("trash", "restore", kept),
+        ("trash", "empty", kept),
+        ("trash", "empty", "--all"),
+        ("delete-inline", "a@node-1"),
+    ]:
+        done = command(*words, option)
+        assert (done.returncode, done.stdout) == (1, "")
+        (line,) = done.stderr.splitlines()
+        assert f"no filesystem of its own is mounted at {pool}; mount its disk" in line
+    assert sorted(pool.rglob("*")) == before
+
+
+def test_disk_that_is_mounted(filesystem: FilesystemFactory, serve: Callable[..., Driver]) -> None:
+    """A pool that asks for a disk of its own, and has it, is shown."""
+    disk = filesystem("ext4", 64 * MIB).parent
+    run("rm", "-r", disk / "pool", disk / "lost+found")
+    option = f"default={disk},require-mount"
+    serve(option).create("a", MIB, quota="none")
+    assert len(rows(command("volumes", f"--pool={option}", "-o", "json"))) == 1
 
 
 @pytest.mark.parametrize("words", [*LISTS, ("--help",), ("serve", "--help")])

@@ -38,6 +38,9 @@ class InspectedPool:
         self.layout = Layout(config.path)
         try:
             self.uuid = self._read_uuid()
+            with opened(config.path, os.O_DIRECTORY) as fd:
+                self.location = Location.of(config.path, fd)
+            self._refuse_mount_point()
             self.volumes = volume_catalog(self.layout)
             if self.layout.volumes.is_dir():
                 self.volumes.load()
@@ -45,8 +48,6 @@ class InspectedPool:
             if self.layout.snapshots.is_dir():
                 self.snapshots.load()
             self.trash = entries(self.layout) if self.layout.trash.is_dir() else []
-            with opened(config.path, os.O_DIRECTORY) as fd:
-                self.location = Location.of(config.path, fd)
         except RecordError as error:
             raise InspectionError(f"pool {config.name}: {error}") from None
         except OSError as error:
@@ -80,6 +81,14 @@ class InspectedPool:
                 "mount its disk"
             )
         return found
+
+    def _refuse_mount_point(self) -> None:
+        """Refuse what lies where the pool's disk is to be mounted, but is not."""
+        if self.config.require_mount and not self.location.is_disk:
+            raise InspectionError(
+                f"pool {self.config.name} is missing: no filesystem of its own is mounted at "
+                f"{self.config.path}; mount its disk"
+            )
 
     @property
     def limiter(self) -> Limiter:

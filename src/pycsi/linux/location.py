@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 from typing import Self
 
+from pycsi.linux.btrfs import is_subvolume
 from pycsi.linux.mount import mount_of
 from pycsi.linux.mounttable import Mount, MountTable
 
@@ -51,6 +52,16 @@ class Location:
     def device(self) -> int:
         """The filesystem's device number."""
         return self.mount.device
+
+    @property
+    def is_disk(self) -> bool:
+        """Whether a whole filesystem, or a btrfs subvolume, is mounted at the directory.
+
+        A container has something mounted there in any case: its part of the host's disk.
+        """
+        mount, path = self.mount, self.real_path
+        whole = mount.root == "/" or (mount.fstype == "btrfs" and is_subvolume(path))
+        return whole and mount.target == str(path)
 
     def root_of(self, place: str) -> str:
         """Return the path of what lies below, from the filesystem's own root."""

@@ -5,7 +5,6 @@ import fcntl
 import os
 import threading
 
-from pycsi.linux.btrfs import is_subvolume
 from pycsi.linux.descriptor import closing, opened
 from pycsi.linux.location import Location
 from pycsi.linux.mounttable import Mount
@@ -91,7 +90,7 @@ class PoolDirectory:
     def _refuse_unfit(self) -> None:
         name, path = self._config.name, self._config.path
         # First whether it is the right disk at all: what else is there does not matter then.
-        if self._config.require_mount and not self._is_disk():
+        if self._config.require_mount and not self.location.is_disk:
             raise MissingPoolError(
                 f"pool {name}: no filesystem of its own is mounted at {path}; mount its disk"
             )
@@ -106,15 +105,6 @@ class PoolDirectory:
             )
         if self._readonly():
             raise MissingPoolError(f"pool {name}: {self._only_read()}")
-
-    def _is_disk(self) -> bool:
-        """Tell whether a whole filesystem is mounted at the pool's path, or a btrfs subvolume.
-
-        A container has something mounted there in any case: its part of the host's disk.
-        """
-        path = self.location.real_path
-        whole = self.mount.root == "/" or (self.mount.fstype == "btrfs" and is_subvolume(path))
-        return whole and self.mount.target == str(path)
 
     def _found(self) -> str | None:
         try:
@@ -137,7 +127,7 @@ class PoolDirectory:
                 "empty directory, or the pool's own disk"
             )
         # Whoever makes a mount point mounts something there a moment later.
-        if not (begin or self._is_disk()):
+        if not (begin or self.location.is_disk):
             raise MissingPoolError(
                 f"pool {name}: {path} is empty; mount its disk, or restart the driver for a new "
                 "pool: an empty directory becomes one only when the driver starts"
