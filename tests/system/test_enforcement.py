@@ -130,23 +130,72 @@ def test_limits_that_do_not_hold(
     assert "INTERNAL" not in driver.log
 
 
+def set_size(pool: Path, volume_id: str) -> int:
+    """Return the limit that the kernel has for a volume; 0: none."""
+    found = btrfs.usage(pool / "volumes" / volume_id / "data")
+    return found.limit if found else 0
+
+
+def refuses(pool: Path, volume_id: str, size: int) -> None:
+    """Check that a volume does not take `size` bytes more."""
+    file = pool / "volumes" / volume_id / "data" / "more"
+    with pytest.raises(OSError, match="quota exceeded"):
+        file.write_bytes(os.urandom(size))
+    file.unlink()
+
+
+@pytest.mark.parametrize("restarted", [False, True], ids=["while it runs", "over a restart"])
 def test_quota_groups_that_are_switched_on_again(
-    filesystem: FilesystemFactory, serve: Callable[..., Driver], tmp_path: Path
+    filesystem: FilesystemFactory, serve: Callable[..., Driver], *, restarted: bool
 ) -> None:
-    """Without a restart new volumes are limited, and older ones when they are staged."""
+    """The limits that went with them come back by themselves, without staging."""
     pool = filesystem("btrfs", GIB)
     driver = serve(pool)
     volume_id = driver.create("v", 64 * MIB).volume_id
+    expanded = driver.create("e", 16 * MIB).volume_id
+    free = driver.create("q", 64 * MIB, quota="none").volume_id
     quotas(pool, DISABLE)
     with refused(grpc.StatusCode.FAILED_PRECONDITION, "btrfs quota enable"):
         driver.create("w", 64 * MIB, type="directory")
+    if restarted:
+        driver.stop()
     quotas(pool, ENABLE)
     until(lambda: btrfs.accounting(pool) is btrfs.Accounting.GOOD)
-    assert driver.create("w", 64 * MIB).volume_context["type"] == "directory"
-    assert "gone" in driver.condition(volume_id).message
-    with driver.published(volume_id, tmp_path) as target:
-        assert not driver.condition(volume_id).abnormal
-        assert driver.stats(volume_id, target).usage[0].total == 64 * MIB
+    if restarted:
+        driver.start()
+    created = driver.create("w", 64 * MIB).volume_id
+    driver.expand(expanded, 32 * MIB)
+    until(lambda: set_size(pool, volume_id) == 64 * MIB)
+    assert not driver.condition(volume_id).abnormal
+    refuses(pool, volume_id, 80 * MIB)
+    assert set_size(pool, created) == 64 * MIB
+    assert set_size(pool, expanded) == 32 * MIB
+    refuses(pool, expanded, 40 * MIB)
+    assert set_size(pool, free) == 0
+    until(lambda: "limits were lost, and are set again" in driver.log)
+
+
+def test_limits_of_many_that_were_lost(
+    filesystem: FilesystemFactory, serve: Callable[..., Driver]
+) -> None:
+    """One that has lost its limit, and all of them, while others are created and expanded."""
+    pool = filesystem("btrfs", GIB)
+    driver = serve(f"default={pool},overcommit=10")
+    made = [driver.create(f"v{number}", 8 * MIB).volume_id for number in range(100)]
+    run("btrfs", "qgroup", "limit", "none", pool / "volumes" / made[70] / "data")
+    until(lambda: set_size(pool, made[70]) == 8 * MIB)
+    quotas(pool, DISABLE)
+    quotas(pool, ENABLE)
+    until(lambda: btrfs.accounting(pool) is btrfs.Accounting.GOOD)
+    number = 0
+    while any(set_size(pool, volume_id) < 8 * MIB for volume_id in made):
+        number += 1
+        assert number < 1000
+        made.append(driver.create(f"w{number}", 8 * MIB).volume_id)
+        driver.expand(made[number % 100], 9 * MIB)
+    assert {set_size(pool, volume_id) for volume_id in made} <= {8 * MIB, 9 * MIB}
+    assert not any(driver.condition(volume_id).abnormal for volume_id in made)
+    assert "ABORTED" not in driver.log
 
 
 @pytest.mark.parametrize("running", [False, True], ids=["at start", "while it runs"])

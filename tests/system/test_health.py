@@ -185,15 +185,15 @@ def test_xfs_that_was_shut_down(driver: Driver, root: None, tmp_path: Path) -> N
         abnormal(driver, volume_id, "shut down")
 
 
-def test_limit_that_was_removed(
+def test_limit_that_was_changed(
     filesystem: FilesystemFactory, serve: Callable[..., Driver], tmp_path: Path
 ) -> None:
     pool = filesystem("btrfs", GIB)
     driver = serve(pool)
     volume_id = driver.create("v").volume_id
     well(driver, volume_id)
-    run("btrfs", "qgroup", "limit", "none", pool / "volumes" / volume_id / "data")
-    abnormal(driver, volume_id, "gone")
+    run("btrfs", "qgroup", "limit", "32M", pool / "volumes" / volume_id / "data")
+    abnormal(driver, volume_id, "its limit is 32 MiB")
     with driver.published(volume_id, tmp_path):
         well(driver, volume_id)
 

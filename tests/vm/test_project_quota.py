@@ -111,17 +111,17 @@ def test_project_ids_are_never_given_twice(
     assert 0 not in seen
 
 
-def test_a_lost_limit_is_set_again_when_staging(
+def test_another_limit_is_set_right_when_staging(
     pool: Path, serve: Callable[..., Driver], place: Path
 ) -> None:
-    """Somebody took the limit away behind the driver's back: staging brings it back."""
+    """Somebody changed the limit behind the driver's back: staging sets the volume's own."""
     driver = serve(pool)
     volume = driver.create("data", 64 * MIB)
     data = pool / "volumes" / volume.volume_id / "data"
-    quota.set_limit(data, quota.project_of(data), 0)
+    quota.set_limit(data, quota.project_of(data), 32 * MIB)
     condition = driver.condition(volume.volume_id)
     assert condition.abnormal
-    assert "gone" in condition.message
+    assert "its limit is 32 MiB" in condition.message
     with driver.published(volume.volume_id, place) as target:
         facts = os.statvfs(target)
         assert facts.f_blocks * facts.f_frsize == 64 * MIB

@@ -1,16 +1,12 @@
-"""What enforces the limits of directories on a pool's filesystem, and whether it does so now."""
+"""What enforces the limits of directories on a pool's filesystem."""
 
 import contextlib
 from pathlib import Path
-
-import structlog
 
 from pycsi.backends.limits import Limiter, NoLimiter
 from pycsi.backends.projects import ProjectLimiter
 from pycsi.backends.quotagroups import SubvolumeLimiter
 from pycsi.linux import btrfs, quota
-
-log = structlog.get_logger()
 
 _COUNTED_AT_ONCE = 5.0
 """Seconds that the start waits for quota groups that it has switched on to be counted."""
@@ -47,29 +43,3 @@ def limiter_name(path: Path, fstype: str) -> str | None:
     if fstype in {"xfs", "ext4"} and quota.enforces_projects(path):
         return ProjectLimiter.name
     return NoLimiter.name
-
-
-class Enforcement:
-    """Watches whether the limits of a pool hold: logs when that changes, and mends it once."""
-
-    def __init__(self, pool: str, limiter: Limiter) -> None:
-        self._pool = pool
-        self._limiter = limiter
-        self._told: str | None = None
-        self._mended = False
-
-    def look(self) -> None:
-        """Look at what the kernel says now."""
-        fault = self._limiter.fault() if self._limiter.name else None
-        if fault != self._told:
-            self._told = fault
-            if fault:
-                log.warning("the pool's directories are not limited", pool=self._pool, error=fault)
-            else:
-                log.info("the pool's directories are limited again", pool=self._pool)
-        if not fault:
-            self._mended = False
-        elif not self._mended:
-            # Once: where it does not help it would not help the next time either.
-            with contextlib.suppress(OSError):  # not root, or the pool's disk is away
-                self._mended = self._limiter.mend()

@@ -13,11 +13,11 @@ from pathlib import PurePath
 
 import structlog
 
-from pycsi.backends.enforcement import Enforcement
 from pycsi.model.config import ConfigError, PoolConfig
 from pycsi.model.errors import CsiError
 from pycsi.pool.directory import MissingPoolError, closed
 from pycsi.pool.pool import Pool
+from pycsi.volumes.enforcement import Enforcement
 from pycsi.volumes.locks import Locks
 from pycsi.volumes.reaper import Reaper
 from pycsi.volumes.trimmer import Trimmer
@@ -185,7 +185,7 @@ class Presence:
         for worker in (Reaper(pool, self._locks), Trimmer(pool, self._locks)):
             self._workers.append(worker)
             worker.start()
-        self._enforcements[pool.name] = Enforcement(pool.name, pool.limiter)
+        self._enforcements[pool.name] = Enforcement(pool, self._locks)
         self._enforcements[pool.name].look()
 
     def _tell(self, name: str, why: str) -> None:
