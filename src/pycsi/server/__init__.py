@@ -1,1 +1,1 @@
-"""The process: its socket, what surrounds every RPC, logs and metrics."""
+"""The driver process: its socket, the interceptor around every RPC, logs and metrics."""

@@ -1,4 +1,4 @@
-"""The log: one structured line an event, on standard error."""
+"""The log: one structured line per event, on standard error."""
 
 import json
 import logging
@@ -11,14 +11,14 @@ _ENCODER = json.JSONEncoder(default=repr)
 
 
 def _encoded(event: structlog.typing.EventDict, **_: Any) -> str:
-    """Encode without making an encoder for each line, as json.dumps would with structlog's."""
+    """Encode with one shared encoder: json.dumps with structlog's options makes one per line."""
     return _ENCODER.encode(event)
 
 
 def _escape(
     _logger: object, _method: str, event: structlog.typing.EventDict
 ) -> structlog.typing.EventDict:
-    """Escape control characters: a name that holds some could forge or overwrite lines."""
+    """Escape control characters, with which a name could forge or overwrite log lines."""
     return {
         key: json.dumps(value, ensure_ascii=False)[1:-1]
         if isinstance(value, str) and not value.isprintable()
@@ -28,7 +28,10 @@ def _escape(
 
 
 def configure(fmt: str, level: str) -> None:
-    """Log as `json` or as `text` (logfmt), from `level` upwards. No line holds local variables."""
+    """Log as `json` or as `text` (logfmt), from `level` upwards.
+
+    Tracebacks are logged without local variables, which may hold secrets.
+    """
     renderer: structlog.typing.Processor
     escaping: list[structlog.typing.Processor] = []
     if fmt == "json":

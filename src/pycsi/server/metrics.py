@@ -1,4 +1,4 @@
-"""Prometheus metrics: RPCs by method, code and duration; pools by their numbers."""
+"""Prometheus metrics: RPCs by method, status code and duration; the capacity of the pools."""
 
 import errno
 import socket
@@ -28,7 +28,7 @@ _GAUGES = {
 
 
 class Metrics:
-    """Counts RPCs, and serves what it has counted."""
+    """Counts RPCs, and serves the counts and the pools' capacity to Prometheus."""
 
     def __init__(self, pools: Pools) -> None:
         self._registry = CollectorRegistry()
@@ -41,14 +41,15 @@ class Metrics:
         )
 
     def observe(self, method: str, code: str, seconds: float) -> None:
-        """Count one RPC."""
+        """Count one RPC by its status code, with its duration in seconds."""
         self._calls.labels(method, code).inc()
         self._seconds.labels(method).observe(seconds)
 
     def serve(self, host: str, port: int) -> None:
-        """Answer Prometheus on `http://host:port/metrics` from a thread of its own.
+        """Answer Prometheus on `http://host:port/metrics` from a separate thread.
 
-        Without a host on all addresses, of IPv6 too where the machine has it.
+        An empty host stands for all addresses, including IPv6 where the machine has it. An address
+        that cannot be listened on raises `OSError`, or `UnicodeError` for an invalid host name.
         """
         server = _Server(_listening(host, port))
         server.set_app(make_wsgi_app(self._registry))
@@ -67,11 +68,11 @@ def _listening(host: str, port: int) -> socket.socket:
 
 class _Silent(WSGIRequestHandler):
     def log_message(self, *_: object) -> None:
-        """Log no request: standard error is for the driver's own log."""
+        """Do not log HTTP requests: standard error is for the driver's own log."""
 
 
 class _Server(ThreadingMixIn, WSGIServer):
-    """An HTTP server on a socket that listens already."""
+    """An HTTP server on a socket that is already listening."""
 
     daemon_threads = True
 
@@ -107,7 +108,7 @@ class _PoolCollector(Collector):
                     pool.check(writable=False)  # one that can only be read has numbers
                 capacity = pool.capacity()
             except (OSError, FailedPrecondition):
-                continue  # the pool is missing: no number is better than a wrong one
+                continue  # the pool is missing: better no sample than a wrong one
             for key, gauge in gauges.items():
                 gauge.add_metric([pool.name], getattr(capacity, key))
             volumes.add_metric([pool.name], len(pool.volumes))

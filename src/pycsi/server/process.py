@@ -1,4 +1,4 @@
-"""The process: open the pools, serve the services on a unix socket, stop cleanly on SIGTERM."""
+"""The driver process: open the pools, serve on a unix socket, stop cleanly on SIGTERM."""
 
 import contextlib
 import gc
@@ -34,25 +34,25 @@ from pycsi.volumes.pools import Pools
 log = structlog.get_logger()
 
 WORKERS = 256
-"""Threads for RPCs, made when they are needed."""
+"""Maximum number of RPC threads; they are started on demand."""
 
 SPARE = 8
-"""How many of them only Identity may use: it must not wait for what takes minutes."""
+"""RPC threads reserved for Identity, which must not wait for operations that take minutes."""
 
 PROBERS = 3
-"""Threads for Probe: few, for Python runs one at a time, and each system call changes which."""
+"""Threads for Probe. Few, since Python runs one at a time and may switch at each system call."""
 
 _STOPPING = {signal.SIGTERM, signal.SIGINT}
 
 PATIENCE = 300.0
-"""Seconds that a stopping driver gives to RPCs that are under way."""
+"""Seconds that a stopping driver waits for the RPCs under way."""
 
 
 def serve(config: Config) -> None:
-    """Serve until SIGTERM or SIGINT. `ConfigError` where the configuration cannot work."""
-    os.umask(0o077)  # before any thread: what this process makes is private unless it says so
-    # Blocked for every thread and program from here on, and waited for below: a handler could run
-    # at any instruction, and a key pressed in a terminal would end a mkfs half way.
+    """Serve until SIGTERM or SIGINT; raise `ConfigError` if the configuration cannot work."""
+    os.umask(0o077)  # before any thread starts: files are private unless a mode is set explicitly
+    # Blocked for every thread and program from here on, and waited for below. A handler could run
+    # at any instruction, and Ctrl-C in a terminal would kill a running mkfs.
     signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)
     if config.one_cpu:
         processors.pin()
@@ -86,13 +86,13 @@ def serve(config: Config) -> None:
             log.info("stopping: finishing what is under way")
         finally:
             server.stop(PATIENCE).wait()
-            # Also where patience ran out: a pool is not left while something is made in it.
+            # Even after the timeout: a pool stays locked until the last operation on it has ended.
             executor.shutdown()
             probers.shutdown()
 
 
 def _remove_changed_devices() -> None:
-    """Remove loop devices that a driver which was killed has left refusing discards."""
+    """Remove loop devices that a killed driver has left with discards refused."""
     try:
         loop.remove_refusing()
     except OSError as error:
@@ -100,8 +100,8 @@ def _remove_changed_devices() -> None:
 
 
 def _recover(pools: Pools) -> None:
-    # Thousands of records may be read, and stay: there is no garbage to be looked for among them,
-    # now or later.
+    # Thousands of records may be loaded here, and they stay in memory. Exempt them from garbage
+    # collection, now and later.
     gc.disable()
     try:
         pools.recover()
@@ -159,7 +159,7 @@ def _observer(config: Config, pools: Pools) -> Observer:
 
 
 def _reason(error: OSError | UnicodeError) -> str:
-    """Return why nobody can listen somewhere, without what Python adds to it."""
+    """Return the system's reason why an address cannot be listened on, without Python's prefix."""
     match error:
         case socket.gaierror():
             return error.strerror or str(error)
@@ -169,7 +169,7 @@ def _reason(error: OSError | UnicodeError) -> str:
 
 
 def _refuse_served(path: Path) -> None:
-    """Make sure that nobody serves at `path`, and remove a dead socket."""
+    """Remove a dead socket at `path`; raise `ConfigError` if another driver serves there."""
     try:
         _remove_dead(path)
     except OSError as error:
@@ -188,7 +188,7 @@ def _remove_dead(path: Path) -> None:
 
 
 def _answers(path: Path) -> bool:
-    """Tell whether somebody may listen; only a refused connection says that nobody does."""
+    """Tell whether a process may be listening: all errors but a refused connection count as yes."""
     with socket.socket(socket.AF_UNIX) as probe:
         probe.settimeout(5)
         try:
@@ -202,7 +202,7 @@ def _answers(path: Path) -> bool:
 
 @contextlib.contextmanager
 def _bound(server: grpc.Server, path: Path) -> Iterator[None]:
-    """Let the server listen at `path`; remove its own socket at the end, not a successor's."""
+    """Let the server listen at `path`; at the end remove the socket if it is still this one."""
     try:
         server.add_insecure_port(f"unix://{path}")
         ours = _identity(path)
@@ -219,7 +219,7 @@ def _bound(server: grpc.Server, path: Path) -> Iterator[None]:
 
 
 def _why_deaf(path: Path) -> str:
-    """Ask the kernel why nobody can listen at `path`, which gRPC does not say."""
+    """Return the kernel's reason why `path` cannot be listened on, which gRPC does not give."""
     with socket.socket(socket.AF_UNIX) as probe:
         try:
             probe.bind(os.fspath(path))

@@ -1,6 +1,6 @@
-"""Requests as they may be logged: without secrets, mount flags and tokens.
+"""Redaction of requests for the log: secrets, mount flags and tokens are replaced.
 
-Secrets are found by the protocol's own mark, the `csi_secret` option of a field.
+Secrets are the fields that csi.proto marks with the option `csi_secret`.
 """
 
 from typing import Any
@@ -30,11 +30,11 @@ def _secret_fields() -> frozenset[str]:
 
 
 SECRET_FIELDS = _secret_fields()
-"""Full names of all fields that carry `csi_secret`."""
+"""The full names of all fields with the option `csi_secret`."""
 
 
 def redacted(message: Message) -> dict[str, Any]:
-    """Return a message as JSON data with the sensitive parts replaced."""
+    """Return a message as JSON data with its sensitive values replaced by `STRIPPED`."""
     copy = type(message)()
     copy.CopyFrom(message)
     _strip(copy)
@@ -45,7 +45,7 @@ def _strip(message: Message) -> None:
     for field, value in message.ListFields():
         is_map = field.message_type is not None and field.message_type.GetOptions().map_entry
         if field.full_name in SECRET_FIELDS or (is_map and not _SENSITIVE_KEYS.isdisjoint(value)):
-            for key in list(value):  # a map may not change while it is read
+            for key in list(value):  # a map must not change during iteration
                 if field.full_name in SECRET_FIELDS or key in _SENSITIVE_KEYS:
                     value[key] = STRIPPED
         elif field.full_name == _MOUNT_FLAGS:

@@ -1,4 +1,4 @@
-"""Around every RPC: is it switched on, how did it end, one line in the log, one count.
+"""The interceptor around every RPC: admission, status code, log line and metrics.
 
 This is the only place where exceptions become status codes.
 """
@@ -42,10 +42,10 @@ _IDENTIFYING = (
     "target_path",
 )
 _ROUTINE = frozenset({"Probe"})
-"""Called every few seconds: has threads of its own, and a success is logged at debug level only."""
+"""RPCs called every few seconds: separate threads, and successes logged at debug level only."""
 
 _STREAMS = 16
-"""How many streams there can be at a time: a reader that is slow holds a thread each."""
+"""Maximum number of concurrent streams: each occupies a thread for as long as its reader takes."""
 
 _LONGEST_MESSAGE = 1024
 _DEBUG = 10
@@ -58,15 +58,16 @@ Admission = contextlib.AbstractContextManager[None]
 
 
 class Observer(Protocol):
-    """Who counts RPCs: the method, the status code's name, and the seconds it took."""
+    """Counts an RPC by method and name of the status code, with its duration in seconds."""
 
     def __call__(self, method: str, code: str, seconds: float) -> None: ...
 
 
 def status_of(error: BaseException) -> tuple[grpc.StatusCode, str]:
-    """Return the status and message of whatever an RPC has raised; never UNKNOWN, never empty.
+    """Return the status code and message for an exception of an RPC.
 
-    The message travels in a header, so it is cut where it is very long.
+    The code is never UNKNOWN, and the message never empty. The message is sent in an HTTP/2 header,
+    so it is cut to 1024 bytes.
     """
     message = _cut(str(error) or type(error).__name__)
     if isinstance(error, CsiError):
@@ -84,12 +85,12 @@ def _cut(text: str) -> str:
 
 @functools.cache
 def _identifying(kind: Descriptor) -> tuple[str, ...]:
-    """Return those fields of a kind of request that say what it is about."""
+    """Return the fields of a request type that identify the object of the request."""
     return tuple(field for field in _IDENTIFYING if field in kind.fields_by_name)
 
 
 def _decoder(decode: Callable[[bytes], Message]) -> Callable[[bytes], Message | DecodeError]:
-    """Return `decode` with what it raises as a result: gRPC would answer that with INTERNAL."""
+    """Return `decode`, with `DecodeError` as a result: gRPC answers a raised one with INTERNAL."""
 
     def read(data: bytes) -> Message | DecodeError:
         try:
@@ -101,7 +102,7 @@ def _decoder(decode: Callable[[bytes], Message]) -> Callable[[bytes], Message | 
 
 
 def _encoder(encode: Callable[[Message], bytes]) -> Callable[[Message | bytes], bytes]:
-    """Return `encode` for those replies that are not encoded yet."""
+    """Return `encode`, passing through replies that are encoded already."""
     return lambda reply: reply if isinstance(reply, bytes) else encode(reply)
 
 
@@ -115,7 +116,7 @@ def _readable(request: Message | DecodeError) -> Message:
 
 
 class _Refusal(contextlib.AbstractContextManager[None]):
-    """Lets nothing in: the method is not among what the driver advertises."""
+    """Admits no RPC: the driver does not advertise the method."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -124,11 +125,14 @@ class _Refusal(contextlib.AbstractContextManager[None]):
         raise Unimplemented(f"{self._name} is not among the capabilities of this driver's mode")
 
     def __exit__(self, *_: object) -> None:
-        """Never called: nothing is let in."""
+        """Do nothing; this is never called, since `__enter__` raises."""
 
 
 class _ConcurrencyLimit(contextlib.AbstractContextManager[None]):
-    """Lets at most `most` RPCs in at a time; none before `ready` is set, if that is given."""
+    """Admits at most `most` RPCs at a time, and none before `ready` is set.
+
+    RPCs over the limit raise `Aborted` with the message `refusal`; early ones, `Unavailable`.
+    """
 
     def __init__(self, most: int, refusal: str, ready: threading.Event | None = None) -> None:
         self._free = most
@@ -150,16 +154,16 @@ class _ConcurrencyLimit(contextlib.AbstractContextManager[None]):
 
 
 class _UnaryHandler(functools.partial[Any]):
-    """What answers a method; gRPC calls it on threads of its own, if it has any."""
+    """The handler of a unary method; gRPC runs it on `experimental_thread_pool` if that is set."""
 
     experimental_thread_pool: ThreadPoolExecutor
 
 
 class Interceptor:
-    """What services are added to instead of a `grpc.Server`: it wraps each method, once.
+    """Stands in for the `grpc.Server` when services are added, and wraps each method once.
 
-    An interceptor of gRPC's would be asked at every call which method is meant. At most `most` RPCs
-    other than Identity's are let in at a time. `probers` answer Probe.
+    A `grpc.ServerInterceptor` would look up the method at every call. At most `most` RPCs are
+    admitted at a time, besides those of Identity. Probe runs on the threads of `probers`.
     """
 
     def __init__(
@@ -184,11 +188,11 @@ class Interceptor:
         self._observe = observe
         self._prefix = os.urandom(4).hex()
         self._numbers = itertools.count(1)
-        self._logger = log.bind()  # as it is configured now: a lazy one is asked for that each time
+        self._logger = log.bind()  # bound once: structlog's lazy proxy binds at each call
         self._debugging = self._logger.is_enabled_for(_DEBUG)
 
     def add_generic_rpc_handlers(self, handlers: Iterable[grpc.GenericRpcHandler]) -> None:
-        """Leave it at the methods that are added by their names; gRPC refuses all others."""
+        """Ignore generic handlers: methods are added by name, and gRPC refuses all others."""
 
     def add_registered_method_handlers(self, service: str, handlers: Mapping[str, Handler]) -> None:
         """Add a service's methods, as the generated `add_…_to_server` does."""
@@ -224,7 +228,7 @@ class Interceptor:
         try:
             with admitted:
                 response: Message | bytes = method(_readable(request), context)
-        except Exception as error:  # noqa: BLE001  (the boundary: everything becomes a status)
+        except Exception as error:  # noqa: BLE001  (every exception becomes a status here)
             context.abort(*self._tell(name, request, start, error))
         self._tell(name, request, start)
         return response
@@ -270,13 +274,13 @@ class Interceptor:
             about["request_id"] = f"{self._prefix}-{number}"
             if self._debugging and isinstance(request, Message):
                 about["request"] = redacted(request)
-            with contextlib.suppress(OSError):  # nobody reads the log: not the caller's fault
+            with contextlib.suppress(OSError):  # an unwritable log must not fail the RPC
                 self._log(name, code, about, failure)
         return code, message
 
     @staticmethod
     def _about(request: Message | DecodeError) -> dict[str, Any]:
-        """Return those fields of a request that say what it is about, where it has them."""
+        """Return the identifying fields that are set in a request."""
         if not isinstance(request, Message):
             return {}
         fields = _identifying(request.DESCRIPTOR)

@@ -1,1 +1,1 @@
-"""The gRPC services: protobuf in, one call of what lies below, protobuf out."""
+"""The gRPC services: each RPC reads its protobuf request, calls one operation, and replies."""

@@ -1,8 +1,8 @@
-"""What the driver advertises in each mode, and which RPCs therefore answer UNIMPLEMENTED.
+"""The capabilities that the driver advertises in each mode, and the RPCs that this switches off.
 
-The modes differ because the orchestrator's helpers differ in what they can do per node: a resizer
-that finds EXPAND_VOLUME on a controller sends every expansion to one node, whatever node has the
-volume. Without it, each node's own NodeExpandVolume does the whole work.
+The modes differ because not every CSI sidecar can work per node: a resizer that finds EXPAND_VOLUME
+on a controller sends every expansion to one node, whichever node has the volume. Without that
+capability, NodeExpandVolume on the volume's own node does the whole expansion.
 """
 
 import dataclasses
@@ -28,13 +28,13 @@ _RPCS = {
     _CONTROLLER.GET_VOLUME: {"ControllerGetVolume"},
     _CONTROLLER.MODIFY_VOLUME: {"ControllerModifyVolume"},
 }
-"""Which controller RPCs come with which capability. The others are always there."""
+"""The controller RPCs that each capability switches on. All other RPCs are always on."""
 
 _SERVICES = {
     _PLUGIN.GROUP_CONTROLLER_SERVICE: "GroupController",
     _PLUGIN.SNAPSHOT_METADATA_SERVICE: "SnapshotMetadata",
 }
-"""Which services come with which capability of the plugin."""
+"""The services that each plugin capability switches on."""
 
 
 _OF_ONE_NODE = frozenset(mode for mode in Mode if not mode.many_nodes)
@@ -42,7 +42,7 @@ _OF_ONE_NODE = frozenset(mode for mode in Mode if not mode.many_nodes)
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class DriverCapabilities:
-    """Capabilities as numbers of the protocol's enums, and the access modes that can be had."""
+    """The advertised capabilities, as values of the CSI enums, and the supported access modes."""
 
     plugin: tuple[csi.PluginCapability.Service.Type, ...]
     expansion: tuple[csi.PluginCapability.VolumeExpansion.Type, ...]
@@ -53,7 +53,7 @@ class DriverCapabilities:
 
     @property
     def unimplemented(self) -> frozenset[str]:
-        """The RPCs that are switched off."""
+        """The names of the RPCs that answer UNIMPLEMENTED."""
         off = {rpc for flag, rpcs in _RPCS.items() if flag not in self.controller for rpc in rpcs}
         if not self.serves_node:
             services = csi.DESCRIPTOR.services_by_name
@@ -66,9 +66,12 @@ class DriverCapabilities:
 
 
 def driver_capabilities(mode: DriverMode, *, attach: bool) -> DriverCapabilities:
-    """Return what the driver says of itself in `mode`."""
+    """Return the capabilities of `mode`.
+
+    `attach` adds ControllerPublishVolume and ControllerUnpublishVolume, but not in mode controller.
+    """
     if mode is DriverMode.CONTROLLER:
-        # Just what makes a resizer leave the work to the nodes.
+        # This is all that a resizer needs to leave expansion to the nodes.
         return DriverCapabilities(
             plugin=(_PLUGIN.CONTROLLER_SERVICE,),
             expansion=(_EXPANSION.ONLINE,),

@@ -69,7 +69,7 @@ class Controller(csi_pb2_grpc.ControllerServicer):
         return csi.DeleteVolumeResponse()
 
     def _refuse_attached(self, volume: Volume) -> None:
-        # With attaching switched off nobody could detach what was attached before.
+        # With attach switched off, an attachment from before could never be detached.
         if volume.attachment and _ATTACHES in self._capabilities.controller:
             raise FailedPrecondition(
                 f"volume {volume.id} is attached to node {volume.attachment.node}; detach it first"
@@ -141,8 +141,8 @@ class Controller(csi_pb2_grpc.ControllerServicer):
         return reply.encoded_page(csi.ListVolumesResponse, entries, size)
 
     def _entry(self, pool: Pool, volume: Volume, condition: Condition) -> bytes:
-        # Nearly all are healthy, and are asked for again and again: kept encoded, a volume takes a
-        # third of the time.
+        # Nearly all volumes are healthy and are listed again and again. With its encoded entry
+        # cached, a volume takes a third of the time.
         if condition is HEALTHY:
             return pool.volumes.derived(volume, self._healthy_entry)
         return self._new_entry(volume, condition)

@@ -117,7 +117,7 @@ def _refuse_repeated(volume_ids: Sequence[str]) -> None:
 
 
 def _compare(group: Group, request: csi.CreateVolumeGroupSnapshotRequest) -> None:
-    """Refuse a request that the existing group snapshot of its name does not satisfy."""
+    """Raise `AlreadyExists` unless the group snapshot of this name has what the request asks."""
     same_volumes = set(group.sources) == set(request.source_volume_ids)
     same = parameters.deciding(group.parameters) == parameters.deciding(request.parameters)
     if not same_volumes or not same:
@@ -128,7 +128,7 @@ def _compare(group: Group, request: csi.CreateVolumeGroupSnapshotRequest) -> Non
 
 
 def _check_members(group: Group, snapshot_ids: Sequence[str]) -> None:
-    """Refuse a request whose snapshots are not the group's."""
+    """Raise `InvalidArgument` unless `snapshot_ids` are exactly the group's members."""
     if set(snapshot_ids) != set(group.members):
         raise InvalidArgument(
             f"snapshot_ids: the members of {group.id} are {', '.join(group.members)}"

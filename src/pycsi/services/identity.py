@@ -18,7 +18,10 @@ _READY = csi.ProbeResponse(ready=BoolValue(value=True))
 
 
 class Identity(csi_pb2_grpc.IdentityServicer):
-    """Who we are and whether we work. `ready` is set when the pools have been recovered."""
+    """Report the driver's name, capabilities and readiness.
+
+    `ready` is set once the pools have been recovered; until then Probe answers not ready.
+    """
 
     def __init__(
         self, name: str, says: DriverCapabilities, pools: Pools, ready: threading.Event

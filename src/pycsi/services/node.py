@@ -89,10 +89,11 @@ class Node(csi_pb2_grpc.NodeServicer):
             if not (found.lost or found.away):
                 usage = found.backend.usage(Path(request.volume_path))
         except OSError:
-            if not condition.abnormal:  # otherwise that says why it cannot be measured
+            if not condition.abnormal:  # an abnormal condition already gives the reason
                 self._publisher.locate(request.volume_id, request.volume_path)
                 raise
-        # It was not locked: if it was unpublished meanwhile, something else may have been measured.
+        # The volume is not locked here. If it was unpublished in the meantime, the usage may be
+        # that of another filesystem at this path, so look again.
         self._publisher.locate(request.volume_id, request.volume_path, lost=True)
         return csi.NodeGetVolumeStatsResponse(
             usage=reply.usage(usage) if usage else None,

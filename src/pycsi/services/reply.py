@@ -1,4 +1,4 @@
-"""Domain to protobuf: how volumes and snapshots look to an orchestrator."""
+"""Replies: conversion of volumes, snapshots and measurements to protobuf messages."""
 
 from collections.abc import Iterable
 from typing import NewType, TypeVar
@@ -17,22 +17,22 @@ from pycsi.volumes.provisioning import Offer
 Page = TypeVar("Page", csi.ListVolumesResponse, csi.ListSnapshotsResponse)
 
 Encoded = NewType("Encoded", bytes)
-"""A reply as it is sent."""
+"""An encoded reply, ready to be sent."""
 
 _LARGEST = 4 * 1024 * 1024 - 1024
-"""Bytes of entries in a reply: most clients take no message of more than 4 MiB."""
+"""Most bytes of entries in one reply: gRPC clients accept messages of up to 4 MiB by default."""
 
 
 def page(kind: type[Page], entries: Iterable[tuple[str, bytes]], size: int) -> Page:
-    """Return what `encoded_page` does, as a message."""
+    """Return the page that `encoded_page` makes, as a message."""
     return kind.FromString(encoded_page(kind, entries, size))
 
 
 def encoded_page(kind: type[Page], entries: Iterable[tuple[str, bytes]], size: int) -> Encoded:
-    """Return a reply with the first `size` of some entries, or for 0 as many as it can have.
+    """Return a reply with the first `size` entries; 0 means as many as fit into one message.
 
-    Each comes with its id, encoded as a reply that has no other: what such encodings give one after
-    the other is the encoding of a reply that has them all.
+    Each entry is an id and a reply that holds this entry alone, encoded. Concatenated, such replies
+    are the encoding of one reply with all the entries (Protocol Buffers encoding, "Last One Wins").
     """
     shown: list[bytes] = []
     last, room = "", _LARGEST
@@ -49,12 +49,12 @@ def encoded_page(kind: type[Page], entries: Iterable[tuple[str, bytes]], size: i
 
 
 def topology(node: NodeInfo) -> csi.Topology:
-    """Return where a node and its volumes are."""
+    """Return the topology segment of a node and its volumes."""
     return csi.Topology(segments=node.segments)
 
 
 def volume(found: Volume, node: NodeInfo) -> csi.Volume:
-    """Return a volume of a node, also with what it was made from."""
+    """Return a volume on `node`, with its capacity in bytes, topology and content source."""
     return csi.Volume(
         volume_id=found.id,
         capacity_bytes=found.capacity,
@@ -78,12 +78,12 @@ def _moment(seconds: float) -> Timestamp:
 
 
 def short(message: str) -> str:
-    """Return a message cut to what a string may have."""
+    """Return a message cut to the 128 bytes of a string (CSI specification, "Size Limits")."""
     return message.encode()[: read.LONGEST_STRING].decode(errors="ignore")
 
 
 def capacity(offer: Offer) -> csi.GetCapacityResponse:
-    """Return how large volumes can be."""
+    """Return the available capacity and the sizes that a new volume can have, in bytes."""
     return csi.GetCapacityResponse(
         available_capacity=offer.available,
         maximum_volume_size=Int64Value(value=offer.largest),
@@ -92,7 +92,7 @@ def capacity(offer: Offer) -> csi.GetCapacityResponse:
 
 
 def usage(found: Usage) -> list[csi.VolumeUsage]:
-    """Return what a volume holds: bytes, and inodes where its filesystem counts them."""
+    """Return a volume's usage in bytes, and in inodes where its filesystem counts them."""
     measured = [
         csi.VolumeUsage(
             unit=csi.VolumeUsage.BYTES,
@@ -114,12 +114,12 @@ def usage(found: Usage) -> list[csi.VolumeUsage]:
 
 
 def condition(found: Condition) -> csi.VolumeCondition:
-    """Return a volume's condition."""
+    """Return a volume's condition, its message cut to the limit of a string."""
     return csi.VolumeCondition(abnormal=found.abnormal, message=short(found.message))
 
 
 def snapshot(found: Snapshot) -> csi.Snapshot:
-    """Return a snapshot. It is ready, for it exists."""
+    """Return a snapshot. It is always ready to use: it has a record only once its data is whole."""
     return csi.Snapshot(
         snapshot_id=found.id,
         source_volume_id=found.volume.id,
@@ -131,7 +131,7 @@ def snapshot(found: Snapshot) -> csi.Snapshot:
 
 
 def group(found: Group, members: list[Snapshot]) -> csi.VolumeGroupSnapshot:
-    """Return a group snapshot with its members."""
+    """Return a group snapshot with its member snapshots."""
     return csi.VolumeGroupSnapshot(
         group_snapshot_id=found.id,
         snapshots=[snapshot(member) for member in members],

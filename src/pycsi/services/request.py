@@ -1,7 +1,7 @@
-"""Protobuf to domain: what requests mean, and whether they are well formed.
+"""Requests: validation of protobuf messages, and conversion to the driver's own types.
 
-Every function raises `InvalidArgument` that names the field. Limits are those of the
-specification's "Size Limits" and of the fields' own descriptions.
+For malformed input every function raises `InvalidArgument` that names the field. The limits are
+those of the CSI specification's "Size Limits" and of the fields' own descriptions.
 """
 
 import hashlib
@@ -37,11 +37,11 @@ _MODES = {number: name for name, number in csi.VolumeCapability.AccessMode.Mode.
 
 
 class UnsupportedCapability(InvalidArgument):
-    """A capability is well formed, and no volume of this driver, in its mode, can have it."""
+    """A well-formed capability that no volume can have in the mode in which the driver runs."""
 
 
 def require(request: Message, *fields: str) -> None:
-    """Refuse a request in which one of `fields` is not set, or empty."""
+    """Raise `InvalidArgument` if one of `fields` is unset or empty."""
     for field in fields:
         value = getattr(request, field)
         if not (request.HasField(field) if isinstance(value, Message) else value):
@@ -49,7 +49,7 @@ def require(request: Message, *fields: str) -> None:
 
 
 def name(text: str) -> str:
-    """Check a name: any Unicode but control characters, at most 128 bytes."""
+    """Check and return a name: 1 to 128 bytes of UTF-8 without control characters."""
     if not text:
         raise InvalidArgument("name is missing")
     if len(text.encode()) > LONGEST_STRING:
@@ -60,10 +60,10 @@ def name(text: str) -> str:
 
 
 def string_map(value: Mapping[str, str], field: str) -> dict[str, str]:
-    """Check a map: at most 4 KiB in all."""
+    """Return the map `field` as a dict; its keys and values may have 4 KiB in all."""
     if not value:
         return {}
-    read = {key: value[key] for key in value}  # dict() is slower with a map of protobuf's
+    read = {key: value[key] for key in value}  # dict() is slower on a protobuf map
     size = len("".join((*read, *read.values())).encode())
     if size > LONGEST_MAP:
         raise InvalidArgument(f"{field} holds {size} bytes; {LONGEST_MAP} are allowed")
@@ -73,9 +73,10 @@ def string_map(value: Mapping[str, str], field: str) -> dict[str, str]:
 def capability(
     message: csi.VolumeCapability, served: Collection[Mode], field: str = "volume_capability"
 ) -> Capability:
-    """Read one capability; `UnsupportedCapability` where it is well formed and not to be had.
+    """Return one volume capability.
 
-    `served` are the access modes that can be had.
+    `served` are the access modes that the driver supports in its mode. Another access mode, or a
+    volume_mount_group, raises `UnsupportedCapability`.
     """
     access = message.WhichOneof("access_type")
     if access is None:
@@ -117,7 +118,7 @@ def _mode(number: int, served: Collection[Mode], field: str) -> Mode:
 def capabilities(
     messages: Iterable[csi.VolumeCapability], served: Collection[Mode]
 ) -> tuple[Capability, ...]:
-    """Read a list of capabilities, which may be empty."""
+    """Return the volume capabilities of a list that may be empty; errors as in `capability`."""
     return tuple(
         capability(message, served, f"volume_capabilities[{number}]")
         for number, message in enumerate(messages)
@@ -125,7 +126,11 @@ def capabilities(
 
 
 def capacity_range(message: csi.CapacityRange) -> CapacityRange:
-    """Read a capacity range that is present: it has to say something, and something possible."""
+    """Return a capacity range in bytes.
+
+    At least one bound must be set, none may be negative, and the limit may not be below the
+    required size.
+    """
     least, limit = message.required_bytes, message.limit_bytes
     if least < 0 or limit < 0:
         raise InvalidArgument(
@@ -141,7 +146,7 @@ def capacity_range(message: csi.CapacityRange) -> CapacityRange:
 
 
 def create_volume(request: csi.CreateVolumeRequest, served: Collection[Mode]) -> VolumeRequest:
-    """Read what a volume shall be."""
+    """Return the checked content of a CreateVolume request."""
     checked = name(request.name)
     require(request, "volume_capabilities")
     ranged = request.HasField("capacity_range")
@@ -168,7 +173,7 @@ def _topologies(request: csi.CreateVolumeRequest) -> tuple[Mapping[str, str], ..
 
 
 def source(message: csi.VolumeContentSource) -> Source:
-    """Read from what a volume is to be made."""
+    """Return the snapshot or volume that a new volume is filled from."""
     kind = message.WhichOneof("type")
     if kind is None:
         raise InvalidArgument("volume_content_source: set snapshot or volume")
@@ -179,7 +184,7 @@ def source(message: csi.VolumeContentSource) -> Source:
 
 
 def stage(request: csi.NodeStageVolumeRequest, served: Collection[Mode]) -> NodeRequest:
-    """Read how a volume is to be staged."""
+    """Return the checked content of a NodeStageVolume request."""
     require(request, "volume_id", "staging_target_path", "volume_capability")
     return NodeRequest(
         volume_id=request.volume_id,
@@ -191,7 +196,7 @@ def stage(request: csi.NodeStageVolumeRequest, served: Collection[Mode]) -> Node
 
 
 def publish(request: csi.NodePublishVolumeRequest, served: Collection[Mode]) -> NodeRequest:
-    """Read how a volume is to be published."""
+    """Return the checked content of a NodePublishVolume request."""
     require(request, "volume_id", "target_path", "volume_capability")
     staged = os.path.normpath(request.staging_target_path)
     arguments = _arguments(request) | {"readonly": request.readonly, "staged": staged}
@@ -207,7 +212,7 @@ def publish(request: csi.NodePublishVolumeRequest, served: Collection[Mode]) -> 
 
 
 def _capability_on_node(message: csi.VolumeCapability, served: Collection[Mode]) -> Capability:
-    """Read a capability; one that no volume here can have is FAILED_PRECONDITION on the node."""
+    """Return a capability; on the node an unsupported one is FAILED_PRECONDITION."""
     try:
         return capability(message, served)
     except UnsupportedCapability as error:
@@ -217,7 +222,7 @@ def _capability_on_node(message: csi.VolumeCapability, served: Collection[Mode])
 def _arguments(
     request: csi.NodeStageVolumeRequest | csi.NodePublishVolumeRequest,
 ) -> dict[str, object]:
-    """Return what a repeated call must repeat: all but secrets and the orchestrator's own keys."""
+    """Return the arguments that a retry must repeat: all but secrets and orchestrator keys."""
     wanted = request.volume_capability
     published, context = request.publish_context, request.volume_context
     return {
@@ -237,9 +242,10 @@ def _digest(arguments: dict[str, object]) -> str:
 
 
 def page(max_entries: int, starting_token: str) -> tuple[int, str]:
-    """Return the size of a page (0: no limit) and the id after which it begins ("": at the start).
+    """Return a page's number of entries (0: no limit) and the id after which it begins.
 
-    A token names a place in the order of ids, not an entry: it stays good when entries go.
+    The id is "" for the first page. A token is a position in the order of ids, so it stays valid
+    when entries are deleted. A token that this driver did not issue raises `Aborted`.
     """
     if max_entries < 0:
         raise InvalidArgument(f"max_entries is {max_entries}; it must not be negative")
@@ -250,5 +256,5 @@ def page(max_entries: int, starting_token: str) -> tuple[int, str]:
 
 
 def token(last_id: str) -> str:
-    """Return the token of the page that begins after `last_id`; "": there is none."""
+    """Return the token of the page that begins after `last_id`; "" if `last_id` is ""."""
     return _AFTER + last_id if last_id else ""

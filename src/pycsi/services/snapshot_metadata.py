@@ -1,7 +1,7 @@
-"""The SnapshotMetadata service: which blocks of a snapshot hold data, or differ from another's.
+"""The SnapshotMetadata service: the allocated blocks of a snapshot, and those that changed.
 
-The answers come from the extent maps of the snapshots' own images, so they need no source volume,
-no bitmap and no tracking: a snapshot that exists can be asked.
+The blocks are found in the extent maps of the snapshots' own images. No source volume, bitmap or
+change tracking is needed, so every existing snapshot of an image can be queried.
 """
 
 import contextlib
@@ -23,11 +23,11 @@ from pycsi.volumes.locks import Locks, snapshot_key
 from pycsi.volumes.pools import Pools
 
 _RESULTS = 1024
-"""How many ranges are in one message where the request does not say, and at most."""
+"""The default and the maximum number of block ranges in one message."""
 
 
 class SnapshotMetadata(csi_pb2_grpc.SnapshotMetadataServicer):
-    """Stream ranges of snapshots of images."""
+    """Stream the allocated and the changed block ranges of image snapshots."""
 
     def __init__(self, pools: Pools, locks: Locks) -> None:
         self._pools = pools
@@ -81,7 +81,10 @@ class SnapshotMetadata(csi_pb2_grpc.SnapshotMetadataServicer):
                 )
 
     def _open(self, snapshot_id: str, files: contextlib.ExitStack) -> tuple[Pool, Snapshot, int]:
-        """Open a snapshot's image. It can be read on when the snapshot is deleted meanwhile."""
+        """Open a snapshot's image, which stays readable if the snapshot is deleted meanwhile.
+
+        Return its pool, its record and the descriptor, which `files` closes.
+        """
         with self._locks.share(snapshot_key(snapshot_id)):
             pool, snapshot = self._pools.need_snapshot(snapshot_id)
             if snapshot.volume.type is not VolumeType.IMAGE:
@@ -95,7 +98,7 @@ class SnapshotMetadata(csi_pb2_grpc.SnapshotMetadataServicer):
 
 
 def _volume(snapshot: Snapshot) -> tuple[str, str, float]:
-    """Return what tells a volume from all others, also from later ones of the same name."""
+    """Return an identity of the source volume that a later volume of the same name lacks."""
     return snapshot.volume.id, snapshot.volume.pool_uuid, snapshot.volume.created
 
 
