@@ -3,6 +3,7 @@
 import fcntl
 import os
 import shutil
+import signal
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -204,6 +205,41 @@ def test_elsewhere_there_may_be_room(one_missing: Driver) -> None:
     wanted.accessibility_requirements.CopyFrom(on_node("node-1"))
     with refused(grpc.StatusCode.RESOURCE_EXHAUSTED, "fast"):
         one_missing.controller.CreateVolume(wanted)
+
+
+def test_deletion_is_repeated(lost: Driver) -> None:
+    """What was deleted is so for whoever asks again, also after a crash: it was not missing."""
+    lost.create("more", quota="none")
+    lost.snapshot("later", "more@node-1")
+    calls: list[Callable[[], object]] = [
+        lambda: lost.delete_snapshot("later@node-1"),
+        lambda: lost.delete("more@node-1"),
+    ]
+    for call in calls * 2:
+        call()
+    lost.restart(signal.SIGKILL)
+    for call in calls * 2:
+        call()
+    with refused(grpc.StatusCode.NOT_FOUND, "more"):
+        lost.condition("more@node-1")
+    with refused(FAILED, "may be in one that is missing"):
+        lost.delete("never@node-1")
+
+
+def test_deletion_is_forgotten_when_the_pool_comes(
+    lost: Driver, fast: Path, tmp_path: Path
+) -> None:
+    """What is made in the pool that was missing counts, whatever was deleted elsewhere before."""
+    lost.create("same", quota="none")
+    lost.delete("same@node-1")
+    (tmp_path / "away").rename(fast)
+    wait_for(lambda: room(lost, pool="fast") > 0)
+    lost.create("same", quota="none", pool="fast")
+    lost.stop()
+    fast.rename(tmp_path / "away")
+    lost.start()
+    with refused(FAILED, "may be in one that is missing"):
+        lost.delete("same@node-1")
 
 
 def test_nothing_is_deleted_that_may_be_there(lost: Driver, tmp_path: Path) -> None:

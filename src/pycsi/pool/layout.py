@@ -49,12 +49,21 @@ class Layout:
         self.frozen = root / "frozen"
         self.tmp = root / "tmp"
         self.trash = root / "trash"
+        self.deletions = root / "deletions"
         self._announcement = root / "announcement"
 
     @property
     def folders(self) -> tuple[Path, ...]:
         """The directories that every pool has."""
-        return self.volumes, self.snapshots, self.groups, self.frozen, self.tmp, self.trash
+        return (
+            self.volumes,
+            self.snapshots,
+            self.groups,
+            self.frozen,
+            self.tmp,
+            self.trash,
+            self.deletions,
+        )
 
     def group(self, group_id: str) -> Path:
         """Return where the record of a group snapshot is."""

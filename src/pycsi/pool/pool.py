@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import structlog
@@ -38,6 +38,7 @@ from pycsi.pool import layout, trash
 from pycsi.pool.building import Build, build
 from pycsi.pool.capacity import Capacity
 from pycsi.pool.catalog import Catalog
+from pycsi.pool.deletions import Deletions
 from pycsi.pool.directory import PoolDirectory
 from pycsi.pool.freezing import Frozen, thaw_after_crash
 from pycsi.pool.groups import Groups
@@ -67,6 +68,9 @@ class Pool:
         self.snapshots = layout.snapshot_catalog(self.layout)
         self.groups = Groups(self.layout)
         self.trash = trash.Trash(self.layout, config.retain_for)
+        self.deletions = Deletions(self.layout.deletions)
+        self.missing: Callable[[], Iterable[str]] = tuple
+        """Tells which other pools are missing, by name; set where there may be others."""
         self._directory = PoolDirectory(config, begin=begin)
         contents = Contents(
             layout=self.layout,
@@ -283,6 +287,7 @@ class Pool:
     def delete_snapshot(self, snapshot_id: str) -> None:
         """Delete a snapshot, also one whose record cannot be read; absent is fine."""
         self.check()
+        self.deletions.note("snapshot", snapshot_id, self.missing())
         self._move_to_trash(self.snapshots, snapshot_id, trash.Fate.GONE)
 
     def delete(self, backend: Backend, fate: trash.Fate) -> None:
@@ -292,6 +297,7 @@ class Pool:
         """
         self.check()
         refuse_listed(backend.kernel.mounts, self.location.real(backend.where))
+        self.deletions.note("volume", backend.volume.id, self.missing())
         self._move_to_trash(self.volumes, backend.volume.id, fate)
 
     def _move_to_trash(

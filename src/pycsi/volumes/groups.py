@@ -46,6 +46,7 @@ def delete(group: Group, pools: Iterable[Pool]) -> None:
     try:
         for pool in theirs.values():
             pool.check()
+            pool.deletions.note("group", group.id, pool.missing())
             pool.groups.delete(group.id)
         for number, (pool, member) in enumerate(members):
             delete = functools.partial(pool.delete_snapshot, member)

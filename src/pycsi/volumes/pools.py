@@ -70,6 +70,7 @@ class Pools:
         self._ignore_doubles()
         for pool in self:
             self._follow(pool)
+            pool.deletions.forget(other.name for other in self)
         groups.delete_partial(list(self))
 
     def start(self) -> None:
@@ -89,11 +90,14 @@ class Pools:
             if any(snapshot.id in other.snapshots for other in self):
                 pool.snapshots.ignore(snapshot.id)
         self._follow(pool)
+        for other in (*self, pool):
+            other.deletions.forget([pool.name])
         # Nobody else deletes these at the same time: without this pool they were refused.
         groups.delete_partial([*self, pool], of=pool)
 
     def _follow(self, pool: Pool) -> None:
         """Take note from now on of what others put into a pool, and take out of it."""
+        pool.missing = lambda: self.missing
         pool.volumes.adopts = functools.partial(self._adopts, pool)
         pool.trash.notices = functools.partial(_forget_thrown_away, pool)
 
@@ -201,12 +205,17 @@ class Pools:
         return found[1] if found and found[1].handle else None
 
     def _find(self, volume_id: str, *, sure: bool) -> tuple[Pool, Volume] | None:
-        return self._search(volume_id, lambda pool: pool.volumes.get(volume_id), sure=sure)
+        return self._search(
+            "volume", volume_id, lambda pool: pool.volumes.get(volume_id), sure=sure
+        )
 
     def _search(
-        self, object_id: str, look: Callable[[Pool], F | None], *, sure: bool
+        self, kind: str, object_id: str, look: Callable[[Pool], F | None], *, sure: bool
     ) -> tuple[Pool, F] | None:
-        """Return the first thing that `look` finds in a pool, with the pool, or None."""
+        """Return the first thing that `look` finds in a pool, with the pool, or None.
+
+        With `sure` raise `PoolMissing` where it may lie in a pool that is missing.
+        """
         while True:
             missing, pools = self._presence.missing, self._presence.open
             for pool in pools.values():
@@ -215,7 +224,12 @@ class Pools:
             self._presence.seek()
             if self._presence.open is pools:
                 break
-        if sure and missing and ids.node_of(object_id) == self.node:
+        if (
+            sure
+            and missing
+            and ids.node_of(object_id) == self.node
+            and not any(pool.deletions.vouches(kind, object_id, missing) for pool in self)
+        ):
             raise PoolMissing(
                 f"{object_id} is in no pool that is there, but may be in one that is missing: "
                 f"{'; '.join(missing.values())}; or take it out of the driver's configuration, if "
@@ -272,7 +286,9 @@ class Pools:
         self, snapshot_id: str, *, sure: bool = False
     ) -> tuple[Pool, Snapshot] | None:
         """Return a snapshot and its pool, or None; `sure` as for `find`."""
-        return self._search(snapshot_id, lambda pool: pool.snapshots.get(snapshot_id), sure=sure)
+        return self._search(
+            "snapshot", snapshot_id, lambda pool: pool.snapshots.get(snapshot_id), sure=sure
+        )
 
     def need_snapshot(self, snapshot_id: str) -> tuple[Pool, Snapshot]:
         """Return a snapshot and its pool, or raise `NotFound` that says where it would be."""
@@ -289,7 +305,7 @@ class Pools:
 
     def find_group(self, group_id: str, *, sure: bool = False) -> Group | None:
         """Return a group snapshot, or None; `sure` as for `find`."""
-        found = self._search(group_id, lambda pool: pool.groups.get(group_id), sure=sure)
+        found = self._search("group", group_id, lambda pool: pool.groups.get(group_id), sure=sure)
         return found[1] if found else None
 
     def filesystems(self) -> set[str]:
