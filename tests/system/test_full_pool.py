@@ -99,3 +99,27 @@ def test_life_on_a_full_pool(
             driver.expand(volume_id, 2 * GIB)
     for volume_id, _ in made:
         driver.delete(volume_id)
+
+
+@pytest.mark.parametrize("kind", ["ext4", "xfs"])
+def test_record_that_finds_no_room(
+    filesystem: FilesystemFactory, serve: Callable[..., Driver], kind: str
+) -> None:
+    """The answer says which pool is full and what makes room, and nothing has changed."""
+    pool = filesystem(kind, 512 * MIB)
+    driver = serve(f"small={pool}", options=("--enable-attach",))
+    volume_id = driver.create("v", quota="none").volume_id
+    fill_up(pool)
+    record = pool / "volumes" / volume_id / "volume.json"
+    before = record.read_bytes()
+    with refused(grpc.StatusCode.RESOURCE_EXHAUSTED, "pool small", "free", "pycsi trash empty"):
+        driver.modify(volume_id, onDelete="retain")
+    with refused(grpc.StatusCode.RESOURCE_EXHAUSTED, "pool small", "free", "pycsi trash empty"):
+        driver.controller.ControllerPublishVolume(
+            csi.ControllerPublishVolumeRequest(
+                volume_id=volume_id, node_id="node-1", volume_capability=mount_capability()
+            )
+        )
+    assert record.read_bytes() == before
+    (pool.parent / "others").unlink(missing_ok=True)
+    driver.delete(volume_id)

@@ -248,9 +248,10 @@ class Pool:
             if more:
                 building.reservation.resize(volume.capacity, thick=thick)
             made = dataclasses.replace(volume, project=project) if project else volume
-            layout.write_new_volume(building.directory, made)
-            backend.sync_names()
-            building.commit(lambda: self._make_durable(made))
+            with self.room.recording():
+                layout.write_new_volume(building.directory, made)
+                backend.sync_names()
+                building.commit(lambda: self._make_durable(made))
             building.index(self.volumes, made)
         return made
 
@@ -268,8 +269,9 @@ class Pool:
     def commit_snapshot(self, building: Build, snapshot: Snapshot) -> None:
         """Put a snapshot that is whole in its place; `Build.index` makes it known."""
         building.reservation.resize(snapshot.held, thick=False)
-        layout.write_new_snapshot(Path(building.directory), snapshot)
-        building.commit(lambda: self._make_durable(snapshot.volume))
+        with self.room.recording():
+            layout.write_new_snapshot(Path(building.directory), snapshot)
+            building.commit(lambda: self._make_durable(snapshot.volume))
 
     def _build(
         self, place: str, size: int, *, thick: bool
@@ -343,8 +345,9 @@ class Pool:
         place = self.volumes.place(volume.id)
         before = self.volumes.get(volume.id)
         try:
-            layout.write_volume(place, volume)
-            self._make_durable(volume)
+            with self.room.recording():
+                layout.write_volume(place, volume)
+                self._make_durable(volume)
         except BaseException:
             # The new record may be in its place, and not on the disk: then the old one goes back.
             with contextlib.suppress(OSError):

@@ -1,6 +1,7 @@
 """The room in a pool: what is promised, and what is being promised."""
 
 import contextlib
+import errno
 import os
 import threading
 import time
@@ -125,6 +126,25 @@ class Room:
             f"not yet written, {show(capacity.reserve)} reserved, "
             f"{show(self._contents.trash.held)} in the trash); free space, lower the request "
             "or raise overcommit"
+        )
+
+    @contextlib.contextmanager
+    def recording(self) -> Iterator[None]:
+        """Raise `ResourceExhausted` where what is recorded in the `with` block finds no room."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+                raise
+            raise ResourceExhausted(self._cannot_record(error)) from None
+
+    def _cannot_record(self, error: OSError) -> str:
+        facts = os.statvfs(self._contents.layout.root)
+        return (
+            f"pool {self._config.name}: no room to record this ({error.strerror}): "
+            f"{show(facts.f_bavail * facts.f_frsize)} and {facts.f_favail} inodes are free on its "
+            f"disk, {show(self._contents.trash.held)} in the trash; delete volumes or snapshots, "
+            "run pycsi trash empty, or make the disk larger"
         )
 
     @contextlib.contextmanager

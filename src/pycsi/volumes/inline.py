@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from pycsi.model import ids, parameters, rootdirectory
 from pycsi.model.config import parse_size
-from pycsi.model.errors import AlreadyExists, InvalidArgument, PoolMissing
+from pycsi.model.errors import AlreadyExists, InvalidArgument, PoolMissing, ResourceExhausted
 from pycsi.model.records import Volume
 from pycsi.model.request import (
     Access,
@@ -78,7 +78,7 @@ def _record_target(pool: Pool, volume: Volume, target: str) -> None:
     if target not in volume.targets:
         try:
             pool.update(dataclasses.replace(volume, targets=(*volume.targets, target)))
-        except OSError:
+        except (OSError, ResourceExhausted):
             if volume.targets:
                 raise
 

@@ -219,7 +219,8 @@ def _record(pools: Pools, group: Group) -> None:
     try:
         for pool in pools.of_group(group):
             pool.check()
-            pool.groups.write(group)
+            with pool.room.recording():
+                pool.groups.write(group)
     except BaseException:
         for pool in pools:
             pool.check()
