@@ -1,1 +1,1 @@
-"""What the driver talks about: requests, records, parameters, sizes, errors."""
+"""The driver's vocabulary: requests, records, parameters, sizes and errors."""

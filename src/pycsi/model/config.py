@@ -1,4 +1,4 @@
-"""What the operator configures, checked once at start."""
+"""The operator's configuration, checked once at start."""
 
 import contextlib
 import dataclasses
@@ -30,11 +30,11 @@ _LONGEST_NODE_ID = 256
 
 
 class ConfigError(Exception):
-    """The configuration cannot work; the text is one line for the operator."""
+    """The configuration cannot work; the message is one line for the operator."""
 
 
 class DriverMode(enum.StrEnum):
-    """What the process advertises; see `capabilities.py`."""
+    """Which CSI capabilities the process advertises; see `services/capabilities.py`."""
 
     SINGLE_NODE = "single-node"
     NODE = "node"
@@ -42,7 +42,10 @@ class DriverMode(enum.StrEnum):
 
 
 def parse_size(text: str) -> int:
-    """Return bytes for `10Gi`, `1.5GiB`, `500M` or a plain number; `ValueError` for others."""
+    """Return the bytes of `10Gi`, `1.5GiB`, `500M` or a plain number, rounded down.
+
+    Other text, and sizes of 2**63 bytes and more, raise `ValueError`.
+    """
     match = _SIZE.fullmatch(text.strip())
     if match is None:
         raise ValueError(f"{text!r} is no size; write bytes or a number with Ki, Mi, Gi, Ti")
@@ -56,9 +59,10 @@ def parse_size(text: str) -> int:
 
 
 def parse_duration(text: str) -> float:
-    """Return seconds for `10s`, `5m`, `12h`, `7d` or a plain number; `ValueError` for others.
+    """Return the seconds of `10s`, `5m`, `12h`, `7d` or a plain number.
 
-    There is a longest one: more fits neither into a calendar nor into a timer of Python's.
+    Other text raises `ValueError`, as does more than 100 years: Python's dates and timers do not
+    reach farther.
     """
     match = _DURATION.fullmatch(text.strip())
     if match is None:
@@ -72,7 +76,7 @@ def parse_duration(text: str) -> float:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Reserve:
-    """The part of a pool's filesystem that volumes never get: bytes, or a share of its size."""
+    """The part of a pool's filesystem kept from volumes: bytes, or a share (0 to 1) of its size."""
 
     size: int = 0
     share: float = 0.0
@@ -95,16 +99,16 @@ class Reserve:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class PoolConfig:
-    """One pool.
+    """The configuration of one pool.
 
     `overcommit` is the ratio of promised bytes to real ones; 1.0 promises no byte twice.
-    `uuid`: serve no pool but the one with this UUID, nor an empty directory.
-    `require_mount`: serve it only where a filesystem of its own is mounted at exactly this path.
-    `require_pool`: refuse to start while it is missing.
-    `allow_volatile`: accept a filesystem in memory, whose volumes a reboot deletes.
-    `freeze_limit`: for how many seconds at most a volume's filesystem may be frozen for a snapshot.
-    `retain_for`: for how many seconds a volume with `onDelete: retain` is kept in the trash; None
-    for ever.
+    `uuid`: serve only the pool with this UUID, and no empty directory.
+    `require_mount`: serve the pool only if a filesystem is mounted at exactly this path.
+    `require_pool`: refuse to start while the pool is missing.
+    `allow_volatile`: accept a filesystem in memory, which loses its volumes at a reboot.
+    `freeze_limit`: the longest freeze window of a snapshot, in seconds.
+    `retain_for`: the seconds that a volume with `onDelete: retain` stays in the trash; None: for
+    ever.
     """
 
     name: str
@@ -120,7 +124,10 @@ class PoolConfig:
 
     @classmethod
     def parse(cls, text: str) -> "PoolConfig":
-        """Parse `NAME=PATH[,reserve=SIZE|PERCENT%][,overcommit=RATIO][,uuid=UUID][,...]`."""
+        """Parse `NAME=PATH[,reserve=SIZE|PERCENT%][,overcommit=RATIO][,uuid=UUID][,...]`.
+
+        Any fault raises `ConfigError`, which names the pool and the option.
+        """
         name, equals, rest = text.partition("=")
         if not equals or not _NAME.fullmatch(name):
             raise ConfigError(f"pool {text!r}: write NAME=PATH, with a name of letters and digits")
@@ -156,7 +163,7 @@ def _pool_option(setting: tuple[str, str, str]) -> tuple[str, Any]:
 
 
 def _number(text: str) -> float | None:
-    """Return a number of 0 or more; None for what is none, or infinite."""
+    """Return a finite number of 0 or more; None for any other text."""
     with contextlib.suppress(ValueError):
         number = float(text)
         if 0 <= number < float("inf") and "_" not in text:
@@ -210,7 +217,10 @@ _POOL_OPTIONS: Mapping[str, Callable[[str], Any]] = {
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
-    """Everything `pycsi serve` is told."""
+    """The options of `pycsi serve`; an invalid one raises `ConfigError`.
+
+    `max_volumes` is the number of volumes that the node takes; 0: any number.
+    """
 
     socket: Path
     node_id: str
@@ -234,7 +244,7 @@ class Config:
 
 
 def refuse_entangled(pools: Iterable[PoolConfig]) -> None:
-    """Raise `ConfigError` where two have one name or directory, or one lies in another."""
+    """Raise `ConfigError` if two pools share a name or directory, or one lies inside another."""
     for pool, other in itertools.combinations(pools, 2):
         if pool.name == other.name:
             raise ConfigError(f"pool {pool.name} is given more than once")
@@ -273,7 +283,10 @@ def _check_node(node_id: str) -> None:
 
 
 def parse_endpoint(text: str) -> Path:
-    """Return the socket's path for `unix:///run/csi.sock`, `unix:/run/csi.sock` or a bare path."""
+    """Return the socket's path for `unix:///run/csi.sock`, `unix:/run/csi.sock` or a bare path.
+
+    A relative path, one that is not UTF-8 and one over 107 bytes (unix(7)) raise `ConfigError`.
+    """
     path = text
     if text.startswith("unix:"):
         path = text.removeprefix("unix:")
@@ -292,7 +305,10 @@ def parse_endpoint(text: str) -> Path:
 
 
 def parse_metrics_address(text: str) -> tuple[str, int]:
-    """Return host and port for `HOST:PORT`, `[::1]:PORT` or `:PORT`, which has no host: all."""
+    """Return the host and port of `HOST:PORT`, `[::1]:PORT` or `:PORT`; others: `ConfigError`.
+
+    `:PORT` stands for all addresses, and has the host "".
+    """
     host, colon, port = text.rpartition(":")
     bare = host.removeprefix("[").removesuffix("]")
     bracketed = len(host) - len(bare) == len("[]")

@@ -1,7 +1,7 @@
-"""What an RPC may answer instead of its response.
+"""The errors that an RPC can answer with.
 
-An error is raised where the fault is found and carries its status code; `rpc.py` turns it into a
-gRPC status, and nothing else does. Messages say what was wanted, what was found, what to change.
+An error is raised where the fault is found and carries its status code. Only `server/rpc.py` turns
+it into a gRPC status. Messages say what was wanted, what was found and what to change.
 """
 
 import contextlib
@@ -19,13 +19,13 @@ T = TypeVar("T")
 
 
 class CsiError(Exception):
-    """The base of all answers that are not OK. Its message goes to the orchestrator."""
+    """The base of all errors. The orchestrator gets the message."""
 
     code = grpc.StatusCode.INTERNAL
 
 
 class InvalidArgument(CsiError):
-    """A field is missing, malformed, or asks for what this driver never does."""
+    """A field is missing or malformed, or asks for something that the driver never does."""
 
     code = grpc.StatusCode.INVALID_ARGUMENT
 
@@ -37,41 +37,41 @@ class NotFound(CsiError):
 
 
 class AlreadyExists(CsiError):
-    """It exists, and is not what this request describes."""
+    """The volume, snapshot or publication exists, but differs from what the request describes."""
 
     code = grpc.StatusCode.ALREADY_EXISTS
 
 
 class OutOfRange(CsiError):
-    """No volume of this kind can have a size in the range."""
+    """No volume of this kind can have a size in the range, or an offset lies past the end."""
 
     code = grpc.StatusCode.OUT_OF_RANGE
 
 
 class ResourceExhausted(CsiError):
-    """There is no room here now; elsewhere or later there may be."""
+    """There is no room on this node now; there may be some on another node, or later."""
 
     code = grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
 class FailedPrecondition(CsiError):
-    """The world has to be changed first; the message says how."""
+    """The node, pool or volume is in the wrong state for the RPC; the message says what to do."""
 
     code = grpc.StatusCode.FAILED_PRECONDITION
 
 
 class PoolMissing(FailedPrecondition):
-    """The pool is not there now, or cannot be written to."""
+    """The pool is missing at present, or cannot be written to."""
 
 
 class Aborted(CsiError):
-    """Another operation on the same object is under way, or a token is not ours; try again."""
+    """Another operation on the object or too many are under way, or a paging token is invalid."""
 
     code = grpc.StatusCode.ABORTED
 
 
 class Cancelled(CsiError):
-    """The caller does not wait for the answer any more."""
+    """The caller is no longer waiting for the answer."""
 
     code = grpc.StatusCode.CANCELLED
 
@@ -104,11 +104,14 @@ ERRNO_CODES = {
     errno.EXDEV: grpc.StatusCode.FAILED_PRECONDITION,
     errno.ELOOP: grpc.StatusCode.INVALID_ARGUMENT,
 }
-"""The status of an `OSError` that nobody has given a better meaning; all others are INTERNAL."""
+"""The status code of an `OSError` that was not turned into a `CsiError`; others are INTERNAL."""
 
 
 def retry(act: Callable[[], T]) -> T:
-    """Call `act` again at once where it fails: what was begun would stay half done otherwise."""
+    """Return what `act` returns; where it fails, call it again at once, three times in all.
+
+    It is for steps without which an operation would stay half done. The last error is raised.
+    """
     for _ in range(_ATTEMPTS - 1):
         with contextlib.suppress(OSError, CsiError):
             return act()

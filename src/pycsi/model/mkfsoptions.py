@@ -1,4 +1,4 @@
-"""The StorageClass parameter mkfsOptions: which extra words mkfs may be given."""
+"""The StorageClass parameter mkfsOptions: the options that users may pass to mkfs."""
 
 import re
 import shlex
@@ -19,7 +19,7 @@ _LARGEST_EXT4 = 2**60
 
 
 def split(options: str) -> tuple[str, ...]:
-    """Split the parameter into words as a shell does."""
+    """Split the parameter into words as a shell does; an open quote is `InvalidArgument`."""
     if not options:
         return ()
     try:
@@ -29,10 +29,10 @@ def split(options: str) -> tuple[str, ...]:
 
 
 def largest(kind: str | None, words: Iterable[str]) -> int:
-    """Return how many bytes an image can have at most for a filesystem that is made with `words`.
+    """Return the largest size in bytes of an image whose filesystem `kind` is made with `words`.
 
-    None is no filesystem. An ext4 has a 64-bit number of blocks unless it is told otherwise, and
-    then at most 1 EiB.
+    `kind` is None for a raw block volume. ext4 has at most 1 EiB, or 2**32 - 1 blocks if its
+    feature 64bit is switched off (ext4(5)).
     """
     if kind != "ext4":
         return LARGEST
@@ -44,10 +44,10 @@ def largest(kind: str | None, words: Iterable[str]) -> int:
 
 
 def check(kind: str, words: Iterable[str]) -> None:
-    """Refuse mkfs options that could reach another file or device, and words that are none.
+    """Raise `InvalidArgument` unless all `words` are allowed options of mkfs for `kind`.
 
-    Whoever may create a volume is not thereby trusted with the node's files: `mkfs.ext4 -d /etc`
-    would copy them into the volume.
+    Options that name another file or device are refused: a user who may create volumes must not be
+    able to read the node's files, and `mkfs.ext4 -d /etc` would copy them into the volume.
     """
     options = filesystem.KINDS[kind].options
     rest = list(words)

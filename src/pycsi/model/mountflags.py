@@ -1,4 +1,4 @@
-"""The mount flags of a capability: what they say, and which of them a volume can honour."""
+"""The mount flags of a volume capability: how they are parsed, and which a volume can honour."""
 
 import hashlib
 import re
@@ -11,7 +11,7 @@ from pycsi.model.request import Access, Capability
 
 _USERLAND = frozenset({"_netdev", "auto", "noauto", "nofail", "user", "nouser"})
 _NOT_FOR_USERS = ("dev", "exec", "suid")
-"""What the option `user` takes away, as mount(8) says, unless a later option gives it back."""
+"""What the option `user` forbids, unless a later option allows it again (mount(8))."""
 
 _REACHES_OUT = frozenset({"device", "journal_dev", "journal_path", "logdev", "rtdev"})
 _OPPOSITES = (
@@ -31,24 +31,25 @@ _NOT_OURS = frozenset(
     | {"runbindable", "shared", "slave", "unbindable"}
 )
 _WITHOUT_VALUE = mount.OF_ONE_MOUNT.union({"dirsync"}, *_OPPOSITES)
-"""Options that the kernel takes with any value, which it does not look at."""
+"""Options that take no value, though the kernel accepts and ignores one."""
 
 _DIGITS = 16
 _OPTION = re.compile(r'(?:[^,"]|"[^"]*")+')
 
 
 def split(flags: Iterable[str]) -> list[str]:
-    """Return the single options in mount flags, without those that only mount(8) itself reads.
+    """Return the separate options in mount flags, without those that only mount(8) itself uses.
 
-    As mount(8) has it, a comma within double quotes belongs to a value, and the quotes around a
-    value do not: `context="system_u:object_r:container_file_t:s0:c1,c2"`.
+    As in mount(8), a comma within double quotes is part of a value, and quotes around a value are
+    not: `context="system_u:object_r:container_file_t:s0:c1,c2"`. A quote that is not closed is
+    `InvalidArgument`.
     """
     options = _for_users([_unquoted(option) for flag in flags for option in _options(flag)])
     return [item for item in options if item not in _USERLAND and not item.startswith("x-")]
 
 
 def _for_users(options: list[str]) -> list[str]:
-    """Return the options with what `user` stands for in its place."""
+    """Return the options with `user` replaced by the options that it stands for."""
     if "user" not in options:
         return options
     place = options.index("user")
@@ -58,7 +59,7 @@ def _for_users(options: list[str]) -> list[str]:
 
 
 def of_filesystem(flags: Iterable[str]) -> str:
-    """Digest the options that a filesystem is mounted with, in any order; "" for none."""
+    """Return a digest of the options of the filesystem itself, in any order; "" for none."""
     options = sorted(set(split(flags)) - mount.OF_ONE_MOUNT)
     return hashlib.sha256("\0".join(options).encode()).hexdigest()[:_DIGITS] if options else ""
 
@@ -77,7 +78,7 @@ def _unquoted(option: str) -> str:
 
 
 def check(capability: Capability, type_: VolumeType, *, thick: bool) -> None:
-    """Refuse mount flags that this type of volume cannot honour.
+    """Raise `InvalidArgument` for mount flags that this type of volume cannot honour.
 
     A flag may be sensitive, so the message gives its position and not its text.
     """

@@ -13,14 +13,14 @@ from pycsi.model.records import VolumeType
 from pycsi.model.rootdirectory import AS_MADE, RootDirectory
 
 ORCHESTRATOR = "csi.storage.k8s.io/"
-"""The prefix of keys that the orchestrator adds; they describe, they do not decide."""
+"""The prefix of keys that the orchestrator adds. They only describe, with one exception."""
 
 FILESYSTEM = "csi.storage.k8s.io/fstype"
-"""The one such key that decides: the filesystem, where the capability names none."""
+"""The exception: the filesystem to make if the capability names none."""
 
 DEFAULT_FILESYSTEM = "ext4"
 Check = Callable[[str], object]
-"""What raises `ValueError` for an impossible value of a parameter, and says what it can be."""
+"""A function that raises `ValueError`, with the possible values, for an invalid parameter value."""
 
 
 def _one_of(*choices: str) -> Check:
@@ -36,10 +36,10 @@ MUTABLE: Mapping[str, Check] = {
     "fsck": _one_of("true", "false"),
     "trimInterval": triminterval.seconds,
 }
-"""The parameters that can be modified, with what checks them."""
+"""The mutable parameters, with the checks of their values."""
 
 DEFAULTS: Mapping[str, str] = {"onDelete": "delete", "fsck": "false", "trimInterval": "never"}
-"""What these are where nobody says."""
+"""The defaults of the mutable parameters."""
 
 _KEYS = ("pool", "type", "quota", "allocation", "mkfsOptions", *rootdirectory.KEYS, *MUTABLE)
 _CHECKS: Mapping[str, Check] = {
@@ -53,7 +53,7 @@ _SNAPSHOT_CHECKS: Mapping[str, Check] = {"consistency": _one_of("point-in-time",
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Parameters:
-    """Checked parameters; None where the StorageClass does not say."""
+    """The checked parameters of a StorageClass; None for those that it does not set."""
 
     pool: str | None = None
     type: VolumeType | None = None
@@ -67,7 +67,7 @@ class Parameters:
 
 
 def deciding(raw: Mapping[str, str]) -> dict[str, str]:
-    """Return the parameters without those that only describe."""
+    """Return the parameters without those that the orchestrator adds as a description."""
     return {
         key: value
         for key, value in raw.items()
@@ -88,24 +88,34 @@ def _check(given: Mapping[str, str], keys: Iterable[str], checks: Mapping[str, C
 
 
 def settings(raw: Mapping[str, str], mutable: Mapping[str, str]) -> dict[str, str]:
-    """Return what a new volume's mutable parameters are; those in `mutable` win."""
+    """Return all mutable parameters of a new volume: `mutable` over `raw` over the defaults.
+
+    An unknown key or an invalid value in `mutable` raises `InvalidArgument`.
+    """
     check_mutable(mutable)
     given = {key: value for key, value in raw.items() if key in MUTABLE}
     return {**DEFAULTS, **given, **mutable}
 
 
 def wants_check(now: Mapping[str, str]) -> bool:
-    """Tell whether the filesystem is checked at staging; older volumes do not say."""
+    """Tell whether the filesystem is to be checked when the volume is staged.
+
+    The settings of a volume from an older version may lack the key, which means no.
+    """
     return now.get("fsck") == "true"
 
 
 def check_mutable(mutable: Mapping[str, str]) -> None:
-    """Refuse mutable parameters if any of them is unknown or has an impossible value."""
+    """Raise `InvalidArgument` if a mutable parameter is unknown or has an invalid value."""
     _check(mutable, MUTABLE, MUTABLE)
 
 
 def point_in_time(raw: Mapping[str, str]) -> bool:
-    """Check a VolumeSnapshotClass's parameters; tell whether all files must be of one moment."""
+    """Tell whether the parameters of a VolumeSnapshotClass demand a point-in-time snapshot.
+
+    They do unless `consistency` is `files`. An unknown key or an invalid value raises
+    `InvalidArgument`.
+    """
     own = deciding(raw)
     _check(own, _SNAPSHOT_CHECKS, _SNAPSHOT_CHECKS)
     return own.get("consistency") != "files"
@@ -117,9 +127,10 @@ def parse(
     *,
     mutable: Mapping[str, str] | None = None,
 ) -> Parameters:
-    """Check parameters; an unknown key, or one that is not in `keys`, is refused.
+    """Return the checked parameters of a StorageClass.
 
-    `mutable` are the mutable ones that were given apart from the others, and win over them.
+    A key that is not in `keys` and an invalid value raise `InvalidArgument`. `mutable` are the
+    mutable parameters that the request gives separately; they take precedence over `raw`.
     """
     own = deciding(raw)
     _check({key: own[key] for key in own.keys() - {FILESYSTEM}}, keys, _CHECKS)

@@ -1,4 +1,4 @@
-"""What there is: volumes, snapshots and group snapshots, and their records on disk."""
+"""Volumes, snapshots and group snapshots, and the form of their records on disk."""
 
 import dataclasses
 import enum
@@ -11,7 +11,7 @@ _PLAIN = (str, int, float, dict, type(None))
 
 
 def _plain(record: Any) -> dict[str, Any]:
-    """Return a dataclass as JSON takes it: like `dataclasses.asdict`, but nothing is copied."""
+    """Return a dataclass as JSON data, like `dataclasses.asdict` but without copying."""
     return {
         name: value if isinstance(value := getattr(record, name), _PLAIN) else _plain_value(value)
         for name in record.__dataclass_fields__
@@ -25,7 +25,7 @@ def _plain_value(value: Any) -> Any:
 
 
 class VolumeType(enum.StrEnum):
-    """What a volume is made of (StorageClass parameter `type`)."""
+    """How a volume is stored: as a directory or as an image (StorageClass parameter `type`)."""
 
     DIRECTORY = "directory"
     IMAGE = "image"
@@ -33,7 +33,7 @@ class VolumeType(enum.StrEnum):
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Attachment:
-    """A controller publication: to which node, with which capability, read-only or not."""
+    """A publication by ControllerPublishVolume: the node, the capability, and whether read-only."""
 
     node: str
     capability: Capability
@@ -50,13 +50,14 @@ class Attachment:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Volume:
-    """A volume, as its record says.
+    """The record of a volume.
 
-    `capacity` is in bytes. `reason` says why the type was chosen. `filesystem` is the one on an
-    image, None for directories and raw block. `project` is the project id of a directory whose
-    limit is a project quota. `handle` is the orchestrator's id of an inline volume, None for all
-    others, and `targets` are the paths that it was ever to be mounted at. `settings` are the
-    mutable parameters as they are now. `created` is in seconds since the epoch.
+    `capacity` is in bytes. `reason` says why the type was chosen. `filesystem` is that of an image,
+    None for directories and raw block volumes. `enforced`: the capacity is enforced as a limit.
+    `thick`: all blocks are allocated in advance. `project` is the project id of a directory limited
+    by project quota. `handle` is the orchestrator's id of an inline volume, None for all others;
+    `targets` are all target paths at which an inline volume was ever to be published. `settings`
+    are the current mutable parameters. `created` is in seconds since the epoch.
     """
 
     id: str
@@ -81,12 +82,12 @@ class Volume:
 
     @property
     def held(self) -> int:
-        """How many bytes of the pool are promised to this."""
+        """The bytes of the pool that are promised to this volume."""
         return self.capacity
 
     @property
     def context(self) -> dict[str, str]:
-        """The volume context: the same for ever, and not needed to find the volume."""
+        """The volume context. It never changes, and is not needed to find the volume."""
         return {
             "pool": self.pool,
             "poolUUID": self.pool_uuid,
@@ -97,7 +98,7 @@ class Volume:
     def to_json(self) -> dict[str, Any]:
         plain = _plain(self)
         if not self.targets:
-            del plain["targets"]  # so that an older version can read what has none
+            del plain["targets"]  # older versions do not know the key
         return plain
 
     @classmethod
@@ -117,11 +118,11 @@ class Volume:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
-    """A snapshot, as its record says.
+    """The record of a snapshot.
 
-    `volume` is its source, as that was then: what the data is made of. `held` is how many bytes of
-    the pool the snapshot can keep occupied at most; it never changes, for a snapshot does not.
-    `group` is the id of the group snapshot that it belongs to. `created` is the moment of the
+    `volume` is the source volume's record at the time of the snapshot. `held` is the most bytes of
+    the pool that the snapshot can occupy; it never changes, since a snapshot does not. `group` is
+    the id of the group snapshot to which this one belongs. `created` is the point in time of the
     snapshot, in seconds since the epoch.
     """
 
@@ -135,12 +136,12 @@ class Snapshot:
 
     @property
     def size(self) -> int:
-        """What a volume needs, in bytes, to be restored from this."""
+        """The least capacity in bytes of a volume restored from this snapshot."""
         return self.volume.capacity
 
     @property
     def filesystem(self) -> str | None:
-        """The filesystem on the image that this is of."""
+        """The filesystem on the source volume's image; None as in `Volume`."""
         return self.volume.filesystem
 
     def to_json(self) -> dict[str, Any]:
@@ -154,9 +155,10 @@ class Snapshot:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
-    """A group snapshot: `members` are the ids of its snapshots, with the UUID of each one's pool.
+    """The record of a group snapshot.
 
-    `sources` are the volumes, in the order of the request.
+    `members` maps the ids of its snapshots to the UUIDs of their pools. `sources` are the ids of
+    the source volumes, in the order of the request. `created` is in seconds since the epoch.
     """
 
     id: str
@@ -177,7 +179,7 @@ class Group:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
-    """What a volume holds: bytes, and inodes where its filesystem counts them."""
+    """A volume's usage in bytes, and in inodes where its filesystem counts them."""
 
     total: int
     used: int | None = None

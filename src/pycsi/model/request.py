@@ -1,4 +1,4 @@
-"""What an orchestrator asks of a volume: capabilities, a capacity range, a source."""
+"""Parsed requests of an orchestrator: capabilities, capacity range, content source."""
 
 import dataclasses
 import enum
@@ -14,9 +14,10 @@ class Access(enum.StrEnum):
 
 
 class Mode(enum.StrEnum):
-    """The access modes; the names are the specification's.
+    """The access modes of the CSI specification (VolumeCapability.AccessMode).
 
-    Those of many nodes are for where one node is all there is: data lies on one.
+    A volume's data lies on one node, so the multi-node modes are for a driver that serves the only
+    node.
     """
 
     SINGLE_NODE_WRITER = "SINGLE_NODE_WRITER"
@@ -29,23 +30,26 @@ class Mode(enum.StrEnum):
 
     @property
     def many_nodes(self) -> bool:
-        """Whether a volume may be published on several nodes."""
+        """Whether the volume may be published on several nodes."""
         return self.value.startswith("MULTI_NODE_")
 
     @property
     def readonly(self) -> bool:
-        """Whether nobody may write to the volume."""
+        """Whether the volume may be published read-only only."""
         return self in {Mode.SINGLE_NODE_READER_ONLY, Mode.MULTI_NODE_READER_ONLY}
 
     @property
     def one_target(self) -> bool:
-        """Whether a volume may be published at one target path only."""
+        """Whether the volume may be published at one target path only."""
         return not self.many_nodes and self is not Mode.SINGLE_NODE_MULTI_WRITER
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Capability:
-    """A volume capability. `mount_flags` may be sensitive and are never logged or shown."""
+    """A volume capability. `mount_flags` may be sensitive, and are never logged or shown.
+
+    `filesystem` is the fs_type; None if the request leaves the choice to the driver.
+    """
 
     access: Access
     mode: Mode
@@ -68,7 +72,7 @@ class Capability:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class CapacityRange:
-    """At least `required` and at most `limit` bytes; None where the request did not say."""
+    """At least `required` and at most `limit` bytes; None for a bound that was not given."""
 
     required: int | None = None
     limit: int | None = None
@@ -78,7 +82,7 @@ class CapacityRange:
 
 
 class SourceKind(enum.StrEnum):
-    """From what a volume can be filled."""
+    """The kinds of content source."""
 
     SNAPSHOT = "snapshot"
     VOLUME = "volume"
@@ -101,9 +105,10 @@ class Source:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """What CreateVolume was asked for, kept so that a retry can be compared field by field.
+    """The part of a CreateVolume request that is kept in the volume's record.
 
-    `mutable` are the mutable_parameters, which win over `parameters`.
+    A retry is compared with it field by field. `mutable` are the mutable_parameters, which take
+    precedence over `parameters`.
     """
 
     capabilities: tuple[Capability, ...]
@@ -126,10 +131,10 @@ class Request:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class VolumeRequest:
-    """All that CreateVolume says: the volume's name, what its record keeps, and where it may be.
+    """A CreateVolume request: the volume's name, the part kept in its record, and the topologies.
 
-    `topologies` are the accessible topologies that will do, each by its segments; none: any will;
-    None: the orchestrator does not say.
+    `topologies` are the accepted topologies (TopologyRequirement), each by its segments. An empty
+    tuple accepts any; None: the request has no requirement.
     """
 
     name: str
@@ -139,10 +144,10 @@ class VolumeRequest:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class NodeRequest:
-    """What NodeStageVolume or NodePublishVolume says: which volume, at which path, and how.
+    """A NodeStageVolume or NodePublishVolume request.
 
-    `arguments` is a digest of what a repeated call must repeat. `staging_path` is where a volume
-    that is to be published is staged; "": nowhere.
+    `path` is the staging path or the target path. `arguments` is a digest of the arguments that a
+    retry must repeat. `staging_path` is where a volume to be published is staged; "" if it is not.
     """
 
     volume_id: str

@@ -14,18 +14,19 @@ from pycsi.model.errors import FailedPrecondition, InvalidArgument
 KEYS = ("uid", "gid", "mode", "lostAndFound")
 
 _LARGEST_ID = 2**32 - 2
-"""The largest id of a user or a group: 2**32 - 1 means none of them (chown(2))."""
+"""The largest user or group id: to chown(2), 2**32 - 1 means "leave unchanged"."""
 
 _ID = re.compile(r"0|[1-9][0-9]{0,9}")
 _MODE = re.compile(r"0?[0-3]?[0-7]{3}")
 _LOST_AND_FOUND = {"true": True, "false": False}
 _REFUSALS = frozenset({errno.EINVAL, errno.EPERM, errno.EOVERFLOW})
-"""What the kernel says to an owner that our user namespace lacks, and without the right."""
+"""The kernel's errors for an owner that the user namespace does not map, or lacking capabilities.
+"""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class RootDirectory:
-    """What was asked for of a new volume's root directory; None is left as it is made."""
+    """The requested attributes of a new volume's root directory; None leaves the default."""
 
     uid: int | None = None
     gid: int | None = None
@@ -34,7 +35,7 @@ class RootDirectory:
 
     @classmethod
     def parse(cls, parameters: Mapping[str, str]) -> Self:
-        """Read `KEYS` of the parameters; `InvalidArgument` names the one that cannot be."""
+        """Read the parameters `KEYS`; an invalid value raises `InvalidArgument`, naming the key."""
         return cls(
             uid=_id("uid", parameters),
             gid=_id("gid", parameters),
@@ -43,15 +44,18 @@ class RootDirectory:
         )
 
     def differs(self, kind: str | None) -> bool:
-        """Tell whether the root of a new filesystem of `kind` is to be changed; None: no image."""
+        """Tell whether the root directory of a new volume has to be changed.
+
+        `kind` is the filesystem of an image; None for a directory.
+        """
         has_lost_and_found = kind == "ext4"
         owned = (self.uid, self.gid, self.mode) != (None, None, None)
         return owned or (has_lost_and_found and self.lost_and_found is False)
 
     def apply(self, fd: int) -> None:
-        """Make the root directory that is open as `fd` so, while nothing is in it.
+        """Give the empty root directory that is open as `fd` these attributes.
 
-        `FailedPrecondition` where the kernel does not let us.
+        `FailedPrecondition` if the kernel refuses the owner or the mode.
         """
         if self.lost_and_found is False:
             with contextlib.suppress(FileNotFoundError):
@@ -82,7 +86,7 @@ class RootDirectory:
 
 
 AS_MADE = RootDirectory()
-"""Nothing was asked for."""
+"""No attributes were requested."""
 
 
 def _id(key: str, parameters: Mapping[str, str]) -> int | None:

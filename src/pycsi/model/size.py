@@ -1,4 +1,4 @@
-"""Sizes in bytes: units, the block, rounding, and how people are shown them."""
+"""Sizes in bytes: units, the block size, rounding, and display."""
 
 KIB = 1024
 
@@ -7,30 +7,27 @@ MIB = 1024 * KIB
 GIB = 1024 * MIB
 
 BLOCK = 4 * KIB
-
-"""Every size is a whole number of these; a page, and the block of all three filesystems."""
+"""Every size is a multiple of this: a page, and the block size of all three filesystems."""
 
 LARGEST = 2**63 - BLOCK
-
-"""No size is larger: the protocol's are signed 64-bit numbers."""
+"""The largest size: CSI's sizes are signed 64-bit numbers."""
 
 DEFAULT_SIZE = GIB
-
-"""The size of a volume for which none was asked."""
+"""The size of a volume whose request gives none."""
 
 
 def round_up(size: int) -> int:
-    """Return the least whole number of blocks that holds `size` bytes."""
+    """Return `size` bytes rounded up to whole blocks, in bytes."""
     return -(-size // BLOCK) * BLOCK
 
 
 def round_down(size: int) -> int:
-    """Return the largest whole number of blocks within `size` bytes, never negative."""
+    """Return `size` bytes rounded down to whole blocks, in bytes; never negative."""
     return max(0, size // BLOCK * BLOCK)
 
 
 def show(size: int) -> str:
-    """Return a size for people, such as `1.5 GiB`."""
+    """Return a size in readable form, such as `1.5 GiB`."""
     value = float(size)
     for unit in ("bytes", "KiB", "MiB", "GiB"):
         if abs(value) < KIB:

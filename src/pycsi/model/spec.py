@@ -1,4 +1,4 @@
-"""What a volume is made of, and its size: from what is asked for, and what its pool can do."""
+"""The spec of a new volume, and its size: chosen from the request and the pool's abilities."""
 
 import dataclasses
 from collections.abc import Callable, Iterable
@@ -13,12 +13,12 @@ from pycsi.model.rootdirectory import AS_MADE
 from pycsi.model.size import BLOCK, DEFAULT_SIZE, LARGEST, MIB, round_down, round_up, show
 
 SMALLEST = MIB
-"""The least size in bytes of a volume without a filesystem of its own."""
+"""The smallest size in bytes of a directory or a raw block volume."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class VolumeSpec:
-    """What a volume shall be made of, and why."""
+    """How a new volume is to be stored; `reason` says why its type was chosen."""
 
     type: VolumeType
     reason: str
@@ -30,7 +30,7 @@ class VolumeSpec:
 
     @property
     def minimum(self) -> int:
-        """The least size in bytes."""
+        """The smallest size in bytes that a volume of this spec can have."""
         return filesystem.KINDS[self.filesystem].minimum if self.filesystem else SMALLEST
 
 
@@ -43,12 +43,14 @@ def choose(
     unlimited: Callable[[], str | None] = lambda: None,
     source: Volume | None = None,
 ) -> VolumeSpec:
-    """Choose what to make of a request; `limiter` says how the pool limits directories, if it can.
+    """Return the spec of the volume that a request asks for.
 
-    `unlimited` is asked where that matters, and tells why it cannot now, though it could before.
-    `pool_filesystem` is the kind of filesystem that the pool lies on, which a directory has
-    therefore. Without capabilities (GetCapacity) a mounted volume is meant. What is not asked for
-    is as in `source`, the volume that is cloned or whose snapshot is restored.
+    `limiter` names the pool's way to limit directories, None if it has none. `unlimited` is called
+    only if needed, and returns why that does not work at present, or None. `pool_filesystem` is the
+    pool's own filesystem, which directories use. Without capabilities (GetCapacity) the volume is a
+    mounted one. What the request leaves open is taken from `source`, the volume that is cloned or
+    whose snapshot is restored. A request that no volume can satisfy raises `InvalidArgument`; one
+    that this pool or node cannot satisfy at present raises `FailedPrecondition`.
     """
     capabilities = tuple(capabilities)
     if source is None:
@@ -67,14 +69,14 @@ def choose(
 def asked_for(request: Request) -> set[str]:
     """Return the filesystems that a request names.
 
-    Of a directory they were ignored once, so one that has such a request is used with it still.
+    Earlier versions ignored them for directories, so a directory with such a request stays usable.
     """
     named = {item.filesystem for item in request.capabilities}
     return {kind for kind in (*named, request.parameters.get(FILESYSTEM)) if kind}
 
 
 def _check_source(spec: VolumeSpec, source: Volume) -> None:
-    """Refuse to make something of a source that it cannot be made of."""
+    """Raise `InvalidArgument` if a volume of this spec cannot be filled from `source`."""
     if spec.type is not source.type:
         raise InvalidArgument(
             f"the source is a volume of type {source.type}, this one would be of type {spec.type}; "
@@ -98,7 +100,7 @@ def _choose(
     unlimited: Callable[[], str | None],
     directories: set[str],
 ) -> VolumeSpec:
-    """Choose; `directories` are the filesystems that a directory may be asked for."""
+    """Return the spec; `directories` are the filesystems that a directory may be asked for."""
     access = _one({item.access for item in capabilities}, "access type") or Access.MOUNT
     kind = _one({item.filesystem for item in capabilities} - {None}, "fs_type")
     kind = kind or wanted.filesystem
@@ -137,7 +139,7 @@ def _mounted_type(
     unlimited: Callable[[], str | None],
     other: str | None,
 ) -> tuple[VolumeType, str]:
-    """Choose the type; `other` is a filesystem that is wanted and that no directory has."""
+    """Return the type and the reason; `other` is a wanted filesystem that directories lack."""
     if wanted.type:
         return wanted.type, "asked for"
     if wanted.quota == "none":
@@ -191,7 +193,7 @@ def _directory(
             "this pool's filesystem cannot limit the size of a directory: mount it with prjquota "
             "(XFS, ext4) or use btrfs; or use type: image; or accept that with quota: none"
         )
-    # Where the type was left open this was asked before.
+    # If the type was left open, `_mounted_type` has checked this already.
     if wanted.type and wanted.quota != "none" and (fault := unlimited()):
         raise FailedPrecondition(
             f"this pool cannot limit the size of a directory now: {fault}; or use type: image; or "
@@ -235,7 +237,10 @@ def _thick(wanted: Parameters) -> bool:
 
 
 def size_from(wanted: CapacityRange | None, source: int, minimum: int) -> int:
-    """Return the size for a volume that is made from a source of `source` bytes: no less."""
+    """Return the size in bytes of a volume made from a source of `source` bytes.
+
+    It is at least the source's. `OutOfRange` if the capacity range demands less, or no size fits.
+    """
     wanted = wanted or CapacityRange()
     limit = LARGEST if wanted.limit is None else wanted.limit
     if source > limit or (wanted.required is not None and source > round_up(wanted.required)):
@@ -247,10 +252,10 @@ def size_from(wanted: CapacityRange | None, source: int, minimum: int) -> int:
 
 
 def size_for(wanted: CapacityRange | None, minimum: int) -> int:
-    """Return the size in bytes for a capacity range, or `OutOfRange` where none fits.
+    """Return the size in bytes for a capacity range; `OutOfRange` if no size fits.
 
-    That is the required size, or the default within the limit, rounded up to whole blocks and to
-    the least that the volume can be made of.
+    The size is the required one, or else the default within the limit, rounded up to whole blocks
+    and to `minimum`, the smallest size in bytes of this spec.
     """
     wanted = wanted or CapacityRange()
     limit = LARGEST if wanted.limit is None else round_down(wanted.limit)

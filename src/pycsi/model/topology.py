@@ -1,4 +1,4 @@
-"""The node on which the driver runs, as orchestrators know it."""
+"""The node on which the driver runs: its id and its topology segment."""
 
 import dataclasses
 import functools
@@ -12,7 +12,7 @@ _LONGEST_PREFIX = 63
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NodeInfo:
-    """The node's id, its topology segment, and how many volumes it takes (0: any number)."""
+    """The node's id and topology segment; `max_volumes` is its volume limit (0: any number)."""
 
     id: str
     driver_name: str
@@ -20,7 +20,7 @@ class NodeInfo:
 
     @functools.cached_property
     def topology_key(self) -> str:
-        """The key: a DNS prefix in lower case, at most 63 bytes, and a name."""
+        """The key of the segment: a DNS prefix in lower case, at most 63 bytes, and a name."""
         prefix = f"topology.{self.driver_name.lower().replace('_', '-')}"
         if len(prefix) > _LONGEST_PREFIX:
             prefix = f"topology.{hashlib.sha256(self.driver_name.encode()).hexdigest()[:40]}"
@@ -28,14 +28,14 @@ class NodeInfo:
 
     @functools.cached_property
     def segments(self) -> dict[str, str]:
-        """The topology of this node and of its volumes: one segment, its value by its key."""
+        """The topology of this node and of its volumes: one segment, as key and value."""
         return {self.topology_key: ids.segment(self.id)}
 
     def lies_in(self, segments: Mapping[str, str]) -> bool:
-        """Tell whether this node lies in a topology; keys compare without regard to case."""
+        """Tell whether this node lies in the topology `segments`; the case of keys is ignored."""
         wanted = {key.lower(): value for key, value in segments.items()}
         return wanted in ({}, {key.lower(): value for key, value in self.segments.items()})
 
     def meets(self, topologies: Sequence[Mapping[str, str]] | None) -> bool:
-        """Tell whether a volume on this node meets a requirement (TopologyRequirement)."""
+        """Tell whether this node lies in one of `topologies` (TopologyRequirement), if any."""
         return not topologies or any(self.lies_in(segments) for segments in topologies)

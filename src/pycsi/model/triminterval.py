@@ -7,13 +7,16 @@ from pycsi.model.request import Access
 
 _KEY = "trimInterval"
 NEVER = "never"
-"""The default."""
+"""The default value: the volume is not trimmed."""
 
 _SHORTEST = 60.0
 
 
 def seconds(value: str) -> float | None:
-    """Return an interval in seconds, None for never; `ValueError` says what it can be."""
+    """Return an interval in seconds, None for never.
+
+    An invalid value, or less than a minute, raises `ValueError` with the possible values.
+    """
     if value == NEVER:
         return None
     try:
@@ -26,12 +29,12 @@ def seconds(value: str) -> float | None:
 
 
 def of(volume: Volume) -> float | None:
-    """Return every how many seconds a volume is to be trimmed; None for never."""
+    """Return the volume's trim interval in seconds; None for never."""
     return seconds(volume.settings.get(_KEY, NEVER))
 
 
 def check(type_: VolumeType, access: Access, *, thick: bool) -> None:
-    """Refuse an interval for a volume that is no thin image with a filesystem."""
+    """Raise `InvalidArgument` unless the volume is a thin image with a filesystem."""
     if type_ is VolumeType.DIRECTORY:
         reason = "what is deleted in a directory is free at once"
     elif access is Access.BLOCK:
