@@ -1,4 +1,11 @@
-"""`python -m pycsi` is the `pycsi` command."""
+"""The `pycsi` command, and `python -m pycsi`."""
+
+import signal
+
+# SIGINT ends the command at any moment, as it ends programs that are not Python: also while this
+# imports, and without a traceback. What cleans up takes the signal itself.
+if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 from pycsi.cli.main import main
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -188,6 +189,25 @@ def test_nobody_reads(filled: Driver, pool: Path, words: tuple[str, ...]) -> Non
             check=False,
         )
     assert done.stderr == b""
+
+
+@pytest.mark.parametrize("module", ["click.globals", "pycsi.model.config"])
+def test_interrupted(filled: Driver, pool: Path, module: str) -> None:
+    """SIGINT ends a command as it ends others, also while Python imports."""
+    command = ["env", "--default-signal=INT", sys.executable, "-X", "importtime", "-m", "pycsi"]
+    with subprocess.Popen(
+        [*command, "volumes", f"--pool=default={pool}"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stderr is not None
+        assert any(line.rstrip().endswith(f" {module}") for line in process.stderr)
+        process.send_signal(signal.SIGINT)
+        said = process.stderr.read()
+    assert process.returncode == -signal.SIGINT
+    assert "Traceback" not in said
+    assert "Aborted" not in said
 
 
 @pytest.mark.parametrize(

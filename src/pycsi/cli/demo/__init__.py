@@ -35,6 +35,8 @@ def run(directory: Path | None) -> int:
     from pycsi.cli.demo.show import show
 
     signal.signal(signal.SIGTERM, _interrupt)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # not ignored, as in the background
+        signal.signal(signal.SIGINT, _interrupt)
     try:
         return 0 if show(directory, as_root=as_root) else 1
     except KeyboardInterrupt as end:
