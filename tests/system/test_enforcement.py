@@ -13,7 +13,7 @@ from typing import Any
 
 import grpc
 import pytest
-from conftest import FilesystemFactory, run
+from conftest import FilesystemFactory, needs, run
 from driver import GIB, MIB, Driver, from_volume, refused
 
 from pycsi.linux import btrfs
@@ -222,3 +222,61 @@ def test_inconsistent_quota_groups_are_counted_again(
     assert driver.create("w", 64 * MIB).volume_context["type"] == "directory"
     with pytest.raises(OSError, match="quota exceeded"):
         (data / "more").write_bytes(os.urandom(80 * MIB))
+
+
+def uncounted_copy(driver: Driver, volume_id: str, data: Path) -> None:
+    """Let a snapshot share all that a volume holds, which simple quotas count as its own."""
+    simple(data)
+    (data / "file").write_bytes(os.urandom(250 * MIB))
+    driver.snapshot("s", volume_id)
+    driver.stop()
+
+
+def uncounted_deletion(driver: Driver, _volume_id: str, data: Path) -> None:
+    """Delete what a volume holds when nobody counts any more."""
+    pool = driver.folders[0]
+    driver.stop()
+    (data / "file").write_bytes(os.urandom(250 * MIB))
+    # With that the kernel gives up when a snapshot is deleted that shares more than a few files.
+    threshold = groups(pool) / "drop_subtree_threshold"
+    needs("Linux 6.2", met=threshold.exists())
+    threshold.write_text("0")
+    run("btrfs", "subvolume", "create", pool.parent / "source")
+    for number in range(1000):
+        (pool.parent / "source" / f"file-{number}").write_bytes(bytes(100))
+    run("btrfs", "subvolume", "snapshot", pool.parent / "source", pool.parent / "copy")
+    run("btrfs", "subvolume", "delete", "--commit-after", pool.parent / "copy")
+    until(lambda: btrfs.accounting(pool) is btrfs.Accounting.INCONSISTENT)
+    (data / "file").unlink()
+
+
+def uncounted_data(driver: Driver, _volume_id: str, data: Path) -> None:
+    """Write while quotas are off."""
+    quotas(data, DISABLE)
+    (data / "file").write_bytes(os.urandom(250 * MIB))
+    driver.stop()
+
+
+@pytest.mark.parametrize("spoil", [uncounted_copy, uncounted_deletion, uncounted_data])
+def test_room_while_nothing_is_counted(
+    filesystem: FilesystemFactory,
+    serve: Callable[..., Driver],
+    tmp_path: Path,
+    spoil: Callable[[Driver, str, Path], None],
+) -> None:
+    """What is offered can be written, beside all that a directory was promised."""
+    pool = filesystem("btrfs", GIB)
+    driver = serve(pool)
+    volume_id = driver.create("v", 300 * MIB).volume_id
+    data = pool / "volumes" / volume_id / "data"
+    spoil(driver, volume_id, data)
+    run("btrfs", "filesystem", "sync", pool)
+    assert btrfs.accounting(pool) is not btrfs.Accounting.GOOD
+    (row,) = cli(pool, "pools")
+    offered = row["available"]
+    assert offered > 100 * MIB
+    with (pool.parent / "ballast").open("wb") as ballast:
+        os.posix_fallocate(ballast.fileno(), 0, offered)
+    (data / "file").unlink(missing_ok=True)
+    run("btrfs", "filesystem", "sync", pool)
+    (data / "all").write_bytes(os.urandom(290 * MIB))

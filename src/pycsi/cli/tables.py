@@ -118,6 +118,7 @@ class InspectedPool:
             snapshots=self.snapshots,
             trash=Trash(self.layout, self.config.retain_for),
             owned=owned,
+            uncounted=limiter.fault,
         )
         return Room(self.config, contents)
 

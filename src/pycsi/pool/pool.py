@@ -79,8 +79,12 @@ class Pool:
             snapshots=self.snapshots,
             trash=self.trash,
             owned=lambda volume, shares: self.backend(volume).owned(shares=shares),
+            uncounted=self._uncounted,
         )
         self.room = Room(config, contents)
+
+    def _uncounted(self) -> str | None:
+        return self.limiter.fault()
 
     @property
     def uuid(self) -> str:

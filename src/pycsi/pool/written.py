@@ -1,5 +1,6 @@
 """How much of what a pool has promised is on its disk already, and needs no more of it."""
 
+import collections
 import contextlib
 import dataclasses
 import os
@@ -9,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pycsi.backends.limits import LimitError
-from pycsi.model.records import Snapshot, Volume
+from pycsi.model.records import Snapshot, Volume, VolumeType
 from pycsi.pool.capacity import records_of
 from pycsi.pool.catalog import Catalog
 from pycsi.pool.layout import Layout
@@ -43,7 +44,7 @@ class Contents:
     """What lies in a pool on a `filesystem` of that kind.
 
     `owned` returns how many bytes of the pool a volume has to itself, given whether it may share
-    some with snapshots or volumes.
+    some with snapshots or volumes. `uncounted` returns why those of directories are not known now.
     """
 
     layout: Layout
@@ -52,6 +53,7 @@ class Contents:
     snapshots: Catalog[Snapshot]
     trash: Trash
     owned: Callable[[Volume, bool], int]
+    uncounted: Callable[[], str | None]
 
 
 class Written:
@@ -116,13 +118,16 @@ class Written:
 
     def _of_volumes(self) -> int:
         copied = {snapshot.volume.id for snapshot in self._contents.snapshots}
-        total = 0
+        owned: collections.Counter[VolumeType] = collections.Counter()
         for volume in self._contents.volumes:
             with contextlib.suppress(OSError, LimitError):  # what cannot be seen counts for nothing
-                total += self._contents.owned(
+                owned[volume.type] += self._contents.owned(
                     volume, volume.id in copied or bool(volume.request.source)
                 )
-        return total
+        # Asked last: what was read before limits ceased to hold was true.
+        if owned[VolumeType.DIRECTORY] and self._contents.uncounted():
+            del owned[VolumeType.DIRECTORY]
+        return owned.total()
 
 
 def free_at(path: Path) -> int:
