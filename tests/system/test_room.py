@@ -22,6 +22,7 @@ from driver import (
     refused,
 )
 
+from pycsi.linux import mount
 from pycsi.linux.fiemap import extents
 
 BLOCK = block_capability()
@@ -306,6 +307,60 @@ def test_warning_of_too_many_promises(
         os.posix_fallocate(file.fileno(), 0, 600 * MIB)
     driver.restart()
     assert "promises more than its disk has" in driver.log
+
+
+def warnings_of_shared_room(driver: Driver) -> list[str]:
+    """Return what the log says of pools that promise the same room."""
+    words = "promise the same room; give each a reserve"
+    return [line for line in driver.log.splitlines() if words in line]
+
+
+def test_warning_of_pools_on_one_filesystem(
+    filesystem: FilesystemFactory, serve: Callable[..., Driver]
+) -> None:
+    """Pools that promise the same room are named, once, and also when one comes late."""
+    pool, elsewhere = filesystem("btrfs", GIB), filesystem("ext4", GIB)
+    second, away = pool.parent / "second", pool.parent / "away"
+    second.mkdir()
+    driver = serve(f"a={pool}", f"b={second}", f"c={elsewhere}")
+    found = mount.topmost(pool.parent)
+    assert found
+    (warning,) = warnings_of_shared_room(driver)
+    assert 'pools="a, b"' in warning
+    assert f"filesystem={found.source}" in warning
+    driver.stop()
+    second.rename(away)
+    driver.start()
+    assert len(warnings_of_shared_room(driver)) == 1
+    away.rename(second)
+    driver.create("v", MIB, pool="b", quota="none")
+    (_, again) = warnings_of_shared_room(driver)
+    assert 'pools="a, b"' in again
+
+
+@pytest.mark.parametrize(
+    ("settings", "warned"),
+    [
+        (("reserve=50%", "reserve=50%"), False),
+        (("reserve=600Mi", "overcommit=0.4"), False),
+        (("reserve=60%,overcommit=3", "reserve=60%"), False),
+        (("reserve=50%", "reserve=10%"), True),
+        (("overcommit=0.5", "overcommit=2"), True),
+    ],
+)
+def test_pools_that_share_a_filesystem(
+    filesystem: FilesystemFactory,
+    serve: Callable[..., Driver],
+    settings: tuple[str, str],
+    *,
+    warned: bool,
+) -> None:
+    """Where each leaves the other its part there is nothing to warn of."""
+    pool = filesystem("ext4", GIB)
+    second = pool.parent / "second"
+    second.mkdir()
+    driver = serve(f"a={pool},{settings[0]}", f"b={second},{settings[1]}")
+    assert bool(warnings_of_shared_room(driver)) == warned
 
 
 OUT = grpc.StatusCode.OUT_OF_RANGE

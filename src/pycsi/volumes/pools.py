@@ -28,6 +28,7 @@ from pycsi.pool.pool import Pool
 from pycsi.volumes import groups
 from pycsi.volumes.locks import Locks
 from pycsi.volumes.presence import Presence
+from pycsi.volumes.sharing import warn_of_shared_room
 from pycsi.volumes.staging import resolved
 from pycsi.volumes.turns import Turns
 
@@ -72,6 +73,7 @@ class Pools:
             self._follow(pool)
             pool.deletions.forget(other.name for other in self)
         groups.delete_partial(list(self))
+        warn_of_shared_room(self)
 
     def start(self) -> None:
         """Do from now on what is to be done in the background; call it after `recover`."""
@@ -94,6 +96,7 @@ class Pools:
             other.deletions.forget([pool.name])
         # Nobody else deletes these at the same time: without this pool they were refused.
         groups.delete_partial([*self, pool], of=pool)
+        warn_of_shared_room([*self, pool], late=pool)
 
     def _follow(self, pool: Pool) -> None:
         """Take note from now on of what others put into a pool, and take out of it."""
