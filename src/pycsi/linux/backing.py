@@ -1,7 +1,7 @@
-"""The paths of loop devices' files, as the kernel recorded them when the devices were bound.
+"""The paths of loop devices' backing files, as the kernel recorded them when they were bound.
 
-They are read without the files, whose disk may have failed: then nothing is to be had of these, and
-of an XFS not even the status of the device.
+They are read from sysfs, without opening the files: on a failed disk these are out of reach, and on
+XFS not even the status of the loop device can be queried.
 """
 
 import contextlib
@@ -20,20 +20,20 @@ _SYSFS = "/sys/block"
 
 
 def number_of(node: str) -> int | None:
-    """Return the number of the loop device whose node is at a path, in /dev or from its root."""
+    """Return the number in a loop device's path, such as /dev/loop7, or /loop7 from /dev's root."""
     found = _NODE.fullmatch(node)
     return int(found[1]) if found else None
 
 
 def number_shown(mount: Mount) -> int | None:
-    """Return the number of the loop device that a mount shows: its node, or a filesystem on it."""
+    """Return the number of the loop device that a mount shows: its node, or its filesystem."""
     return number_of(mount.root if mount.fstype in {"devtmpfs", "tmpfs"} else mount.source)
 
 
 def path_of(number: int) -> str | None:
-    """Return the path of a device's file; None where there is none, or one that is too long.
+    """Return the path of a loop device's backing file; None if there is none, or it is too long.
 
-    It is a path from the root of what was mounted, where that is not to be seen any more.
+    If the file's mount is gone, the path begins at the root of that mount.
     """
     with contextlib.suppress(OSError):
         text = read_file(f"{_SYSFS}/loop{number}/loop/backing_file")
@@ -42,20 +42,20 @@ def path_of(number: int) -> str | None:
 
 
 def is_named(number: int, name: str) -> bool:
-    """Tell whether `loop.attach` was given this name for a device; the kernel keeps 63 bytes."""
+    """Tell whether `loop.attach` gave the device this name, of which the kernel keeps 63 bytes."""
     status = loop.status_of(number)
     return status is not None and status.lo_file_name == name.encode()[:63]
 
 
 def on_top_of(number: int) -> list[loop.LoopDevice]:
-    """Return the loop devices whose file is the node of this one, by whatever path."""
+    """Return the loop devices that are bound to the device node of this one, by whatever path."""
     found = (loop.status_of(other) for other in loop.numbers())
     device = os.makedev(loop.LOOP_MAJOR, number)
     return [loop.described(status) for status in found if status and status.lo_rdevice == device]
 
 
 def devices_on(paths: Collection[str]) -> list[loop.LoopDevice]:
-    """Return the loop devices on whatever was at one of these paths."""
+    """Return the loop devices whose recorded backing file is at one of these paths."""
     return [
         found
         for number in loop.numbers()
@@ -64,7 +64,7 @@ def devices_on(paths: Collection[str]) -> list[loop.LoopDevice]:
 
 
 def device_of(number: int) -> loop.LoopDevice | None:
-    """Return the device with a number, as sysfs tells it; None where it is not bound."""
+    """Return the loop device with a number, as sysfs describes it; None if it is not bound."""
     place = Path(_SYSFS, f"loop{number}")
     with contextlib.suppress(OSError):  # freed since
         return loop.LoopDevice(

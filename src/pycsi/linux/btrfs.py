@@ -1,7 +1,7 @@
 """btrfs subvolumes and their size limits, through ioctls (<linux/btrfs.h>) and sysfs.
 
-A subvolume's quota group has the subvolume's own number, level 0. Its use is read from sysfs: the
-numbers in the quota tree are those of the last commit, sysfs has today's.
+A subvolume's quota group has the subvolume's own number, at level 0. Its usage is read from sysfs,
+which has the current numbers; those in the quota tree are from the last commit.
 """
 
 import dataclasses
@@ -54,9 +54,9 @@ _VOL_ARGS_V2_NAME = struct.Struct("=qQQ32x4040s")
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class GroupUsage:
-    """A quota group's limit on referenced bytes (0: none), and the bytes it refers to.
+    """A quota group's limit on referenced bytes (0: none), and the bytes that it references.
 
-    Of these `exclusive` are shared with no other subvolume.
+    `exclusive` are those of them that are not shared with another subvolume.
     """
 
     limit: int
@@ -65,22 +65,22 @@ class GroupUsage:
 
 
 class Accounting(enum.Enum):
-    """In which state the accounting of a filesystem's quota groups is."""
+    """The state of a filesystem's quota group accounting."""
 
     GOOD = enum.auto()
-    """Quota groups count what their subvolumes refer to, and limits hold."""
+    """Quota groups count the bytes that their subvolumes reference, and limits are enforced."""
     OFF = enum.auto()
     """Nothing is counted, and there are no limits."""
     SIMPLE = enum.auto()
-    """Simple quotas: what a snapshot shares counts for the subvolume that wrote it, or nobody."""
+    """Simple quotas: shared blocks count only for the subvolume that wrote them, if it exists."""
     INCONSISTENT = enum.auto()
-    """The kernel has given up counting, and lets everything pass."""
+    """The kernel has stopped counting, and does not enforce limits."""
     COUNTING = enum.auto()
-    """Everything is counted anew; until then less may be counted than there is."""
+    """A rescan is running; until it ends, the counts may be too low."""
 
 
 def _ioctl(path: Path, request: int, argument: bytes) -> bytes:
-    # A mutable buffer: immutable ones are limited to 1024 bytes, and these are larger.
+    # fcntl.ioctl takes immutable buffers of up to 1024 bytes only; these are larger.
     buffer = bytearray(argument)
     with opened(path, DIRECTORY) as fd:
         try:
@@ -96,7 +96,7 @@ def create_subvolume(path: Path) -> None:
 
 
 def snapshot(source: Path, path: Path, *, readonly: bool) -> None:
-    """Make a subvolume at `path` with what is in the subvolume `source` now, sharing its blocks.
+    """Make a snapshot of the subvolume `source` at `path`; it shares the blocks of `source`.
 
     Subvolumes inside `source` are left out.
     """
@@ -109,14 +109,17 @@ def snapshot(source: Path, path: Path, *, readonly: bool) -> None:
 def delete_subvolume(path: Path, number: int) -> None:
     """Delete a subvolume by its number from the filesystem that holds the directory `path`.
 
-    The kernel frees its blocks in the background. ENOTEMPTY while another one lies inside it.
+    The kernel frees its blocks in the background. ENOTEMPTY while it contains another subvolume.
     """
     argument = _VOL_ARGS_V2.pack(0, 0, BTRFS_SUBVOL_SPEC_BY_ID, number)
     _ioctl(path, BTRFS_IOC_SNAP_DESTROY_V2, argument)
 
 
 def subvolumes_in(path: Path, number: int) -> list[int]:
-    """Return the numbers of the subvolumes directly inside subvolume `number`, wherever in it."""
+    """Return the numbers of the subvolumes in any directory of subvolume `number`, not nested ones.
+
+    `path` is a directory on the same filesystem.
+    """
     found: list[int] = []
     least = 0
     while True:
@@ -137,17 +140,17 @@ def subvolumes_in(path: Path, number: int) -> list[int]:
 
 
 def make_writable(path: Path) -> None:
-    """Let the subvolume `path` be changed, if it is read-only."""
+    """Clear the read-only flag of the subvolume `path`."""
     _ioctl(path, BTRFS_IOC_SUBVOL_SETFLAGS, struct.pack("=Q", 0))
 
 
 def is_subvolume(path: Path) -> bool:
-    """Tell whether the directory `path`, on btrfs, is the root of a subvolume."""
+    """Tell whether the directory `path`, which must be on btrfs, is the root of a subvolume."""
     return path.lstat().st_ino == BTRFS_FIRST_FREE_OBJECTID
 
 
 def subvolume_number(path: Path) -> int:
-    """Return the number of the subvolume that holds `path`: also that of its quota group."""
+    """Return the number of the subvolume that holds `path`, which is also its quota group's."""
     argument = _INO_LOOKUP.pack(0, BTRFS_FIRST_FREE_OBJECTID)
     number: int = _INO_LOOKUP.unpack(_ioctl(path, BTRFS_IOC_INO_LOOKUP, argument))[0]
     return number
@@ -163,7 +166,7 @@ def _groups(path: Path) -> Path:
 
 
 def errors(path: Path) -> int:
-    """Return how many errors the devices of the filesystem that holds `path` have counted."""
+    """Return the number of errors counted on the devices of the filesystem that holds `path`."""
     counted = 0
     for entry in _sysfs(path).glob("devinfo/*/error_stats"):
         counted += sum(int(line.split()[1]) for line in entry.read_text().splitlines())
@@ -178,8 +181,8 @@ def quota_enabled(path: Path) -> bool:
 def accounting(path: Path) -> Accounting:
     """Return the state of quota groups in the filesystem that holds the directory `path`.
 
-    What an older kernel does not tell is taken to be good: `inconsistent` is told since Linux 5.18,
-    `mode` since 6.7, together with simple quotas. ENOTTY where that is no btrfs.
+    sysfs has `inconsistent` since Linux 5.18, and `mode` since 6.7, which brought simple quotas.
+    What an older kernel does not report is taken to be good. ENOTTY if this is not btrfs.
     """
     groups = _groups(path)
     if _fact(groups / "mode") == "squota":
@@ -192,7 +195,7 @@ def accounting(path: Path) -> Accounting:
 
 
 def _fact(file: Path) -> str | None:
-    """Return what a file of sysfs says; None where there is none, or not any more."""
+    """Return the content of a sysfs file; None if it does not exist, or no longer does."""
     try:
         return file.read_text().strip()
     except OSError as error:
@@ -202,7 +205,7 @@ def _fact(file: Path) -> str | None:
 
 
 def _rescans(path: Path) -> bool:
-    """Tell whether quota groups are being counted anew; False where only root may know."""
+    """Tell whether a quota rescan is running; False if this process may not ask."""
     try:
         answer = _ioctl(path, BTRFS_IOC_QUOTA_RESCAN_STATUS, bytes(_QUOTA_RESCAN.size))
     except PermissionError:
@@ -211,7 +214,7 @@ def _rescans(path: Path) -> bool:
 
 
 def rescan(path: Path) -> None:
-    """Begin to count anew what the quota groups hold, unless that is being done."""
+    """Start a quota rescan, unless one is running."""
     try:
         _ioctl(path, BTRFS_IOC_QUOTA_RESCAN, bytes(_QUOTA_RESCAN.size))
     except OSError as error:
@@ -220,7 +223,7 @@ def rescan(path: Path) -> None:
 
 
 def await_rescan(path: Path, seconds: float) -> None:
-    """Wait until quota groups are counted, but no longer than so many seconds."""
+    """Wait until the quota rescan has ended, but at most `seconds`."""
     end = time.monotonic() + seconds
     while _rescans(path) and time.monotonic() < end:
         time.sleep(_PAUSE)
@@ -232,7 +235,7 @@ def enable_quota(path: Path) -> None:
 
 
 def set_limit(path: Path, limit: int) -> None:
-    """Limit what the subvolume that holds `path` may refer to, to `limit` bytes."""
+    """Limit the subvolume that holds `path` to `limit` referenced bytes."""
     argument = _QGROUP_LIMIT.pack(
         subvolume_number(path), BTRFS_QGROUP_LIMIT_MAX_RFER, limit, 0, 0, 0
     )
@@ -240,7 +243,7 @@ def set_limit(path: Path, limit: int) -> None:
 
 
 def usage(path: Path) -> GroupUsage | None:
-    """Return limit and use of the subvolume that holds `path`; None where it has no quota group."""
+    """Return the limit and usage of the subvolume that holds `path`; None without a quota group."""
     group = _groups(path) / f"0_{subvolume_number(path)}"
     names = ("limit_flags", "max_referenced", "referenced", "exclusive")
     facts = [int(fact, 0) for name in names if (fact := _fact(group / name)) is not None]
@@ -254,7 +257,7 @@ def usage(path: Path) -> GroupUsage | None:
 def forget_group(path: Path, number: int) -> bool:
     """Remove the quota group of a deleted subvolume from the filesystem that holds `path`.
 
-    False while the kernel still frees the subvolume.
+    False means that the kernel is still freeing the subvolume; try again later.
     """
     try:
         _ioctl(path, BTRFS_IOC_QGROUP_CREATE, _QGROUP_CREATE.pack(0, number))

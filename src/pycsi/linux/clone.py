@@ -1,4 +1,4 @@
-"""Copies of files: by sharing their blocks (ioctl_ficlone(2)), or of their data, holes kept."""
+"""Copying files: by sharing blocks (ioctl_ficlone(2)), or by copying the data but not the holes."""
 
 import errno
 import fcntl
@@ -17,9 +17,9 @@ _STEP = 1024 * 1024
 
 @processors.unpinned()
 def share(source: int, target: int) -> bool:
-    """Let the file `target` have all the blocks of the file `source`, at one point in time.
+    """Make the open file `target` a point-in-time copy of the open file `source`, sharing blocks.
 
-    False where the filesystem cannot share blocks, or the two are not on one. Both are open files.
+    False if the filesystem cannot share blocks, or the files are not on the same one.
     """
     try:
         fcntl.ioctl(target, FICLONE, source)
@@ -31,10 +31,10 @@ def share(source: int, target: int) -> bool:
 
 
 def can_share(file: Path) -> bool:
-    """Tell whether `file`, which is not empty, could share its blocks with others on its disk.
+    """Tell whether `file`, which must not be empty, can share its blocks with other files.
 
-    That is asked by having it share them with itself, which nobody allows: EINVAL where it would be
-    possible with another file. It needs no room, so that it works on a full disk too.
+    The test is to clone the file onto itself, which always fails: with EINVAL if cloning to another
+    file would work. The test needs no space, so it works on a full disk too.
     """
     with opened(file, os.O_RDWR) as fd:
         try:
@@ -46,9 +46,9 @@ def can_share(file: Path) -> bool:
 
 @processors.unpinned()
 def copy(source: int, target: int, progress: Callable[[], None]) -> None:
-    """Copy the data of the open file `source` into the empty file `target`, and not its holes.
+    """Copy the data of the open file `source`, but not its holes, into the empty file `target`.
 
-    No blocks are shared. `progress` is called every mebibyte; what it raises ends the copy.
+    No blocks are shared. `progress` is called for every MiB; an exception from it ends the copy.
     """
     os.ftruncate(target, os.fstat(source).st_size)
     buffer = memoryview(bytearray(_STEP))
@@ -64,7 +64,7 @@ def copy(source: int, target: int, progress: Callable[[], None]) -> None:
 
 
 def _seek(fd: int, offset: int, whence: int) -> int | None:
-    """Return where after `offset` the next data or hole begins; None where there is no more."""
+    """Return the offset of the next data or hole from `offset` on; None if there is no more."""
     try:
         return os.lseek(fd, offset, whence)
     except OSError as error:

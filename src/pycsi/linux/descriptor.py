@@ -1,6 +1,6 @@
-"""File descriptors that are closed with the `with` block that uses them.
+"""File descriptors that are closed at the end of a `with` block.
 
-They are opened by classes: generators would cost as much as the system calls.
+The context managers are classes: generators would cost as much as the system calls.
 """
 
 import ctypes
@@ -26,12 +26,12 @@ DISK_FAULTS = frozenset(
         errno.ESTALE,
     }
 )
-"""What the kernel says where a disk has failed, or what is on it: its block layer has several."""
+"""The kernel's errors for a failed disk or damaged data; each layer of block I/O has its own."""
 
 _PART = 1 << 16
 
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
-"""The flags to open a directory itself, not what a link points to."""
+"""The flags that open a directory and refuse a symbolic link to one."""
 
 
 class _OpenHow(ctypes.Structure):
@@ -61,7 +61,7 @@ class closing:  # noqa: N801  (called like a function, as are the others here)
 class opened(closing):  # noqa: N801
     """Open `path`, relative to the directory descriptor `at` if that is given (open(2)).
 
-    A file that is made belongs to its owner alone. No program inherits the descriptor.
+    A file that is created has mode 0600. Child programs do not inherit the descriptor.
     """
 
     def __init__(self, path: StrPath, flags: int = os.O_RDONLY, *, at: int | None = None) -> None:
@@ -73,9 +73,10 @@ class opened(closing):  # noqa: N801
 
 
 class no_symlinks(closing):  # noqa: N801
-    """Open what is at `path` without reading it (O_PATH); ELOOP where any part is a symbolic link.
+    """Open `path` without read access (O_PATH); ELOOP if any part of it is a symbolic link.
 
-    It is the kernel that looks, so nobody can swap a link in between a look and the use.
+    The kernel checks this while it opens the path (openat2(2)), so a link cannot be swapped in
+    between check and use.
     """
 
     def __init__(self, path: StrPath, flags: int = 0) -> None:
@@ -97,13 +98,13 @@ class no_symlinks(closing):  # noqa: N801
 
 
 def read_file(path: StrPath) -> bytes:
-    """Return what is in the file `path`, with the fewest system calls."""
+    """Return the content of the file `path`, with as few system calls as possible."""
     with opened(path) as fd:
         return read_whole(fd)
 
 
 def read_whole(fd: int) -> bytes:
-    """Return what is left to read of a file."""
+    """Return the rest of an open file, from its current offset."""
     parts = []
     while part := os.read(fd, _PART):
         parts.append(part)
@@ -111,7 +112,7 @@ def read_whole(fd: int) -> bytes:
 
 
 def exists(path: StrPath) -> bool:
-    """Tell whether there is anything at `path`; where that cannot be told, it is an error."""
+    """Tell whether `path` exists; any error but its absence is raised."""
     try:
         os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
@@ -120,7 +121,7 @@ def exists(path: StrPath) -> bool:
 
 
 def is_directory(path: StrPath) -> bool:
-    """Tell whether there is a directory at `path`, and not a link to one."""
+    """Tell whether `path` is a directory, and not a symbolic link to one."""
     try:
         return stat.S_ISDIR(os.lstat(path).st_mode)
     except (FileNotFoundError, NotADirectoryError):
@@ -128,7 +129,7 @@ def is_directory(path: StrPath) -> bool:
 
 
 def sync_directory(path: StrPath) -> None:
-    """Make the names in the directory `path` durable (fsync(2))."""
+    """Make the entries of the directory `path` durable (fsync(2))."""
     fd = os.open(path, os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(fd)

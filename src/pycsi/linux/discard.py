@@ -1,9 +1,9 @@
-"""Whether a loop device passes discards on to its file.
+"""Whether a loop device passes discards on to its backing file.
 
-From Linux 6.9 on that belongs to the device's number and not to its file, so whoever is given the
-number next has it too; and what was refused cannot be allowed again, for then the granularity is 0,
-of which no size is a multiple. (Older kernels set it anew for every file.) Where discards are
-refused the kernel also writes zeros in place of punching holes, from Linux 5.19 on.
+Since Linux 6.9 this is a setting of the device number, and not of the file, so the next file that
+is bound to the number inherits it. It cannot be undone either: refusing discards sets the
+granularity to 0, of which no size is a multiple. Older kernels reset it for every file. Since Linux
+5.19 a device that refuses discards also writes zeros instead of punching holes.
 """
 
 import os
@@ -19,16 +19,16 @@ def _read(number: int, attribute: str) -> int:
 
 
 def is_refused(number: int) -> bool:
-    """Tell whether a device refuses discards that it could carry out; `OSError` if it is gone."""
+    """Tell whether discards are refused on a device that supports them; `OSError` if it is gone."""
     return not _read(number, "discard_max_bytes") and bool(_read(number, "discard_max_hw_bytes"))
 
 
 def is_taken(number: int) -> bool:
-    """Tell whether a device takes discards; `OSError` if it is gone."""
+    """Tell whether a device accepts discards; `OSError` if it is gone."""
     return bool(_read(number, "discard_max_bytes"))
 
 
 def refuse(number: int) -> None:
-    """Refuse discards on a device for as long as it exists; `OSError` where /sys is read-only."""
+    """Refuse discards on a device for as long as it exists; `OSError` if /sys is read-only."""
     with opened(f"/sys/block/loop{number}/queue/discard_max_bytes", os.O_WRONLY) as fd:
         os.write(fd, b"0")

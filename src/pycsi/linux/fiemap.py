@@ -1,4 +1,4 @@
-"""Extent maps: which parts of a file have blocks, and where these lie (FS_IOC_FIEMAP)."""
+"""Extent maps: which parts of a file have blocks, and where on the disk (FS_IOC_FIEMAP)."""
 
 import dataclasses
 import fcntl
@@ -28,7 +28,10 @@ _REQUEST = struct.Struct("=QQIIII")
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Extent:
-    """A part of a file that has blocks; offsets and lengths are in bytes."""
+    """A part of a file that has blocks.
+
+    `start` and `end` are its offsets in the file, `physical` its offset on the disk, in bytes.
+    """
 
     start: int
     end: int
@@ -37,30 +40,30 @@ class Extent:
 
     @property
     def written(self) -> bool:
-        """Whether there is data; the blocks of an unwritten extent read as zeros."""
+        """Whether the extent holds data; an unwritten extent reads as zeros."""
         return not self.flags & FIEMAP_EXTENT_UNWRITTEN
 
     @property
     def shared(self) -> bool:
-        """Whether another file has the same blocks, as far as the filesystem says so."""
+        """Whether another file shares the blocks, as far as the filesystem reports it."""
         return bool(self.flags & FIEMAP_EXTENT_SHARED)
 
     @property
     def located(self) -> bool:
-        """Whether byte n of the extent is at byte n from `physical`: not where it is compressed."""
+        """Whether byte n of the extent is at `physical` + n; not so in a compressed extent."""
         return not self.flags & _NOWHERE
 
 
 def unshared(fd: int) -> int:
-    """Return how many bytes of the open file `fd` have blocks of their own now."""
+    """Return how many bytes of the open file `fd` have blocks that no other file shares."""
     return sum(extent.end - extent.start for extent in extents(fd, sync=False) if not extent.shared)
 
 
 def extents(fd: int, start: int = 0, *, sync: bool = True) -> Iterator[Extent]:
-    """Yield the extents of the open file `fd` that end after `start`, in order.
+    """Yield the extents of the open file `fd` that end after the offset `start`, in order.
 
-    With `sync`, what was written and is not on the disk yet is written first. Memory is bounded,
-    whatever the number of extents.
+    With `sync`, the kernel first writes the file's dirty pages to the disk. Memory use does not
+    depend on the number of extents.
     """
     flags = FIEMAP_FLAG_SYNC if sync else 0
     while True:

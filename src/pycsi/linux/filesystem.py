@@ -1,7 +1,7 @@
-"""Filesystems in image files: make, identify, check and grow them.
+"""Filesystems in image files: make, identify, check and grow ext4, XFS and btrfs.
 
-ext4, XFS and btrfs. Making and checking run the filesystem's own programs; what is on an image is
-read from its superblock, and a mounted filesystem grows through its ioctl.
+Filesystems are made and checked by their own programs, identified by their superblock, and grown
+through an ioctl while they are mounted.
 """
 
 import contextlib
@@ -39,14 +39,14 @@ _EXT_LARGEST_LOG_SIZE = 6
 _SECTOR = 4096
 _SECTORS = frozenset({512, 1024, 2048, _SECTOR})
 _FARTHEST = 2**63 - _SECTOR
-"""No file reaches farther."""
+"""The largest offset in a file at which a superblock is looked for."""
 
 _BLOCK = 4096
 _MOST_GROUPS = 10_000
 _XFS_SIZES = struct.Struct(">4sIQ68xII")
-"""Of a superblock of XFS: magic, block size, blocks, blocks of an allocation group, groups."""
+"""Fields of an XFS superblock: magic, block size, blocks, blocks per allocation group, groups."""
 _UNDO_HEADER = struct.Struct("<8s24xI476x")
-"""Of an undo file of e2fsprogs: magic, and the block size; 0 before anything was recorded."""
+"""Fields of an e2fsprogs undo file: magic, and block size, which is 0 until a block is recorded."""
 _UNDO_MAGIC = b"E2UNDO02"
 _E2FSCK_SETTINGS = b"""
 [problems]
@@ -55,15 +55,17 @@ _E2FSCK_SETTINGS = b"""
         no_ok = true
     }
 """
-"""That e2fsck is not to make a missing lost+found, and takes it for no fault (e2fsck.conf(5))."""
+"""Settings with which e2fsck accepts a missing lost+found, and makes none (e2fsck.conf(5))."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Kind:
-    """What there is to know of one kind of filesystem.
+    """The properties of one kind of filesystem.
 
-    `options` are the mkfs options that may be asked for: those that take a value map to True. None
-    of them can name another file or device. `minimum` is the least size in bytes.
+    `programs` are those that it needs, `make` the arguments that mkfs always gets, and
+    `keep_blocks` those that keep mkfs from discarding the file's blocks. `options` are the mkfs
+    options that users may give; those that take a value map to True. `minimum` is the smallest size
+    in bytes.
     """
 
     programs: tuple[str, ...]
@@ -76,8 +78,8 @@ class Kind:
 KINDS = {
     "ext4": Kind(
         programs=("mkfs.ext4", "e2fsck", "resize2fs", "e2undo"),
-        # -m 0: the blocks that ext4 keeps for root are of no use in a volume.
-        # -b 4096: smaller blocks do not fit a disk whose sectors have 4 KiB.
+        # -m 0: blocks reserved for root are of no use in a volume.
+        # -b 4096: smaller blocks do not work on a disk with sectors of 4 KiB.
         make=("-F", "-q", "-m", "0", "-b", "4096"),
         keep_blocks=("-E", "nodiscard"),
         options=dict.fromkeys(("-b", "-C", "-E", "-g", "-G", "-i", "-I", "-m", "-N"), True)
@@ -98,16 +100,17 @@ KINDS = {
         options=dict.fromkeys(("-d", "-m", "-n", "-s", "-O", "-R"), True)
         | dict.fromkeys(("--csum", "--data", "--features", "--metadata", "--nodesize"), True)
         | dict.fromkeys(("-K", "-M", "--mixed", "--nodiscard"), False),
-        minimum=256 * MIB,  # the kernel lets none grow to less than that
+        minimum=256 * MIB,  # the kernel refuses to resize a btrfs to less
     ),
 }
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Identity:
-    """What a superblock says: the kind, its UUID, and its size in bytes.
+    """The content of a superblock: the kind of filesystem, its UUID, and its size in bytes.
 
-    `sector` is the largest sector in bytes that its disk may have, `errors` how many it has met.
+    `sector` is the largest sector size in bytes that its device may have; `errors` is the number of
+    errors that the filesystem has recorded.
     """
 
     kind: str
@@ -118,27 +121,27 @@ class Identity:
 
 
 def missing_programs(kind: str) -> list[str]:
-    """Return the names of the programs that `kind` needs and that are not installed."""
+    """Return the names of the programs that `kind` needs but that are not installed."""
     return [name for name in KINDS[kind].programs if program.find(name) is None]
 
 
 def make(kind: str, image: Path, options: list[str], *, keep_blocks: bool = False) -> None:
-    """Make a filesystem that fills the file `image`.
+    """Make a filesystem that fills the file `image`, with the mkfs `options`.
 
-    With `keep_blocks` the blocks that the file has are not given back to its filesystem.
+    With `keep_blocks`, mkfs does not discard the blocks that are allocated to the file.
     """
     facts = KINDS[kind]
     kept = facts.keep_blocks if keep_blocks else ()
-    # A file that shares blocks takes direct I/O of whole blocks only.
+    # A file that shares blocks takes direct I/O in whole blocks only.
     sectors = ("-s", f"size={_SECTOR}") if kind == "xfs" and "-s" not in options else ()
     _run(f"mkfs.{kind}", *facts.make, *sectors, *kept, *options, image)
 
 
 def _run(name: str, *arguments: str | Path) -> None:
-    """Run a program that looks first whether the image is mounted.
+    """Run a program that first checks whether the image is mounted, and retry if that check fails.
 
-    btrfs' programs ask each loop device that something is mounted from, and fail where that is
-    unmounted just then; they have written nothing yet.
+    The btrfs programs query every loop device with a mounted filesystem, and fail if one is
+    unmounted at that moment. They have not written anything by then.
     """
     for _ in range(_ATTEMPTS):
         try:
@@ -152,7 +155,7 @@ def _run(name: str, *arguments: str | Path) -> None:
 
 
 def identify(image: Path) -> Identity | None:
-    """Read the superblock in a file or device; None where there is no filesystem that we know."""
+    """Return the superblock's content in a file or device; None if it is none of `KINDS`."""
     with opened(image) as fd:
         head = os.pread(fd, _BLOCK, 0)
         block = os.pread(fd, _BLOCK, _BTRFS_SUPERBLOCK)
@@ -191,7 +194,8 @@ def _identify_xfs(head: bytes) -> Identity | None:
         kind="xfs",
         uuid=uuid.UUID(bytes=head[32:48]),
         size=block_size * blocks,
-        # A damaged one may say anything; the kernel will refuse it, on a device that can be made.
+        # A damaged superblock may have any value here. With a valid sector size the loop device can
+        # be made, and the kernel refuses the mount.
         sector=sector if sector in _SECTORS else min(_SECTORS),
     )
 
@@ -204,7 +208,10 @@ def _identify_btrfs(block: bytes) -> Identity | None:
 
 
 def errors(device: int) -> int:
-    """Return how many errors the ext4 that is mounted from the device number `device` has met."""
+    """Return the number of errors of the ext4 mounted from the device number `device`.
+
+    It is 0 for other filesystems, and if nothing is mounted.
+    """
     disk = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}").resolve().name
     try:
         return int(Path(f"/sys/fs/ext4/{disk}/errors_count").read_text())
@@ -213,12 +220,12 @@ def errors(device: int) -> int:
 
 
 def grow_unmounted_ext4(image: Path, undo: Path) -> None:
-    """Make an unmounted ext4 fill the file `image`; EAGAIN while another process does so.
+    """Grow an unmounted ext4 to fill the file `image`; EAGAIN while another process does so.
 
-    What resize2fs changes is kept in the file `undo` until it has ended, and is taken back where it
-    fails; `undo_growth` takes back an interrupted growth. If neither can, `undo` is left, and the
-    filesystem must not be mounted. The programs share a lock on the image, for they outlive us if
-    we die.
+    resize2fs records the blocks that it changes in the file `undo`. If it fails, its changes are
+    undone; if the growth is interrupted, `undo_growth` undoes them. As long as `undo` exists, the
+    filesystem must not be mounted. The programs inherit a lock on the image, since they survive a
+    killed driver.
     """
     with _locked(image) as fd:
         _undo(image, undo, fd)
@@ -233,20 +240,18 @@ def grow_unmounted_ext4(image: Path, undo: Path) -> None:
 
 
 def check_unmounted_ext4(image: Path) -> str:
-    """Check an unmounted ext4 as at boot; return what e2fsck(8) said. EAGAIN as in growing it.
+    """Check an unmounted ext4 as at boot (e2fsck(8) with -p), and return the output of e2fsck.
 
-    The journal is replayed. All is looked at only where the superblock says that it was not
-    unmounted properly, without a journal, or has met errors; what takes no decision is mended.
+    The journal is replayed. The whole filesystem is checked only if the superblock records errors,
+    or an unclean unmount without a journal. Errors are repaired if that is safe without a decision;
+    others raise `ProgramError`. EAGAIN while a program works on the image.
     """
     with _locked(image) as fd:
         return _check_ext4(image, fd)
 
 
 def _check_ext4(image: Path, fd: int, *options: str) -> str:
-    """Check an unmounted ext4, and mend what takes no decision; `fd` is a lock on it.
-
-    A lost+found that it does not have is not made.
-    """
+    """Run e2fsck with -p on an unmounted ext4 whose lock is `fd`, without making a lost+found."""
     mended = 1
     with closing(os.memfd_create("e2fsck.conf")) as settings:
         os.write(settings, _E2FSCK_SETTINGS)
@@ -264,7 +269,7 @@ def _check_ext4(image: Path, fd: int, *options: str) -> str:
 def undo_growth(image: Path, undo: Path) -> None:
     """Undo an interrupted `grow_unmounted_ext4`, if there was one.
 
-    EAGAIN while a program works on the image that has outlived who started it.
+    EAGAIN while a program that a killed driver had started still works on the image.
     """
     with _locked(image) as fd:
         _undo(image, undo, fd)
@@ -279,9 +284,10 @@ def _undo(image: Path, undo: Path, fd: int) -> None:
 
 
 def _has_recorded(undo: Path) -> bool:
-    """Tell whether an undo file holds anything; otherwise nothing was changed, and e2undo fails.
+    """Tell whether an undo file has recorded any block; e2undo fails on one that has not.
 
-    Its header is whole on the disk before the filesystem is changed for the first time.
+    The file's header is complete on the disk before the first change of the filesystem, so without
+    it nothing was changed.
     """
     with undo.open("rb") as file:
         header = file.read(_UNDO_HEADER.size)
@@ -292,18 +298,18 @@ def _has_recorded(undo: Path) -> bool:
 
 
 def _make_synchronous(undo: Path) -> None:
-    """Make an empty file of which every write is durable before the next (chattr(1), S).
+    """Make the empty undo file, with synchronous writes (chattr(1), S).
 
-    So no change of the image can survive a power cut that the file does not know.
+    So a power cut cannot leave a change of the image without its record in this file.
     """
     with opened(undo, os.O_RDWR | os.O_CREAT | os.O_EXCL) as fd:
-        change_marks(fd, add=FS_SYNC_FL)  # a filesystem that knows no marks may not last either
+        change_marks(fd, add=FS_SYNC_FL)  # a filesystem without such marks may be volatile anyway
         os.fsync(fd)
     sync_directory(undo.parent)
 
 
 def _forget(undo: Path, image: int) -> None:
-    """Delete the undo file, durably: found again, it would undo what was written since."""
+    """Delete the undo file durably: if it came back, it would undo later writes."""
     os.fsync(image)
     undo.unlink()
     sync_directory(undo.parent)
@@ -316,14 +322,14 @@ def _locked(image: Path) -> Iterator[int]:
         try:
             yield fd
         finally:
-            # A process that another thread is just starting has a copy of the descriptor.
+            # Closing is not enough: another thread's fork may hold a copy of the descriptor.
             fcntl.flock(fd, fcntl.LOCK_UN)
 
 
 def grow_mounted(kind: str, mountpoint: Path, size: int, *, at: int | None = None) -> None:
-    """Make the filesystem mounted at `mountpoint` as large as its device, `size` bytes.
+    """Grow the filesystem mounted at `mountpoint` to the `size` of its device, in bytes.
 
-    `mountpoint` is relative to the descriptor `at` if that is given.
+    `mountpoint` is relative to the directory descriptor `at` if that is given.
     """
     with opened(mountpoint, DIRECTORY, at=at) as fd:
         try:
@@ -340,10 +346,11 @@ def grow_mounted(kind: str, mountpoint: Path, size: int, *, at: int | None = Non
 
 
 def renew_uuid(kind: str, image: Path) -> None:
-    """Give an unmounted copy of an XFS or btrfs a UUID of its own.
+    """Give an unmounted copy of an XFS or btrfs a new UUID; ext4 needs none.
 
-    Two filesystems with one UUID cannot be mounted side by side: XFS refuses the second, btrfs
-    takes it for the first. XFS must have been unmounted properly, for its log is cleared.
+    Two filesystems with the same UUID cannot be mounted at the same time: XFS refuses the second,
+    and btrfs takes it for the first. An XFS must have been unmounted cleanly, since its log is
+    cleared.
     """
     if kind == "xfs":
         program.run("xfs_db", "-x", "-c", "uuid generate", image)
@@ -355,16 +362,16 @@ def _grow_xfs(fd: int, size: int) -> None:
     geometry = fcntl.ioctl(fd, XFS_IOC_FSGEOMETRY_V1, bytes(112))
     words = struct.unpack_from("=8IQ", geometry)
     block_size, inode_percent, blocks = words[0], words[7], words[8]
-    # Also where it is that large: then the kernel writes the copies of the superblock anew.
+    # Called even at the full size: the kernel then rewrites the copies of the superblock.
     request = struct.pack("=QI4x", max(size // block_size, blocks), inode_percent)
     fcntl.ioctl(fd, XFS_IOC_FSGROWFSDATA, request)
 
 
 def copies_agree(image: Path) -> bool:
-    """Tell whether the copies of an XFS' superblock know its size; of others, True.
+    """Tell whether all copies of an XFS superblock have its size; True for other filesystems.
 
-    The kernel writes them when the growth is in the log, and not through it: after a power cut they
-    may be old, and xfs_repair believes the most of them.
+    The kernel writes the copies after it has logged a growth, and not through the log. After a
+    power cut they may be out of date, and xfs_repair trusts the majority of them.
     """
     with opened(image) as fd:
         first = os.pread(fd, _XFS_SIZES.size, 0)

@@ -1,6 +1,6 @@
-"""Freezing a mounted filesystem: what was written is on its disk, what comes now waits.
+"""Freezing a mounted filesystem: earlier writes are on its disk, and new ones wait.
 
-FIFREEZE and FITHAW of <linux/fs.h>. A freeze does not end with the process that asked for it.
+The ioctls are FIFREEZE and FITHAW of <linux/fs.h>. A freeze outlives the process that made it.
 """
 
 import errno
@@ -11,7 +11,7 @@ FITHAW = 0xC0045878
 
 
 def freeze(fd: int) -> bool:
-    """Freeze the filesystem that `fd` is open on; False where somebody has done so already."""
+    """Freeze the filesystem on which `fd` is open; False if it is frozen already."""
     try:
         fcntl.ioctl(fd, FIFREEZE, 0)
     except OSError as error:
@@ -22,7 +22,7 @@ def freeze(fd: int) -> bool:
 
 
 def thaw(fd: int) -> bool:
-    """Thaw the filesystem that `fd` is open on; False where it is not frozen."""
+    """Thaw the filesystem on which `fd` is open; False if it is not frozen."""
     try:
         fcntl.ioctl(fd, FITHAW, 0)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""What the kernel has mounted and attached, and changing what is mounted."""
+"""Mounts and loop devices as one operation sees them, and changes to them."""
 
 import contextlib
 import functools
@@ -12,10 +12,9 @@ from pycsi.linux.mounttable import MountIndex, MountTable
 
 
 class KernelView:
-    """The kernel, for one operation.
+    """The mounts and loop devices, cached for one operation.
 
-    What is mounted and attached is read when it is asked for first, and again when this has changed
-    it.
+    They are read on first use, and read again after a change through this object.
     """
 
     def __init__(self) -> None:
@@ -23,13 +22,13 @@ class KernelView:
         self._loops: dict[Path, list[loop.LoopDevice]] = {}
 
     def invalidate(self) -> None:
-        """Read what is mounted and attached anew when it is asked for next."""
+        """Forget the mounts and loop devices, so that the next use reads them again."""
         self._mounts = None
         self._loops.clear()
 
     @property
     def mounts(self) -> MountTable:
-        """What this process sees mounted."""
+        """The mounts in this process's mount namespace."""
         if self._mounts is None:
             self._mounts = MountTable()
         return self._mounts
@@ -81,7 +80,7 @@ class KernelView:
 
 
 class IndexedKernelView(KernelView):
-    """The kernel as it was at the first question: to look at many volumes at once."""
+    """A view that is read once and indexed, to look at many volumes; changes do not refresh it."""
 
     @functools.cached_property
     def mounts(self) -> MountTable:

@@ -1,8 +1,8 @@
-"""System calls that Python's standard library does not have.
+"""System calls that Python's standard library lacks.
 
-The calls are made by number: the numbers above 400 are the same on every architecture, and the C
-library of an older distribution has no wrappers for them. Each call gets a prototype of its own
-when this package is imported; prototypes are never changed afterwards, so threads may share them.
+System calls are made by number: those above 400 are the same on every architecture, and the C
+libraries of older distributions have no wrappers for them. Each call gets its own prototype when
+this package is imported. Prototypes never change afterwards, so threads may share them.
 """
 
 import ctypes
@@ -15,13 +15,13 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Call(Protocol):
-    """One C function: its result, or `OSError` with errno and `path` where it fails."""
+    """A C function that returns its result, or raises `OSError` with errno and `path`."""
 
     def __call__(self, *arguments: object, path: StrPath | None = None) -> int: ...
 
 
 def function(name: str, *argtypes: type) -> Call:
-    """Return the C library's function `name`, which answers -1 and errno on failure."""
+    """Return the C library's function `name`, which must return -1 and set errno on failure."""
     return _checked(name, argtypes, ctypes.c_int)
 
 
@@ -31,8 +31,8 @@ def system_call(number: int, *argtypes: type) -> Call:
 
 
 def _checked(name: str, argtypes: tuple[type, ...], result: type, *first: int) -> Call:
-    """Return a function of the C library, whose first arguments are `first`."""
-    pointer = _libc[name]  # indexing makes a new object, so prototypes never clash
+    """Return a function of the C library, with `first` as its first arguments."""
+    pointer = _libc[name]  # indexing makes a new object, so each call has its own prototype
     pointer.argtypes = argtypes
     pointer.restype = result
 

@@ -1,4 +1,4 @@
-"""Where a directory lies: by which mount one sees it, and where that is on its filesystem."""
+"""The location of a directory: the mount that shows it, and its place on the filesystem."""
 
 import dataclasses
 import os
@@ -12,10 +12,10 @@ from pycsi.linux.mounttable import Mount, MountTable
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Location:
-    """The directory `path` on the filesystem `mount`.
+    """The location of the directory `path`, which is seen through `mount`.
 
-    `real_path` is the same without symbolic links, `root` its path from the filesystem's own root.
-    Below the directory there are no symbolic links to what is asked about.
+    `real_path` is `path` without symbolic links; `root` is the directory's path from the root of
+    its filesystem. The paths that the methods take lie below `path`, with no symbolic link there.
     """
 
     path: Path
@@ -25,7 +25,7 @@ class Location:
 
     @classmethod
     def of(cls, path: Path, fd: int) -> Self:
-        """Find out for a directory that is open as `fd`."""
+        """Return the location of the directory `path`, which is open as `fd`."""
         mount = mount_of(fd)
         real_path = Path(os.path.realpath(path))
         inside = os.path.relpath(real_path, mount.target)
@@ -37,9 +37,9 @@ class Location:
         )
 
     def seen_in(self, mounts: MountTable) -> Self:
-        """Return the same as it is now: somebody may have renamed a directory above, elsewhere.
+        """Return the location as of `mounts`: a directory above may have been renamed elsewhere.
 
-        The kernel tells it of a part of a filesystem that is mounted here.
+        mountinfo shows such a rename if only a part of the filesystem is mounted here.
         """
         mount = mounts.numbered(self.mount.id)
         if mount is None or mount.root == self.mount.root:
@@ -50,7 +50,7 @@ class Location:
 
     @property
     def device(self) -> int:
-        """The filesystem's device number."""
+        """The device number of the filesystem."""
         return self.mount.device
 
     @property
@@ -64,17 +64,17 @@ class Location:
         return whole and mount.target == str(path)
 
     def root_of(self, place: str) -> str:
-        """Return the path of what lies below, from the filesystem's own root."""
+        """Return the path of `place` from the root of the filesystem."""
         return f"{self.root.rstrip('/')}{self._inside(place)}"
 
     def real(self, place: str) -> str:
-        """Return the path of what lies below, without symbolic links."""
+        """Return the path of `place` without symbolic links."""
         return f"{self.real_path}{self._inside(place)}"
 
     def below_mount(self, place: str) -> str:
-        """Return the path of what lies below from the root of the mount through which it is seen.
+        """Return the path of `place` from the root of the mount through which it is seen.
 
-        So the kernel calls it where that mount has gone.
+        The kernel shows this path once that mount is gone.
         """
         return f"/{os.path.relpath(self.real(place), self.mount.target)}"
 

@@ -1,8 +1,8 @@
-"""Mounts: where something lies, and the system calls that change what is mounted.
+"""Mounts: finding them, and the system calls that make and remove them.
 
-A mount is prepared detached, gets its attributes, and only then is attached by `move_mount`: there
-is no moment at which a read-only mount can be written to, and a crash leaves nothing attached.
-Needs Linux 5.12 (mount_setattr(2)).
+A mount is made detached, gets its attributes, and only then is attached by `move_mount`. So a
+read-only mount is never writable, not even briefly, and a crash leaves nothing half mounted. Needs
+Linux 5.12 (mount_setattr(2)).
 """
 
 import contextlib
@@ -45,7 +45,7 @@ UMOUNT_NOFOLLOW = 0x8
 
 
 class Attributes(NamedTuple):
-    """What to change of a mount's attributes, in `MOUNT_ATTR_` bits: `set` wins over `clear`."""
+    """A change of a mount's attributes, in `MOUNT_ATTR_` bits; `set` wins over `clear`."""
 
     set: int = 0
     clear: int = 0
@@ -54,7 +54,7 @@ class Attributes(NamedTuple):
 UNCHANGED = Attributes()
 
 _ATIME = MOUNT_ATTR__ATIME
-"""An access-time attribute is a value, not a flag: the old one has to be cleared with it."""
+"""The access-time attributes are values of one field, so setting one has to clear the others."""
 
 _CHANGES = {
     "atime": Attributes(MOUNT_ATTR_RELATIME, _ATIME),
@@ -81,10 +81,10 @@ _CHANGES["defaults"] = Attributes(
 )
 
 OF_ONE_MOUNT = frozenset(_CHANGES)
-"""mount(8) options that belong to one mount, not to its filesystem."""
+"""The mount(8) options that belong to a single mount, not to its filesystem."""
 
 _PATIENCE = 2.0
-"""Seconds to wait for those who use a mount for a moment only."""
+"""Seconds that `unmount` waits for brief users of a mount."""
 
 
 class _MountAttr(ctypes.Structure):
@@ -120,17 +120,17 @@ _syncfs = function("syncfs", ctypes.c_int)
 
 
 def mountinfo() -> list[Mount]:
-    """Return what this process sees mounted, in the order of mounting."""
+    """Return the mounts of this process's mount namespace, in the order of mounting."""
     return list(MountTable())
 
 
 def topmost(path: StrPath) -> Mount | None:
-    """Return the mount that one sees at `path`, or None where nothing is mounted."""
+    """Return the topmost mount at `path`, or None if nothing is mounted there."""
     return MountTable().topmost(path)
 
 
 def mount_of(fd: int) -> Mount:
-    """Return the mount through which `fd` was opened."""
+    """Return the mount through which `fd` was opened; `FileNotFoundError` if it was detached."""
     fdinfo = Path(f"/proc/self/fdinfo/{fd}").read_text()
     number = int(next(row.split()[1] for row in fdinfo.splitlines() if row.startswith("mnt_id:")))
     if mount := MountTable().numbered(number):
@@ -145,7 +145,7 @@ def mount_under(path: Path) -> Mount:
 
 
 def attributes_of(options: Iterable[str]) -> Attributes:
-    """Return what those `options` change that are in `OF_ONE_MOUNT`."""
+    """Return the change that the `options` in `OF_ONE_MOUNT` make; others are ignored."""
     bits = cleared = 0
     for option in options:
         change = _CHANGES.get(option, UNCHANGED)
@@ -162,7 +162,7 @@ def _mount_setattr_fd(fd: int, change: Attributes, path: str) -> None:
 
 
 def _attach(mount: int, target: StrPath) -> None:
-    """Attach a detached mount at `target`, in whose path there must be no symbolic link."""
+    """Attach a detached mount at `target`, whose path must not contain a symbolic link."""
     with no_symlinks(target) as place:
         flags = MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH
         try:
@@ -175,10 +175,11 @@ def _attach(mount: int, target: StrPath) -> None:
 
 
 def bind(source: StrPath, target: StrPath, change: Attributes = UNCHANGED) -> None:
-    """Make `source` (a directory, file or device) visible at `target`.
+    """Bind-mount `source`, a directory, file or device, at `target`.
 
-    Its mount is like the one that `source` lies on, but for the `change`. In a user namespace what
-    that mount forbids cannot be cleared: EPERM. In neither path there may be a symbolic link.
+    The new mount has the attributes of the mount that `source` lies on, with the `change` applied.
+    In a user namespace inherited restrictions cannot be cleared: EPERM. Neither path may contain a
+    symbolic link: ELOOP.
     """
     flags = OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_EMPTY_PATH
     with (
@@ -193,11 +194,11 @@ def bind(source: StrPath, target: StrPath, change: Attributes = UNCHANGED) -> No
 def mount(
     fstype: str, source: Path, target: StrPath, options: Iterable[str] = (), attributes: int = 0
 ) -> None:
-    """Let the filesystem on the device `source` appear at `target`.
+    """Mount the filesystem on the device `source` at `target`.
 
-    `options` are those of mount(8), `attributes` are `MOUNT_ATTR_` bits besides those that the
-    options stand for. An option that the filesystem refuses is EINVAL; the kernel's reason is in
-    the error's text, the option is not.
+    `options` are those of mount(8); `attributes` are `MOUNT_ATTR_` bits to set in addition. An
+    option that the filesystem refuses is EINVAL. The error's text has the kernel's reason, but not
+    the option, which may be sensitive.
     """
     options = list(options)
     bits = attributes | attributes_of(options).set
@@ -206,9 +207,9 @@ def mount(
 
 
 def answers(mountpoint: str) -> bool:
-    """Tell whether a directory can be read: not in a filesystem that was shut down.
+    """Tell whether a mounted directory can be read; False if its filesystem has been shut down.
 
-    Of an ext4 the kernel still lists what it has read before, but tells no attribute.
+    A shut-down ext4 still lists directories that are cached, so an extended attribute is read too.
     """
     try:
         next(Path(mountpoint).iterdir(), None)
@@ -219,7 +220,7 @@ def answers(mountpoint: str) -> bool:
 
 
 def require(fstype: str) -> None:
-    """Raise ENODEV where the kernel has no such filesystem, also not as a module."""
+    """Raise ENODEV if the kernel has no filesystem `fstype`, either built in or as a module."""
     with closing(_fsopen(fstype.encode(), FSOPEN_CLOEXEC, path=fstype)):
         pass
 
@@ -228,9 +229,10 @@ def require(fstype: str) -> None:
 def detached(
     fstype: str, source: Path, options: Sequence[str] = (), attributes: int = 0
 ) -> Iterator[int]:
-    """Mount the filesystem on the device `source` where nobody sees it, through the block.
+    """Mount the filesystem on the device `source` for the block, without attaching it anywhere.
 
-    The descriptor of the mount is for openat(2) only. The mount ends with it, and so with us.
+    Yield a descriptor of the mount, which is only for openat(2). The mount ends when the descriptor
+    is closed, and so at the latest with this process.
     """
     with closing(_fsopen(fstype.encode(), FSOPEN_CLOEXEC, path=source)) as context:
         try:
@@ -256,7 +258,7 @@ def _configure(context: int, source: Path, options: Sequence[str]) -> None:
 
 
 def _complaints(context: int) -> str:
-    """Return what the kernel says of a failed configuration, without the options' own text."""
+    """Return the kernel's messages on a failed configuration, except those that quote an option."""
     messages: list[str] = []
     while True:
         try:
@@ -269,10 +271,10 @@ def _complaints(context: int) -> str:
 
 
 def umount2(target: StrPath, flags: int = UMOUNT_NOFOLLOW) -> None:
-    """Detach the topmost mount at `target`; EBUSY while somebody uses it.
+    """Unmount the topmost mount at `target` (umount2(2)); EBUSY while it is in use.
 
-    It is looked for in a directory that is open: a descriptor of the mount itself would keep it
-    busy, and its path may lead elsewhere by now.
+    The target is named relative to its open parent directory: a descriptor of the mount itself
+    would keep it busy, and the path may lead elsewhere by now.
     """
     folder, name = os.path.split(target)
     with no_symlinks(folder, os.O_DIRECTORY) as parent:
@@ -280,9 +282,10 @@ def umount2(target: StrPath, flags: int = UMOUNT_NOFOLLOW) -> None:
 
 
 def unmount(target: StrPath) -> None:
-    """Detach the topmost mount at `target`; EBUSY where somebody uses it for longer than a look.
+    """Unmount the topmost mount at `target`; EBUSY if it is in use for longer than 2 seconds.
 
-    This driver looks too: a volume's filesystem is measured while nobody is kept from unmounting.
+    Brief users are waited for. The driver is one itself: it measures a volume's filesystem without
+    a lock, so an unmount may fall into that time.
     """
     deadline = time.monotonic() + _PATIENCE
     while True:
@@ -295,7 +298,7 @@ def unmount(target: StrPath) -> None:
 
 
 def syncfs(place: Path | int) -> None:
-    """Write the filesystem that holds a path or an open file to its disk (syncfs(2))."""
+    """Write the dirty data of the filesystem that holds a path or open file to disk (syncfs(2))."""
     if isinstance(place, int):
         _syncfs(place)
         return

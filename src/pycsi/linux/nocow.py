@@ -1,7 +1,7 @@
-"""Files on btrfs that are written in place, not copied on write (FS_NOCOW_FL; chattr(1), +C).
+"""Files on btrfs that are written in place instead of copied on write (FS_NOCOW_FL; chattr(1), +C).
 
-Such a file has neither checksums nor compression. Blocks that it shares with another file are
-copied when one of the two is written, once, and are written in place from then on.
+Such a file has neither checksums nor compression. A block that it shares with another file is
+copied once, at the first write to either file, and is written in place from then on.
 """
 
 import contextlib
@@ -16,17 +16,18 @@ _COMPRESSION = FS_COMPR_FL | FS_NOCOMP_FL
 
 
 def is_nocow(fd: int) -> bool:
-    """Tell whether an open file, on btrfs, is written in place."""
+    """Tell whether an open file on btrfs is written in place."""
     return bool(marks_of(fd) & FS_NOCOW_FL)
 
 
 def set_nocow(fd: int, *, nocow: bool) -> bool:
-    """Have an open file, on btrfs and empty, written in place, or not; tell how it is now.
+    """Set whether an open, empty file on btrfs is written in place; return whether it now is.
 
-    The kernel lets only files of the same kind share blocks.
+    The kernel lets two files share blocks only if both are written in place, or neither is.
     """
-    with contextlib.suppress(OSError):  # what counts is what the file has afterwards
+    with contextlib.suppress(OSError):  # the result tells whether it worked
         if nocow and marks_of(fd) & _COMPRESSION:
-            set_marks(fd, remove=_COMPRESSION)  # its directory's; the kernel takes one at a time
+            # Inherited from the directory; the kernel refuses both changes at once.
+            set_marks(fd, remove=_COMPRESSION)
         set_marks(fd, add=FS_NOCOW_FL) if nocow else set_marks(fd, remove=FS_NOCOW_FL)
     return is_nocow(fd)

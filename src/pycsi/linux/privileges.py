@@ -1,4 +1,4 @@
-"""What the kernel lets this process do (capabilities(7), user_namespaces(7))."""
+"""The privileges of this process (capabilities(7), user_namespaces(7))."""
 
 import errno
 import os
@@ -24,22 +24,22 @@ _LOOP_CONTROL = "/dev/loop-control"
 
 
 def try_to_mount() -> None:
-    """Take a copy of a mount, which is nowhere to be seen; `OSError` where nothing can be mounted.
+    """Test whether this process can mount, by making a detached copy of a mount.
 
-    EPERM: not in this mount namespace; ENOSYS: not with this kernel, or not in this sandbox.
+    `OSError` if not. EPERM: not in this mount namespace; ENOSYS: not with this kernel or sandbox.
     """
     try:
         os.close(open_tree(AT_FDCWD, b"/", OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC, path="/"))
     except OSError as error:
-        # Others say something about this very mount: it may have parts that are locked to it.
+        # Other errors are about this mount alone, which may have locked mounts below it.
         if error.errno in {errno.EPERM, errno.ENOSYS}:
             raise
 
 
 def try_devices() -> None:
-    """Raise `PermissionError` where loop devices, or filesystems on them, are out of reach.
+    """Raise `PermissionError` if this process cannot use loop devices, or mount them.
 
-    In a user namespace the kernel mounts no filesystem of a block device.
+    In a user namespace the kernel refuses to mount filesystems on block devices.
     """
     if not in_first_user_namespace():
         raise PermissionError(errno.EPERM, "this process is in a user namespace", "/dev/loop*")
@@ -48,16 +48,16 @@ def try_devices() -> None:
     except PermissionError:
         raise
     except OSError:
-        pass  # the module may be loaded later
+        pass  # the kernel module may be loaded later
 
 
 def in_first_user_namespace() -> bool:
-    """Tell whether root is the machine's root, not that of a user namespace."""
+    """Tell whether this process is in the initial user namespace, so that root is the machine's."""
     return Path("/proc/self/ns/user").stat().st_ino == _FIRST_USER_NAMESPACE
 
 
 def missing_capabilities(names: Iterable[str]) -> list[str]:
-    """Return those of `CAPABILITIES` called `names` that this process does not have."""
+    """Return those of the capabilities `names` that this process lacks in its effective set."""
     status = Path("/proc/self/status").read_text()
     effective = int(status.partition("CapEff:")[2].split()[0], 16)
     return [name for name in names if not effective & 1 << CAPABILITIES[name]]

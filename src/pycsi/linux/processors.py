@@ -1,8 +1,9 @@
-"""Which processors threads run on (sched_setaffinity(2)).
+"""The processors on which threads run (sched_setaffinity(2)).
 
-Python runs one thread at a time, and each system call lets another one go on. On several processors
-that wakes an idle one each time, and whoever comes back from the call waits in turn: all that takes
-longer than most calls. On one processor threads take turns where one of them has to wait anyway.
+Python runs one thread at a time, and each system call lets another one continue. On several
+processors this wakes an idle processor each time, and the thread that returns from the call has to
+wait in turn; both take longer than most system calls. On one processor threads change only when one
+of them has to wait anyway.
 """
 
 import contextlib
@@ -12,30 +13,30 @@ from collections.abc import Iterator
 from pycsi.linux.libc import function
 
 _ALL = os.sched_getaffinity(0)
-"""Those that this process was started on: what an operator or a container allows."""
+"""The processors on which this process was started, as the operator or container allows."""
 
 _HOME: set[int] = set()
-"""The one on which its threads have been gathered; none before."""
+"""The processor to which threads are pinned; empty before `pin`."""
 
 _current = function("sched_getcpu")
 
 
 def pin() -> None:
-    """Let this thread, and those that it starts, run on one processor: where it runs now.
+    """Pin this thread, and the threads that it starts, to the processor on which it runs now.
 
-    Others that could run elsewhere are moved away from it by the kernel, if they leave it no time.
+    If that processor is busy, the kernel moves other processes away from it.
     """
-    with contextlib.suppress(OSError):  # a sandbox that does not tell which: then it is all
+    with contextlib.suppress(OSError):  # if a sandbox hides the processor, all are used
         _HOME.add(_current())
         _run_on(_HOME)
 
 
 @contextlib.contextmanager
 def unpinned() -> Iterator[None]:
-    """Let this thread run on all processors in the `with` block, and programs that it starts there.
+    """Unpin this thread, and the programs that it starts, for the `with` block.
 
-    It is for what takes long and is not Python's work; a decorator as well. A thread that was not
-    gathered, or that somebody else has sent elsewhere since, stays where it may run.
+    This is for long work outside Python, such as copies and programs; it is a decorator as well. A
+    thread that is not pinned, or whose affinity was changed from outside, keeps its affinity.
     """
     if os.sched_getaffinity(0) != _HOME:
         yield
@@ -48,7 +49,7 @@ def unpinned() -> Iterator[None]:
 
 
 def _run_on(processors: set[int]) -> None:
-    # EINVAL: they have been taken from this process (cpuset(7)), whose threads the kernel has moved
-    # to those that are left. So they may stay there.
+    # EINVAL: these processors were taken from this process (cpuset(7)), and the kernel has moved
+    # its threads to the remaining ones. They can stay there.
     with contextlib.suppress(OSError):
         os.sched_setaffinity(0, processors)

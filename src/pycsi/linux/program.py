@@ -1,4 +1,4 @@
-"""Programs: the only way in which this driver starts another process."""
+"""Running programs; the driver starts other processes only here."""
 
 import os
 import shutil
@@ -10,19 +10,19 @@ from pathlib import Path
 from pycsi.linux import processors
 
 _SAID = 400
-"""How many characters are quoted of what a program said."""
+"""Maximum number of characters of a program's output that are quoted in an error."""
 
 _found: dict[str, str] = {}
 
 
 class ProgramError(Exception):
-    """A program was missing, failed or took too long; the text says which and what it said."""
+    """A program was missing, failed or took too long; the message says which, with its output."""
 
 
 def find(name: str) -> str | None:
-    """Return where on PATH the program `name` is, or None.
+    """Return the path of the program `name` on PATH, or None.
 
-    Every Probe asks: where it was found before is looked at first.
+    Every Probe calls this, so the path that was found last is checked first.
     """
     found = _found.get(name)
     if found is None or not os.access(found, os.X_OK):
@@ -41,11 +41,11 @@ def run(
     variables: Mapping[str, str] | None = None,
     timeout: float = 600,
 ) -> str:
-    """Run a program without a shell and return what it printed; `ok` are good exit statuses.
+    """Run a program without a shell, and return its output (standard output and error).
 
-    The program gets the file descriptors `keep` too, so that a lock on one lasts as long as the
-    program, and the environment `variables`. `timeout` is in seconds; the program is killed when it
-    has passed.
+    `ok` are the exit statuses that mean success; others raise `ProgramError`. The program inherits
+    the file descriptors `keep`, so that a lock on one lasts as long as the program, and gets the
+    environment `variables`. After `timeout` seconds it is killed, which is a `ProgramError` too.
     """
     program = find(name)
     if program is None:
@@ -79,9 +79,9 @@ def _fate(status: int) -> str:
 
 
 def _said(output: str) -> str:
-    """Return what a program said as one line; of much the begin and the end.
+    """Return a program's output as one line; of a long one only the beginning and the end.
 
-    Some tell the reason first and go on with how they are called, others tell it at last.
+    Some programs print the reason first, followed by their usage; others print it last.
     """
     text = " ".join(output.split())
     if len(text) > _SAID:

@@ -1,7 +1,7 @@
 """Project quotas: a size limit on a directory tree of XFS or ext4 (quotactl(2)).
 
-Every file under a directory that carries a project id and the inherit flag counts towards that
-project. `quotactl_fd` needs no path of the block device, so it works in a container. Linux 5.14.
+New files below a directory with a project id and the inherit flag count towards that project.
+`quotactl_fd` needs Linux 5.14; it takes no path of the block device, so it works in a container.
 """
 
 import ctypes
@@ -47,7 +47,7 @@ class _QuotaStatus(ctypes.Structure):
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ProjectUsage:
-    """A project's hard limit and use in bytes (0: no limit), and its number of inodes."""
+    """A project's hard limit (0: no limit) and usage in bytes, and its number of inodes."""
 
     limit: int
     used: int
@@ -56,7 +56,7 @@ class ProjectUsage:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ProjectState:
-    """Whether what projects hold is counted, and whether their limits are enforced."""
+    """Whether a filesystem counts the usage of projects, and whether it enforces their limits."""
 
     counted: bool
     enforced: bool
@@ -68,7 +68,7 @@ def _quotactl(path: Path, command: int, project: int, argument: object) -> None:
 
 
 def project_state(path: Path) -> ProjectState:
-    """Return what the filesystem that holds the directory `path` does about projects."""
+    """Return the state of project quotas on the filesystem that holds the directory `path`."""
     status = _QuotaStatus(qs_version=1)
     try:
         _quotactl(path, Q_XGETQSTATV, 0, ctypes.byref(status))
@@ -88,12 +88,12 @@ def enforces_projects(path: Path) -> bool:
 
 
 def set_project(path: Path, project: int) -> None:
-    """Give the directory `path` a project id that everything made in it from now on inherits."""
+    """Set the project id of the directory `path`, which everything created in it later inherits."""
     _change_project(path, project, inherit=True)
 
 
 def clear_project(path: Path) -> None:
-    """Take the project id from the directory `path`; what is in it keeps its own."""
+    """Clear the project id of the directory `path`; existing entries keep theirs."""
     _change_project(path, 0, inherit=False)
 
 
@@ -110,14 +110,17 @@ def _attributes(fd: int) -> tuple[int, ...]:
 
 
 def project_of(path: Path) -> int:
-    """Return the project id that new files in the directory `path` inherit; 0: none."""
+    """Return the project id that new files in the directory `path` inherit, or 0."""
     with opened(path, DIRECTORY) as fd:
         flags, _, _, project, _ = _attributes(fd)
     return project if flags & FS_XFLAG_PROJINHERIT else 0
 
 
 def set_limit(path: Path, project: int, limit: int) -> None:
-    """Limit what the project may hold to `limit` bytes; 0 takes the limit away."""
+    """Limit the project to `limit` bytes, rounded down to 512; 0 removes the limit.
+
+    `path` is a directory on the project's filesystem.
+    """
     blocks = limit // _BASIC_BLOCK
     fields: list[int] = [1, FS_PROJ_QUOTA, FS_DQ_BHARD | FS_DQ_BSOFT, project, blocks, blocks]
     request = _DISK_QUOTA.pack(*fields, *[0] * 18, b"")
@@ -126,12 +129,12 @@ def set_limit(path: Path, project: int, limit: int) -> None:
 
 
 def usage(path: Path, project: int) -> ProjectUsage:
-    """Return limit and use of a project on the filesystem that holds the directory `path`."""
+    """Return a project's limit and usage on the filesystem that holds the directory `path`."""
     buffer = ctypes.create_string_buffer(_DISK_QUOTA.size)
     try:
         _quotactl(path, Q_XGETQUOTA, project, buffer)
     except OSError as error:
-        if error.errno in {errno.ENOENT, errno.ESRCH}:  # the kernel knows nothing of this id
+        if error.errno in {errno.ENOENT, errno.ESRCH}:  # no quota record for this id
             return ProjectUsage(limit=0, used=0, inodes=0)
         raise
     fields = _DISK_QUOTA.unpack(buffer.raw)

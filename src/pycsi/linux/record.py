@@ -1,11 +1,11 @@
-"""Durable records: what is on disk when a function here has returned survives a power cut.
+"""Records: small JSON files that survive a power cut, unless a function says otherwise.
 
-A record is a small JSON file with a `schema` number. It is written aside, synchronised, and renamed
-over the old one, so a reader sees the old or the new one, never a part.
+A record has a `schema` number. It is written to a temporary file, synchronised, and renamed over
+the old one, so a reader sees either the old or the new record, never a part.
 
-What is new is made in a directory of its own and published by one rename. Files are synchronised
-before directories: the file's fsync(2) takes the journal's commit with it, so those that follow
-find nothing left to write.
+A new object is built in its own directory and committed by one rename. Files are synchronised
+before directories: the fsync(2) of a file also commits the filesystem's journal, so the following
+ones find nothing left to write.
 """
 
 import contextlib
@@ -30,11 +30,11 @@ SCHEMA = 2
 _ENCODER = json.JSONEncoder(separators=(",", ":"))
 
 _PAGE = 4096
-"""Up to here a file is written whole: the kernel ends no process within a page."""
+"""Records up to this size are overwritten whole: the kernel kills no process within a page."""
 
 
 def _volumes_have_settings(data: dict[str, Any]) -> dict[str, Any]:
-    """Bring a record to schema 2: volumes have settings, and may be filled from a source."""
+    """Convert a record to schema 2, in which volumes have settings and may have a source."""
     if "request" in data:
         data["request"] |= {"mutable": {}, "source": None}
         data["settings"] = {"onDelete": "delete"}
@@ -42,43 +42,47 @@ def _volumes_have_settings(data: dict[str, Any]) -> dict[str, Any]:
 
 
 MIGRATIONS: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _volumes_have_settings}
-"""For each schema number before `SCHEMA`, the step that makes a record of the next one."""
+"""For each schema number below `SCHEMA`, the function that converts a record to the next."""
 
 
 class RecordError(Exception):
-    """A record cannot be read: damaged, or written by a newer version."""
+    """A record cannot be read: it is damaged, or was written by a newer version."""
 
 
 def encoded(data: Mapping[str, Any]) -> bytes:
-    """Return a record as it is written."""
+    """Return the bytes of a record, including the schema number."""
     return _ENCODER.encode({"schema": SCHEMA, **data}).encode()
 
 
 def write_record(path: Path, data: Mapping[str, Any]) -> None:
-    """Write a record, replacing what was there."""
+    """Write a record durably; an existing one is replaced atomically."""
     _write_aside(path, encoded(data), durable=True)
     sync_directory(path.parent)
 
 
 def write_new_record(path: Path | str, data: Mapping[str, Any]) -> None:
-    """Write a record of what is being made, where nobody looks for it yet.
+    """Write the first record of an object that is being built, where no reader looks for it yet.
 
-    Its name is not durable before its directory is synchronised.
+    The content is durable; the name is not until the caller synchronises the directory.
+    `FileExistsError` if the file exists.
     """
     _write(path, encoded(data), os.O_EXCL, durable=True)
 
 
 def write_unsynchronised(path: Path | str, text: bytes) -> None:
-    """Write an encoded record like `rewrite_record` does, where there is none yet."""
+    """Write a new encoded record that need not survive a power cut, as `rewrite_record` does.
+
+    `FileExistsError` if the file exists.
+    """
     _write(path, text, os.O_EXCL, durable=False)
 
 
 def rewrite_record(path: Path | str, data: Mapping[str, Any]) -> None:
-    """Replace a record that shall survive the end of this process, but not a power cut.
+    """Replace a record that must survive the end of this process, but not a power cut.
 
-    That is enough for what describes mounts, which a power cut ends too. A short one is written
-    over the old one: that makes, renames and deletes no file. Of a long one a reader, or who is
-    killed, could leave or find a part, so it is written aside while there is room for that.
+    That is enough for records of mounts, which a power cut ends too. A short record is written over
+    the old one, without creating, renaming or deleting a file. A long one could be read, or left by
+    a killed process, in part; so it is written to a temporary file as long as there is room.
     """
     text = encoded(data)
     with contextlib.suppress(FileNotFoundError):
@@ -89,7 +93,7 @@ def rewrite_record(path: Path | str, data: Mapping[str, Any]) -> None:
     except OSError as error:
         if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
             raise
-        # There may be room for it in the blocks of the old one.
+        # The blocks of the old record may have room for the new one.
         try:
             _write_over(path, text)
         except FileNotFoundError:
@@ -118,14 +122,14 @@ def _write(path: Path | str, text: bytes, flag: int, *, durable: bool) -> None:
 
 
 def _write_over(path: Path | str, text: bytes, longest: int = sys.maxsize) -> bool:
-    """Write over what a file holds; return False where either is longer than `longest` bytes."""
+    """Overwrite a file's content; return False if the old or new one is over `longest` bytes."""
     with opened(path, os.O_RDWR) as fd:
         fcntl.flock(fd, fcntl.LOCK_EX)
         old = read_whole(fd)
         if max(len(old), len(text)) > longest:
             return False
-        # One call, with spaces over what is left of a longer old text: never a mixture, but where
-        # there is room for a part only.
+        # One call, padded with spaces to the length of the old text, so that no mixture is left. A
+        # partial write, for lack of room, is undone.
         new = text.ljust(len(old))
         if os.pwrite(fd, new, 0) < len(new):
             os.pwrite(fd, old, 0)
@@ -135,12 +139,15 @@ def _write_over(path: Path | str, text: bytes, longest: int = sys.maxsize) -> bo
 
 
 def read_record(path: Path | str) -> dict[str, Any]:
-    """Read a record and bring it to today's schema; `FileNotFoundError` where there is none."""
+    """Return a record, converted to the current schema.
+
+    `FileNotFoundError` if there is none, `RecordError` if it is damaged or from a newer version.
+    """
     return _parsed(path, read_file(path))
 
 
 def read_rewritten(path: Path | str) -> dict[str, Any]:
-    """Do the same for one that `rewrite_record` may be writing just now."""
+    """Return a record that `rewrite_record` may be writing now; the errors are `read_record`'s."""
     with opened(path) as fd:
         fcntl.flock(fd, fcntl.LOCK_SH)
         text = read_whole(fd)
@@ -162,12 +169,12 @@ def _parsed(path: Path | str, text: bytes) -> dict[str, Any]:
 
 
 def rename_durably(building: Path | str, place: Path | str) -> None:
-    """Rename a directory to its final name, durably; where that fails it has its old one again."""
+    """Rename a directory durably to its final name; if that fails, it gets its old name back."""
     os.rename(building, place)
     try:
         sync_directory(os.path.dirname(place))
         sync_directory(os.path.dirname(building))
     except BaseException:
-        with contextlib.suppress(FileNotFoundError):  # somebody has taken it already
+        with contextlib.suppress(FileNotFoundError):  # another process has moved it already
             os.rename(place, building)
         raise

@@ -1,4 +1,4 @@
-"""Deleting directory trees that somebody else has filled."""
+"""Deleting directory trees with untrusted content."""
 
 import contextlib
 import errno
@@ -27,24 +27,24 @@ def refuse_mounts(path: Path) -> None:
 
 
 def refuse_listed(mounts: MountTable, path: str) -> None:
-    """Raise EBUSY if one of `mounts` is at `path`, which has no links in it, or below it."""
+    """Raise EBUSY if one of `mounts` is at `path` or below it; `path` has no symbolic links."""
     if found := mounts.below(path):
         raise OSError(errno.EBUSY, "something is mounted there; unmount it", found[0].target)
 
 
 def remove(path: Path, interrupted: Callable[[], bool] = lambda: False) -> None:
-    """Delete the directory `path` with all that is in it, like `empty`; absent is fine."""
+    """Delete the directory `path` and everything in it, as `empty` does; it may be absent."""
     empty(path, interrupted)
     with contextlib.suppress(FileNotFoundError):
         path.rmdir()
 
 
 def empty(path: Path, interrupted: Callable[[], bool] = lambda: False) -> None:
-    """Delete all that is in the directory `path`; absent is fine.
+    """Delete everything in the directory `path`, which may be absent.
 
-    Nothing is followed: neither links nor mounts (EBUSY). Directories are moved up before they are
-    emptied, so a tree of any depth takes neither stack nor file descriptors. `interrupted` is asked
-    now and then whether to stop, which is an `InterruptedError`.
+    Symbolic links are not followed, and mounts are refused: EBUSY. Subdirectories are moved up
+    before they are emptied, so the depth of the tree costs neither stack nor file descriptors. When
+    `interrupted` returns true, the deletion stops with `InterruptedError`.
     """
     try:
         root = os.open(path, DIRECTORY | os.O_CLOEXEC)
@@ -57,20 +57,20 @@ def empty(path: Path, interrupted: Callable[[], bool] = lambda: False) -> None:
             for name in entries:
                 if interrupted():
                     raise InterruptedError(errno.EINTR, "stopped half way", os.fspath(path))
-                with contextlib.suppress(FileNotFoundError):  # somebody else deletes it too
+                with contextlib.suppress(FileNotFoundError):  # another process deletes it too
                     if not _unlink(name, root):
                         _move_up(name, root)
                         os.rmdir(name, dir_fd=root)
 
 
 def unprotect(path: Path) -> None:
-    """Let the directory `path` be changed, moved and deleted, whatever marks it has (chattr(1))."""
+    """Clear the marks immutable and append-only (chattr(1)) of the directory `path`."""
     with opened(path, DIRECTORY) as fd:
         change_marks(fd, remove=_PROTECTED)
 
 
 def _unlink(name: str, directory: int) -> bool:
-    """Delete what is not a directory; return False where `name` is one."""
+    """Delete the entry `name`; return False if it is a directory."""
     try:
         try:
             os.unlink(name, dir_fd=directory)
@@ -83,26 +83,26 @@ def _unlink(name: str, directory: int) -> bool:
 
 
 def _unprotect(name: str, directory: int) -> None:
-    """Let what is immutable or append-only (chattr(1)) be deleted or moved."""
+    """Clear the marks immutable and append-only (chattr(1)), so that the entry can be deleted."""
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
     with contextlib.suppress(OSError), opened(name, flags, at=directory) as fd:
         change_marks(fd, remove=_PROTECTED)
 
 
 def change_marks(fd: int, *, add: int = 0, remove: int = 0) -> None:
-    """Change the marks (chattr(1)) of an open file, where its filesystem knows them and we may."""
+    """Change the marks (chattr(1)) of an open file; any failure is ignored."""
     with contextlib.suppress(OSError):
         set_marks(fd, add=add, remove=remove)
 
 
 def marks_of(fd: int) -> int:
-    """Return the marks of an open file (FS_IOC_GETFLAGS)."""
+    """Return the marks, FS_..._FL bits, of an open file (FS_IOC_GETFLAGS)."""
     (marks,) = struct.unpack("=i", fcntl.ioctl(fd, FS_IOC_GETFLAGS, bytes(4)))
     return int(marks)
 
 
 def set_marks(fd: int, *, add: int = 0, remove: int = 0) -> None:
-    """Change the marks of an open file; `OSError` where that is refused (FS_IOC_SETFLAGS)."""
+    """Change the marks of an open file; `OSError` if that is refused (FS_IOC_SETFLAGS)."""
     marks = marks_of(fd)
     if (changed := (marks | add) & ~remove) != marks:
         fcntl.ioctl(fd, FS_IOC_SETFLAGS, struct.pack("=i", changed))

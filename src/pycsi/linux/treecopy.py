@@ -1,9 +1,9 @@
-"""Copying directory trees that somebody else has filled, and may be changing.
+"""Copying directory trees with untrusted content, which may change during the copy.
 
-Like `cp -a --reflink=auto`: hard links, extended attributes, ACLs, owners, modes, times and holes
-are kept. Unlike it, nothing that is swapped for a symbolic link meanwhile leads out of the tree:
-each name is opened in the directory that it was found in, and no link is followed. A tree of any
-depth takes neither stack nor descriptors.
+As with `cp -a --reflink=auto`, hard links, extended attributes, ACLs, owners, modes, times and
+holes are kept. Unlike with cp, an entry that is replaced by a symbolic link during the copy cannot
+lead out of the tree: each name is opened relative to its open directory, and no link is followed.
+The depth of the tree costs neither stack nor file descriptors.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from pycsi.linux.descriptor import DIRECTORY, opened
 from pycsi.linux.tree import refuse_mounts
 
 CLOCK_REALTIME_COARSE = 5
-"""The clock that files get their times from."""
+"""The clock of the kernel's file timestamps."""
 
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOATIME
 _REPLACED = frozenset({errno.ENOENT, errno.ELOOP, errno.ENOTDIR, errno.ENXIO, errno.ESTALE})
@@ -30,11 +30,11 @@ _NOT_KEPT = ("security.selinux", "btrfs.")
 
 
 class TreeChangedError(Exception):
-    """Somebody has changed the tree while it was read."""
+    """The tree was changed while it was read."""
 
 
 class _Cursor:
-    """A directory in a tree, from which one goes down and up again without following links."""
+    """The current directory of a walk through a tree, which follows no symbolic links."""
 
     def __init__(self, root: Path) -> None:
         self.fd = os.open(root, DIRECTORY | os.O_CLOEXEC)
@@ -52,13 +52,16 @@ class _Cursor:
         return not self._above
 
     def enter(self, name: str) -> None:
-        """Go down into the directory `name`; EXDEV where that is another filesystem's."""
+        """Go down into the directory `name`; EXDEV if that is another filesystem or subvolume.
+
+        `FileNotFoundError` if `name` is no longer a directory.
+        """
         here = self._identity(self.fd)
         self._move(name, lambda found: found[0] == self._filesystem)
         self._above.append(here)
 
     def leave(self) -> None:
-        """Go up again; `TreeChangedError` where up is not where one came from."""
+        """Go back up; `TreeChangedError` if the parent is no longer the directory of before."""
         expected = self._above.pop()
         self._move("..", lambda found: found == expected)
 
@@ -85,7 +88,7 @@ class _Cursor:
 
 
 def fence() -> int:
-    """Return a moment in nanoseconds: what changes from now on gets a later time."""
+    """Return a time in nanoseconds; every file that changes from now on gets a later ctime."""
     now = time.clock_gettime_ns(CLOCK_REALTIME_COARSE)
     while time.clock_gettime_ns(CLOCK_REALTIME_COARSE) <= now:
         time.sleep(0.001)
@@ -93,10 +96,10 @@ def fence() -> int:
 
 
 def _walk(root: Path, visit: Callable[[str, os.stat_result | None], None]) -> None:
-    """Call `visit` with the name and the status of all that is in the tree, and of its root.
+    """Call `visit` with the name and status of the root and of every entry in the tree.
 
-    The status is None where something disappears while it is looked at. EBUSY where something is
-    mounted in the tree: also a file, or a directory of the same filesystem, is not what is in it.
+    The status is None for an entry that disappears during the walk. EBUSY if anything is mounted in
+    the tree, even a file or directory of the same filesystem: a mount hides the tree's own entries.
     """
     refuse_mounts(root)
     with _Cursor(root) as place:
@@ -120,7 +123,10 @@ def _walk(root: Path, visit: Callable[[str, os.stat_result | None], None]) -> No
 
 
 def refuse_changed(root: Path, since: int) -> None:
-    """Raise `TreeChangedError` if anything in the tree has changed after the moment `since`."""
+    """Raise `TreeChangedError` if any ctime in the tree is later than `since`, from `fence`.
+
+    EBUSY if anything is mounted in the tree, and EXDEV if it contains a subvolume.
+    """
 
     def refuse_later(name: str, status: os.stat_result | None) -> None:
         if status is None or status.st_ctime_ns > since:
@@ -130,7 +136,7 @@ def refuse_changed(root: Path, since: int) -> None:
 
 
 def occupied(root: Path) -> int:
-    """Return how many bytes what is in the tree occupies; of a tree that changes, about."""
+    """Return how many bytes the tree occupies on disk; approximate if it changes meanwhile."""
     total = 0
     seen: set[int] = set()
 
@@ -151,14 +157,14 @@ def occupied(root: Path) -> int:
 
 @processors.unpinned()
 def copy(source: Path, target: Path, progress: Callable[[], None]) -> None:
-    """Copy what is in the directory `source` into the empty directory `target`.
+    """Copy everything in the directory `source` into the empty directory `target`.
 
-    `progress` is called for each file and each mebibyte; what it raises ends the copy. What
-    disappears while it is looked at is left out: `refuse_changed` tells. EBUSY where something is
-    mounted in `source`.
+    `progress` is called for each entry, and for each MiB; an exception from it ends the copy. An
+    entry that disappears during the copy is left out, which `refuse_changed` detects. EBUSY if
+    anything is mounted in `source`, and EXDEV if it contains a subvolume.
     """
     refuse_mounts(source)
-    # A second name of each file that has several, until the end, to make the others from.
+    # Holds one link to each copied file that has several names, until all of them are linked.
     links = target / f".links-{uuid.uuid4().hex}"
     links.mkdir(mode=0o700)
     with opened(links, DIRECTORY) as linked, _Cursor(source) as here, _Cursor(target) as there:
@@ -200,7 +206,7 @@ def _copy_once(  # noqa: PLR0917  (two directories, and what to do with a name i
     linked: int,
     progress: Callable[[], None],
 ) -> None:
-    """Copy what is not a directory, or link to the copy of another name of the same file."""
+    """Copy an entry that is no directory, or link to the copy made for another of its names."""
     key = str(status.st_ino)
     if status.st_nlink > 1:
         try:
@@ -210,7 +216,7 @@ def _copy_once(  # noqa: PLR0917  (two directories, and what to do with a name i
         except OSError as error:
             if error.errno != errno.EMLINK:
                 raise
-            os.unlink(key, dir_fd=linked)  # no more names of one file: begin another copy
+            os.unlink(key, dir_fd=linked)  # too many links to one file: make another copy
         else:
             return
     if stat.S_ISREG(status.st_mode):
@@ -245,7 +251,7 @@ def _copy_special(name: str, status: os.stat_result, here: int, there: int) -> N
         try:
             leads_to = os.readlink(name, dir_fd=here)
         except OSError as error:
-            if error.errno == errno.EINVAL:  # it is no link any more
+            if error.errno == errno.EINVAL:  # no longer a link
                 raise FileNotFoundError(errno.ENOENT, "replaced", name) from None
             raise
         os.symlink(leads_to, name, dir_fd=there)
@@ -253,15 +259,15 @@ def _copy_special(name: str, status: os.stat_result, here: int, there: int) -> N
         os.mknod(name, status.st_mode, status.st_rdev, dir_fd=there)
     os.chown(name, status.st_uid, status.st_gid, dir_fd=there, follow_symlinks=False)
     if not stat.S_ISLNK(status.st_mode):
-        os.chmod(name, stat.S_IMODE(status.st_mode), dir_fd=there)  # what was made just now
-    # There is no descriptor of such a file; these paths name it in the directory that is open.
+        os.chmod(name, stat.S_IMODE(status.st_mode), dir_fd=there)  # of the copy, made just now
+    # Such files cannot be opened, so these paths name them in their open directories.
     _keep_xattrs(f"/proc/self/fd/{here}/{name}", f"/proc/self/fd/{there}/{name}")
     times = (status.st_atime_ns, status.st_mtime_ns)
     os.utime(name, ns=times, dir_fd=there, follow_symlinks=False)
 
 
 def _keep_attributes(source: int, target: int) -> None:
-    """Give the open file `target` the owner, mode, attributes and times of `source`."""
+    """Give the open file `target` the owner, mode, extended attributes and times of `source`."""
     status = os.fstat(source)
     os.fchown(target, status.st_uid, status.st_gid)
     os.fchmod(target, stat.S_IMODE(status.st_mode))

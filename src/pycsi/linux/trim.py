@@ -1,4 +1,4 @@
-"""Discarding what a mounted filesystem does not use: FITRIM of <linux/fs.h>, as fstrim(8) does."""
+"""Discarding the free blocks of a mounted filesystem: FITRIM of <linux/fs.h>, as fstrim(8) does."""
 
 import fcntl
 import struct
@@ -12,11 +12,11 @@ _LAST = 2**64 - 1
 
 
 def trim(fd: int, start: int, length: int | None = None) -> int:
-    """Discard what is free in `length` bytes, or all bytes, from `start` on; return how many.
+    """Discard the free blocks in `length` bytes from `start` on; return how many bytes.
 
-    `fd` is open on a directory of the filesystem. What a filesystem has discarded since it was
-    mounted it may leave out, or count again. `OSError` with EOPNOTSUPP: its device cannot discard;
-    with EINVAL also where the filesystem is not larger than `start`.
+    Without `length` the range ends with the filesystem, on a directory of which `fd` is open.
+    Blocks that were discarded since the mount may be left out, or counted again. `OSError` with
+    EOPNOTSUPP: the device cannot discard; with EINVAL also: the filesystem ends before `start`.
     """
     length = _LAST - start if length is None else length
     asked = bytearray(_RANGE.pack(start, length, 0))

@@ -20,8 +20,7 @@ _ID = re.compile(r"0|[1-9][0-9]{0,9}")
 _MODE = re.compile(r"0?[0-3]?[0-7]{3}")
 _LOST_AND_FOUND = {"true": True, "false": False}
 _REFUSALS = frozenset({errno.EINVAL, errno.EPERM, errno.EOVERFLOW})
-"""The kernel's errors for an owner that the user namespace does not map, or lacking capabilities.
-"""
+"""The kernel's errors for an owner outside the user namespace, or for a missing capability."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
