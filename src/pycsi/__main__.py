@@ -7,7 +7,7 @@ import signal
 if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-from pycsi.cli.main import main
+from pycsi.cli import main
 
 if __name__ == "__main__":
     main()

@@ -18,7 +18,7 @@ from driver import GIB, MIB, NODE, Driver, Mode, refused
 from hcl2.utils import SerializationOptions
 
 from pycsi import __version__
-from pycsi.cli.main import main
+from pycsi.cli import main
 from pycsi.model.config import PoolConfig
 from pycsi.proto import csi_pb2 as csi
 
