@@ -1,11 +1,11 @@
-"""`pycsi demo`: the life of real volumes, each claim proved through the published path.
+"""`pycsi demo`: the life of real volumes, with each claim proved at the published path.
 
-    run            a mount namespace of our own, so that nothing can be left behind
+    run            a private mount namespace, so that no mount can be left behind
      └ show        a scratch directory with pools, a driver on them, the stages, the summary
-        └ lives, services    what an orchestrator calls in the life of a volume, and for its data
-           └ claims, copies    each proves one thing with the files and devices themselves
+        └ lives, services    the RPCs in the life of a volume, and those for its data
+           └ claims, copies    each proves one claim with the files and devices themselves
 
-It uses the driver as an orchestrator does: as another process, by gRPC on a unix socket.
+The demo uses the driver as an orchestrator does: as a separate process, by gRPC on a unix socket.
 """
 
 import os
@@ -16,12 +16,15 @@ from pathlib import Path
 from pycsi.linux import namespace
 
 _KILLED = 128
-"""Added to the number of a signal: the exit status of who was ended by that, as shells show it."""
+"""Added to a signal's number: the exit status of a process that it killed, as shells report it."""
 
 
 def run(directory: Path | None) -> int:
-    """Show everything that can be shown here; return the exit status, 0 if all was proved."""
-    # Where Debian has mkfs; the PATH of a user who is not root lacks it.
+    """Show everything that this machine allows; return the exit status, 0 if all was proved.
+
+    `directory` is where the pools are made; None: in a temporary directory.
+    """
+    # Debian has mkfs in /usr/sbin, which is not on an ordinary user's PATH.
     os.environ["PATH"] = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
     try:
         as_root = _enter_namespace()
@@ -31,7 +34,8 @@ def run(directory: Path | None) -> int:
             f"({error.strerror}); run it with sudo\n"
         )
         return 1
-    # Only now: gRPC starts threads, and a user namespace is for processes of one thread.
+    # Imported only now: gRPC starts threads, and only a single-threaded process can enter a user
+    # namespace.
     from pycsi.cli.demo.show import show
 
     signal.signal(signal.SIGTERM, _interrupt)
@@ -44,12 +48,12 @@ def run(directory: Path | None) -> int:
 
 
 def _interrupt(number: int, _: object) -> None:
-    """End like by Ctrl-C, so that everything is cleaned up."""
+    """Handle the signal like Ctrl-C, so that everything is cleaned up."""
     raise KeyboardInterrupt(number)
 
 
 def _enter_namespace() -> bool:
-    """Enter a mount namespace; tell whether as root, not as a user who is root in there only."""
+    """Enter a private mount namespace; return whether the user is root outside it too."""
     try:
         namespace.enter_mounts()
     except PermissionError:

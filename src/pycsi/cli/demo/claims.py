@@ -1,6 +1,7 @@
-"""What is claimed of volumes. Every claim is proved by really doing it, and says what was found.
+"""The claims about volumes, each proved by doing what it claims.
 
-A claim returns one sentence, or raises `Disproved`. Its name is what the summary says of it.
+A claim is a function that returns one sentence on what was found, or raises `Disproved`. The
+summary lists the claims by the names of their functions.
 """
 
 import contextlib
@@ -16,15 +17,15 @@ from pycsi.model.records import Usage
 from pycsi.model.size import BLOCK, MIB, show
 
 KEPT = "kept"
-"""The file that a volume gets first, and has to have ever after."""
+"""The file that is written first to a volume, and must survive everything after."""
 
 PATIENCE = 60.0
-"""Seconds in which what was deleted has to go: a driver frees it at the lowest priority."""
+"""Seconds in which deleted data must be gone: the driver frees it at the lowest priority."""
 
 _FOLDERS = ("volumes", "snapshots", "groups", "frozen", "tmp", "trash")
 _FULL = {errno.ENOSPC, errno.EDQUOT}
-_LEAST_SHARE = 0.6  # what a filesystem leaves of its size to files; XFS logs, ext4 inode tables
-_NOISE = 64  # the share of what a pool promises that others may put on its disk meanwhile, or take
+_LEAST_SHARE = 0.6  # of a filesystem's size, for files; the rest is XFS's log, ext4's inode tables
+_NOISE = 64  # other users of the disk may change a pool's available capacity by one part in this
 _READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}
 _TEXT = b"written through the published path\n"
 
@@ -39,7 +40,7 @@ class Disproved(Exception):
 
 
 def expect(expected: str, found: object, *, true: bool) -> None:
-    """Raise `Disproved` unless it is `true` that what was `found` is what was `expected`."""
+    """Raise `Disproved`, with what was `expected` and what was `found`, unless `true`."""
     if not true:
         raise Disproved(expected=expected, found=str(found))
 
@@ -58,14 +59,14 @@ def no_other_size(reason: str) -> str:
 
 
 def near(promised: int, now: int) -> bool:
-    """Tell whether a pool promises as much, but for what others do on its disk meanwhile."""
+    """Tell whether two available capacities in bytes differ by other users of the disk at most."""
     return abs(promised - now) <= promised // _NOISE
 
 
 def capacity_counted(before: int, after: int, size: int) -> str:
-    """Prove what GetCapacity promises before and after a volume of `size` bytes was made.
+    """Prove that a new volume of `size` bytes takes as much from GetCapacity's answer.
 
-    What others put on the disk meanwhile counts too, and so do the filesystem's own records.
+    The difference may be slightly off, by other users of the disk and the filesystem's own records.
     """
     found = f"{before - after} bytes less"
     counted = near(before - size, after)
@@ -82,9 +83,9 @@ def room_returned(before: int, after: int) -> str:
 
 
 def _write(path: Path, data: bytes, limit: int) -> tuple[int, OSError | None]:
-    """Write `data` again and again, `limit` bytes in all; return how much went in, and why not all.
+    """Write `data` repeatedly until `limit` bytes; return the bytes written and the error, if any.
 
-    Synchronised, for some filesystems notice only then that there is no room.
+    The file is synchronised, since some filesystems notice only then that they are full.
     """
     written = 0
     try:
@@ -118,7 +119,7 @@ def data_survives(target: Path) -> str:
 
 
 def size_enforced(target: Path, size: int) -> str:
-    """Prove that no more than `size` bytes fit, all files together, and most of that does."""
+    """Prove that all files together can have most of `size` bytes, but no more than that."""
     before = _used_by_files(target)
     written, error = _write(target / f"fill-{size}", os.urandom(MIB), 2 * size)
     number = error.errno if error else None
@@ -160,7 +161,7 @@ def statvfs_size(target: Path, size: int) -> str:
 
 
 def stats_agree(target: Path, usage: Usage, size: int | None) -> str:
-    """Prove that NodeGetVolumeStats says what statvfs does, or `size` where that is the limit."""
+    """Prove that NodeGetVolumeStats reports `size` bytes, or the size from statvfs(3) if None."""
     facts = os.statvfs(target)
     total = size or facts.f_blocks * facts.f_frsize
     expect(f"NodeGetVolumeStats says {total} bytes", usage.total, true=usage.total == total)
@@ -169,7 +170,7 @@ def stats_agree(target: Path, usage: Usage, size: int | None) -> str:
 
 
 def expanded(controller: int, node: int, wanted: int) -> str:
-    """Prove that both expansions have answered with the capacity that was wanted."""
+    """Prove that both expansion RPCs have returned the wanted capacity in bytes."""
     said = f"ControllerExpandVolume says {controller}, NodeExpandVolume {node}"
     expect(f"both say {wanted} bytes", said, true=controller == node == wanted)
     return f"both expansions say that it has {show(wanted)} now"
@@ -191,7 +192,7 @@ def device_size(device: Path, size: int) -> str:
 
 
 def keeps_blocks(device: Path, size: int) -> str:
-    """Prove that the last block can be written, and the one after it cannot."""
+    """Prove that the last block can be written, but no block after it."""
     with device.open("r+b", buffering=0) as file:
         file.seek(size - BLOCK)
         file.write(_pattern(size))
@@ -208,7 +209,7 @@ def keeps_blocks(device: Path, size: int) -> str:
 
 def blocks_survive(device: Path, size: int) -> str:
     with device.open("rb", buffering=0) as file:
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # from the disk, not memory
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # from disk, not the cache
         file.seek(size - BLOCK)
         found = file.read(BLOCK)
     expected = f"the pattern in the last block of {show(size)}"
@@ -223,7 +224,7 @@ def same_device(first: Path, other: Path) -> str:
 
 
 def read_only_device(device: Path, size: int) -> str:
-    """Prove that the device refuses a writer: when it is opened, or when it is written to."""
+    """Prove that the device refuses a writer, either at open(2) or at write(2)."""
     _, error = _write(device, b"\0" * BLOCK, BLOCK)
     number = error.errno if error else None
     expect("writing is EROFS, EACCES or EPERM", error, true=number in _READ_ONLY)
@@ -240,9 +241,9 @@ def ended(status: int) -> str:
 
 
 def nothing_left(pool: Path, folder: Path) -> str:
-    """Prove that a pool, of which all was deleted, is empty, and no mount, device or target left.
+    """Prove that a pool is empty once all was deleted, with no mount, loop device or target left.
 
-    `folder` is where its volumes were staged and published.
+    `folder` is where the volumes were staged and published.
     """
     _expect_none("no mount", lambda: _mounts_below(folder))
     _expect_none("no loop device", lambda: _loops_on(pool))
@@ -253,8 +254,8 @@ def nothing_left(pool: Path, folder: Path) -> str:
 
 
 def _expect_none(claim: str, look: Callable[[], list[str]]) -> None:
-    # A driver empties its trash in the background, and the kernel frees a loop device when the last
-    # user has gone: both may be a moment later.
+    # The driver empties its trash in the background, and the kernel frees a loop device after its
+    # last user. Both may take a moment.
     deadline = time.monotonic() + PATIENCE
     while (found := look()) and time.monotonic() < deadline:
         time.sleep(0.02)

@@ -1,4 +1,4 @@
-"""The orchestrator's side of the socket: every call is timed, shown, and must end as expected."""
+"""The demo's CSI client: every call is timed and shown, and must end with the expected status."""
 
 import time
 from collections.abc import Callable
@@ -17,12 +17,12 @@ _DEADLINE = 60.0
 
 
 def _consumed(stream: Any) -> Callable[..., list[Any]]:
-    """Return an RPC that answers with all the messages of one that streams them."""
+    """Return the streaming RPC `stream` as a function that returns all its messages as a list."""
     return lambda request, timeout: list(stream(request, timeout=timeout))
 
 
 class Client:
-    """Calls the services at a socket."""
+    """Calls the CSI services of the driver at `socket`."""
 
     def __init__(self, socket: Path, screen: Screen) -> None:
         self._screen = screen
@@ -46,14 +46,17 @@ class Client:
         self._channel.close()
 
     def wait_until_served(self, driver: Process) -> None:
-        """Return when the driver has read its pools; `Disproved` where it ends instead."""
+        """Wait until the driver has recovered its pools.
+
+        `Disproved` if it ends instead, or is not ready after a minute.
+        """
         deadline = time.monotonic() + _DEADLINE
         while driver.running and time.monotonic() < deadline:
             try:
                 answer = self._methods["Probe"](csi.ProbeRequest(), timeout=1, wait_for_ready=True)
             except grpc.RpcError as error:
                 if _status(error) is grpc.StatusCode.FAILED_PRECONDITION:
-                    return  # it serves, and has something to complain of
+                    return  # it serves, though with a complaint, such as a missing program
             else:
                 if answer.ready.value:
                     return
@@ -61,12 +64,15 @@ class Client:
         raise Disproved(expected="a driver that is ready", found=driver.last_words)
 
     def call(self, method: str, request: object, detail: str = "") -> Any:
-        """Call an RPC that must succeed, and return its response; all of them if it streams."""
+        """Call an RPC that must succeed; return its response, or the list of a stream's messages.
+
+        `detail` is shown beside the call. Another status than OK raises `Disproved`.
+        """
         response, _ = self._timed(method, request, detail, grpc.StatusCode.OK)
         return response
 
     def refused(self, method: str, request: object, status: str, detail: str = "") -> str:
-        """Call an RPC that must be refused with `status`, and return the driver's reason."""
+        """Call an RPC that must be refused with `status`, and return the error message."""
         _, reason = self._timed(method, request, detail, grpc.StatusCode[status])
         return reason
 

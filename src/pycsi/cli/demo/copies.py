@@ -1,6 +1,6 @@
-"""What is claimed of copies: snapshots, volumes made from them, and what the trash keeps.
+"""The claims about copies: snapshots, restored and cloned volumes, and volumes in the trash.
 
-Each claim is as those in `claims`.
+They are functions like those in `claims`.
 """
 
 from collections.abc import Iterable, Sequence
@@ -18,14 +18,14 @@ from pycsi.proto import csi_pb2 as csi
 
 
 def snapshot_idempotent(first: csi.Snapshot, again: csi.Snapshot, reason: str) -> str:
-    """Prove that a name is one snapshot's: asked for again, and for another volume."""
+    """Prove that a retry gives the same snapshot, and that another volume cannot have its name."""
     expect(f"the same request gives {first}", again, true=first == again)
     expect("the reason names the snapshot's volume", reason, true=first.source_volume_id in reason)
     return "the same request again gives the same snapshot; another volume is refused its name"
 
 
 def blocks_shared(copy: Path, source: Path, least: int) -> str:
-    """Prove that the files of two objects in a pool have `least` bytes of blocks in common."""
+    """Prove that two volumes or snapshots share the blocks of at least `least` bytes."""
     held = _held(copy)
     size = len(held & _held(source)) * BLOCK
     expect(f"{show(least)} or more in common with {source}", show(size), true=size >= least)
@@ -36,7 +36,7 @@ def blocks_shared(copy: Path, source: Path, least: int) -> str:
 
 
 def _held(place: Path) -> set[int]:
-    """Return where on the disk the blocks of the files are, as the extent maps say."""
+    """Return the disk offsets in bytes of all blocks of the files below `place`."""
     blocks: set[int] = set()
     for path in place.rglob("*"):
         if path.is_file():
@@ -49,21 +49,21 @@ def _held(place: Path) -> set[int]:
 
 
 def snapshot_restored(target: Path, old: Inventory, new: Inventory) -> str:
-    """Prove that a volume from a snapshot is as its source was then, and not as it is now."""
+    """Prove that a restored volume has its source's files as of the snapshot, not later ones."""
     expect("the volume has changed since its snapshot", "the same", true=old != new)
     _same(target, old)
     return f"{_described(old)} are as when the snapshot was taken, not as now"
 
 
 def volume_cloned(target: Path, old: Inventory, new: Inventory) -> str:
-    """Prove that a clone is as its source is now."""
+    """Prove that a clone has the files that its source has now."""
     expect("the volume has changed since its snapshot", "the same", true=old != new)
     _same(target, new)
     return f"{_described(new)} are as the volume has them now"
 
 
 def outlives_source(target: Path, expected: Inventory) -> str:
-    """Prove that a volume keeps its files when those that it was made from are deleted."""
+    """Prove that a volume keeps its files after its source volume and snapshot are deleted."""
     _same(target, expected)
     return f"{_described(expected)} are still there without the source"
 
@@ -87,7 +87,7 @@ def _same(target: Path, expected: Inventory) -> None:
 def members_listed(
     group: csi.VolumeGroupSnapshot, listed: Sequence[csi.Snapshot], volume_ids: Sequence[str]
 ) -> str:
-    """Prove that a group has one member of each volume, and that these are listed as members."""
+    """Prove that a group has one member for each volume, and that ListSnapshots shows them so."""
     for members in (group.snapshots, listed):
         of_group = [item for item in members if item.group_snapshot_id == group.group_snapshot_id]
         volumes = sorted(item.source_volume_id for item in of_group)
@@ -96,9 +96,10 @@ def members_listed(
 
 
 def one_moment(first: int, second: int, last: int) -> str:
-    """Prove that snapshots of two volumes are of one moment.
+    """Prove that the snapshots of two volumes are of one point in time.
 
-    All the while counting went on, up to `last`, first in one and then in the other.
+    `first` and `second` are the numbers that they hold of a count which was written to the first
+    volume, then to the second, and has gone on to `last`.
     """
     found = f"{first} in the first, {second} in the second, {last} at the end"
     expect("counting went on since", found, true=first < last)
@@ -109,7 +110,7 @@ def one_moment(first: int, second: int, last: int) -> str:
 def not_deleted_alone(
     group: csi.VolumeGroupSnapshot, reason: str, listed: Sequence[csi.Snapshot]
 ) -> str:
-    """Prove that the deletion of a group's first member was refused, and that it is still there."""
+    """Prove that deleting the group's first member alone was refused, and it still exists."""
     name = group.group_snapshot_id
     expect(f"the reason names {name}", reason, true=name in reason)
     expect("the member is still listed", listed, true=group.snapshots[0] in listed)
@@ -120,7 +121,7 @@ def not_deleted_alone(
 
 
 def blocks_restored(device: Path, expected: bytes) -> str:
-    """Prove that a volume from a snapshot has what was written to its source until then."""
+    """Prove that a restored device has exactly the data that its source had at the snapshot."""
     found = device.read_bytes()
     expect(f"{len(expected)} bytes", len(found), true=len(found) == len(expected))
     other = [at for at in _blocks(expected) if _block(found, at) != _block(expected, at)]
@@ -129,13 +130,13 @@ def blocks_restored(device: Path, expected: bytes) -> str:
 
 
 def allocated_blocks(data: bytes, allocated: Sequence[Range]) -> str:
-    """Prove that ranges have all the blocks of a device's `data` that are not zeros, no others."""
+    """Prove that the ranges are exactly the blocks of a device's `data` that are not zeros."""
     _exactly(allocated, bytes(len(data)), data)
     return f"{show(_total(allocated))} of {show(len(data))} hold data: all that is not zeros"
 
 
 def changed_blocks(before: bytes, after: bytes, changed: Sequence[Range]) -> str:
-    """Prove that ranges have all the blocks that differ, and no others."""
+    """Prove that the ranges are exactly the blocks that differ."""
     expect("something has changed", "nothing", true=before != after)
     _exactly(changed, before, after)
     return (
@@ -145,7 +146,7 @@ def changed_blocks(before: bytes, after: bytes, changed: Sequence[Range]) -> str
 
 
 def _exactly(ranges: Sequence[Range], before: bytes, after: bytes) -> None:
-    """Prove that it takes all these ranges of `after` to make that of `before`."""
+    """Prove that exactly these ranges, copied from `after`, turn `before` into `after`."""
     made = bytearray(before)
     for start, end in ranges:
         made[start:end] = after[start:end]
@@ -172,7 +173,7 @@ def _total(ranges: Iterable[Range]) -> int:
 
 
 def kept_in_trash(pool: Path, volume_id: str, entries: Sequence[str]) -> str:
-    """Prove that a deleted volume is no volume any more, and is kept whole, once."""
+    """Prove that a deleted volume has left volumes/, and is one entry in trash/ with its record."""
     expect("one entry in trash/ that is kept", entries, true=len(entries) == 1)
     place = pool / "volumes" / volume_id
     expect("it is no volume any more", place, true=not place.exists())
@@ -183,7 +184,7 @@ def kept_in_trash(pool: Path, volume_id: str, entries: Sequence[str]) -> str:
 
 
 def brought_back(volume_id: str, status: int, printed: str) -> str:
-    """Prove that the command that restores a volume has done so, and says which."""
+    """Prove that the restore command has succeeded and printed the volume's id."""
     found = f"{status}, {printed}"
     expect(f"status 0, {volume_id}", found, true=(status, printed) == (0, volume_id))
     return f"volume {volume_id} is a volume again"

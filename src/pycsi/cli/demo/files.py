@@ -1,4 +1,4 @@
-"""Files for a volume that is to be copied, and what has to be the same in the copies."""
+"""Files for a volume that is to be copied, and the properties that the copies must keep."""
 
 import dataclasses
 import hashlib
@@ -10,7 +10,7 @@ from pathlib import Path
 from pycsi.model.size import BLOCK, MIB
 
 DATA = "data"
-"""The largest file; it has a second name."""
+"""The largest file; it has a second name (hard link)."""
 
 _LINK = "second-name"
 _SPARSE = "holes"
@@ -23,7 +23,7 @@ _SECTOR = 512
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class File:
-    """What a copy of a file keeps. `first` is the first name that the file has."""
+    """The properties of a file that a copy keeps. `first` is the first of the file's names."""
 
     digest: str
     size: int
@@ -33,11 +33,11 @@ class File:
 
 
 Inventory = Mapping[str, File]
-"""All the files in a volume by their paths."""
+"""All files in a volume, by their paths."""
 
 
 def inventory(folder: Path) -> dict[str, File]:
-    """Read all files in `folder`."""
+    """Return the inventory of all files below `folder`, with their content's SHA-256."""
     found: dict[str, File] = {}
     names: dict[int, str] = {}
     for path in sorted(folder.rglob("*")):
@@ -57,7 +57,7 @@ def inventory(folder: Path) -> dict[str, File]:
 
 
 def fill(folder: Path, size: int) -> dict[str, File]:
-    """Write `size` bytes of data, a second name for them, and a file with a hole."""
+    """Write a file of `size` bytes with a second name, and a file with a hole; return all files."""
     data = folder / DATA
     data.write_bytes(os.urandom(size))
     data.chmod(_MODE)
@@ -69,7 +69,7 @@ def fill(folder: Path, size: int) -> dict[str, File]:
 
 
 def change(folder: Path) -> dict[str, File]:
-    """Change what `fill` has written: in the middle of the data, in its names, in its mode."""
+    """Change the content, names and mode of the files from `fill`; return all files."""
     data = folder / DATA
     with data.open("r+b") as file:
         file.seek(data.stat().st_size // 2)

@@ -1,4 +1,4 @@
-"""The lives that are shown: what is called in the life of a volume, and what is claimed then."""
+"""The lives of volumes: the RPCs from creation to deletion, and the claims proved on the way."""
 
 import hashlib
 from collections.abc import Callable
@@ -14,7 +14,7 @@ P = ParamSpec("P")
 
 
 class Proofs:
-    """Shows what was proved, and remembers the names of the claims for the summary."""
+    """Shows each proved claim, and collects the names of the claims for the summary."""
 
     def __init__(self, screen: Screen) -> None:
         self._screen = screen
@@ -35,7 +35,7 @@ class Proofs:
 
 
 def mounted(volume: Volume, proofs: Proofs) -> None:
-    """Live the life of a volume with files in it."""
+    """Show the life of a mounted volume."""
     _born(volume, proofs)
     volume.stage()
     target = volume.publish("pod-1")
@@ -55,7 +55,7 @@ def mounted(volume: Volume, proofs: Proofs) -> None:
 
 
 def raw_block(volume: Volume, proofs: Proofs) -> None:
-    """Live the life of a volume that is a device."""
+    """Show the life of a raw block volume."""
     size, larger = volume.plan.size, volume.plan.larger
     _born(volume, proofs)
     volume.stage()
@@ -81,7 +81,7 @@ def raw_block(volume: Volume, proofs: Proofs) -> None:
 
 
 def inline(volume: Volume, proofs: Proofs) -> None:
-    """Live the life of a volume that comes and goes with its pod; kubelet names it."""
+    """Show the life of an inline volume, which comes and goes with its pod; kubelet names it."""
     handle = f"csi-{hashlib.sha256(volume.plan.name.encode()).hexdigest()}"
     target = volume.publish_inline(handle, f"{volume.plan.size // MIB}Mi")
     proofs.prove(claims.keeps_files, target)
@@ -99,19 +99,22 @@ def _born(volume: Volume, proofs: Proofs) -> None:
 
 
 def _sized(volume: Volume, proofs: Proofs, target: Path, size: int) -> None:
-    """Prove that the volume has `size` bytes in every respect, also by filling it."""
+    """Prove that statvfs(3), a write until full, and NodeGetVolumeStats all show `size` bytes."""
     plan = volume.plan
     if plan.filesystem:
         proofs.prove(claims.statvfs_size, target, size)
     if plan.enforced:
         proofs.prove(claims.size_enforced, target, size)
-    # Of a directory statvfs(3) may show the pool's filesystem: there the limit itself counts.
+    # For a directory statvfs(3) may show the pool's filesystem, so compare with the limit itself.
     limit = size if plan.enforced and not plan.filesystem else None
     proofs.prove(claims.stats_agree, target, volume.stats(target), limit)
 
 
 def _expanded(volume: Volume, proofs: Proofs, controller: int, target: Path) -> None:
-    """Prove that the volume is larger, after the controller's part, whose answer is given."""
+    """Expand the volume on the node, and prove that it is larger.
+
+    `controller` is the capacity in bytes that ControllerExpandVolume has returned.
+    """
     proofs.prove(claims.expanded, controller, volume.grow(target), volume.plan.larger)
     _sized(volume, proofs, target, volume.plan.larger)
 

@@ -1,4 +1,4 @@
-"""The driver that is shown: `pycsi serve`, a process of its own; and other commands."""
+"""The demo's processes: the driver, which is `pycsi serve`, and other `pycsi` commands."""
 
 import contextlib
 import os
@@ -18,7 +18,7 @@ _TAIL = 8
 
 
 def run(*words: str) -> tuple[int, str]:
-    """Run `pycsi` with other arguments; return its exit status and what it printed."""
+    """Run `pycsi` with the arguments `words`; return its exit status and output."""
     done = subprocess.run(
         [sys.executable, "-m", "pycsi", *words],
         stdin=subprocess.DEVNULL,
@@ -32,12 +32,12 @@ def run(*words: str) -> tuple[int, str]:
 
 
 def _environment() -> dict[str, str]:
-    """Return our environment without options for another driver, such as PYCSI_MODE."""
+    """Return the environment without options meant for another driver, such as PYCSI_MODE."""
     return {key: value for key, value in os.environ.items() if not key.startswith("PYCSI_")}
 
 
 class Process:
-    """The driver as a child process; `with` starts it, and ends it with SIGTERM."""
+    """The driver as a child process, which a `with` block starts, and ends with SIGTERM."""
 
     def __init__(self, socket: Path, log: Path, pools: Iterable[str]) -> None:
         self.socket = socket
@@ -55,7 +55,7 @@ class Process:
                 stderr=log,
                 env=_environment(),
                 start_new_session=True,  # Ctrl-C is for the demo, which then ends the driver
-                # This process has one thread still, so code may run between fork and exec.
+                # This process is still single-threaded, so running code before exec is safe.
                 preexec_fn=namespace.end_with_parent,  # noqa: PLW1509
             )
         return self
@@ -73,12 +73,15 @@ class Process:
 
     @property
     def last_words(self) -> str:
-        """The end of the driver's log."""
+        """The last lines of the driver's log."""
         lines = self._log.read_text(errors="replace").splitlines()
         return "\n".join(lines[-_TAIL:])
 
     def stop(self) -> int:
-        """End the driver, if it runs, and return its exit status."""
+        """End the driver if it is running, and return its exit status.
+
+        The driver gets SIGTERM, and after 30 seconds SIGKILL.
+        """
         with contextlib.suppress(ProcessLookupError):
             self._child.send_signal(signal.SIGTERM)
         try:

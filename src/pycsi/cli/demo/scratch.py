@@ -1,7 +1,7 @@
-"""Where the demo works: a directory of its own, and pools in it that show what there is to show.
+"""The demo's scratch directory, and the pools in it.
 
-Nothing of the machine is changed for good. Above all no quotas are switched on in a btrfs that was
-there before, which a driver does with its pools: there the pool gets a filesystem of its own.
+The demo changes nothing on the machine for good. In particular, quotas are never switched on in an
+existing btrfs, as a driver does in its pools: there the pool gets its own filesystem.
 """
 
 import contextlib
@@ -23,22 +23,22 @@ from pycsi.linux import (
 from pycsi.model.size import GIB, show
 
 PACKAGES = {"btrfs": "btrfs-progs", "ext4": "e2fsprogs", "xfs": "xfsprogs"}
-"""What to install where a filesystem's programs are missing; distributions agree on the names."""
+"""The package with each filesystem's programs; distributions agree on the names."""
 
 _DISK = 2 * GIB
 _NEEDED = GIB
 
 
 class CannotWork(Exception):
-    """The demo cannot be shown here; the text says why, and what to change."""
+    """The demo cannot run on this machine; the message says why, and what to change."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class DemoPool:
     """A pool for the driver.
 
-    `limiter` says how it limits directories, None where it cannot; `shares`: its files can share
-    blocks.
+    `limiter` names the way in which the pool limits directories, None if it cannot. `shares`: files
+    in the pool can share blocks.
     """
 
     name: str
@@ -49,13 +49,16 @@ class DemoPool:
 
     @property
     def option(self) -> str:
-        """The driver's option; what a reboot deletes is good enough for a demo."""
+        """The driver's option for the pool; it allows a filesystem in memory."""
         return f"--pool={self.name}={self.path},allow-volatile"
 
 
 @contextlib.contextmanager
 def scratch(parent: Path | None) -> Iterator[Path]:
-    """Make an empty directory in `parent`, or where temporary ones go; remove it at the end."""
+    """Make an empty directory in `parent`, by default among temporary files; remove it at the end.
+
+    `CannotWork` if the directory cannot be made.
+    """
     parent = parent or Path(tempfile.gettempdir())
     try:
         folder = tempfile.TemporaryDirectory(prefix="pycsi-demo-", dir=parent)
@@ -71,7 +74,7 @@ def scratch(parent: Path | None) -> Iterator[Path]:
 
 
 def _free_devices(root: Path) -> None:
-    """Free the loop devices of raw block volumes that an interrupted demo has left."""
+    """Detach the loop devices of raw block volumes that an interrupted demo has left."""
     for image in root.glob("*/volumes/*/disk.img"):
         for device in loop.find(image):
             loop.detach(device)
@@ -84,7 +87,7 @@ def _unmount_below(root: Path) -> None:
 
 
 def loops_available() -> bool:
-    """Tell whether loop devices, and so images, can be had."""
+    """Tell whether this process can use loop devices, and so images."""
     try:
         os.close(os.open("/dev/loop-control", os.O_RDWR | os.O_CLOEXEC))
     except OSError:
@@ -93,11 +96,14 @@ def loops_available() -> bool:
 
 
 def lacking(kind: str, root: Path) -> str | None:
-    """Return what this machine lacks for images with the filesystem `kind`, or None."""
+    """Return what this machine lacks for images with the filesystem `kind`, or None.
+
+    `root` is any existing directory.
+    """
     if missing := filesystem.missing_programs(kind):
         return f"{', '.join(missing)} not found; install {PACKAGES[kind]}"
     try:
-        # Cannot succeed, but a kernel that has never heard of the filesystem says so at once.
+        # This mount always fails, but with ENODEV if the kernel does not have the filesystem.
         mount.mount(kind, Path("/dev/null"), root)
     except OSError as error:
         if error.errno == errno.ENODEV:
@@ -106,9 +112,9 @@ def lacking(kind: str, root: Path) -> str | None:
 
 
 def make_pools(root: Path, *, as_root: bool) -> list[DemoPool]:
-    """Make the pool `default`, and another that does what that one does not.
+    """Make the pool `default`, and if it cannot limit directories or share blocks, another.
 
-    That is to limit directories, and to share blocks.
+    The second pool can do both; it is on btrfs in an image, if root and the machine allow that.
     """
     if as_root and loops_available():
         _check_room(root)
@@ -118,7 +124,7 @@ def make_pools(root: Path, *, as_root: bool) -> list[DemoPool]:
     can_have_disk = as_root and loops_available() and lacking("btrfs", root) is None
     if first.fstype != "btrfs" and (first.limiter is None or as_root):
         return [first, _on_disk("btrfs", root)] if can_have_disk else [first]
-    # What is left: quotas that only root can set, or that the driver would switch on for good.
+    # Here quotas could be set only by root, or the driver would switch them on for good.
     if can_have_disk:
         return [_on_disk("default", root)]
     mount.mount("tmpfs", Path("pycsi-demo"), first.path)
@@ -128,7 +134,7 @@ def make_pools(root: Path, *, as_root: bool) -> list[DemoPool]:
 def _pool(name: str, path: Path) -> DemoPool:
     path.mkdir()
     fstype = mount.mount_under(path).fstype
-    with tempfile.NamedTemporaryFile(dir=path) as probe:  # gone before the driver looks
+    with tempfile.NamedTemporaryFile(dir=path) as probe:  # gone before the driver starts
         probe.write(b"probe")
         probe.flush()
         shares = clone.can_share(Path(probe.name))
@@ -138,7 +144,7 @@ def _pool(name: str, path: Path) -> DemoPool:
 
 
 def _on_disk(name: str, root: Path) -> DemoPool:
-    """Return a pool on a btrfs of its own, in a sparse file; it is unmounted with `root`."""
+    """Make a pool on a new btrfs in a sparse file; `scratch` unmounts it with all below `root`."""
     image = root / f"{name}.img"
     with image.open("xb") as file:
         file.truncate(_DISK)
@@ -153,7 +159,7 @@ def _on_disk(name: str, root: Path) -> DemoPool:
 
 
 def _check_room(root: Path) -> None:
-    """Raise `CannotWork` unless the largest image can be filled."""
+    """Raise `CannotWork` unless `root` has room for the largest image when it is full."""
     facts = os.statvfs(root)
     free = facts.f_bavail * facts.f_frsize
     if free < _NEEDED:

@@ -1,4 +1,4 @@
-"""What the demo prints: orderly on a terminal and in a pipe, at any width from 80 columns."""
+"""The demo's output: readable on a terminal and in a pipe, from 80 columns on."""
 
 from collections.abc import Sequence
 
@@ -16,7 +16,7 @@ _TIME = 10
 
 
 class Screen:
-    """Lines of four kinds: titles, calls, proofs and remarks; and a table at the end."""
+    """Prints titles, calls, proofs and remarks, and a table at the end."""
 
     def __init__(self) -> None:
         width = min(max(Console().width, NARROWEST), WIDEST)
@@ -30,11 +30,11 @@ class Screen:
         self._console.print(Text(text))
 
     def log(self, text: str) -> None:
-        """Print lines of a log as they are, however long."""
+        """Print lines of a log unchanged, however long."""
         self._console.print(Text(text, "dim"), soft_wrap=True)
 
     def call(self, name: str, status: str, seconds: float, detail: str) -> None:
-        """Print an RPC, its status and how long it took."""
+        """Print an RPC, its status, the seconds that it took as ms, and a detail."""
         row = Table.grid(padding=(0, 1))
         row.add_column(width=_CALL)
         row.add_column(width=_STATUS, no_wrap=True)
@@ -49,11 +49,11 @@ class Screen:
         self._console.print(row)
 
     def answer(self, text: str) -> None:
-        """Print what an RPC has said."""
+        """Print an answer of the driver."""
         self._labelled("says", "dim", text)
 
     def command(self, text: str) -> None:
-        """Print a command that is run beside the driver."""
+        """Print a command that is run while the driver runs."""
         self._labelled("runs", "dim", text)
 
     def proved(self, text: str) -> None:
@@ -71,7 +71,7 @@ class Screen:
         self._console.print(row)
 
     def summary(self, rows: Sequence[tuple[str, str, str, str]]) -> None:
-        """Print a table of stages: name, what it was made of, what was proved, total time."""
+        """Print a table of the stages: name, kind of volume, proved claims, and total time."""
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
         table.add_column("SHOWN", no_wrap=True)
         table.add_column("MADE OF", overflow="fold")

@@ -1,4 +1,4 @@
-"""The lives that show what is done with data: snapshots, copies, changed blocks, and the trash."""
+"""The lives that show the data services: snapshots, copies, changed blocks, and the trash."""
 
 import contextlib
 import os
@@ -23,11 +23,11 @@ from pycsi.model.size import BLOCK, KIB, MIB
 
 _COUNTER = "counter"
 _PACE = 0.0005
-"""Seconds between the numbers that are counted."""
+"""Seconds between two numbers of `_Counting`."""
 
 
 def copied(volume: Volume, proofs: Proofs) -> None:
-    """Live the life of a volume with files, of which a snapshot, a restore and a clone are made."""
+    """Show the life of a mounted volume with a snapshot, which is restored, and a clone."""
     snapshots = Snapshots(volume.client)
     volumes = volume.plan.pool.path / "volumes"
     volume.create()
@@ -59,7 +59,7 @@ def copied(volume: Volume, proofs: Proofs) -> None:
 
 
 def _shared(volume: Volume, proofs: Proofs, copy: Path, source: Path) -> None:
-    """Prove that a copy after `files.fill` shares its blocks, where that can be."""
+    """Prove that a copy shares the blocks of `files.fill`, if the pool can share blocks."""
     pool = volume.plan.pool
     if pool.shares:
         proofs.prove(copies.blocks_shared, copy, source, volume.plan.size // 2)
@@ -68,7 +68,7 @@ def _shared(volume: Volume, proofs: Proofs, copy: Path, source: Path) -> None:
 
 
 def _outlive(volume: Volume, proofs: Proofs, target: Path, expected: Inventory) -> None:
-    """Prove that a volume has its files without its source, also when it is published anew."""
+    """Prove that a volume keeps its files without its source, after it was published again."""
     volume.withdraw(target)
     target = volume.use()
     proofs.prove(copies.outlives_source, target, expected)
@@ -80,7 +80,7 @@ def _outlive(volume: Volume, proofs: Proofs, target: Path, expected: Inventory) 
 
 
 class _Counting:
-    """Writes a number into each of some files, then the next number, through the `with` block."""
+    """Counts during a `with` block: writes each number into all files in turn, then the next."""
 
     def __init__(self, paths: Iterable[Path]) -> None:
         self.number = 0
@@ -106,7 +106,7 @@ class _Counting:
                     os.pwrite(file.fileno(), b"%020d" % self.number, 0)
 
     def go_on(self) -> None:
-        """Return when some more numbers are written, or raise what hinders that."""
+        """Wait until some more numbers are written; raise the error if counting has failed."""
         enough = self.number + 4
         while self.number < enough:
             if self._counted.done():
@@ -115,7 +115,7 @@ class _Counting:
 
 
 def grouped(volume: Volume, proofs: Proofs) -> None:
-    """Live the lives of two volumes that are written to while a snapshot of both is taken."""
+    """Show the lives of two volumes, with a group snapshot while both are written to."""
     snapshots = Snapshots(volume.client)
     volumes = [volume, volume.another("second")]
     for member in volumes:
@@ -146,7 +146,7 @@ def grouped(volume: Volume, proofs: Proofs) -> None:
 
 
 def compared(volume: Volume, proofs: Proofs) -> None:
-    """Live the life of a device of which two snapshots are taken, and compared."""
+    """Show the life of a raw block volume with two snapshots, and the blocks that differ."""
     snapshots = Snapshots(volume.client)
     size = volume.plan.size
     before = os.urandom(size // 2).ljust(size, b"\0")
@@ -157,7 +157,7 @@ def compared(volume: Volume, proofs: Proofs) -> None:
 
     volume.create()
     target = volume.use()
-    with target.open("r+b") as device:  # in use: nothing is synchronised by closing it
+    with target.open("r+b") as device:  # kept open, so that closing it does not synchronise it
         _write(device, {0: before[: size // 2]})
         base = snapshots.take("before", volume)
         _write(device, changes)
@@ -179,7 +179,7 @@ def compared(volume: Volume, proofs: Proofs) -> None:
 
 
 def _scattered(size: int) -> list[Range]:
-    """Return ranges of a device whose first half is full: at both ends, in data, in the hole."""
+    """Return ranges at both ends of a device, in its full first half, and in its empty second."""
     lengths = {0: BLOCK, size // 4: MIB, size // 8 * 5: 64 * KIB, size - BLOCK: BLOCK}
     return [(start, start + length) for start, length in lengths.items()]
 
@@ -195,7 +195,7 @@ def _write(device: BinaryIO, pieces: Mapping[int, bytes]) -> None:
 
 
 def retained(volume: Volume, proofs: Proofs) -> None:
-    """Live the life of a volume that is kept when it is deleted, brought back, and deleted."""
+    """Show the life of a volume that is deleted into the trash, restored, and deleted for good."""
     pool = volume.plan.pool
     volume.create()
     target = volume.use()

@@ -1,4 +1,4 @@
-"""The show: pools, a driver on them, the stages, and a summary."""
+"""The demo itself: pools, a driver on them, the stages, and a summary."""
 
 import time
 from collections.abc import Sequence
@@ -33,12 +33,16 @@ _WITH_ROOT = (
 
 
 def show(directory: Path | None, *, as_root: bool) -> bool:
-    """Show everything that can be shown here; tell whether all of it was proved."""
+    """Show everything that this machine allows; return whether all of it was proved.
+
+    `directory` is where the pools are made; None: in a temporary directory.
+    """
     screen = Screen()
     begin = time.perf_counter()
     screen.title("pycsi demo: a real driver, real volumes, every claim proved by doing it")
     try:
-        # The socket lies apart: its path may have 107 bytes only, and `directory` may be long.
+        # The socket gets its own directory: its path may have 107 bytes (unix(7)), and `directory`
+        # may be longer.
         with scratch(directory) as root, scratch(None) as socket_folder:
             pools = make_pools(root, as_root=as_root)
             acts = stages(pools, root, as_root=as_root)
@@ -60,7 +64,7 @@ def show(directory: Path | None, *, as_root: bool) -> bool:
 
 
 class Performance:
-    """The showing of stages, on one driver."""
+    """Shows the stages on one driver."""
 
     def __init__(
         self, screen: Screen, driver: Process, pools: Sequence[DemoPool], root: Path
@@ -73,7 +77,7 @@ class Performance:
         self._rows: list[tuple[str, str, str, str]] = []
 
     def play(self, acts: Sequence[Stage]) -> bool:
-        """Show the stages up to the first claim that is not true; tell whether all were."""
+        """Show the stages until a claim is disproved; return whether all claims were true."""
         proved = False
         try:
             before = self._begin()
@@ -91,7 +95,7 @@ class Performance:
         return proved
 
     def _begin(self) -> list[int]:
-        """Show the driver and its pools; return what these promise."""
+        """Show the driver and its pools; return the available bytes of each pool."""
         self._screen.title("The driver")
         self._screen.remark(f"  pycsi serve, process {self._driver.pid}, {self._driver.socket}")
         self._screen.remark("  its mounts are in a namespace of the demo's own: none can stay")
@@ -108,7 +112,7 @@ class Performance:
 
     def _probe(self) -> None:
         request = csi.ProbeRequest()
-        # The driver makes ext4 where nothing else is asked for, and complains where it cannot.
+        # The driver needs the programs of its default filesystem, and Probe fails without them.
         if filesystem.missing_programs(DEFAULT_FILESYSTEM):
             self._screen.answer(
                 self._client.refused("Probe", request, "FAILED_PRECONDITION", "as it should")
@@ -118,7 +122,7 @@ class Performance:
             self._screen.answer("ready")
 
     def _promises(self) -> list[int]:
-        """Show and return how many bytes each pool promises to volumes."""
+        """Show and return the available bytes of each pool (GetCapacity)."""
         promises = []
         for pool in self._pools:
             request = csi.GetCapacityRequest(parameters={"pool": pool.name, "quota": "none"})
@@ -130,7 +134,7 @@ class Performance:
         return promises
 
     def _show(self, act: Stage) -> None:
-        """Show a stage, or say what is missing for it."""
+        """Show a stage, or what the machine lacks for it."""
         self._screen.title(act.title)
         name, made_of = act.plan.name, act.plan.made_of
         if act.remark:
@@ -152,12 +156,12 @@ class Performance:
             self._rows.append((name, made_of, f"{outcome}{proofs}", taken))
 
     def _end(self, before: Sequence[int]) -> None:
-        """Prove that all room is back and that the driver ends as it should."""
+        """Prove that all space is free again, and that the driver ends with status 0."""
         self._screen.title("The end")
         promises = self._promises()
         deadline = time.monotonic() + claims.PATIENCE
         while time.monotonic() < deadline and not all(map(claims.near, before, promises)):
-            time.sleep(1)  # kernels free in the background what has gone
+            time.sleep(1)  # the kernel frees deleted data in the background
             promises = self._promises()
         for promised, now in zip(before, promises, strict=True):
             self._screen.proved(claims.room_returned(promised, now))

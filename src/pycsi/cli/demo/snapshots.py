@@ -1,4 +1,4 @@
-"""Snapshots as an orchestrator has them: of one volume, of several, and what changed between."""
+"""Snapshots from the orchestrator's side: of one volume, of several, and their changed blocks."""
 
 from collections.abc import Iterable
 
@@ -7,17 +7,17 @@ from pycsi.cli.demo.volume import Volume
 from pycsi.proto import csi_pb2 as csi
 
 Range = tuple[int, int]
-"""The bytes from the first to before the second."""
+"""A range of bytes: start, and end, which is not included."""
 
 
 class Snapshots:
-    """All the snapshots that the driver has."""
+    """Makes the RPCs for snapshots and group snapshots."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
 
     def take(self, name: str, volume: Volume, detail: str = "") -> csi.Snapshot:
-        """Take a snapshot, or get the one that there is."""
+        """Take the snapshot `name` of a volume, or return it if it exists."""
         request = csi.CreateSnapshotRequest(name=name, source_volume_id=volume.id)
         response: csi.CreateSnapshotResponse = self._client.call(
             "CreateSnapshot", request, detail or f"{name}, of {volume.plan.name}"
@@ -25,7 +25,7 @@ class Snapshots:
         return response.snapshot
 
     def take_other(self, name: str, volume: Volume) -> str:
-        """Ask for a snapshot whose name another volume's has; return the reason of the refusal."""
+        """Request a snapshot by the name of another volume's; return the reason for the refusal."""
         request = csi.CreateSnapshotRequest(name=name, source_volume_id=volume.id)
         detail = f"{name}, of {volume.plan.name}"
         return self._client.refused("CreateSnapshot", request, "ALREADY_EXISTS", detail)
@@ -35,14 +35,14 @@ class Snapshots:
         self._client.call("DeleteSnapshot", request, _name(snapshot.snapshot_id))
 
     def delete_member(self, snapshot: csi.Snapshot) -> str:
-        """Ask to delete a member of a group alone; return the reason of the refusal."""
+        """Request the deletion of a group's member alone; return the reason for the refusal."""
         request = csi.DeleteSnapshotRequest(snapshot_id=snapshot.snapshot_id)
         return self._client.refused(
             "DeleteSnapshot", request, "INVALID_ARGUMENT", "a member of the group"
         )
 
     def listed(self) -> list[csi.Snapshot]:
-        """Return what ListSnapshots says there is."""
+        """Return all snapshots (ListSnapshots)."""
         response: csi.ListSnapshotsResponse = self._client.call(
             "ListSnapshots", csi.ListSnapshotsRequest()
         )
@@ -51,7 +51,7 @@ class Snapshots:
     # Groups
 
     def take_group(self, name: str, volumes: Iterable[Volume]) -> csi.VolumeGroupSnapshot:
-        """Take snapshots of volumes at one moment."""
+        """Take a group snapshot of volumes, at one point in time."""
         ids = [volume.id for volume in volumes]
         request = csi.CreateVolumeGroupSnapshotRequest(name=name, source_volume_ids=ids)
         response: csi.CreateVolumeGroupSnapshotResponse = self._client.call(
@@ -69,7 +69,7 @@ class Snapshots:
     # Blocks
 
     def allocated(self, snapshot: csi.Snapshot) -> list[Range]:
-        """Return the ranges of a snapshot that hold data."""
+        """Return the ranges of a snapshot that hold data (GetMetadataAllocated)."""
         request = csi.GetMetadataAllocatedRequest(snapshot_id=snapshot.snapshot_id)
         messages: list[csi.GetMetadataAllocatedResponse] = self._client.call(
             "GetMetadataAllocated", request, _name(snapshot.snapshot_id)
@@ -77,7 +77,7 @@ class Snapshots:
         return _ranges(item for message in messages for item in message.block_metadata)
 
     def changed(self, base: csi.Snapshot, target: csi.Snapshot) -> list[Range]:
-        """Return the ranges in which `target` has other data than `base`."""
+        """Return the ranges in which `target` differs from `base` (GetMetadataDelta)."""
         request = csi.GetMetadataDeltaRequest(
             base_snapshot_id=base.snapshot_id, target_snapshot_id=target.snapshot_id
         )

@@ -1,4 +1,4 @@
-"""Which volumes are shown: what there is to show depends on the pools and on this machine."""
+"""The stages of the demo: which volumes are shown depends on the pools and on this machine."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -13,10 +13,10 @@ from pycsi.model.size import MIB, show
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Stage:
-    """One volume's life.
+    """The life of one volume.
 
-    `lacks` is what this machine lacks for it, None where it can be shown; `remark` is what else
-    there is to say.
+    `lacks` is what this machine lacks for the stage, None if it can be shown. `remark` is printed
+    below the title.
     """
 
     title: str
@@ -27,7 +27,7 @@ class Stage:
 
 
 def stages(pools: Sequence[DemoPool], root: Path, *, as_root: bool) -> list[Stage]:
-    """Return what is to be shown, in order; also what root could show with more installed."""
+    """Return the stages in order; root's include those for which this machine lacks something."""
     limited = next((pool for pool in pools if pool.limiter), None)
     directory = _directory(limited) if limited else _unlimited_directory(pools[0])
     if not as_root:

@@ -1,4 +1,4 @@
-"""A volume as an orchestrator has it: an id that it was given, and the calls that it makes."""
+"""A volume from the orchestrator's side: its id, and the RPCs for it."""
 
 import dataclasses
 import time
@@ -14,20 +14,20 @@ from pycsi.proto import csi_pb2 as csi
 EPHEMERAL = "csi.storage.k8s.io/ephemeral"
 
 _MOMENT = 0.1
-"""Seconds in which what the kernel frees in the background can be seen to become more."""
+"""Seconds between two looks at the available capacity, in which background freeing shows."""
 
 _CHANGES = 50
-"""How often that is waited for: others may use the disk all the time."""
+"""Maximum number of such looks, since other users of the disk may never pause."""
 
 _MODE = csi.VolumeCapability.AccessMode.SINGLE_NODE_MULTI_WRITER
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What volume is shown. Sizes are in bytes, before and after expansion.
+    """The volume that a stage shows. `size` and `larger` are in bytes, before and after expansion.
 
-    `filesystem` is the one on an image. `enforced`: the size is a limit. `online`: it is expanded
-    while it is published, otherwise while it is not.
+    `filesystem` is that of an image. `enforced`: the size is enforced as a limit. `online`: the
+    volume is expanded while it is published, otherwise while it is not.
     """
 
     name: str
@@ -52,7 +52,7 @@ class Plan:
 
 
 class Volume:
-    """One volume, staged and published below `folder`. `source` is what it is made from."""
+    """A volume that is staged and published below `folder`; `source` is its content source."""
 
     def __init__(
         self,
@@ -88,7 +88,7 @@ class Volume:
         return self.id
 
     def create_with_other_size(self) -> str:
-        """Ask for a volume of the same name that is larger; return the reason of the refusal."""
+        """Request a larger volume by the same name; return the reason for the refusal."""
         request = self._create_request(self.plan.larger)
         detail = f"{self.plan.name}, {show(self.plan.larger)}"
         return self.client.refused("CreateVolume", request, "ALREADY_EXISTS", detail)
@@ -113,32 +113,32 @@ class Volume:
         self.client.call("DeleteVolume", request, self.plan.name)
 
     def refuse_deleted(self) -> None:
-        """Ask for the volume, which is deleted."""
+        """Request the deleted volume, which must be NOT_FOUND."""
         request = csi.ControllerGetVolumeRequest(volume_id=self.id)
         self.client.refused("ControllerGetVolume", request, "NOT_FOUND", self.plan.name)
 
     def another(self, name: str, source: csi.VolumeContentSource | None = None) -> "Volume":
-        """Return a volume like this one that is still to be created."""
+        """Return a volume like this one, with another name, which is yet to be created."""
         name = f"{self.plan.name}-{name}"
         plan = dataclasses.replace(self.plan, name=name)
         return Volume(self.client, plan, self.folder.with_name(name), source)
 
     def restored(self, name: str, snapshot: csi.Snapshot) -> "Volume":
-        """Create a volume from a snapshot."""
+        """Create and return a volume from a snapshot."""
         source = csi.VolumeContentSource.SnapshotSource(snapshot_id=snapshot.snapshot_id)
         made = self.another(name, csi.VolumeContentSource(snapshot=source))
         made.create(f"{name}, from {snapshot.snapshot_id.partition('@')[0]}")
         return made
 
     def cloned(self, name: str) -> "Volume":
-        """Create a volume from this one."""
+        """Create and return a clone of this volume."""
         source = csi.VolumeContentSource.VolumeSource(volume_id=self.id)
         made = self.another(name, csi.VolumeContentSource(volume=source))
         made.create(f"{name}, from {self.plan.name}")
         return made
 
     def capacity(self) -> int:
-        """Return how many bytes the pool still promises to volumes of this kind."""
+        """Return the pool's available capacity in bytes for volumes of this kind (GetCapacity)."""
         request = csi.GetCapacityRequest(
             parameters=self.plan.parameters, volume_capabilities=[self.plan.capability]
         )
@@ -148,7 +148,10 @@ class Volume:
         return response.available_capacity
 
     def settled_capacity(self) -> int:
-        """Return the same when it does not change: kernels free in the background what has gone."""
+        """Return the available capacity in bytes once it is stable.
+
+        The kernel frees deleted data in the background, so the capacity may still be growing.
+        """
         known = self.capacity()
         for _ in range(_CHANGES):
             time.sleep(_MOMENT)
@@ -174,17 +177,17 @@ class Volume:
         self.client.call("NodeUnstageVolume", request)
 
     def use(self) -> Path:
-        """Stage and publish the volume for one pod, and return the target."""
+        """Stage the volume and publish it for one pod; return the target path."""
         self.stage()
         return self.publish("pod-1")
 
     def withdraw(self, target: Path) -> None:
-        """Unpublish the volume from its last target, and unstage it."""
+        """Unpublish the volume from its last target path, and unstage it."""
         self.unpublish(target)
         self.unstage()
 
     def publish(self, name: str, *, readonly: bool = False) -> Path:
-        """Publish the volume at a target for the pod `name`, and return that."""
+        """Publish the volume for the pod `name`; return the target path."""
         target = self.folder / f"target-{name}"
         request = csi.NodePublishVolumeRequest(
             volume_id=self.id,
@@ -198,7 +201,10 @@ class Volume:
         return target
 
     def publish_inline(self, handle: str, size: str) -> Path:
-        """Publish a volume that a pod describes: neither created nor staged before."""
+        """Publish an inline volume, which is neither created nor staged before.
+
+        `handle` is its id, and `size` its size, such as `32Mi`. Return the target path.
+        """
         self.id = handle
         target = self.folder / "target-pod"
         request = csi.NodePublishVolumeRequest(
@@ -215,7 +221,7 @@ class Volume:
         self.client.call("NodeUnpublishVolume", request, target.name.replace("target-", "for "))
 
     def grow(self, target: Path) -> int:
-        """Have the node make what is published at `target` as large as the volume."""
+        """Call NodeExpandVolume for the target path; return the capacity in bytes."""
         request = csi.NodeExpandVolumeRequest(volume_id=self.id, volume_path=str(target))
         response: csi.NodeExpandVolumeResponse = self.client.call("NodeExpandVolume", request)
         return response.capacity_bytes
