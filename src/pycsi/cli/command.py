@@ -1,4 +1,4 @@
-"""The `pycsi` command. What a command needs is imported when it runs."""
+"""The `pycsi` command. Each subcommand imports its modules only when it runs."""
 
 import contextlib
 import errno
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pycsi.model.config import PoolConfig
 
 _UNWRITABLE = frozenset({errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOSPC})
-"""Why a file that standard output was sent to takes no more."""
+"""The errors of a full or failed filesystem to which standard output is redirected."""
 
 _POOL_HELP = (
     "A pool of volumes: a directory on a local filesystem. May be given several times. Options "
@@ -38,7 +38,7 @@ def _pools(command: Callable[..., None]) -> Callable[..., None]:
 
 
 class _Commands(click.Group):
-    """The commands; one whose output cannot be written ends with one line that says so."""
+    """The subcommands; if one cannot write its output, it exits with a message of one line."""
 
     def main(self, *arguments: Any, **options: Any) -> Any:
         try:
@@ -50,7 +50,7 @@ class _Commands(click.Group):
         except OSError as error:
             if error.filename is not None or error.errno not in _UNWRITABLE:
                 raise
-            # Python flushes once more at its end, and would complain about that.
+            # Python flushes standard output again at exit, and would print the error again.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(f"pycsi: standard output: {error.strerror}")
 
@@ -121,9 +121,9 @@ def serve(
     from pycsi.model import config
     from pycsi.server import logs
 
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what it would say, we say
-    # Its fork handlers crash children between fork and exec, which is how Python starts programs
-    # where memory is short for vfork. None of our programs uses gRPC.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # the driver reports gRPC's errors itself
+    # gRPC's fork handlers crash children between fork and exec, and Python forks if it cannot vfork
+    # for lack of memory. No program that the driver starts uses gRPC.
     os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
     logs.configure(log_format, log_level)
     try:
@@ -228,12 +228,12 @@ def delete_inline(*, pools: tuple[str, ...], volume: str) -> None:
 
 @contextlib.contextmanager
 def _failing(pools: tuple[str, ...]) -> "Iterator[list[PoolConfig]]":
-    """Parse the pools; end the command with one line where something cannot be done."""
+    """Yield the parsed pools to a `with` block; exit with a message of one line if it fails."""
     from pycsi.cli import tables as inspection
     from pycsi.model import config
     from pycsi.server import logs
 
-    logs.configure("text", "error")  # what cannot be read is told without it
+    logs.configure("text", "error")  # the command itself reports unreadable records
     try:
         if not pools:
             raise config.ConfigError("no pool: give --pool NAME=PATH, or set PYCSI_POOL")

@@ -1,4 +1,4 @@
-"""Pools and volumes for people: read from the disk and the kernel, without asking the driver."""
+"""Tables of pools, volumes, snapshots and trash, read from disk and kernel without the driver."""
 
 import datetime as dt
 import os
@@ -27,11 +27,11 @@ _LABELS = {"pvc": "csi.storage.k8s.io/pvc/name", "namespace": "csi.storage.k8s.i
 
 
 class InspectionError(Exception):
-    """A pool cannot be read; the text says why."""
+    """A pool cannot be read or changed; the message says why."""
 
 
 class InspectedPool:
-    """A pool as it is on the disk."""
+    """A pool as it is on the disk; `InspectionError` if it is missing or cannot be read."""
 
     def __init__(self, config: PoolConfig) -> None:
         self.config = config
@@ -83,7 +83,7 @@ class InspectedPool:
         return found
 
     def _refuse_mount_point(self) -> None:
-        """Refuse what lies where the pool's disk is to be mounted, but is not."""
+        """Raise `InspectionError` if the pool's disk must be mounted at its path, but is not."""
         if self.config.require_mount and not self.location.is_disk:
             raise InspectionError(
                 f"pool {self.config.name} is missing: no filesystem of its own is mounted at "
@@ -92,19 +92,19 @@ class InspectedPool:
 
     @property
     def limiter(self) -> Limiter:
-        """How directories are limited there."""
+        """How the pool's filesystem limits directories."""
         return limiter_seen(self.location.real_path, self.location.mount.fstype, self.uuid)
 
     @property
     def directory_limit(self) -> str | None:
-        """What limits directories there, or why it does not now; None: nothing ever does."""
+        """The name of the pool's limiter, or why it is not enforced now; None if there is none."""
         limiter = self.limiter
         fault = limiter.fault() if limiter.name else None
         return f"not enforced: {fault}" if fault else limiter.name
 
     @property
     def room(self) -> Room:
-        """What the pool has promised, and can still promise."""
+        """The bytes that the pool has promised to volumes, and can still promise."""
         limiter = self.limiter
 
         def owned(volume: Volume, shares: bool) -> int:  # noqa: FBT001
@@ -124,9 +124,9 @@ class InspectedPool:
 
 
 def look(what: str, configs: Sequence[PoolConfig]) -> tuple[list[dict[str, Any]], list[str]]:
-    """Return the rows of what there is in the pools, and what could not be read.
+    """Return the rows of a table, and one message for each thing that could not be read.
 
-    Sizes are in bytes, times in ISO 8601.
+    `what` is "pools", "volumes", "snapshots" or "trash". Sizes are in bytes, times in ISO 8601.
     """
     rows: list[dict[str, Any]] = []
     faults: list[str] = []
@@ -152,7 +152,7 @@ def _unreadable(seen: InspectedPool) -> Iterator[str]:
 
 
 def _damaged(what: str, seen: InspectedPool, catalog: Catalog[Any]) -> list[dict[str, Any]]:
-    """Return rows of those whose records cannot be read."""
+    """Return rows for the volumes or snapshots whose records cannot be read."""
     unknown = dict.fromkeys(_COLUMNS[what])
     return [
         {**unknown, "id": name, "pool": seen.config.name, "condition": reason}
@@ -331,11 +331,11 @@ def _cell(key: str, value: Any) -> str:
 
 
 _WIDEST = 10_000
-"""Columns, where there is no terminal whose width would count."""
+"""The table's width in columns if the output is not a terminal."""
 
 
 def print_table(what: str, rows: Sequence[dict[str, Any]]) -> None:
-    """Print rows as a table for a terminal of any width, or with whole lines for a program."""
+    """Print rows as a table: folded to a terminal's width, or unfolded for another program."""
     from rich import box
     from rich.console import Console
     from rich.table import Table

@@ -1,7 +1,7 @@
-"""What a person deletes in pools, or brings back from their trash, while their driver runs or not.
+"""Commands for the trash and for inline volumes, which work whether the driver runs or not.
 
-A volume is brought back by one rename, so of a driver that reaps it and us one succeeds. A running
-driver is told to look.
+A volume is restored by one rename, so if a driver reaps it at the same time, only one of the two
+succeeds. A running driver is notified by the pool's change counter.
 """
 
 import contextlib
@@ -26,7 +26,10 @@ from pycsi.volumes.staging import Staging
 
 
 def restore(configs: Iterable[PoolConfig], name: str) -> str:
-    """Make the volume that is the entry `name` a volume again; return its id."""
+    """Restore the deleted volume of the trash entry `name`; return its id.
+
+    `InspectionError` if the entry is no complete volume, or a volume with its id exists again.
+    """
     configs = tuple(configs)
     for seen, entry in _found(configs, [name]):
         if not isinstance(entry.record(), Volume) or entry.reaping:
@@ -47,7 +50,10 @@ def restore(configs: Iterable[PoolConfig], name: str) -> str:
 
 @contextlib.contextmanager
 def _announced(layout: Layout) -> Iterator[None]:
-    """Tell the driver of what is changed in the `with` block: before, for this may be killed."""
+    """Notify the driver before and after the changes in the `with` block.
+
+    The first notification is for the case that this process is killed before the second.
+    """
     layout.count_change()
     try:
         yield
@@ -62,9 +68,9 @@ def _there_again(entry: Entry) -> InspectionError:
 
 
 def empty(configs: Iterable[PoolConfig], names: Sequence[str]) -> Iterator[str]:
-    """Delete the entries `names` for good, or all if there are none; yield what was deleted.
+    """Delete the entries `names` for good, or all if `names` is empty; yield each one's name.
 
-    `InspectionError` at the end where all were to be deleted, and a pool is missing.
+    `InspectionError` at the end if all were to be deleted, but a pool is missing.
     """
     configs = tuple(configs)
     for seen, entry in _found(configs, names):
@@ -77,7 +83,10 @@ def empty(configs: Iterable[PoolConfig], names: Sequence[str]) -> Iterator[str]:
 
 
 def delete_inline(configs: Iterable[PoolConfig], name: str) -> str:
-    """Delete the inline volume that has the id `name`, ours or the orchestrator's; return ours."""
+    """Delete the inline volume with the driver's or the orchestrator's id `name`.
+
+    Return the driver's id. `InspectionError` if there is none, or it is in use.
+    """
     pools, missing = _there(configs)
     for seen in pools:
         for volume in seen.volumes:
@@ -97,14 +106,17 @@ def _delete_inline(seen: InspectedPool, volume: Volume) -> None:
     if where := Staging(backend).in_use():
         raise InspectionError(f"{volume.id} is in use at {where}; delete its pod")
     refuse_mounts(place)
-    with _announced(seen.layout):  # a driver reaps it, at its start if none runs
+    with _announced(seen.layout):  # the driver reaps it, or the next one to start
         rename_durably(place, new_entry(seen.layout, volume.id, Fate.GONE).path)
 
 
 def _found(
     configs: Iterable[PoolConfig], names: Sequence[str]
 ) -> list[tuple[InspectedPool, Entry]]:
-    """Return the entries called `names`, or all if there are none, with their pools."""
+    """Return the entries `names`, or all if `names` is empty, with their pools.
+
+    `InspectionError` if a name is not in the trash.
+    """
     pools, missing = _there(configs)
     every = [(seen, entry) for seen in pools for entry in seen.trash]
     known = {entry.path.name for _, entry in every}
@@ -117,7 +129,7 @@ def _found(
 
 
 def _there(configs: Iterable[PoolConfig]) -> tuple[list[InspectedPool], list[str]]:
-    """Return the pools that are there, and why the others are not."""
+    """Return the pools that can be read, and messages on why the others cannot."""
     pools: list[InspectedPool] = []
     missing: list[str] = []
     for config in configs:

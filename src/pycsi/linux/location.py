@@ -57,7 +57,7 @@ class Location:
     def is_disk(self) -> bool:
         """Whether a whole filesystem, or a btrfs subvolume, is mounted at the directory.
 
-        A container has something mounted there in any case: its part of the host's disk.
+        A mount point is not enough: in a container a directory of the host's disk is one too.
         """
         mount, path = self.mount, self.real_path
         whole = mount.root == "/" or (mount.fstype == "btrfs" and is_subvolume(path))

@@ -36,7 +36,7 @@ class Mount:
 
     @property
     def origin(self) -> str:
-        """The `root`, without what the kernel appends to the path of what was deleted."""
+        """The `root` without the suffix that the kernel adds to a deleted path."""
         return self.root.removesuffix(_DELETED)
 
 

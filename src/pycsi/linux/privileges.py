@@ -37,7 +37,7 @@ def try_to_mount() -> None:
 
 
 def try_devices() -> None:
-    """Raise `PermissionError` if this process cannot use loop devices, or mount them.
+    """Raise `PermissionError` if this process cannot use loop devices or mount them.
 
     In a user namespace the kernel refuses to mount filesystems on block devices.
     """

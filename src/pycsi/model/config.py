@@ -82,10 +82,12 @@ class Reserve:
     share: float = 0.0
 
     def of(self, total: int) -> int:
+        """Return the reserve in bytes on a filesystem of `total` bytes."""
         return self.size + int(total * self.share)
 
     @classmethod
     def parse(cls, text: str) -> "Reserve":
+        """Parse a size such as `10Gi`, or a percentage such as `5%`; `ValueError` for others."""
         if not text.endswith("%"):
             try:
                 return cls(size=parse_size(text))

@@ -78,6 +78,7 @@ class CapacityRange:
     limit: int | None = None
 
     def holds(self, size: int) -> bool:
+        """Tell whether `size` bytes lie in the range."""
         return (self.required or 0) <= size and (self.limit is None or size <= self.limit)
 
 

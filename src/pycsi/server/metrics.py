@@ -105,7 +105,7 @@ class _PoolCollector(Collector):
             up.add_metric([pool.name], is_up)
             try:
                 if not is_up:
-                    pool.check(writable=False)  # one that can only be read has numbers
+                    pool.check(writable=False)  # a read-only pool still has samples
                 capacity = pool.capacity()
             except (OSError, FailedPrecondition):
                 continue  # the pool is missing: better no sample than a wrong one
