@@ -160,6 +160,78 @@ def test_used_device_on_top_of_a_raw_volume(driver: Driver, root: None, tmp_path
     driver.delete(volume_id)
 
 
+@contextlib.contextmanager
+def attached(image: Path, *options: str) -> Iterator[Path]:
+    """Attach a loop device to an image by hand; expect that it is there until the end."""
+    device = Path(run("losetup", "--find", "--show", *options, image).strip())
+    try:
+        yield device
+    finally:
+        run("losetup", "--detach", device)
+
+
+def paths_on(image: Path) -> set[Path]:
+    """Return the devices on an image that stay when nobody has them open."""
+    return {device.path for device in loop.find(image) if not device.autoclear}
+
+
+@pytest.mark.parametrize("kind", ["image", "raw"])
+def test_unused_device_of_somebody_else(
+    driver: Driver, root: None, pool: Path, tmp_path: Path, kind: str
+) -> None:
+    """It keeps a volume from being deleted, and is named with what to do."""
+    how = {"capability": BLOCK} if kind == "raw" else {"type": "image"}
+    volume_id = driver.create("v", **how).volume_id
+    image = pool / "volumes" / volume_id / "disk.img"
+    with attached(image, "--read-only") as reading:
+        for _ in range(2):
+            with quick(), refused(REFUSED, f"attached {reading}", f"losetup -d {reading}"):
+                driver.delete(volume_id)
+        assert paths_on(image) == {reading}
+        with driver.published(volume_id, tmp_path, BLOCK if kind == "raw" else None):
+            pass
+        assert paths_on(image) == {reading}
+    driver.delete(volume_id)
+
+
+def test_writable_device_of_somebody_else(
+    driver: Driver, root: None, pool: Path, tmp_path: Path
+) -> None:
+    """No raw volume is given out beside it; what was given out goes without it."""
+    volume_id = driver.create("v", capability=BLOCK).volume_id
+    image = pool / "volumes" / volume_id / "disk.img"
+    staging, target = tmp_path / "staging", tmp_path / "target"
+    with attached(image) as writing, refused(REFUSED, f"losetup -d {writing}"):
+        driver.stage(volume_id, staging, BLOCK)
+    driver.stage(volume_id, staging, BLOCK)
+    driver.publish(volume_id, staging, target, BLOCK)
+    with attached(image) as writing, attached(image, "--read-only") as reading:
+        with holding(writing, "device") as pid:
+            driver.unpublish(volume_id, target)
+            with quick():
+                driver.unstage(volume_id, staging)
+            with quick(), refused(REFUSED, f"attached {writing}", f"process {pid} (python"):
+                driver.delete(volume_id)
+        assert paths_on(image) == {writing, reading}
+    driver.delete(volume_id)
+
+
+def test_image_that_is_staged_on_a_device_of_somebody_else(
+    driver: Driver, root: None, pool: Path, tmp_path: Path
+) -> None:
+    """Two devices on one filesystem would corrupt it; theirs is left to them afterwards."""
+    volume_id = driver.create("v", type="image").volume_id
+    image = pool / "volumes" / volume_id / "disk.img"
+    with attached(image) as device:
+        with quick(), driver.published(volume_id, tmp_path) as target:
+            (target / "file").write_text("x")
+            assert len(loop.find(image)) == 1
+        assert paths_on(image) == {device}
+        with refused(REFUSED, f"attached {device}", f"losetup -d {device}"):
+            driver.delete(volume_id)
+    driver.delete(volume_id)
+
+
 def test_process_that_has_a_raw_volume_open(driver: Driver, root: None, tmp_path: Path) -> None:
     """It is named; the volume can be staged again when it has ended."""
     volume_id = driver.create("v", capability=BLOCK).volume_id

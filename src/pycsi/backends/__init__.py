@@ -109,6 +109,9 @@ class Backend(abc.ABC):
         """Return what uses the volume besides its mounts, or None."""
         return None
 
+    def refuse_strangers(self) -> None:
+        """Refuse to go on while somebody else has attached a device to the data."""
+
     def release(self) -> None:
         """Free what staging took besides the mount."""
 

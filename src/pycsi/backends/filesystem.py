@@ -154,7 +154,8 @@ class FilesystemImage(GrowingImage):
         for device in loop.find(self.image):
             with loop.hold(device, self.image) as still:
                 if still and not device.readonly:
-                    self.require_whole(device)
+                    if device.partial:
+                        raise self.attached_by_others(device)
                     self.keep_blocks(device)
                     yield device
                     return
@@ -173,6 +174,7 @@ class FilesystemImage(GrowingImage):
         """
         if self.kind != "ext4":
             return
+        self.refuse_strangers()
         self.require_free()
         if self.lacks_room():
             # A repair that was cut off would be worse than none.
@@ -328,12 +330,14 @@ class FilesystemImage(GrowingImage):
         return FailedPrecondition(f"volume {self.volume.id}: {error}")
 
     def holder(self) -> str | None:
-        devices = self.wait_until_free()
+        own = self.wait_until_free()
+        devices = own or self.strangers()
         if not devices:
             return None
         seen = holders.of_device(devices[0].number)
         who = f": {holders.named(seen)}" if seen else ""
-        return f"{devices[0].path}, mounted in another mount namespace{who}"
+        how = "mounted in another mount namespace" if own else "attached to its image by others"
+        return f"{devices[0].path}, {how}{who}"
 
     def release(self) -> None:
         if not self.mounts():

@@ -106,16 +106,30 @@ class Image(Backend):
         for device in loop.find(self.image):
             loop.set_capacity(device)
 
-    def require_whole(self, device: loop.LoopDevice) -> None:
-        """Refuse a device that somebody has attached to a part of the image.
+    def is_own(self, device: loop.LoopDevice) -> bool:
+        """Tell whether it was the driver that attached a device to the image.
 
-        It shows other bytes than the volume's, and a second device would corrupt them.
+        Nobody else's is taken away: its number may be another file's, then, when they go on.
         """
-        if device.partial:
-            raise FailedPrecondition(
-                f"volume {self.volume.id}: somebody has attached {device.path} to a part of its "
-                f"image; detach that: losetup -d {device.path}"
-            )
+        return device.is_named(self.volume.id)
+
+    def strangers(self) -> list[loop.LoopDevice]:
+        """Return the devices that somebody else has attached to the image, as by losetup(8)."""
+        return [device for device in self.devices() if not self.is_own(device)]
+
+    def refuse_strangers(self) -> None:
+        for device in self.strangers():
+            raise self.attached_by_others(device)
+
+    def attached_by_others(self, device: loop.LoopDevice) -> FailedPrecondition:
+        """Return what to answer where a device that somebody else has attached is in the way."""
+        part = "a part of its image" if device.partial else "its image"
+        seen = holders.of_device(device.number)
+        used = f", and it is in use by {holders.named(seen)}" if seen else ""
+        return FailedPrecondition(
+            f"volume {self.volume.id}: somebody has attached {device.path} to {part}{used}; detach "
+            f"that: losetup -d {device.path}"
+        )
 
     def devices(self) -> list[loop.LoopDevice]:
         """Return the loop devices on the image.
@@ -191,7 +205,7 @@ class Image(Backend):
             loop.remove_refusing()
 
     def require_free(self) -> None:
-        """Refuse to go on while a loop device has the image."""
+        """Refuse to go on while a loop device of the driver's has the image."""
         if held := self.wait_until_free():
             raise FailedPrecondition(f"volume {self.volume.id}: {self._held(held[0])}; end that")
 
@@ -200,7 +214,7 @@ class Image(Backend):
         return f"{device.path} is in use by {holders.named(holders.of_device(device.number))}"
 
     def wait_until_free(self) -> list[loop.LoopDevice]:
-        """Give the kernel time to free the devices; return those that are still in use.
+        """Give the kernel time to free the driver's devices; return those that are still in use.
 
         It is not waited for long where somebody is seen who uses them.
         """
@@ -208,13 +222,13 @@ class Image(Backend):
         look = begin + _GRACE
         while True:
             self.kernel.invalidate()
-            devices, now = self.devices(), time.monotonic()
+            devices, now = list(filter(self.is_own, self.devices())), time.monotonic()
             if not devices or now > begin + _PATIENCE:
                 return devices
             if now > look:
                 look = now + _GRACE
                 if any(self.is_held(device.number) for device in devices):
-                    return self.devices()
+                    return list(filter(self.is_own, self.devices()))
             time.sleep(0.01)
 
     def is_held(self, number: int) -> bool:

@@ -32,20 +32,23 @@ class RawImage(Image):
         """Return the volume's device.
 
         One that was detached while somebody had it open is of no use: it will go when it is closed,
-        and its number will be given to another file.
+        and its number will be given to another file. Another writable one, of whoever, would
+        corrupt what is written to the volume's.
         """
         devices = [device for device in loop.find(self.image) if device.readonly is readonly]
-        for device in devices:
-            self.require_whole(device)
-            if device.autoclear and not readonly and self.is_held(device.number):
+        for device in devices if not readonly else ():
+            if not self.is_own(device):
+                raise self.attached_by_others(device)
+            if device.autoclear and self.is_held(device.number):
                 raise FailedPrecondition(
                     f"volume {self.volume.id} was detached, and {self._held(device)}; end that"
                 )
-        return next((device for device in devices if not device.autoclear), None)
+        own = filter(self.is_own, devices)
+        return next((device for device in own if not device.autoclear), None)
 
     def is_staged(self, path: str) -> bool:
-        devices = self.devices()
-        return any(not (device.readonly or device.autoclear) for device in devices)
+        own = filter(self.is_own, self.devices())
+        return any(not (device.readonly or device.autoclear) for device in own)
 
     def stage(self, path: str, capability: Capability, *, readonly: bool = False) -> None:
         device = self._device(readonly=False)
@@ -72,7 +75,7 @@ class RawImage(Image):
     def release(self) -> None:
         self.kernel.invalidate()
         relics = [item for item in self.relics() if not self._is_shown(item.number)]
-        for device in self.devices() + relics:
+        for device in [*filter(self.is_own, self.devices()), *relics]:
             self.kernel.detach(device)
         self.require_free()
         self.forget_devices()
@@ -105,7 +108,7 @@ class RawImage(Image):
 
     def withdraw(self) -> None:
         used = {item.root for item in self.mounts()}
-        for device in self.devices():
+        for device in filter(self.is_own, self.devices()):
             if device.readonly and f"/loop{device.number}" not in used:
                 self.kernel.detach(device)
 

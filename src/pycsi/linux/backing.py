@@ -42,9 +42,9 @@ def path_of(number: int) -> str | None:
 
 
 def is_named(number: int, name: str) -> bool:
-    """Tell whether `loop.attach` gave the device this name, of which the kernel keeps 63 bytes."""
+    """Tell whether `loop.attach` gave the device this name."""
     status = loop.status_of(number)
-    return status is not None and status.lo_file_name == name.encode()[:63]
+    return status is not None and loop.described(status).is_named(name)
 
 
 def on_top_of(number: int) -> list[loop.LoopDevice]:

@@ -88,12 +88,16 @@ class _LoopConfig(ctypes.Structure):
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class LoopDevice:
-    """A loop device that is bound to a file; one that is `partial` shows not all of it."""
+    """A loop device that is bound to a file; one that is `partial` shows not all of it.
+
+    `name` is what it was called when it was attached; None where a failed disk hides that.
+    """
 
     number: int
     readonly: bool
     autoclear: bool
     partial: bool = dataclasses.field(default=False, compare=False)
+    name: bytes | None = dataclasses.field(default=None, compare=False)
 
     @property
     def path(self) -> Path:
@@ -102,6 +106,10 @@ class LoopDevice:
     @property
     def device(self) -> int:
         return os.makedev(LOOP_MAJOR, self.number)
+
+    def is_named(self, name: str) -> bool:
+        """Tell whether `attach` was, or may have been, given this name; it is cut to 63 bytes."""
+        return self.name in {None, name.encode()[:63]}
 
 
 def _open(number: int, flags: int = os.O_RDWR) -> int:
@@ -338,6 +346,7 @@ def described(info: LoopInfo64) -> LoopDevice:
         readonly=bool(info.lo_flags & LO_FLAGS_READ_ONLY),
         autoclear=bool(info.lo_flags & LO_FLAGS_AUTOCLEAR),
         partial=bool(info.lo_offset or info.lo_sizelimit),
+        name=info.lo_file_name,
     )
 
 
