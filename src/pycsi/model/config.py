@@ -61,8 +61,8 @@ def parse_size(text: str) -> int:
 def parse_duration(text: str) -> float:
     """Return the seconds of `10s`, `5m`, `12h`, `7d` or a plain number.
 
-    Other text raises `ValueError`, as does more than 100 years: Python's dates and timers do not
-    reach farther.
+    Other text raises `ValueError`, and so does more than 100 years, so that the time fits Python's
+    dates and timers.
     """
     match = _DURATION.fullmatch(text.strip())
     if match is None:
@@ -105,7 +105,7 @@ class PoolConfig:
 
     `overcommit` is the ratio of promised bytes to real ones; 1.0 promises no byte twice.
     `uuid`: serve only the pool with this UUID, and no empty directory.
-    `require_mount`: serve the pool only if a filesystem is mounted at exactly this path.
+    `require_mount`: serve the pool only if its own filesystem is mounted at exactly this path.
     `require_pool`: refuse to start while the pool is missing.
     `allow_volatile`: accept a filesystem in memory, which loses its volumes at a reboot.
     `freeze_limit`: the longest freeze window of a snapshot, in seconds.

@@ -35,12 +35,12 @@ class Mode(enum.StrEnum):
 
     @property
     def readonly(self) -> bool:
-        """Whether the volume may be published read-only only."""
+        """Whether the volume may be published only for reading."""
         return self in {Mode.SINGLE_NODE_READER_ONLY, Mode.MULTI_NODE_READER_ONLY}
 
     @property
     def one_target(self) -> bool:
-        """Whether the volume may be published at one target path only."""
+        """Whether the volume may be published at only one target path."""
         return not self.many_nodes and self is not Mode.SINGLE_NODE_MULTI_WRITER
 
 

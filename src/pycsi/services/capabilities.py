@@ -1,4 +1,4 @@
-"""The capabilities that the driver advertises in each mode, and the RPCs that this switches off.
+"""The capabilities advertised in each mode, and the RPCs that therefore answer UNIMPLEMENTED.
 
 The modes differ because not every CSI sidecar can work per node: a resizer that finds EXPAND_VOLUME
 on a controller sends every expansion to one node, whichever node has the volume. Without that

@@ -117,7 +117,7 @@ def _refuse_repeated(volume_ids: Sequence[str]) -> None:
 
 
 def _compare(group: Group, request: csi.CreateVolumeGroupSnapshotRequest) -> None:
-    """Raise `AlreadyExists` unless the group snapshot of this name has what the request asks."""
+    """Raise `AlreadyExists` unless the existing group snapshot matches the request."""
     same_volumes = set(group.sources) == set(request.source_volume_ids)
     same = parameters.deciding(group.parameters) == parameters.deciding(request.parameters)
     if not same_volumes or not same:

@@ -98,7 +98,7 @@ class SnapshotMetadata(csi_pb2_grpc.SnapshotMetadataServicer):
 
 
 def _volume(snapshot: Snapshot) -> tuple[str, str, float]:
-    """Return an identity of the source volume that a later volume of the same name lacks."""
+    """Return the source volume's identity, which a later volume of the same name does not share."""
     return snapshot.volume.id, snapshot.volume.pool_uuid, snapshot.volume.created
 
 

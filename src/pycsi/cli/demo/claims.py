@@ -25,7 +25,7 @@ PATIENCE = 60.0
 _FOLDERS = ("volumes", "snapshots", "groups", "frozen", "tmp", "trash")
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _LEAST_SHARE = 0.6  # of a filesystem's size, for files; the rest is XFS's log, ext4's inode tables
-_NOISE = 64  # other users of the disk may change a pool's available capacity by one part in this
+_NOISE = 64  # the tolerance, 1/64 of a pool's available capacity, for other users of the disk
 _READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}
 _TEXT = b"written through the published path\n"
 
@@ -59,14 +59,14 @@ def no_other_size(reason: str) -> str:
 
 
 def near(promised: int, now: int) -> bool:
-    """Tell whether two available capacities in bytes differ by other users of the disk at most."""
+    """Tell whether two available capacities in bytes are equal, but for other users of the disk."""
     return abs(promised - now) <= promised // _NOISE
 
 
 def capacity_counted(before: int, after: int, size: int) -> str:
-    """Prove that a new volume of `size` bytes takes as much from GetCapacity's answer.
+    """Prove that GetCapacity promises `size` bytes less after a volume of that size was made.
 
-    The difference may be slightly off, by other users of the disk and the filesystem's own records.
+    A small difference is allowed, for other users of the disk and the filesystem's own records.
     """
     found = f"{before - after} bytes less"
     counted = near(before - size, after)

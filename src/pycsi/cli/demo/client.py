@@ -66,7 +66,7 @@ class Client:
     def call(self, method: str, request: object, detail: str = "") -> Any:
         """Call an RPC that must succeed; return its response, or the list of a stream's messages.
 
-        `detail` is shown beside the call. Another status than OK raises `Disproved`.
+        `detail` is shown beside the call. Any status but OK raises `Disproved`.
         """
         response, _ = self._timed(method, request, detail, grpc.StatusCode.OK)
         return response

@@ -34,7 +34,7 @@ class Screen:
         self._console.print(Text(text, "dim"), soft_wrap=True)
 
     def call(self, name: str, status: str, seconds: float, detail: str) -> None:
-        """Print an RPC, its status, the seconds that it took as ms, and a detail."""
+        """Print an RPC, its status, its duration (given in seconds, shown in ms), and a detail."""
         row = Table.grid(padding=(0, 1))
         row.add_column(width=_CALL)
         row.add_column(width=_STATUS, no_wrap=True)
