@@ -16,13 +16,19 @@ from pathlib import Path
 import grpc
 import pytest
 from conftest import FilesystemFactory, needs, run
-from driver import MIB, Driver, block_capability, from_volume, mount_capability, refused
+from driver import MIB, NODE, Driver, block_capability, from_volume, mount_capability, refused
 
 from pycsi.linux import loop, mount
 from pycsi.linux.backing import path_of
+from pycsi.model.ids import ephemeral_id
 from pycsi.proto import csi_pb2 as csi
 
 REFUSED = grpc.StatusCode.FAILED_PRECONDITION
+
+OURS = f"dead-{os.getpid()}"
+"""How this run's volumes are called: their devices are found by that, and others run tests, too."""
+
+INLINE = f"csi-{OURS}"
 
 
 class Disk:
@@ -89,9 +95,10 @@ class Disk:
         self._detach(folder)
 
     def _detach(self, folder: Path) -> None:
+        inline = ephemeral_id(INLINE, NODE)
         for number in loop.numbers():
             if (path_of(number) or "").startswith(
-                (f"{folder}/", "/pool/volumes/dead-", "/pool/volumes/ephemeral-")
+                (f"{folder}/", f"/pool/volumes/{OURS}-", f"/pool/volumes/{inline}/")
             ):
                 run("losetup", "--detach", f"/dev/loop{number}")
         for number, file in self._bound:  # whose path begins in its filesystem, now that is lost
@@ -122,9 +129,9 @@ def volumes(driver: Driver, kind: str) -> Volumes:
     free = {"type": "directory"} | ({} if kind == "btrfs" else {"quota": "none"})
     plain, block, image = mount_capability(), block_capability(), mount_capability("ext4")
     made = [
-        (driver.create("dead-dir", capability=plain, parameters=free), plain),
-        (driver.create("dead-image", capability=image, type="image"), image),
-        (driver.create("dead-raw", capability=block), block),
+        (driver.create(f"{OURS}-dir", capability=plain, parameters=free), plain),
+        (driver.create(f"{OURS}-image", capability=image, type="image"), image),
+        (driver.create(f"{OURS}-raw", capability=block), block),
     ]
     return {volume.volume_id: capability for volume, capability in made}
 
@@ -139,10 +146,10 @@ def use(driver: Driver, made: Volumes, folder: Path) -> dict[str, tuple[Path, Pa
 
 
 def publish_inline(driver: Driver, folder: Path) -> Path:
-    """Publish the inline volume `csi-dead`; return where."""
+    """Publish the inline volume `INLINE`; return where."""
     target = folder / "inline"
     context = {"csi.storage.k8s.io/ephemeral": "true", "size": "32Mi", "type": "image"}
-    driver.publish("csi-dead", None, target, context=context)
+    driver.publish(INLINE, None, target, context=context)
     return target
 
 
@@ -209,7 +216,7 @@ def test_disk_that_fails(
                 call()
     undo(driver, places)
     for _ in range(2):
-        driver.unpublish("csi-dead", inline)
+        driver.unpublish(INLINE, inline)
         assert not os.path.lexists(inline)
     for volume_id in made:
         with refused(REFUSED):
@@ -307,9 +314,9 @@ def test_driver_that_is_restarted_while_a_disk_is_away(
         for _ in range(2):
             driver.unpublish(volume_id, target)
             driver.unstage(volume_id, staging)
-    driver.unpublish("csi-dead", inline)
+    driver.unpublish(INLINE, inline)
     assert not os.path.lexists(inline)
-    assert not [n for n in loop.numbers() if "/dead-raw@" in (path_of(n) or "")]
+    assert not [n for n in loop.numbers() if f"/{OURS}-raw@" in (path_of(n) or "")]
     lost.lose()
 
 
@@ -381,7 +388,7 @@ def test_calls_about_what_is_published_while_the_pool_is_away(
         else:
             assert target.is_mount()
     undo(driver, places)
-    driver.unpublish("csi-dead", inline)
+    driver.unpublish(INLINE, inline)
     assert not os.path.lexists(inline)
     assert "INTERNAL" not in driver.log
     if away is not lose:  # what is there again is found, with what is left of it
@@ -395,7 +402,7 @@ def test_calls_about_what_is_published_while_the_pool_is_away(
 @pytest.mark.parametrize("restarted", [False, True], ids=["running", "restarted"])
 def test_device_that_somebody_detaches(driver: Driver, tmp_path: Path, restarted: bool) -> None:
     """The node of a device that is none any more can be unpublished."""
-    volume_id = driver.create("v", capability=block_capability()).volume_id
+    volume_id = driver.create(OURS, capability=block_capability()).volume_id
     staging, target = tmp_path / "staging", tmp_path / "target"
     driver.stage(volume_id, staging, block_capability())
     driver.publish(volume_id, staging, target, block_capability())
