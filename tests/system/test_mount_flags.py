@@ -119,12 +119,20 @@ def test_image_has_a_mount_of_its_own(
         ("user,exec", {"nodev", "nosuid"}),
         ("user,noatime,user", {"noatime", "nodev", "noexec", "nosuid"}),
         ("exec,user", {"nodev", "noexec", "nosuid"}),
+        ("users", {"nodev", "noexec", "nosuid"}),
+        ("users,dev,suid", {"noexec"}),
+        ("owner", {"nodev", "nosuid"}),
+        ("group,exec,dev", {"nosuid"}),
+        ("exec,dev,user,group,dev", {"noexec", "nosuid"}),
+        ("X-mount.mkdir=700,X-note,x-systemd.automount,comment=fast", set()),
+        ("silent,norelatime,nostrictatime", set()),
+        ("noatime,norelatime,loud", {"noatime"}),
     ],
 )
-def test_user_takes_away_what_mount_says(
+def test_options_that_mount_reads(
     driver: Driver, root: None, tmp_path: Path, flags: str, seen: set[str]
 ) -> None:
-    """The option `user` means noexec, nosuid and nodev, but for what a later option gives back."""
+    """Who may mount means what is taken away, but for what a later option gives back."""
     volume_id = driver.create("v", 32 * MIB, type="image").volume_id
     wanted = mount_capability("ext4", flags=[flags])
     with driver.published(volume_id, tmp_path, wanted) as target:
@@ -137,6 +145,28 @@ def test_what_the_kernel_would_take_and_not_do(driver: Driver, root: None, flags
     """Values that the kernel does not look at are refused, and so are options that contradict."""
     with refused(grpc.StatusCode.INVALID_ARGUMENT, "mount flag"):
         driver.create("v", 32 * MIB, capability=mount_capability("ext4", flags=[flags]))
+
+
+@pytest.mark.parametrize("kind", ["ext4", "btrfs"])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "X-mount.subdir=a",
+        "X-mount.idmap=b:0:1000:1",
+        "X-mount.owner=1000",
+        "X-mount.group=1000",
+        "X-mount.mode=700",
+        "subvol=a",
+        "subvolid=256",
+        "errors=panic",
+        "fatal_errors=panic",
+    ],
+)
+def test_what_no_volume_honours(driver: Driver, root: None, kind: str, flags: str) -> None:
+    """Such a flag is refused when the volume is created, not only when it is staged."""
+    wanted = mount_capability(kind, flags=["noatime", flags])
+    with refused(grpc.StatusCode.INVALID_ARGUMENT, "mount flag 2"):
+        driver.create("v", 256 * MIB, capability=wanted)
 
 
 def test_image_that_is_staged_read_only_is_not_published_writable(

@@ -9,9 +9,17 @@ from pycsi.model.errors import InvalidArgument
 from pycsi.model.records import VolumeType
 from pycsi.model.request import Access, Capability
 
-_USERLAND = frozenset({"_netdev", "auto", "noauto", "nofail", "user", "nouser"})
-_NOT_FOR_USERS = ("dev", "exec", "suid")
-"""What the option `user` forbids, unless a later option allows it again (mount(8))."""
+_USERLAND = frozenset({"_netdev", "auto", "comment", "noauto", "nofail", "nouser"})
+_WITHOUT_EFFECT = frozenset({"loud", "norelatime", "nostrictatime", "silent"})
+"""Options that ask for the default, or for more or fewer kernel messages."""
+
+_FORBIDS = {
+    "group": ("dev", "suid"),
+    "owner": ("dev", "suid"),
+    "user": ("dev", "exec", "suid"),
+    "users": ("dev", "exec", "suid"),
+}
+"""What each option forbids, unless a later option allows it again (mount(8))."""
 
 _REACHES_OUT = frozenset({"device", "journal_dev", "journal_path", "logdev", "rtdev"})
 _OPPOSITES = (
@@ -29,7 +37,10 @@ _OPPOSITES = (
 _NOT_OURS = frozenset(
     {"bind", "loop", "move", "private", "rbind", "remount", "rprivate", "rshared", "rslave"}
     | {"runbindable", "shared", "slave", "unbindable"}
+    | {f"X-mount.{name}" for name in ("group", "idmap", "mode", "owner", "subdir")}
 )
+_OF_A_PART = frozenset({"subvol", "subvolid"})
+_PANIC = frozenset({"errors=panic", "fatal_errors=panic"})
 _WITHOUT_VALUE = mount.OF_ONE_MOUNT.union({"dirsync"}, *_OPPOSITES)
 """Options that take no value, though the kernel accepts and ignores one."""
 
@@ -44,17 +55,24 @@ def split(flags: Iterable[str]) -> list[str]:
     not: `context="system_u:object_r:container_file_t:s0:c1,c2"`. A quote that is not closed is
     `InvalidArgument`.
     """
-    options = _for_users([_unquoted(option) for flag in flags for option in _options(flag)])
-    return [item for item in options if item not in _USERLAND and not item.startswith("x-")]
+    options = _with_implied([_unquoted(option) for flag in flags for option in _options(flag)])
+    return [item for item in options if not _is_ignored(item)]
 
 
-def _for_users(options: list[str]) -> list[str]:
-    """Return the options with `user` replaced by the options that it stands for."""
-    if "user" not in options:
+def _is_ignored(option: str) -> bool:
+    key = option.partition("=")[0]
+    if key in _USERLAND or option in _WITHOUT_EFFECT:
+        return True
+    return key.startswith(("x-", "X-")) and key not in _NOT_OURS
+
+
+def _with_implied(options: list[str]) -> list[str]:
+    """Return the options with `user` and its like replaced by the options that they imply."""
+    place = next((at for at, option in enumerate(options) if option in _FORBIDS), None)
+    if place is None:
         return options
-    place = options.index("user")
-    before, after = options[:place], options[place + 1 :]
-    implied = [f"no{name}" for name in _NOT_FOR_USERS if name not in after]
+    before, after = options[:place], _with_implied(options[place + 1 :])
+    implied = [f"no{name}" for name in _FORBIDS[options[place]] if name not in after]
     return [*(item for item in before if f"no{item}" not in implied), *implied, *after]
 
 
@@ -91,17 +109,28 @@ def check(capability: Capability, type_: VolumeType, *, thick: bool) -> None:
             raise InvalidArgument(f"mount flags: of {', '.join(sorted(group))} there can be one")
     for number, option in enumerate(options, start=1):
         where = f"mount flag {number}"
-        key, equals, _ = option.partition("=")
-        if key in _REACHES_OUT:
-            raise InvalidArgument(f"{where} names another device, which a volume does not have")
-        if equals and key in _WITHOUT_VALUE:
-            raise InvalidArgument(f"{where} has a value, which this option does not take")
-        if option in _NOT_OURS:
-            raise InvalidArgument(f"{where} says how to mount, which is the driver's to decide")
+        if fault := _fault(option):
+            raise InvalidArgument(f"{where} {fault}")
         if type_ is VolumeType.DIRECTORY and option not in known:
             raise InvalidArgument(
                 f"{where} is for a filesystem of its own; a directory takes "
                 f"{', '.join(sorted(known))}; use type: image for others"
             )
-        if thick and key == "discard":
+        if thick and option.partition("=")[0] == "discard":
             raise InvalidArgument(f"{where}: a thick volume is never discarded; use thin")
+
+
+def _fault(option: str) -> str | None:
+    """Return why no volume can honour an option, or None."""
+    key, equals, _ = option.partition("=")
+    if key in _REACHES_OUT:
+        return "names another device, which a volume does not have"
+    if key in _OF_A_PART:
+        return "names a part of the filesystem; a volume is the whole"
+    if option in _PANIC:
+        return "would let an error in the volume halt the node"
+    if equals and key in _WITHOUT_VALUE:
+        return "has a value, which this option does not take"
+    if key in _NOT_OURS:
+        return "says how to mount, which is the driver's to decide"
+    return None
