@@ -7,7 +7,7 @@ from typing import Any
 import grpc
 import pytest
 from conftest import FilesystemFactory
-from driver import GIB, MIB, Driver, block_capability, mount_capability
+from driver import GIB, MIB, Driver, block_capability, mount_capability, refused
 from rpc.conftest import OK, TOPOLOGY, code_of, request, wait_for
 
 from pycsi.proto import csi_pb2 as csi
@@ -96,7 +96,9 @@ def test_reserve_larger_than_the_disk(pool: Path, serve: Callable[..., Driver]) 
     driver = serve(f"default={pool},reserve=8Pi")
     answer = capacity(driver, parameters=THIN)
     assert (answer.available_capacity, answer.maximum_volume_size.value) == (0, 0)
-    assert create(driver, "a", MIB) is FULL
+    with refused(FULL, "lower its reserve"):
+        driver.create("a", MIB, quota="none")
+    assert "its reserve leaves nothing of its disk" in driver.log
 
 
 def test_expansion_needs_room_for_the_increment(limited: Callable[..., Driver]) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import grpc
-from conftest import FilesystemFactory, run
+from conftest import FilesystemFactory, needs, run
 from driver import GIB, MIB, Driver, block_capability, mount_capability, refused
 
 from pycsi.linux import loop, mount
@@ -295,6 +295,25 @@ def test_inodes_without_a_limit(
             for number in range(5000):
                 os.mknod(target / str(number))
             well(driver, volume_id)
+
+
+def test_image_that_cannot_grow_for_want_of_inodes(
+    filesystem: FilesystemFactory, serve: Callable[..., Driver], tmp_path: Path
+) -> None:
+    """It is used as it is, and the log says what the pool's disk lacks."""
+    needs("setpriv", met=shutil.which("setpriv") is not None)
+    # With this capability the kernel grows a mounted ext4, which takes no file.
+    wrapper = ("setpriv", "--bounding-set", "-sys_resource", "--inh-caps", "-sys_resource")
+    pool = filesystem("ext4", GIB, "-N", "600")
+    driver = serve(pool, wrapper=wrapper)
+    image = driver.create("i", 32 * MIB, type="image").volume_id
+    driver.expand(image, 256 * MIB)
+    many = use_up_inodes(pool.parent)
+    with driver.published(image, tmp_path):
+        assert "the pool's disk has no inode free" in driver.log
+    shutil.rmtree(many)
+    with driver.published(image, tmp_path) as target:
+        assert driver.stats(image, target).usage[0].total > 200 * MIB
 
 
 def test_full_inode_table_of_the_pool(

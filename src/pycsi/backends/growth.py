@@ -191,7 +191,10 @@ class GrowingImage(Image):
 
     def _require_room(self) -> None:
         if self.lacks_room():
-            raise OSError(errno.ENOSPC, f"the pool's disk has less than {show(_LEAST_ROOM)} free")
+            pool = os.statvfs(self.place)
+            lacking = "no inode" if pool.f_files and not pool.f_favail else None
+            lacking = lacking or f"less than {show(_LEAST_ROOM)}"
+            raise OSError(errno.ENOSPC, f"the pool's disk has {lacking} free")
 
     def _failure(self, error: OSError | ProgramError) -> CsiError:
         """Leave the reason for the condition to tell; return what to answer."""

@@ -134,9 +134,16 @@ class Pool:
         self.warn_of_promises()
 
     def warn_of_promises(self) -> None:
-        """Log that volumes may meet a full disk, if more was promised than it has."""
+        """Log that nothing can be promised, or more was promised than the disk has."""
         with contextlib.suppress(OSError):  # the pool's disk is away
             capacity = self.capacity()
+            if not capacity.limit:
+                log.warning(
+                    "the pool takes no volume: its reserve leaves nothing of its disk; lower it",
+                    pool=self.name,
+                    size=show(capacity.size),
+                    reserve=show(capacity.reserve),
+                )
             if capacity.lacking:
                 log.warning(
                     "the pool promises more than its disk has; free space there, or delete volumes",

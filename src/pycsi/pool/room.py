@@ -119,13 +119,17 @@ class Room:
         )
 
     def _lacks_room(self, more: int, left: int, capacity: Capacity) -> str:
+        remedy = (
+            "free space, lower the request or raise overcommit"
+            if capacity.limit
+            else "lower its reserve, which leaves nothing of the disk"
+        )
         return (
             f"pool {self._config.name}: {show(more)} wanted, {show(left)} left of "
             f"{show(capacity.limit)} (overcommit {capacity.overcommit:g}, "
             f"{show(capacity.free)} free on disk, {show(capacity.unwritten)} promised and "
             f"not yet written, {show(capacity.reserve)} reserved, "
-            f"{show(self._contents.trash.held)} in the trash); free space, lower the request "
-            "or raise overcommit"
+            f"{show(self._contents.trash.held)} in the trash); {remedy}"
         )
 
     @contextlib.contextmanager
