@@ -56,9 +56,13 @@ SERVICES = (
 )
 
 
-def show(directory: Path) -> str:
+def show(directory: Path, **variables: str) -> str:
     done = subprocess.run(
-        [sys.executable, *DEMO, directory], capture_output=True, text=True, check=False
+        [sys.executable, *DEMO, directory],
+        env=os.environ | variables,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stderr == ""
@@ -118,7 +122,7 @@ def demo_until(words: str, directory: Path) -> Iterator[tuple[subprocess.Popen[s
 
 
 def test_all_is_proved(programs: None, tmp_path: Path) -> None:
-    output = show(tmp_path)
+    output = show(tmp_path, COLUMNS="80")
     for title in AS_ROOT:
         assert title in output
     assert "left out" not in output

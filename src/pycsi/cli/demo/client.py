@@ -63,12 +63,13 @@ class Client:
             time.sleep(0.02)
         raise Disproved(expected="a driver that is ready", found=driver.last_words)
 
-    def call(self, method: str, request: object, detail: str = "") -> Any:
+    def call(self, method: str, request: object, detail: str = "", *, quiet: bool = False) -> Any:
         """Call an RPC that must succeed; return its response, or the list of a stream's messages.
 
-        `detail` is shown beside the call. Any status but OK raises `Disproved`.
+        `detail` is shown beside the call; a `quiet` call is not shown. Any status but OK raises
+        `Disproved`.
         """
-        response, _ = self._timed(method, request, detail, grpc.StatusCode.OK)
+        response, _ = self._timed(method, request, detail, grpc.StatusCode.OK, quiet=quiet)
         return response
 
     def refused(self, method: str, request: object, status: str, detail: str = "") -> str:
@@ -77,7 +78,13 @@ class Client:
         return reason
 
     def _timed(
-        self, method: str, request: object, detail: str, expected: grpc.StatusCode
+        self,
+        method: str,
+        request: object,
+        detail: str,
+        expected: grpc.StatusCode,
+        *,
+        quiet: bool = False,
     ) -> tuple[Any, str]:
         response, status, reason = None, grpc.StatusCode.OK, ""
         begin = time.perf_counter()
@@ -85,7 +92,8 @@ class Client:
             response = self._methods[method](request, timeout=_DEADLINE)
         except grpc.RpcError as error:
             status, reason = _status(error), _reason(error)
-        self._screen.call(method, status.name, time.perf_counter() - begin, detail)
+        if not quiet:
+            self._screen.call(method, status.name, time.perf_counter() - begin, detail)
         if status is not expected:
             raise Disproved(
                 expected=f"{method} answers {expected.name}", found=f"{status.name}: {reason}"

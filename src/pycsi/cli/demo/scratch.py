@@ -152,7 +152,8 @@ def _on_disk(name: str, root: Path) -> DemoPool:
     path = root / name
     path.mkdir(exist_ok=True)
     with loop.attach(image, autoclear=True, name="pycsi-demo") as device:
-        mount.mount("btrfs", device.path, path)
+        # A commit gives back the room of what was deleted; by default there is one in 30 seconds.
+        mount.mount("btrfs", device.path, path, ["commit=1"])
     return DemoPool(
         name=name, path=path, fstype="btrfs", limiter=SubvolumeLimiter.name, shares=True
     )

@@ -1,5 +1,6 @@
-"""The demo's output: readable on a terminal and in a pipe, from 80 columns on."""
+"""The demo's output: readable on a terminal and in a pipe, from 60 columns on."""
 
+import textwrap
 from collections.abc import Sequence
 
 from rich import box
@@ -7,46 +8,50 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-NARROWEST = 80
+NARROWEST = 60
+WIDE = 80
+"""From here on details stand beside what they belong to; on a narrower screen, below it."""
 WIDEST = 110
 
 _CALL = 27
 _STATUS = 16
 _TIME = 10
+_LABEL = 12
 
 
 class Screen:
     """Prints titles, calls, proofs and remarks, and a table at the end."""
 
     def __init__(self) -> None:
-        width = min(max(Console().width, NARROWEST), WIDEST)
-        self._console = Console(width=width, highlight=False)
+        self._width = min(max(Console().width, NARROWEST), WIDEST)
+        self._console = Console(width=self._width, highlight=False)
 
     def title(self, text: str) -> None:
+        lines = textwrap.wrap(text, self._width - len(" ---"))
+        lines[-1] = f"{lines[-1]} ".ljust(self._width, "-")
         self._console.print()
-        self._console.rule(Text(text, "bold"), align="left", characters="-")
+        self._line(Text("\n".join(lines), "bold"))
 
     def remark(self, text: str) -> None:
-        self._console.print(Text(text))
+        self._beside(Text(), len(text) - len(text.lstrip()), text.lstrip())
 
     def log(self, text: str) -> None:
         """Print lines of a log unchanged, however long."""
-        self._console.print(Text(text, "dim"), soft_wrap=True)
+        self._line(Text(text, "dim"))
 
     def call(self, name: str, status: str, seconds: float, detail: str) -> None:
         """Print an RPC, its status, its duration (given in seconds, shown in ms), and a detail."""
-        row = Table.grid(padding=(0, 1))
-        row.add_column(width=_CALL)
-        row.add_column(width=_STATUS, no_wrap=True)
-        row.add_column(width=_TIME, justify="right")
-        row.add_column(overflow="fold")
-        row.add_row(
-            Text(f"  {name}"),
-            Text(status, "green" if status == "OK" else "yellow"),
-            Text(f"{seconds * 1000:.1f} ms", "cyan"),
-            Text(detail),
+        head = Text.assemble(
+            f"  {name}".ljust(_CALL + 1),
+            (status.ljust(_STATUS + 1), "green" if status == "OK" else "yellow"),
+            (f"{seconds * 1000:.1f} ms".rjust(_TIME), "cyan"),
         )
-        self._console.print(row)
+        if self._width >= WIDE:
+            self._beside(head, len(head) + 1, detail)
+        else:
+            self._line(head)
+            if detail:
+                self._beside(Text(), _LABEL + 1, detail)
 
     def answer(self, text: str) -> None:
         """Print an answer of the driver."""
@@ -64,19 +69,32 @@ class Screen:
         self._labelled("", "", f"found:    {found}")
 
     def _labelled(self, label: str, style: str, text: str) -> None:
-        row = Table.grid(padding=(0, 1))
-        row.add_column(width=len("      proved"))
-        row.add_column(overflow="fold")
-        row.add_row(Text(f"      {label}", style), Text(text))
-        self._console.print(row)
+        self._beside(Text(f"      {label}", style), _LABEL + 1, text)
+
+    def _beside(self, head: Text, column: int, text: str) -> None:
+        """Print `head`, and `text` from `column` on, in as many lines as it takes."""
+        room = self._width - column
+        wrap = textwrap.TextWrapper(room, break_on_hyphens=False).wrap
+        lines = [part for line in text.splitlines() for part in wrap(line)]
+        for line in lines or [""]:
+            if line:
+                head.pad_right(column - len(head))
+            self._line(head + Text(line))
+            head = Text()
+
+    def _line(self, text: Text) -> None:
+        """Print lines that are as they should be."""
+        self._console.print(text, soft_wrap=True)
 
     def summary(self, rows: Sequence[tuple[str, str, str, str]]) -> None:
         """Print a table of the stages: name, kind of volume, proved claims, and total time."""
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
         table.add_column("SHOWN", no_wrap=True)
-        table.add_column("MADE OF", overflow="fold")
+        if self._width >= WIDE:
+            table.add_column("MADE OF", overflow="fold")
         table.add_column("PROVED", overflow="fold", ratio=1)
         table.add_column("TIME", justify="right", no_wrap=True)
-        for row in rows:
-            table.add_row(*(Text(cell) for cell in row))
+        for name, made_of, proved, time in rows:
+            middle = (made_of, proved) if self._width >= WIDE else (f"{made_of}: {proved}",)
+            table.add_row(*map(Text, (name, *middle, time)))
         self._console.print(table)

@@ -87,7 +87,7 @@ class Performance:
             proved = True
         except Disproved as failure:
             self._screen.disproved(failure.expected, failure.found)
-            self._screen.remark("\nThe end of the driver's log:")
+            self._screen.title("The end of the driver's log")
             self._screen.log(self._driver.last_words)
         finally:
             self._client.close()
@@ -121,15 +121,16 @@ class Performance:
             self._client.call("Probe", request)
             self._screen.answer("ready")
 
-    def _promises(self) -> list[int]:
-        """Show and return the available bytes of each pool (GetCapacity)."""
+    def _promises(self, *, quiet: bool = False) -> list[int]:
+        """Return the available bytes of each pool (GetCapacity), and show them unless `quiet`."""
         promises = []
         for pool in self._pools:
             request = csi.GetCapacityRequest(parameters={"pool": pool.name, "quota": "none"})
             response: csi.GetCapacityResponse = self._client.call(
-                "GetCapacity", request, f"pool {pool.name}"
+                "GetCapacity", request, f"pool {pool.name}", quiet=quiet
             )
-            self._screen.answer(f"{shown(response.available_capacity)} for volumes")
+            if not quiet:
+                self._screen.answer(f"{shown(response.available_capacity)} for volumes")
             promises.append(response.available_capacity)
         return promises
 
@@ -158,11 +159,14 @@ class Performance:
     def _end(self, before: Sequence[int]) -> None:
         """Prove that all space is free again, and that the driver ends with status 0."""
         self._screen.title("The end")
-        promises = self._promises()
-        deadline = time.monotonic() + claims.PATIENCE
-        while time.monotonic() < deadline and not all(map(claims.near, before, promises)):
-            time.sleep(1)  # the kernel frees deleted data in the background
-            promises = self._promises()
-        for promised, now in zip(before, promises, strict=True):
+        if not self._all_back(before):
+            self._screen.remark("  waiting for the kernel to free what was deleted ...")
+            deadline = time.monotonic() + claims.PATIENCE
+            while time.monotonic() < deadline and not self._all_back(before):
+                time.sleep(1)
+        for promised, now in zip(before, self._promises(), strict=True):
             self._screen.proved(claims.room_returned(promised, now))
         self._screen.proved(claims.ended(self._driver.stop()))
+
+    def _all_back(self, before: Sequence[int]) -> bool:
+        return all(map(claims.near, before, self._promises(quiet=True)))
