@@ -4,7 +4,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed
+# What the driver and the demo need, and what all the rest needs besides.
+INSTALLED := $(VENV)/.installed
+DEVELOPMENT := $(VENV)/.development
 PROTO := csi_pb2.py csi_pb2.pyi csi_pb2_grpc.py
 
 VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' src/pycsi/__init__.py)
@@ -19,42 +21,42 @@ CONTAINER_TOOL ?= $(eval CONTAINER_TOOL := $$(shell for tool in docker podman bu
 PARALLEL := --numprocesses 2 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-reliability soak bench lint proto sanity test-vm image image-archive manifests tools clean \
+.PHONY: help demo test test-reliability soak bench lint proto sanity test-vm image image-archive manifests filesystems tools clean \
 	kind kind-cluster kind-image kind-snapshots kind-install kind-demo kind-delete
 
 help: ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
-demo: $(STAMP) tools ## Show the life of real volumes (as root: of every kind)
+demo: $(INSTALLED) filesystems ## Show the life of real volumes (as root: of every kind)
 	$(BIN)/pycsi demo
 
-test: $(STAMP) tools ## Run all tests; as root, those that mount too
+test: $(DEVELOPMENT) tools ## Run all tests; as root, those that mount too
 	$(BIN)/pytest $(PARALLEL)
 
-test-reliability: $(STAMP) tools ## Kill, fail, cut the power, race and fuzz at every point there is
+test-reliability: $(DEVELOPMENT) tools ## Kill, fail, cut the power, race and fuzz at every point there is
 	$(BIN)/pytest $(PARALLEL) --thorough tests/reliability
 
-soak: $(STAMP) tools ## Use a driver from 16 threads for ten minutes, and look for leaks
+soak: $(DEVELOPMENT) tools ## Use a driver from 16 threads for ten minutes, and look for leaks
 	$(BIN)/pytest --thorough tests/reliability/test_soak.py
 
-bench: $(STAMP) tools ## Measure the driver against floors taken in the same run
+bench: $(DEVELOPMENT) tools ## Measure the driver against floors taken in the same run
 	$(BIN)/python benchmarks/bench.py
 
-lint: $(STAMP) ## Check style and types
+lint: $(DEVELOPMENT) ## Check style and types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-proto: $(STAMP) ## Generate src/pycsi/proto from csi.proto
+proto: $(DEVELOPMENT) ## Generate src/pycsi/proto from csi.proto
 	$(BIN)/python -m grpc_tools.protoc -Ipycsi/proto=. --python_out=src --pyi_out=src \
 		--grpc_python_out=src csi.proto
 
-sanity: $(STAMP) tools ## Run the csi-sanity that is on PATH against every kind of volume
+sanity: $(DEVELOPMENT) tools ## Run the csi-sanity that is on PATH against every kind of volume
 	@command -v csi-sanity >/dev/null || { echo "csi-sanity is not on PATH: build it from \
 	github.com/kubernetes-csi/csi-test and put it there"; exit 1; }
 	$(BIN)/pytest tests/sanity -v
 
-test-vm: $(STAMP) tools ## Run the system tests on the distribution's kernel, under qemu
+test-vm: $(DEVELOPMENT) tools ## Run the system tests on the distribution's kernel, under qemu
 	@.ci/install-packages qemu-system-x86_64 busybox strace
 	$(BIN)/python tests/vm/boot.py --timeout 3000 -- \
 		python3 -m pytest -p no:cacheprovider tests/vm
@@ -70,7 +72,7 @@ image-archive: image ## Build the image and write it to build/pycsi.tar
 	$(CONTAINER_TOOL) $(if $(findstring buildah,$(CONTAINER_TOOL)), \
 		push $(IMAGE) docker-archive:$(ARCHIVE):$(IMAGE), save --output $(ARCHIVE) $(IMAGE))
 
-manifests: $(STAMP) ## Make the plain manifests in deploy/kubernetes from the Helm chart
+manifests: $(DEVELOPMENT) ## Make the plain manifests in deploy/kubernetes from the Helm chart
 	$(BIN)/python deploy/kubernetes/render.py
 
 MODE ?= single-node
@@ -96,15 +98,24 @@ kind-demo: ## Run the demos in the kind cluster
 kind-delete: ## Delete the kind cluster, with its volumes
 	@$(KIND) delete
 
-# The image's tests run where there is a builder; nobody but CI gets one installed unasked.
-tools:
-	@.ci/install-packages mkfs.ext4 mkfs.xfs mkfs.btrfs strace $(if $(CI),buildah debootstrap)
+filesystems:
+	@.ci/install-packages mkfs.ext4 mkfs.xfs mkfs.btrfs
 
-$(STAMP): pyproject.toml
+# The image's tests run where there is a builder; nobody but CI gets one installed unasked.
+tools: filesystems
+	@.ci/install-packages strace $(if $(CI),buildah debootstrap)
+
+$(INSTALLED): pyproject.toml
 	@.ci/install-packages venv
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable . --group dev
+	@echo "Installing the driver into $(VENV): 65 MB ..."
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+$(DEVELOPMENT): $(INSTALLED)
+	@echo "Installing what tests and checks need into $(VENV): 475 MB, half a minute ..."
+	@$(BIN)/python -m pip install --quiet --upgrade pip
+	@$(BIN)/python -m pip install --quiet --group dev
 	@touch $@
 
 clean: ## Remove what make has made
