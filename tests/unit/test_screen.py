@@ -65,5 +65,6 @@ def test_wide(printed: list[str]) -> None:
 
 @pytest.mark.parametrize("printed", [80], indirect=True)
 def test_pipe(printed: list[str]) -> None:
-    """There are no colours, and nothing that only a terminal understands."""
+    """There are no colours, nothing that only a terminal understands, and no spaces at the end."""
     assert "\x1b" not in "".join(printed)
+    assert [line for line in printed if line.endswith(" ")] == []

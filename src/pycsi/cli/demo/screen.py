@@ -69,7 +69,7 @@ class Screen:
         self._labelled("", "", f"found:    {found}")
 
     def _labelled(self, label: str, style: str, text: str) -> None:
-        self._beside(Text(f"      {label}", style), _LABEL + 1, text)
+        self._beside(Text.assemble((f"      {label}", style)), _LABEL + 1, text)
 
     def _beside(self, head: Text, column: int, text: str) -> None:
         """Print `head`, and `text` from `column` on, in as many lines as it takes."""
@@ -97,4 +97,8 @@ class Screen:
         for name, made_of, proved, time in rows:
             middle = (made_of, proved) if self._width >= WIDE else (f"{made_of}: {proved}",)
             table.add_row(*map(Text, (name, *middle, time)))
-        self._console.print(table)
+        with self._console.capture() as drawn:
+            self._console.print(table)
+        for line in Text.from_ansi(drawn.get()).split():
+            line.rstrip()
+            self._line(line)
