@@ -41,7 +41,7 @@ def shell(*words: str | Path, **variables: str) -> "subprocess.CompletedProcess[
     return subprocess.run(words, capture_output=True, text=True, check=False, env=environment)
 
 
-# Continuous integration, and the documents
+# Continuous integration
 
 
 def test_workflow_runs_make_only() -> None:
@@ -57,30 +57,6 @@ def test_workflow_runs_make_only() -> None:
                 assert match, step["run"]
                 targets.add(match[1])
     assert {"lint", "test", "image", "kind"} <= targets <= TARGETS
-
-
-@pytest.mark.parametrize("name", ["README.md", "docs/operations.md"])
-def test_documents_name_what_there_is(name: str) -> None:
-    """Targets of make and paths of the repository that a document shows are there."""
-    text = (ROOT / name).read_text()
-    shown = re.findall(r"^make (.+)|`make ([^`]+)`", text, re.MULTILINE)
-    for word in " ".join(re.sub("#.*", "", "".join(pair)) for pair in shown).split():
-        assert word in TARGETS or "=" in word, word
-    for path in re.findall(r"\b(?:deploy|docs|tests|benchmarks)/[\w./-]*\w", text):
-        assert (ROOT / path).exists(), path
-
-
-@pytest.mark.parametrize("name", ["README.md", "docs/operations.md"])
-def test_documents_link_to_what_there_is(name: str) -> None:
-    place = ROOT / name
-    text = place.read_text()
-    for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", text):
-        if not target.startswith("http"):
-            assert (place.parent / target).exists(), target
-    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
-    anchors = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
-    for anchor in re.findall(r"\]\(#([^)]+)\)", text):
-        assert anchor in anchors, anchor
 
 
 # The scripts
