@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import ParamSpec
 
 import pytest
-from conftest import FilesystemFactory, backing_files, needs
+from conftest import FilesystemFactory, backing_files, mounted, needs, run
 from driver import GIB
 
 import pycsi
@@ -207,6 +207,29 @@ def test_killed_demo_takes_driver_and_mounts_along(programs: None, tmp_path: Pat
     while driver_of(output).exists() or str(tmp_path) in "".join(backing_files()):
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def test_demo_keeps_nothing_of_others(programs: None, tmp_path: Path) -> None:
+    """What is unmounted while it runs goes, though it has a copy of all that was mounted."""
+    image, shared = tmp_path / "image", tmp_path / "shared"
+    with image.open("wb") as file:
+        file.truncate(16 * MIB)
+    run("mkfs.ext4", "-q", image)
+    place = shared / "place"
+    place.mkdir(parents=True)
+    with mounted("--bind", shared, shared):
+        run("mount", "--make-shared", shared)
+        run("mount", "-o", "loop", image, place)
+        directory = tmp_path / "demo"
+        directory.mkdir()
+        with demo_until("Image with ext4", directory) as (demo, _):
+            run("umount", place)
+            deadline = time.monotonic() + 10
+            while str(image) in backing_files():
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            assert demo.poll() is None
+            demo.send_signal(signal.SIGTERM)
 
 
 @pytest.fixture

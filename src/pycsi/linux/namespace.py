@@ -14,8 +14,8 @@ from pycsi.linux.libc import function
 
 CLONE_NEWNS = 0x00020000
 CLONE_NEWUSER = 0x10000000
-MS_PRIVATE = 1 << 18
 MS_REC = 1 << 14
+MS_SLAVE = 1 << 19
 PR_SET_PDEATHSIG = 1
 
 _mount = function(
@@ -25,15 +25,19 @@ _prctl = function("prctl", ctypes.c_int, ctypes.c_ulong)
 _unshare = function("unshare", ctypes.c_int)
 
 
-def make_private(target: Path) -> None:
-    """Pass mounts at and below `target` on to no other namespace, and take none from there."""
-    _mount(None, os.fsencode(target), None, MS_REC | MS_PRIVATE, None, path=target)
+def _pass_nothing_on() -> None:
+    """Pass what is mounted here on to no other namespace, and let go of what is unmounted there.
+
+    A new namespace has a copy of every mount, which would keep its disk or loop device busy when
+    everybody else has unmounted it. A slave of the original goes with that, where it is shared.
+    """
+    _mount(None, b"/", None, MS_REC | MS_SLAVE, None, path="/")
 
 
 def enter_mounts() -> None:
     """Enter a mount namespace of our own; EPERM without CAP_SYS_ADMIN."""
     _unshare(CLONE_NEWNS)
-    make_private(Path("/"))
+    _pass_nothing_on()
 
 
 def enter_mounts_as_user() -> None:
@@ -49,7 +53,7 @@ def enter_mounts_as_user() -> None:
         Path("/proc/self/setgroups").write_text("deny")
     Path("/proc/self/uid_map").write_text(f"0 {user} 1")
     Path("/proc/self/gid_map").write_text(f"0 {group} 1")
-    make_private(Path("/"))
+    _pass_nothing_on()
 
 
 def end_with_parent() -> None:
