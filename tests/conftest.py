@@ -49,20 +49,21 @@ def pytest_configure(config: pytest.Config) -> None:
     pytest's usual one is shared by runs, which delete what older ones have left: also through
     mounts, if a broken test has left some.
     """
-    if hasattr(config, "workerinput") and os.geteuid() == 0:
+    if os.geteuid() == 0:
         _leave_mount_namespace()
     if config.option.basetemp is None:
         config.option.basetemp = tempfile.mkdtemp(prefix="pycsi-test-")
 
 
 def _leave_mount_namespace() -> None:
-    """Give a process of pytest-xdist mounts of its own.
+    """Give this process mounts of its own, whether pytest-xdist has started it or a person.
 
-    Some tests start programs with a copy of all mounts, and so would keep the other process's.
+    Some tests start programs with a copy of all mounts, and so would keep those of other processes
+    and of other runs.
     """
     clone_newns = 0x20000
     function("unshare", ctypes.c_int)(clone_newns)
-    run("mount", "--make-rprivate", "/")
+    run("mount", "--make-rslave", "/")
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
