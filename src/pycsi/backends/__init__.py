@@ -1,4 +1,4 @@
-"""What volumes are made of: a `Backend` is one volume's data.
+"""The kinds of volume data; a `Backend` is the data of one volume.
 
 | volume                    | backend           | staged                  | published      |
 |---------------------------|-------------------|-------------------------|----------------|
@@ -25,16 +25,16 @@ from pycsi.model.request import Capability
 
 
 class Backend(abc.ABC):
-    """The data of `volume` in the directory `where`, on the pool's `location`.
+    """The data of `volume` or of a snapshot, in the directory `where` of the pool at `location`.
 
-    `kernel` is asked what is mounted, and mounts.
+    `limiter` limits the size of directories; mounts are read from and made through `kernel`.
     """
 
     NAME: ClassVar[str]
-    """What `content` is called in `place`."""
+    """The name of `content` within `place`."""
 
     target_is_file = False
-    """Whether a volume of this kind is published at a file, as a device, or at a directory."""
+    """Whether the target path is a file, for a device node; otherwise it is a directory."""
 
     def __init__(
         self, where: str, volume: Volume, limiter: Limiter, location: Location, kernel: KernelView
@@ -47,84 +47,91 @@ class Backend(abc.ABC):
 
     @functools.cached_property
     def place(self) -> Path:
-        """The directory as a path, made when it is wanted: there may be thousands of volumes."""
+        """`where` as a `Path`, built only on use: a pool may have thousands of volumes."""
         return Path(self.where)
 
     @property
     def inside(self) -> str:
-        """Where the data is: what `where` is to `place`, this is to `content`."""
+        """The path of `content` as a string."""
         return f"{self.where}/{self.NAME}"
 
     @functools.cached_property
     def content(self) -> Path:
-        """The directory or the file that the data is in."""
+        """The directory or file that contains the data."""
         return Path(self.inside)
 
     @abc.abstractmethod
     def create(self) -> int | None:
-        """Make the data, whole; return its project id if it has one."""
+        """Create the data of a new volume; return its project id, or None if it has none."""
 
     def sync_names(self) -> None:
-        """Make the names in what `create` has made durable, when the record is on the disk."""
+        """Make the directory entries that `create` has made durable, once the record is on disk."""
 
     @abc.abstractmethod
     def resize(self, size: int) -> None:
-        """Make the data `size` bytes large, never smaller; nobody sees that before `expose`."""
+        """Set the size of the data to `size` bytes, before that size is recorded.
+
+        No device shows the new size before `expose`, so it can be taken back until then. A volume
+        never becomes smaller than its recorded capacity.
+        """
 
     def expose(self) -> None:
-        """Let the devices on the data be as large as it is; its new size is recorded now."""
+        """Set the devices on the data to its new size, once that size is recorded."""
 
     @abc.abstractmethod
     def mounts(self) -> list[Mount]:
-        """Return the mounts of this volume or of a part of it, as the kernel lists them."""
+        """Return all mounts of this volume, or of a part of it, as the kernel lists them."""
 
     @abc.abstractmethod
     def stage(self, path: str, capability: Capability, *, readonly: bool = False) -> None:
-        """Make the volume usable at the empty directory `path`."""
+        """Stage the volume at the staging path `path`, an empty directory."""
 
     @abc.abstractmethod
     def usage(self, path: Path) -> Usage:
-        """Measure the volume through `path`, where it is mounted."""
+        """Return the volume's usage in bytes, and inodes if known; it is mounted at `path`."""
 
     def grow(self) -> None:
-        """Make the filesystem, which is mounted, as large as the data."""
+        """Grow the mounted filesystem to the size of the volume."""
 
     def is_seen(self, path: str) -> bool:
-        """Tell whether the volume is mounted at `path`, and nothing over it."""
+        """Tell whether the topmost mount at `path` is of this volume."""
         seen = self.kernel.mounts.topmost(path)
         return seen is not None and seen in self.mounts()
 
     @abc.abstractmethod
     def is_relic(self, mounted: Mount) -> bool:
-        """Tell whether a mount shows the volume as it was on a disk that is lost or replaced.
+        """Tell whether a mount shows this volume's data on a disk that was lost or replaced.
 
-        It is for undoing only: a relic is neither staged nor published.
+        Such a mount, a relic, may only be undone; the volume does not count as staged or published.
         """
 
     def is_staged(self, path: str) -> bool:
-        """Tell whether the volume is staged at `path`, as far as the kernel knows."""
+        """Tell whether the kernel has the volume staged at `path`."""
         return self.is_seen(path)
 
     def holder(self) -> str | None:
-        """Return what uses the volume besides its mounts, or None."""
+        """Describe what uses the volume other than the mounts in `mounts`; None if nothing does."""
         return None
 
     def refuse_strangers(self) -> None:
-        """Refuse to go on while somebody else has attached a device to the data."""
+        """Raise `FailedPrecondition` if another program has attached a loop device to the data."""
 
     def release(self) -> None:
-        """Free what staging took besides the mount."""
+        """Free what staging has allocated besides the mount, such as loop devices."""
 
     def unmount(self, path: str) -> None:
-        """Undo the topmost mount at `path`, and what only it took."""
+        """Undo the topmost mount at `path`, and free what only that mount needed."""
         self.kernel.unmount(path)
 
     def publish(self, source: str, target: str, capability: Capability, *, readonly: bool) -> None:
-        """Make the volume that is staged at `source` visible at `target`, which exists."""
+        """Publish the volume, staged at the path `source`, at the existing path `target`."""
         self.bind(source, target, attributes(capability, readonly=readonly))
 
     def bind(self, source: str, target: str, change: Attributes) -> None:
-        """Bind `source` to `target` with changed attributes, or say why they cannot be changed."""
+        """Bind `source` to `target` with changed mount attributes.
+
+        `FailedPrecondition` if the kernel does not allow this process to clear an attribute.
+        """
         try:
             self.kernel.bind(source, target, change)
         except PermissionError as error:
@@ -137,78 +144,85 @@ class Backend(abc.ABC):
             ) from None
 
     def withdraw(self) -> None:
-        """Free what published targets took and no longer need."""
+        """Free what publishing has allocated and no published target needs any more."""
 
     # Health
 
     @property
     def healthy_path(self) -> str:
-        """The directory whose presence alone rules out `faults`; empty where it takes more."""
+        """The path of a directory whose existence alone rules out `faults`; empty if none does."""
         return ""
 
     @abc.abstractmethod
     def faults(self) -> Iterator[str]:
-        """Yield what is wrong with the data, each found by looking at it now."""
+        """Yield a description of each fault that the data has now."""
 
     # Snapshots
 
     @property
     def shares(self) -> bool:
-        """Whether copies of this in its own pool share blocks, and so are made at once."""
+        """Whether copies within the pool share blocks, so that they are made instantly."""
         return False
 
     @abc.abstractmethod
     def occupied(self) -> int:
-        """Return how many bytes of the pool the data occupies, shared blocks included."""
+        """Return the number of bytes that the data occupies in the pool, with shared blocks."""
 
     @abc.abstractmethod
     def owned(self, *, shares: bool) -> int:
-        """Return how many bytes of its size the volume can rewrite without room in the pool.
+        """Return a lower bound for the bytes that can be rewritten without new blocks in the pool.
 
-        At least these are known to be its own; `shares` says that it may share blocks with others.
+        These blocks belong to this volume alone. `shares` tells whether it may share others.
         """
 
     def written_at(self) -> str | None:
-        """Return where somebody may be writing to the volume now, or None where nobody can."""
+        """Return a path or device through which the volume may be written to now; None if none."""
         writable = [item.target for item in self.mounts() if not item.readonly]
         return writable[0] if writable else self.holder()
 
     def freezable(self) -> bool:
-        """Tell whether the volume is in use, as a filesystem of its own that can be frozen."""
+        """Tell whether the volume is mounted as a filesystem of its own, which can be frozen."""
         return False
 
     def prepare_capture(self) -> None:
-        """Bring the volume to a state of which a capture is good; nobody may use it if idle."""
+        """Make the data consistent on disk before a capture, as by replaying a journal.
+
+        `FailedPrecondition` if the volume is in use where the driver cannot freeze it.
+        """
 
     @abc.abstractmethod
     def capture(self, source: "Backend", progress: Progress, *, point_in_time: bool) -> None:
-        """Become a snapshot's copy of `source`, which is of the same kind.
+        """Copy `source`, a backend of the same kind, into this new snapshot.
 
-        Without `point_in_time` files of different moments will do. `progress` is called now and
-        then; what it raises ends the copy.
+        Without `point_in_time`, the files may be copied at different moments. `progress` is called
+        repeatedly; an exception from it ends the copy. Call `make_durable` afterwards.
         """
 
     @abc.abstractmethod
     def restore(self, source: "Backend", progress: Progress) -> int | None:
-        """Become a volume's copy of `source`, of one point in time; return its project id.
+        """Make this new volume a point-in-time copy of `source`; return its project id, if any.
 
-        The volume may be larger than its source, not smaller; `adapt` is still to be called.
+        The volume may be larger than its source, not smaller. Call `adapt` afterwards.
         """
 
     @abc.abstractmethod
     def adapt(self, source: Volume, project: int | None) -> None:
-        """Make what `restore` has copied from `source`, returning `project`, this volume's own.
+        """Adapt the data that `restore` has copied from `source` to this volume.
 
-        Then it is as large as it shall be, durable, and usable beside its source.
+        Afterwards the data has the volume's size, is durable, and can be mounted beside its source.
+        `project` is the project id that `restore` returned.
         """
 
     @abc.abstractmethod
     def make_durable(self) -> None:
-        """Make what `capture` has copied durable, when the source may be written to again."""
+        """Make the copy made by `capture` durable; the source may be written to again by now."""
 
 
 def attributes(capability: Capability, *, readonly: bool) -> Attributes:
-    """Return what a capability changes of a mount's attributes; read-only wins over `rw`."""
+    """Return the changes to a mount's attributes that a capability's mount flags ask for.
+
+    Read-only takes precedence over the flag `rw`.
+    """
     change = attributes_of(mountflags.split(capability.mount_flags))
     if readonly or capability.readonly:
         return change._replace(set=change.set | MOUNT_ATTR_RDONLY)

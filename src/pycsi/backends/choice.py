@@ -1,4 +1,4 @@
-"""Which backend a volume has."""
+"""The choice of a volume's backend."""
 
 from pycsi.backends import Backend
 from pycsi.backends.directory import Directory
@@ -18,7 +18,7 @@ def backend_for(
     location: Location,
     kernel: KernelView | None = None,
 ) -> Backend:
-    """Return the data of `volume` in the directory `where` as a backend."""
+    """Return the backend for the data of `volume` in the directory `where`."""
     kind: type[Backend] = FilesystemImage
     if volume.type is VolumeType.DIRECTORY:
         kind = Directory

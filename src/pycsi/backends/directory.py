@@ -1,4 +1,4 @@
-"""A volume that is a directory, limited by a quota where it is enforced."""
+"""Volumes that are directories, whose size a quota limits if it is to be enforced."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -28,7 +28,7 @@ T = TypeVar("T")
 log = structlog.get_logger()
 
 _ATTEMPTS = 3
-"""How often a directory that is written to is copied in the hope of a quiet moment."""
+"""Attempts to copy a directory while nothing writes to it."""
 
 
 class Directory(Backend):
@@ -51,7 +51,7 @@ class Directory(Backend):
     def resize(self, size: int) -> None:
         if self.volume.enforced:
             if fault := self.limiter.fault():
-                if size == self.volume.capacity:  # nothing was asked for that could be promised
+                if size == self.volume.capacity:  # nothing new is promised
                     return
                 raise FailedPrecondition(f"volume {self.volume.id} is not limited now: {fault}")
             self.limiter.limit(self.content, self.volume.project, size)
@@ -61,8 +61,8 @@ class Directory(Backend):
         return mounts.of(self.location.device, self.location.seen_in(mounts).root_of(self.inside))
 
     def is_relic(self, mounted: Mount) -> bool:
-        # The same disk has another number each time that it comes, and the pool may have been moved
-        # in it; the path has the id.
+        # A disk gets another device number whenever it is connected, and the pool may have been
+        # moved within it. So the volume id in the path identifies the volume.
         inside = "/".join(self.inside.split("/")[-3:])  # volumes/ID/data
         return mounted.origin.endswith(f"/{inside}")
 
@@ -70,13 +70,13 @@ class Directory(Backend):
         if self.volume.enforced:
             try:
                 self.limiter.limit(self.content, self.volume.project, self.volume.capacity)
-            except LimitError as error:  # its data is what its user wants; its condition tells
+            except LimitError as error:  # access matters more; the volume's condition reports it
                 log.warning("staged without its limit", volume=self.volume.id, error=str(error))
         shown = self.location.real(self.inside)
         self.bind(shown, path, attributes(capability, readonly=readonly))
 
     def usage(self, path: Path) -> Usage:
-        # What is not limited may fill the pool; and what it holds is not counted then, or not all.
+        # A directory without a limit may fill the pool, and its own use is not counted reliably.
         if self.volume.enforced and not self.limiter.fault():
             with contextlib.suppress(LimitError):
                 return self.limiter.usage(self.content, self.volume.project, self.volume.capacity)
@@ -132,7 +132,11 @@ class Directory(Backend):
     def _copy(
         self, source: Backend, copy: Callable[[], tuple[T, bool]], *, point_in_time: bool
     ) -> T:
-        """Call `copy`, which tells what it made and whether at one point in time, until it was."""
+        """Call `copy` until it succeeds without changes to the source; return its result.
+
+        `copy` returns the result, and whether the copy is of one point in time by itself.
+        `FailedPrecondition` if writes interfere with every attempt, `Aborted` if directories move.
+        """
         busy = point_in_time and source.written_at() is not None
         if source.shares or not busy:
             with contextlib.suppress(treecopy.TreeChangedError):
@@ -141,8 +145,8 @@ class Directory(Backend):
                     return made
             self.limiter.remove(self.content, None)
         for _ in range(_ATTEMPTS):
-            # In this order: a page that is mapped into memory and dirty already is changed without
-            # anybody's notice, until it has been written.
+            # The fence comes before syncfs: a further write to a mapped page that is already dirty
+            # does not update the file's times until the page has been written back.
             since = treecopy.fence()
             mount.syncfs(source.content)
             try:

@@ -1,4 +1,4 @@
-"""What enforces the limits of directories on a pool's filesystem."""
+"""The choice of the limiter for a pool, by its filesystem."""
 
 import contextlib
 from pathlib import Path
@@ -9,14 +9,14 @@ from pycsi.backends.quotagroups import SubvolumeLimiter
 from pycsi.linux import btrfs, quota
 
 _COUNTED_AT_ONCE = 5.0
-"""Seconds that the start waits for quota groups that it has switched on to be counted."""
+"""Seconds to wait at startup for the rescan of quota groups that were just switched on."""
 
 
 def limiter_for(path: Path, fstype: str, pool_uuid: str) -> Limiter:
-    """Return how directories are limited on the filesystem `fstype` that holds the pool at `path`.
+    """Return the limiter for the pool at `path`, on a filesystem of the type `fstype`.
 
-    Quota groups of btrfs are switched on where they are off; without the right to do so nothing
-    can be limited.
+    On btrfs, quota groups are switched on if they are off; if this process may not do that, the
+    result is `NoLimiter`.
     """
     if fstype == "btrfs" and not btrfs.quota_enabled(path):
         with contextlib.suppress(PermissionError):
@@ -28,7 +28,7 @@ def limiter_for(path: Path, fstype: str, pool_uuid: str) -> Limiter:
 
 
 def limiter_seen(path: Path, fstype: str, pool_uuid: str) -> Limiter:
-    """Return how directories are limited where a driver has its pool, without changing anything."""
+    """Return the limiter for a pool that a driver has set up, without changing anything."""
     if fstype == "btrfs":
         return SubvolumeLimiter(path)
     if limiter_name(path, fstype) == ProjectLimiter.name:
@@ -37,7 +37,7 @@ def limiter_seen(path: Path, fstype: str, pool_uuid: str) -> Limiter:
 
 
 def limiter_name(path: Path, fstype: str) -> str | None:
-    """Return what can limit directories there now."""
+    """Return the name of the limiter that would work at `path` now; None if none would."""
     if fstype == "btrfs":
         return SubvolumeLimiter.name if btrfs.quota_enabled(path) else None
     if fstype in {"xfs", "ext4"} and quota.enforces_projects(path):

@@ -1,4 +1,4 @@
-"""A volume that is an image with a filesystem of its own, on a loop device."""
+"""Volumes that are images with a filesystem of their own, mounted through a loop device."""
 
 import contextlib
 import errno
@@ -35,21 +35,21 @@ from pycsi.model.rootdirectory import RootDirectory
 _DAMAGED = frozenset(
     {errno.EINVAL, errno.EUCLEAN, errno.EBADMSG, errno.EIO, errno.ENOSYS, errno.EFBIG}
 )
-"""What the kernel says to a filesystem that it does not mount: the last two to sizes of an XFS."""
+"""The errors of mount(2) for a damaged or unknown filesystem; the last two are for XFS sizes."""
 
 _SAID = 4000
-"""How much at most is logged of what a check says, from its end, in characters."""
+"""The number of characters, from the end of e2fsck's output, that are logged."""
 
 _UNREPLAYED = frozenset({"noload", "norecovery"})
-"""The mount options of ext4 by which its journal is not replayed."""
+"""The mount options of ext4 that prevent the replay of its journal."""
 
 log = structlog.get_logger()
 
 
 class FilesystemImage(GrowingImage):
-    """An image that was formatted when it was created; nothing ever formats it again.
+    """An image with a filesystem, which is formatted only once, when the volume is created.
 
-    Its loop device is freed by the kernel when the last mount has gone, so no crash can leak one.
+    The kernel frees its loop device together with the last mount, so a crash cannot leak one.
     """
 
     def format(self) -> None:
@@ -75,9 +75,9 @@ class FilesystemImage(GrowingImage):
         )
 
     def _mount_first(self, fit: mkfs.Fit, root: RootDirectory) -> None:
-        """Mount what was made where nobody sees it, and make its root as asked for.
+        """Mount the new filesystem detached from any path, and set up its root directory.
 
-        Refuse mkfs options that make a filesystem which this kernel does not mount writable.
+        `InvalidArgument` if this kernel cannot mount it writable because of the mkfs options.
         """
         try:
             with (
@@ -87,7 +87,7 @@ class FilesystemImage(GrowingImage):
             ):
                 if root.differs(self.kind):
                     root.apply(fd)
-                    mount.syncfs(fd)  # what cannot be written is not told by the unmount
+                    mount.syncfs(fd)  # unmounting does not report write errors
         except OSError as error:
             if fit.refusal:
                 raise self._unmountable(fit.refusal) from None
@@ -104,7 +104,7 @@ class FilesystemImage(GrowingImage):
         mounts = self.kernel.mounts
         found: list[Mount] = []
         for device in self.devices():
-            # The device number of a mounted btrfs is not its disk's, but its source is.
+            # A mounted btrfs has a device number of its own, so its source is compared instead.
             if self.kind == "btrfs":
                 found += mounts.of_source(str(device.path))
             else:
@@ -126,10 +126,10 @@ class FilesystemImage(GrowingImage):
             self._mount(path, capability, readonly=readonly)
 
     def _mount(self, path: str, capability: Capability, *, readonly: bool) -> bool:
-        """Mount it; tell whether it was as large as the volume before, and so need not grow."""
+        """Mount the filesystem; tell whether it already had the volume's size."""
         options = mountflags.split(capability.mount_flags)
         bits = attributes(capability, readonly=readonly).set
-        # Who mounts it so wants nothing written, and a check writes.
+        # Without journal replay nothing may be written to the image, and a check would write.
         check = parameters.wants_check(self.volume.settings) and not _UNREPLAYED & {*options}
         with self._held_device(check=check) as device:
             grown = self.is_grown(self.image)
@@ -146,10 +146,11 @@ class FilesystemImage(GrowingImage):
 
     @contextlib.contextmanager
     def _held_device(self, *, check: bool = False) -> Iterator[loop.LoopDevice]:
-        """Hold the loop device of the image; attach one only if there is none, after a `check`.
+        """Keep the image's loop device through the `with` block; if there is none, attach one.
 
-        The filesystem may be mounted where we do not see it, in another mount namespace, and two
-        devices on one image would corrupt it. Mounting the same device again is harmless.
+        With `check`, an ext4 is checked before it is attached. An existing device is used again,
+        since the filesystem may be mounted in another mount namespace, unseen: mounting the same
+        device twice is harmless, while two devices on one image would corrupt it.
         """
         for device in loop.find(self.image):
             with loop.hold(device, self.image) as still:
@@ -168,7 +169,7 @@ class FilesystemImage(GrowingImage):
             yield device
 
     def _check(self) -> None:
-        """Check an ext4 that nothing has mounted, and refuse it where that takes a person.
+        """Check and repair an unmounted ext4; `FailedPrecondition` if e2fsck needs a person.
 
         XFS and btrfs recover when they are mounted: fsck.xfs(8) and fsck.btrfs(8) do nothing.
         """
@@ -177,7 +178,7 @@ class FilesystemImage(GrowingImage):
         self.refuse_strangers()
         self.require_free()
         if self.lacks_room():
-            # A repair that was cut off would be worse than none.
+            # A repair that stops halfway, for want of space, would be worse than none.
             log.warning("a filesystem is not checked: the pool is full", volume=self.volume.id)
             return
         try:
@@ -189,14 +190,14 @@ class FilesystemImage(GrowingImage):
                 f"volume {self.volume.id}: the check of its ext4 did not pass, so it is not "
                 f"mounted: {error}. On this node run: e2fsck -f {self.image}"
             ) from None
-        if len(said.splitlines()) > 1:  # one says that it is clean
+        if len(said.splitlines()) > 1:  # a clean filesystem has a single line
             log.info(
                 "a filesystem was recovered or mended", volume=self.volume.id, said=said[-_SAID:]
             )
 
     @contextlib.contextmanager
     def _attached(self) -> Iterator[loop.LoopDevice]:
-        """Attach a loop device that the kernel frees when the last mount of it has gone."""
+        """Attach a loop device to the image; the kernel frees it together with its last mount."""
         found = filesystem.identify(self.image)
         try:
             with self.kernel.attach(
@@ -252,13 +253,18 @@ class FilesystemImage(GrowingImage):
         return bool(self.mounts())
 
     def written_at(self) -> str | None:
-        # A read-only mount may be one of several, and what is mounted elsewhere is not seen here.
+        # A read-only mount may be of a writable filesystem, whose other mounts may be in another
+        # namespace; so the options of the filesystem decide.
         mounted = self.mounts()
         writable = [item.target for item in mounted if "ro" not in item.super_options]
         return writable[0] if writable else None if mounted else self.holder()
 
     def prepare_capture(self) -> None:
-        """Have the kernel recover what a crash has left; a mounted one was recovered then."""
+        """Let the kernel recover the filesystem after a crash, unless it is mounted.
+
+        A mounted filesystem was recovered when it was mounted. `FailedPrecondition` if something
+        out of the driver's sight uses it.
+        """
         if self.mounts():
             return
         if holder := self.holder():
@@ -270,9 +276,10 @@ class FilesystemImage(GrowingImage):
         self.require_free()
 
     def _recover(self, device: Path, *options: str) -> CsiError | None:
-        """Mount and unmount the filesystem where nobody sees it; make it as large as it can be.
+        """Mount the filesystem detached from any path, for recovery, and grow it meanwhile.
 
-        Return why it did not grow, unless it is to grow while it is not mounted.
+        Return the reason if it cannot grow. None also stands for a kernel that does not let this
+        process grow a mounted filesystem: call `grow_unmounted` then.
         """
         try:
             with (
@@ -285,7 +292,7 @@ class FilesystemImage(GrowingImage):
         return None
 
     def _explained(self, error: OSError) -> Exception:
-        """Return what to answer where the kernel could not mount the filesystem."""
+        """Return the exception to raise if the kernel could not mount the filesystem."""
         if error.errno not in _DAMAGED:
             return error
         if error.errno == errno.EIO and self.pool_is_full():
@@ -298,10 +305,10 @@ class FilesystemImage(GrowingImage):
         )
 
     def adapt(self, source: Volume, project: int | None) -> None:
-        """Make the copied filesystem recovered, mountable beside its source, and as large.
+        """Recover the copied filesystem, give it a UUID of its own, and grow it to the volume.
 
         A btrfs gets its UUID first, because until then it must not be mounted beside its source; an
-        XFS afterwards, because its log has to be empty for that.
+        XFS gets it afterwards, because its log has to be empty for that.
         """
         super().adapt(source, project)
         if self.kind == "btrfs":
@@ -324,7 +331,7 @@ class FilesystemImage(GrowingImage):
             raise self._program_failed(error) from None
 
     def _program_failed(self, error: ProgramError) -> CsiError:
-        """Return what to answer where a program could not do its work."""
+        """Return the exception to raise if a program has failed."""
         if self.pool_is_full():
             return ResourceExhausted(f"the pool's disk is full: {error}")
         return FailedPrecondition(f"volume {self.volume.id}: {error}")

@@ -1,7 +1,7 @@
-"""An image whose filesystem follows the volume's size: it grows, or it is told why it does not.
+"""Growing the filesystem in an image to the size of its volume.
 
 A volume's size is recorded before its filesystem grows, so a filesystem that cannot grow must stay
-usable as it is. Why it could not is left beside the image, for the volume's condition.
+usable as it is. The reason is kept in a file beside the image, for the volume's condition.
 """
 
 import abc
@@ -25,23 +25,26 @@ from pycsi.model.size import MIB, show
 log = structlog.get_logger()
 
 _FULL = 64 * MIB
-"""With less free than this, what failed is taken to have failed for want of room."""
+"""If the pool has fewer bytes free than this, a failure is attributed to the lack of space."""
 
 _LEAST_ROOM = 8 * MIB
-"""With less free than this no thin image grows: a write that fails may end its filesystem."""
+"""If the pool has fewer bytes free than this, no thin image grows.
+
+A failed write might shut its filesystem down.
+"""
 
 _WORTHWHILE = 4 * MIB
-"""Less than this is not worth a check of the whole filesystem; ext4 may not use it at all."""
+"""Growth by fewer bytes than this is not worth a full check; ext4 may not even use the space."""
 
 _FOR_WANT_OF_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 class GrowingImage(Image):
-    """An image with a filesystem that can be smaller than the volume, for a while or for good."""
+    """An image whose filesystem may be smaller than the volume, temporarily or permanently."""
 
     @property
     def kind(self) -> str:
-        """The filesystem's name."""
+        """The type of the filesystem, such as "ext4"."""
         return self.volume.filesystem or DEFAULT_FILESYSTEM
 
     @property
@@ -50,36 +53,42 @@ class GrowingImage(Image):
 
     @property
     def _failed(self) -> Path:
-        """Where the reason of the last growth's failure is; the file is lost without harm."""
+        """The file with the reason why the last growth failed; losing it does no harm."""
         return self.place / "growth.failed"
 
     @abc.abstractmethod
     def holder(self) -> str | None:
-        """Return what uses the image besides its mounts, or None."""
+        """Describe what uses the image other than the mounts in `mounts`; None if nothing does."""
 
     def pool_is_full(self) -> bool:
-        """Tell whether what failed just now has probably failed for want of room."""
+        """Tell whether the pool is so full that a failure just now was probably due to that."""
         return self._has_less_than(_FULL)
 
     def _has_less_than(self, size: int) -> bool:
         pool = os.statvfs(self.place)
         return pool.f_bavail * pool.f_frsize < size or bool(pool.f_files and not pool.f_favail)
 
-    # How large it is
+    # Size
 
     @property
     def disk(self) -> Path:
-        """Where the filesystem is as the kernel has it: its device, if it has one."""
+        """The path to read the filesystem from: the loop device if there is one, else the image.
+
+        On a mounted filesystem only the device has the kernel's current data.
+        """
         devices = self.kernel.loops(self.image)
         return devices[0].path if devices else self.image
 
     def _shortfall(self, disk: Path) -> int:
-        """Return by how many bytes the filesystem on `disk` is smaller than the volume."""
+        """Return the number of bytes by which the filesystem on `disk` is smaller than the volume.
+
+        0 if `disk` has no filesystem; negative if the filesystem is larger.
+        """
         found = filesystem.identify(disk)
         return self.volume.capacity - found.size if found else 0
 
     def is_grown(self, disk: Path) -> bool:
-        """Tell whether the filesystem is as large as the volume, and no growth was cut off."""
+        """Tell whether the filesystem on `disk` has the volume's size, completely grown."""
         return self._shortfall(disk) <= 0 and filesystem.copies_agree(disk)
 
     def faults(self) -> Iterator[str]:
@@ -131,9 +140,10 @@ class GrowingImage(Image):
         ]
 
     def grow_staged(self, path: str) -> bool:
-        """Grow the filesystem mounted at `path`, if it can grow; False where that ended the mount.
+        """Grow the filesystem staged at `path`, and tell whether the mount can be used.
 
-        Then, and where it may not grow while it is mounted, it is to be mounted again.
+        False if the failure has shut the filesystem down, or if this process may not grow it while
+        it is mounted: then unmount it, call `grow_unmounted`, and mount it again.
         """
         writable = any(item.target == path for item in self._writable())
         if not writable or self.is_grown(self.disk):
@@ -148,9 +158,10 @@ class GrowingImage(Image):
         return any(item.target == path for item in self._writable()) and answers(path)
 
     def grow_at(self, mountpoint: Path, *, at: int | None = None) -> CsiError | None:
-        """Grow the mounted filesystem; return why it cannot be, or None.
+        """Grow the mounted filesystem; return the reason if that fails, or None.
 
-        `PermissionError` where the kernel wants more of us than to be root.
+        `mountpoint` is relative to the descriptor `at`, if given. `PermissionError` if the kernel
+        does not let this process grow a mounted filesystem.
         """
         try:
             if self._shortfall(self.disk) > 0:
@@ -164,13 +175,14 @@ class GrowingImage(Image):
         return None
 
     def grow_unmounted(self) -> CsiError | None:
-        """Grow an ext4 that the kernel does not let us grow mounted; return why it cannot be.
+        """Grow an unmounted ext4; return the reason if that fails, or None.
 
-        BlockingIOError while another process does so.
+        It is for kernels that do not let this process grow a mounted ext4; other filesystems are
+        left alone. `BlockingIOError` while another process grows or checks it.
         """
         if self.kind != "ext4":
             return None
-        holder = self.holder()  # until it is free its device cannot be read any more
+        holder = self.holder()  # first: it waits until the loop device is free
         if self._shortfall(self.disk) < _WORTHWHILE:
             return None
         if holder:
@@ -186,7 +198,7 @@ class GrowingImage(Image):
         return None
 
     def lacks_room(self) -> bool:
-        """Tell whether what a program writes to the image may fail for want of room."""
+        """Tell whether writes to the image may fail because the pool is full."""
         return not self.volume.thick and self._has_less_than(_LEAST_ROOM)
 
     def _require_room(self) -> None:
@@ -197,7 +209,7 @@ class GrowingImage(Image):
             raise OSError(errno.ENOSPC, f"the pool's disk has {lacking} free")
 
     def _failure(self, error: OSError | ProgramError) -> CsiError:
-        """Leave the reason for the condition to tell; return what to answer."""
+        """Record the reason for the volume's condition; return the exception to raise."""
         code = error.errno if isinstance(error, OSError) else None
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
         full = code in _FOR_WANT_OF_ROOM or self.pool_is_full()
@@ -210,9 +222,10 @@ class GrowingImage(Image):
         return ResourceExhausted(text) if full else FailedPrecondition(text)
 
     def undo_growth(self) -> None:
-        """Undo a growth that was interrupted: until then the filesystem must not be mounted.
+        """Undo an interrupted growth; until then the filesystem must not be mounted.
 
-        BlockingIOError while another process grows or checks it.
+        `BlockingIOError` while another process grows or checks it. `ResourceExhausted` if the pool
+        is too full for that, `FailedPrecondition` if e2undo(8) fails otherwise.
         """
         try:
             filesystem.undo_growth(self.image, self._undo)

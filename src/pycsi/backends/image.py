@@ -1,4 +1,4 @@
-"""What both kinds of image volume share: a file, and the loop devices on it."""
+"""The common part of both kinds of image volume: the image file, and the loop devices on it."""
 
 import errno
 import os
@@ -29,17 +29,17 @@ from pycsi.model.size import show
 log = structlog.get_logger()
 
 _CLOSED = frozenset({errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT})
-"""What a /sys says that lets nobody write, or is not there: the volume is usable then too."""
+"""The errors of a /sys that is read-only or not mounted; the volume is usable nevertheless."""
 
 _PATIENCE = 5.0
-"""Seconds to wait for the kernel to free a loop device that nobody uses any more."""
+"""Seconds to wait for the kernel to free a loop device that is no longer in use."""
 
 _GRACE = 0.5
-"""Seconds to leave to those who look at a device for a moment, as udev does."""
+"""Seconds to allow programs that open a loop device briefly, as udev does."""
 
 
 def _refuse_restless(source: Backend) -> None:
-    """Refuse to copy, which takes time, what is in use and was not frozen."""
+    """Raise `FailedPrecondition` if `source` may be written to during a copy of its data."""
     if not source.freezable() and (where := source.written_at()):
         raise FailedPrecondition(
             f"volume {source.volume.id} is in use as {where}, and its blocks cannot be shared: a "
@@ -49,7 +49,7 @@ def _refuse_restless(source: Backend) -> None:
 
 
 class Image(Backend):
-    """`<place>/disk.img`, sparse or fully allocated."""
+    """An image file `<place>/disk.img`: sparse, or fully allocated for a thick volume."""
 
     NAME = "disk.img"
 
@@ -63,14 +63,16 @@ class Image(Backend):
             self._extend(fd, 0)
             self.format()
             if self.volume.thick and os.fstat(fd).st_blocks * 512 < self.volume.capacity:
-                self._extend(fd, 0)  # mkfs has freed blocks
+                self._extend(fd, 0)  # allocate again the blocks that mkfs has freed
             os.fsync(fd)
         return None
 
     def _write_in_place(self, fd: int) -> None:
-        """Keep an image on btrfs, still empty, from needing new blocks whenever it is rewritten.
+        """Switch copy-on-write off for an image that is still empty, if the pool is on btrfs.
 
-        Copied on write it would hold old blocks beside the new ones, and more than its size.
+        With copy-on-write, rewriting takes new blocks while old ones are still held, so that the
+        image could occupy more than its size. `FailedPrecondition` if a thick volume needs this
+        and btrfs refuses.
         """
         if self._on_btrfs and not nocow.set_nocow(fd, nocow=True) and self.volume.thick:
             raise FailedPrecondition(
@@ -84,16 +86,16 @@ class Image(Backend):
         return self.location.mount.fstype == "btrfs"
 
     def format(self) -> None:
-        """Make the filesystem, if the volume has one."""
+        """Make the volume's filesystem; a raw image has none."""
 
     def resize(self, size: int) -> None:
         with opened(self.image, os.O_RDWR) as fd:
             before = os.fstat(fd).st_size
             if before > size:
-                os.ftruncate(fd, size)  # what an earlier call left that was never recorded
+                os.ftruncate(fd, size)  # an earlier call extended it, and did not record that
             elif before < size:
                 self._extend(fd, before, size)
-            os.fsync(fd)  # in any case: an earlier call may have ended just before it
+            os.fsync(fd)  # always, since an earlier call may have been killed just before this
 
     def _extend(self, fd: int, start: int, end: int | None = None) -> None:
         end = self.volume.capacity if end is None else end
@@ -107,14 +109,15 @@ class Image(Backend):
             loop.set_capacity(device)
 
     def is_own(self, device: loop.LoopDevice) -> bool:
-        """Tell whether it was the driver that attached a device to the image.
+        """Tell whether the driver itself attached this device to the image.
 
-        Nobody else's is taken away: its number may be another file's, then, when they go on.
+        Devices of other programs are never detached: their numbers could then be reused for other
+        files while those programs go on using them.
         """
         return device.is_named(self.volume.id)
 
     def strangers(self) -> list[loop.LoopDevice]:
-        """Return the devices that somebody else has attached to the image, as by losetup(8)."""
+        """Return the loop devices that other programs, not the driver, have put on the image."""
         return [device for device in self.devices() if not self.is_own(device)]
 
     def refuse_strangers(self) -> None:
@@ -122,7 +125,7 @@ class Image(Backend):
             raise self.attached_by_others(device)
 
     def attached_by_others(self, device: loop.LoopDevice) -> FailedPrecondition:
-        """Return what to answer where a device that somebody else has attached is in the way."""
+        """Return the exception to raise if another program's loop device is in the way."""
         part = "a part of its image" if device.partial else "its image"
         seen = holders.of_device(device.number)
         used = f", and it is in use by {holders.named(seen)}" if seen else ""
@@ -132,9 +135,9 @@ class Image(Backend):
         )
 
     def devices(self) -> list[loop.LoopDevice]:
-        """Return the loop devices on the image.
+        """Return the loop devices that are bound to the image.
 
-        Where its disk has failed, those of which the kernel recorded its path.
+        If the image's disk has failed, they are found by the path that the kernel recorded.
         """
         try:
             return self.kernel.loops(self.image)
@@ -144,9 +147,9 @@ class Image(Backend):
             return backing.devices_on({self.location.real(self.inside)})
 
     def relics(self) -> list[loop.LoopDevice]:
-        """Return the loop devices on the image as it was on a disk that is lost or replaced.
+        """Return the loop devices that are bound to this image on a disk that was lost or replaced.
 
-        Not those of another pool that has a volume of this id: its file is there to be seen.
+        Devices of another pool's volume with the same id are left out; their file still exists.
         """
         here = self.location.real(self.inside)
         lost = self.location.below_mount(self.inside)
@@ -156,7 +159,7 @@ class Image(Backend):
         return found or ([] if os.path.exists(self.inside) else self._moved())
 
     def _moved(self) -> list[loop.LoopDevice]:
-        """Return the devices on the image where the pool's directory was moved in its disk."""
+        """Return the loop devices bound to the image before its pool's directory was moved."""
         statuses = [(number, loop.status_of(number)) for number in loop.numbers()]
         return [
             loop.described(status)
@@ -171,17 +174,20 @@ class Image(Backend):
         return self._is_path(number) or backing.is_named(number, self.volume.id)
 
     def _is_path(self, number: int) -> bool:
-        """Tell whether a device's file is called like the image, in whatever pool."""
+        """Tell whether a loop device's backing file has this image's path within some pool."""
         inside = "/".join(self.inside.split("/")[-3:])  # volumes/ID/disk.img
         return (backing.path_of(number) or "").endswith(f"/{inside}")
 
     def forget_unrecorded(self) -> None:
-        """Undo a resize that ended before it was recorded: nobody has seen the end of the file."""
+        """Undo a resize that was not recorded; no device has shown the added bytes yet."""
         if self.image.stat().st_size > self.volume.capacity:
             os.truncate(self.image, self.volume.capacity)
 
     def keep_blocks(self, device: loop.LoopDevice) -> None:
-        """Let nobody discard the blocks of a thick volume."""
+        """Make the loop device refuse discards if the volume is thick, so that it keeps its blocks.
+
+        If /sys cannot be written to, only a warning is logged.
+        """
         if self.volume.thick and not device.readonly:
             try:
                 discard.refuse(device.number)
@@ -195,9 +201,10 @@ class Image(Backend):
                 )
 
     def forget_devices(self) -> None:
-        """Let the kernel free the devices; others would find those of a thick volume changed.
+        """Wait for the kernel to free the devices; remove those that were set to refuse discards.
 
-        That of an unmounted btrfs is closed a moment after umount2 has returned.
+        The kernel closes the device of an unmounted btrfs a moment after umount2(2) has returned.
+        Devices of a thick volume are removed because their next file would inherit the setting.
         """
         if self.devices():
             self.wait_until_free()
@@ -205,7 +212,7 @@ class Image(Backend):
             loop.remove_refusing()
 
     def require_free(self) -> None:
-        """Refuse to go on while a loop device of the driver's has the image."""
+        """Raise `FailedPrecondition` if a loop device of the driver on the image stays in use."""
         if held := self.wait_until_free():
             raise FailedPrecondition(f"volume {self.volume.id}: {self._held(held[0])}; end that")
 
@@ -214,9 +221,9 @@ class Image(Backend):
         return f"{device.path} is in use by {holders.named(holders.of_device(device.number))}"
 
     def wait_until_free(self) -> list[loop.LoopDevice]:
-        """Give the kernel time to free the driver's devices; return those that are still in use.
+        """Wait for the kernel to free the driver's devices; return those that are still in use.
 
-        It is not waited for long where somebody is seen who uses them.
+        The wait is at most 5 seconds, and ends early if a user of a device is found.
         """
         begin = time.monotonic()
         look = begin + _GRACE
@@ -232,10 +239,9 @@ class Image(Backend):
             time.sleep(0.01)
 
     def is_held(self, number: int) -> bool:
-        """Tell whether somebody uses a device that is to go.
+        """Tell whether a loop device that is to be freed is in use.
 
-        A device that was put on top of it by losetup(8), and that nobody uses, goes first: it is
-        left of somebody who was killed.
+        Unused loop devices on top of it, left by programs that were killed, are detached first.
         """
         for top in backing.on_top_of(number):
             if not self.is_held(top.number):
@@ -262,7 +268,7 @@ class Image(Backend):
                     )
 
     def _exposed(self) -> Iterator[str]:
-        """Yield where a thick volume can lose blocks to a discard."""
+        """Yield a fault if a loop device of a thick volume accepts discards."""
         devices = self.kernel.loops(self.image) if self.volume.thick else []
         if any(not item.readonly and discard.is_taken(item.number) for item in devices):
             yield "thick, but open to discards: let the driver write to /sys, and stage it anew"
@@ -298,11 +304,11 @@ class Image(Backend):
                 _refuse_restless(source)
                 self._write_in_place(new)
                 clone.copy(old, new, progress)
-            os.ftruncate(new, source.volume.capacity)  # without what was not recorded yet
+            os.ftruncate(new, source.volume.capacity)  # drop a growth that is not recorded yet
 
     @staticmethod
     def _is_nocow(source: Backend, fd: int) -> bool:
-        """Tell whether the image of `source` is one that btrfs writes in place."""
+        """Tell whether the image of `source` is on btrfs and has copy-on-write switched off."""
         return source.location.mount.fstype == "btrfs" and nocow.is_nocow(fd)
 
     def restore(self, source: Backend, progress: Progress) -> int | None:
@@ -317,9 +323,9 @@ class Image(Backend):
             os.fsync(fd)
 
     def _own_blocks(self) -> None:
-        """Replace blocks that are shared by copies.
+        """Replace the image by a full copy that shares no blocks.
 
-        A thick volume that shared them would need new ones when it is written, and find none.
+        Writing to a shared block takes a new one, and in a full pool a thick volume would get none.
         """
         aside = self.image.with_suffix(".new")
         with (

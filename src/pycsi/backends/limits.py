@@ -1,4 +1,4 @@
-"""How a pool makes directories and limits their size: what every limiter does.
+"""The interface of limiters, which make directories and limit their size, and `NoLimiter`.
 
 A limiter makes a volume's directory, sets its limit and reads it back, measures it and removes it.
 """
@@ -13,79 +13,88 @@ from pycsi.model.errors import FailedPrecondition
 from pycsi.model.records import Usage
 
 VOLUME_ROOT_MODE = 0o755
-"""Like the root of a freshly made filesystem; Kubernetes' fsGroup widens it."""
+"""The mode of a new volume's root, as mkfs(8) makes it; Kubernetes' fsGroup adds to it."""
 
 
 Progress = Callable[[], None]
 
 
 class LimitError(FailedPrecondition):
-    """The kernel did not take a limit, or no longer has the one that was set."""
+    """The kernel did not accept a limit, or no longer has the limit that was set."""
 
 
 class Limiter(Protocol):
-    """How directories are made and limited. `name` is None where no limit can be enforced."""
+    """Makes, limits, measures and removes directories; sizes are in bytes.
+
+    `name` describes the mechanism; it is None if no limit can be enforced. `project` is the project
+    id recorded for a volume, or None if it has none.
+    """
 
     name: str | None
 
     def fault(self) -> str | None:
-        """Return why limits do not hold now, and what mends that; None where they hold.
+        """Return why limits are not enforced now, and how to repair that; None if they are.
 
-        That is short enough for a volume's condition. What is wrong with the pool itself is not
-        told.
+        The text is short enough for a volume's condition. Faults of the pool itself are left out.
         """
 
     def mend(self) -> bool:
-        """Begin what makes limits hold again and does no harm; tell whether anything was begun."""
+        """Start a repair of the limits if a harmless one exists; tell whether one was started."""
 
     def make(self, path: Path, size: int | None) -> int | None:
-        """Make the empty directory `path`, limited to `size` bytes unless that is None.
+        """Make the empty directory `path`, limited to `size` bytes; None means no limit.
 
-        Return its project id, if it got one.
+        Return its project id, or None if it has none.
         """
 
     def limit(self, path: Path, project: int | None, size: int) -> None:
-        """Limit the directory to `size` bytes; `LimitError` where the kernel has another limit."""
+        """Limit the directory to `size` bytes; `LimitError` if the kernel does not apply that."""
 
     def limit_of(self, path: Path, project: int | None) -> int:
-        """Return the limit that the kernel has for the directory; 0: none."""
+        """Return the directory's limit in bytes, as the kernel has it; 0 if there is none."""
 
     def usage(self, path: Path, project: int | None, size: int) -> Usage:
-        """Measure a limited directory, without a walk; `LimitError` where it is not counted."""
+        """Return the usage of a directory limited to `size` bytes, without reading the tree.
+
+        `LimitError` if the kernel does not count its usage.
+        """
 
     def owned(self, path: Path, project: int | None, *, shares: bool) -> int:
-        """Return how many bytes of a limited directory are known not to be others' too.
+        """Return a lower bound for the bytes in blocks that belong to a limited directory alone.
 
-        `shares` says that it may share blocks.
+        `shares` tells whether it may share blocks with other directories.
         """
 
     def shares(self, path: Path) -> bool:
-        """Tell whether `capture` within the pool is at one point in time, at once."""
+        """Tell whether `capture` of the directory, within the pool, is an instant snapshot."""
 
     def capture(self, source: Path, path: Path, progress: Progress) -> bool:
-        """Make the directory `path`, without a limit, with what is in the directory `source`.
+        """Copy the directory `source` to the new directory `path`, which gets no limit.
 
-        Tell whether that was at one point in time. `progress` is called now and then; what it
-        raises ends the copy.
+        Tell whether the copy is of one point in time. `progress` is called repeatedly; an exception
+        from it ends the copy.
         """
 
     def restore(
         self, source: Path, path: Path, size: int | None, progress: Progress
     ) -> tuple[int | None, bool]:
-        """Like `make`, with what is in the directory `source`; and whether at one point in time."""
+        """Make the directory `path` as `make` does, with a copy of the directory `source` in it.
+
+        Return the project id, and whether the copy is of one point in time.
+        """
 
     def remove(
         self, path: Path, project: int | None, interrupted: Callable[[], bool] = lambda: False
     ) -> None:
-        """Delete the directory with everything in it, and its limit; absent is fine.
+        """Delete the directory with everything in it, and its limit; it may be absent.
 
-        `project` is the recorded id; None where there is no record, or no project. `interrupted`
-        is asked now and then whether to stop, which is an `InterruptedError`.
+        `project` is the recorded project id; None without a record, or without a project.
+        `InterruptedError` as soon as `interrupted`, which is called repeatedly, returns true.
         """
 
 
 def filesystem_usage(path: Path) -> Usage:
-    """Return what statvfs(3) says at `path`."""
+    """Return the usage of the filesystem that holds `path`, in bytes and inodes (statvfs(3))."""
     facts = os.statvfs(path)
     return Usage(
         total=facts.f_blocks * facts.f_frsize,
@@ -98,7 +107,7 @@ def filesystem_usage(path: Path) -> Usage:
 
 
 class NoLimiter:
-    """Plain directories; only volumes with `quota: none` are made of them."""
+    """Plain directories without limits, for volumes with `quota: none` only."""
 
     name: str | None = None
 

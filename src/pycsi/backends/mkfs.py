@@ -1,8 +1,8 @@
-"""Whether this kernel mounts what this node's mkfs makes, and which options it takes that it does.
+"""Finding mkfs options that make filesystems which this node's kernel can mount.
 
-A newer mkfs may switch features on that an older kernel does not know: xfsprogs 6.5 does so with
-nrext64, which is in Linux since 5.19. A node's programs are often newer than its kernel, for they
-come with the container's image. So the first filesystem of a kind is tried, once.
+A newer mkfs may switch on features that an older kernel does not know: xfsprogs 6.5 does so with
+nrext64, which Linux has since 5.19. A node's programs are often newer than its kernel, because they
+come with the container image. So the driver makes and mounts a filesystem of each kind for trial.
 """
 
 import contextlib
@@ -31,21 +31,22 @@ _RETREATS: Mapping[str, tuple[tuple[str, str], ...]] = {
     "xfs": (("-n", "parent=0"), ("-i", "exchange=0"), ("-i", "nrext64=0")),
     "btrfs": (("-O", "^block-group-tree"),),
 }
-"""What to leave out where the kernel refuses the defaults, the newest feature first.
+"""The features to switch off, one after another, if the kernel refuses mkfs's defaults.
 
-A kernel without one has none of those before it. They are in Linux since: orphan_file 5.15,
-metadata_csum_seed 4.4; parent and exchange 6.10, nrext64 5.19; block-group-tree 6.1.
+The newest is first: a kernel that lacks a feature also lacks those before it. Linux has orphan_file
+since 5.15, metadata_csum_seed since 4.4; parent and exchange since 6.10, nrext64 since 5.19;
+block-group-tree since 6.1.
 """
 
 REFUSALS = frozenset(
     {errno.EINVAL, errno.EUCLEAN, errno.EBADMSG, errno.ENOSYS, errno.EFBIG, errno.EOPNOTSUPP}
 )
-"""What the kernel says to a filesystem that it does not know; any other error may pass."""
+"""The errors of mount(2) for unknown features or sizes; other errors may be temporary."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Fit:
-    """The mkfs options, with their values, that the kernel wants; or its `refusal`, for people."""
+    """The mkfs options, by name, that this kernel needs; or why it mounts none (`refusal`)."""
 
     options: Mapping[str, str] = dataclasses.field(default_factory=dict)
     refusal: str | None = None
@@ -58,13 +59,13 @@ _trying = {kind: threading.Lock() for kind in filesystem.KINDS}
 
 
 def fit(kind: str, folder: Path | str) -> Fit:
-    """Return how to make a filesystem of `kind`; it is tried in `folder` where that is not known.
+    """Return the options for filesystems of `kind`, found by a trial in the directory `folder`.
 
-    What could not be found out just now, for want of room, devices or privileges, is neither
-    remembered nor refused.
+    The result is remembered until another version of mkfs is installed. If the trial fails for want
+    of space, loop devices or privileges, the result is an empty `Fit`, which is not remembered.
     """
     version = _version(f"mkfs.{kind}")
-    with _trying[kind]:  # who comes second waits for what the first one finds out
+    with _trying[kind]:  # other threads wait for the result of the first one
         known = _known.get(kind)
         if known and known[0] == version:
             return known[1]
@@ -90,15 +91,15 @@ def fit(kind: str, folder: Path | str) -> Fit:
 
 
 def refusal(kind: str | None, words: Sequence[str], folder: Path) -> str | None:
-    """Return why the kernel mounts no filesystem of `kind` that is made with the options `words`.
+    """Return why the kernel cannot mount a filesystem of `kind`; None if it can, or is not known.
 
-    What options of a class's own make is seen when a volume is made.
+    With mkfs options of its own, `words`, a volume is tested only when it is created.
     """
     return None if kind is None or words else fit(kind, folder).refusal
 
 
 def _version(name: str) -> _Version:
-    """Return what changes when another version of a program is installed."""
+    """Identify the installed version of a program by its file; None if it is missing."""
     path = program.find(name)
     if path is None:
         return None
@@ -120,7 +121,7 @@ def _find(kind: str, folder: Path) -> Fit:
 
 
 def _try(kind: str, folder: Path, options: Mapping[str, str]) -> str | None:
-    """Make a filesystem and mount it, writable, where nobody sees it; return why it cannot be."""
+    """Make a filesystem and mount it for trial; return why the kernel refuses, or None."""
     with _scratch(folder) as image:
         with opened(image, os.O_RDWR | os.O_CREAT | os.O_EXCL) as fd:
             os.ftruncate(fd, filesystem.KINDS[kind].minimum)
@@ -143,12 +144,12 @@ def _scratch(folder: Path) -> Iterator[Path]:
         yield image
     finally:
         with contextlib.suppress(OSError):
-            os.truncate(image, 0)  # XFS frees the blocks of what is unlinked a moment later
+            os.truncate(image, 0)  # frees the blocks now; XFS does so a moment after unlink(2)
         shutil.rmtree(place, ignore_errors=True)
 
 
 def _mount_once(kind: str, image: Path) -> None:
-    """Mount the filesystem in a file, writable, where nobody sees it, and let go again."""
+    """Mount the filesystem in a file writable, detached from any path, and unmount it again."""
     found = filesystem.identify(image)
     sector = found.sector if found else loop.SMALLEST_SECTOR
     with (
@@ -159,10 +160,10 @@ def _mount_once(kind: str, image: Path) -> None:
 
 
 def merged(base: Mapping[str, str], words: Iterable[str]) -> list[str]:
-    """Return the mkfs options `words`, with those of `base` that they do not decide otherwise.
+    """Return the mkfs options `words`, with those values of `base` that they do not contradict.
 
-    Of an option's values the words' come last: with all three programs the last one counts, or
-    only one is allowed.
+    Values of the same option are joined, those of `words` last: in all three mkfs programs the last
+    value takes effect, or an option may be given only once.
     """
     result = list(words)
     for option, value in base.items():

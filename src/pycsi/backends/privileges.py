@@ -1,4 +1,4 @@
-"""Whether this process may do what a driver does: without that it does not start, or says what."""
+"""Checks at startup that this process has the privileges that a driver needs."""
 
 import errno
 import functools
@@ -15,7 +15,7 @@ _ROOT = "run the driver as root, in a container privileged"
 
 
 def refuse_powerless() -> None:
-    """Raise `ConfigError` where nothing can be mounted: then no volume could ever be used."""
+    """Raise `ConfigError` if this process cannot mount: no volume could ever be used."""
     try:
         privileges.try_to_mount()
     except OSError as error:
@@ -30,7 +30,7 @@ def refuse_powerless() -> None:
 
 
 def warn() -> None:
-    """Log what will not work for want of privileges."""
+    """Log which features do not work for want of privileges."""
     if refusal := image_refusal():
         log.warning("no images, no raw block volumes", error=refusal)
     if missing := privileges.missing_capabilities(_FOR_FILES):
@@ -44,7 +44,7 @@ def warn() -> None:
 
 @functools.cache
 def image_refusal() -> str | None:
-    """Return why this process can use no images, or None. It does not change while it runs."""
+    """Return why this process cannot use images, or None; it stays the same for its lifetime."""
     try:
         privileges.try_devices()
     except PermissionError as error:

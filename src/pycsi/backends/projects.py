@@ -1,4 +1,4 @@
-"""Directories limited by project quota, on XFS and ext4."""
+"""The limiter for XFS and ext4, which uses project quota."""
 
 import dataclasses
 import threading
@@ -13,11 +13,11 @@ from pycsi.model.errors import FailedPrecondition
 from pycsi.model.records import Usage
 
 _ENABLE = {"xfs": "xfs_quota -x -c 'enable -p'", "ext4": "quotaon -P"}
-"""The command that makes a filesystem enforce the limits of projects, but for the path."""
+"""The command that makes a filesystem enforce project limits; the path is to be appended."""
 
 
 class ProjectLimiter(NoLimiter):
-    """XFS and ext4: a project id on the tree, a hard limit on the project."""
+    """Gives a directory tree a project id, and the project a hard limit in bytes."""
 
     name: str | None = "project quota"
 
@@ -29,7 +29,7 @@ class ProjectLimiter(NoLimiter):
     def fault(self) -> str | None:
         try:
             state = quota.project_state(self._pool)
-        except OSError:  # the pool's disk is away
+        except OSError:  # the pool's disk is not available
             return None
         if state.enforced:
             return None
@@ -52,8 +52,8 @@ class ProjectLimiter(NoLimiter):
         if not quota.project_state(path).counted:
             raise LimitError(f"{path}: nothing limits it to {size} bytes: {self.fault()}")
         if quota.project_of(path) != project:
-            # The owner of a directory may change its project; what it holds since then counts
-            # for another one, but from now on it is limited again.
+            # A directory's owner may change its project id. Files made since then count for that
+            # other project, but new files are limited again.
             quota.set_project(path, project)
         if quota.usage(path, project).limit != size:
             quota.set_limit(path, project, size)
@@ -74,7 +74,7 @@ class ProjectLimiter(NoLimiter):
         return dataclasses.replace(measured, used=quota.usage(path, project).used)
 
     def owned(self, path: Path, project: int | None, *, shares: bool) -> int:
-        # A quota counts what is shared as what is not.
+        # Project quota counts shared blocks like any others, so it says nothing about them.
         return 0 if shares or project is None else quota.usage(path, project).used
 
     def remove(
@@ -83,21 +83,21 @@ class ProjectLimiter(NoLimiter):
         if not path.is_dir():
             return
         tree.unprotect(path)
-        # The limit goes first: once the directory has gone nobody knows its project any more. Where
-        # there is a record the directory is not asked: its owner may have given it another's id.
+        # The limit is removed first: without the directory its project id could not be found. A
+        # recorded id takes precedence, since the directory's owner may have set another volume's.
         project = project or quota.project_of(path)
         if project and quota.project_state(path).counted:
             quota.set_limit(path, project, 0)
-        quota.clear_project(path)  # or nothing of another project could be moved up in it
+        quota.clear_project(path)  # rename(2) into it fails for files of another project
         super().remove(path, project, interrupted)
 
 
 class ProjectIds:
-    """A durable allocator of project ids: no id is handed out twice, also after a crash.
+    """A durable allocator of project ids: no id is handed out twice, even after a crash.
 
-    The next id is on disk before this one is used. Every pool begins at a place of its own, and
-    an id that the filesystem knows already, for whatever reason, is passed over: other pools and
-    other programs use projects too.
+    The following id is recorded on disk before an id is used. Each pool starts at a different id,
+    derived from its UUID. Ids with a limit or usage on the filesystem are skipped, because other
+    pools and other programs use projects too.
     """
 
     _FIRST = 1 << 24

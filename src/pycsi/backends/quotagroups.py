@@ -1,4 +1,4 @@
-"""Directories limited by quota groups, on btrfs."""
+"""The limiter for btrfs, which uses subvolumes and quota groups."""
 
 import contextlib
 import errno
@@ -31,15 +31,16 @@ _FAULTS = {
         "btrfs quota groups are being counted; wait for: btrfs quota rescan -w"
     ),
 }
-"""Why limits do not hold, and the command that mends it, but for the path."""
+"""Why limits are not enforced, and the command for the repair; the path is to be appended."""
 
 
 class SubvolumeLimiter(NoLimiter):
-    """btrfs: every directory is a subvolume, its quota group has the limit.
+    """Makes each directory a subvolume, whose quota group has the limit.
 
-    The kernel frees a deleted subvolume in the background, and older ones keep its quota group
-    until they are told to forget it, which they refuse before that. So the numbers of deleted
-    subvolumes wait in the directory `deleted`; a number is never used again.
+    The kernel frees a deleted subvolume in the background. Older kernels keep its quota group until
+    it is removed explicitly, which they refuse before the subvolume is freed. So the numbers of
+    deleted subvolumes are kept in the pool's directory `deleted-groups`, and their groups are
+    removed later; btrfs never reuses a number.
     """
 
     name: str | None = "btrfs quota group"
@@ -51,7 +52,7 @@ class SubvolumeLimiter(NoLimiter):
     def fault(self) -> str | None:
         try:
             said = _FAULTS.get(btrfs.accounting(self._pool))
-        except OSError:  # the pool's disk is away
+        except OSError:  # the pool's disk is not available
             return None
         return f"{said} {self._pool}" if said else None
 
@@ -98,7 +99,7 @@ class SubvolumeLimiter(NoLimiter):
         return found.limit if found else 0
 
     def usage(self, path: Path, project: int | None, size: int) -> Usage:
-        # btrfs answers statvfs(3) for the whole filesystem, so the group's numbers are used.
+        # statvfs(3) describes the whole btrfs, so the quota group's numbers are used.
         used = self._group(path).used
         free = os.statvfs(path)
         available = min(max(0, size - used), free.f_bavail * free.f_frsize)
@@ -126,7 +127,7 @@ class SubvolumeLimiter(NoLimiter):
 
     @staticmethod
     def _snapshot(source: Path, path: Path, *, readonly: bool) -> bool:
-        """Make a snapshot; False where `source` is no subvolume of this filesystem."""
+        """Make a snapshot; False if `source` is not a subvolume of the same filesystem."""
         _refuse_nested(source)
         try:
             btrfs.snapshot(source, path, readonly=readonly)
@@ -134,7 +135,7 @@ class SubvolumeLimiter(NoLimiter):
             if error.errno in {errno.EINVAL, errno.EXDEV}:
                 return False
             raise
-        _refuse_nested(source)  # one may have been made meanwhile
+        _refuse_nested(source)  # again: a subvolume may have been made meanwhile
         return True
 
     def remove(
@@ -150,12 +151,12 @@ class SubvolumeLimiter(NoLimiter):
         btrfs.make_writable(path)
         tree.unprotect(path)
         self._deleted.mkdir(mode=0o700, exist_ok=True)
-        # Any user may have made subvolumes inside, one in another: the innermost go first.
+        # Any user may have made nested subvolumes inside; the innermost are deleted first.
         numbers = [btrfs.subvolume_number(path)]
         for number in numbers:
             numbers += btrfs.subvolumes_in(self._deleted, number)
         for number in reversed(numbers):
-            # On a full disk deleting comes first: a group that is left counts nothing.
+            # On a full disk the deletion matters more; a leftover quota group does no harm.
             with contextlib.suppress(OSError):
                 (self._deleted / str(number)).touch()
             btrfs.delete_subvolume(self._deleted, number)
@@ -168,7 +169,7 @@ class SubvolumeLimiter(NoLimiter):
 
 
 def _refuse_nested(source: Path) -> None:
-    """Refuse a volume in which somebody has made subvolumes: a snapshot would leave them out."""
+    """Raise `FailedPrecondition` if `source` has nested subvolumes, which snapshots leave out."""
     if mount.mount_under(source).fstype != "btrfs" or not btrfs.is_subvolume(source):
         return
     if btrfs.subvolumes_in(source, btrfs.subvolume_number(source)):

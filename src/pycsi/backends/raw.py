@@ -1,4 +1,4 @@
-"""A volume that is an image given out as a raw block device."""
+"""Volumes that are images, published as raw block devices."""
 
 import errno
 from pathlib import Path
@@ -12,10 +12,10 @@ from pycsi.model.request import Capability
 
 
 class RawImage(Image):
-    """An image that is given out as a block device.
+    """An image that is published as a block device.
 
-    A read-only publication has a loop device of its own that is read-only: a read-only mount of a
-    device node would not keep anybody from writing to the device.
+    A read-only publication gets a read-only loop device of its own, because a read-only mount of a
+    device node does not prevent writes to the device.
     """
 
     target_is_file = True
@@ -29,11 +29,11 @@ class RawImage(Image):
         ]
 
     def _device(self, *, readonly: bool) -> loop.LoopDevice | None:
-        """Return the volume's device.
+        """Return the driver's loop device on the image, read-only or writable; None if none exists.
 
-        One that was detached while somebody had it open is of no use: it will go when it is closed,
-        and its number will be given to another file. Another writable one, of whoever, would
-        corrupt what is written to the volume's.
+        A device that was detached while it was open is not returned: the kernel frees it when it is
+        closed, and reuses its number. `FailedPrecondition` if such a device, or another program's,
+        could still write to the image, since two writable devices would corrupt it.
         """
         devices = [device for device in loop.find(self.image) if device.readonly is readonly]
         for device in devices if not readonly else ():
@@ -68,7 +68,7 @@ class RawImage(Image):
 
     @staticmethod
     def _shows_nothing(mounted: Mount) -> bool:
-        """Tell whether a mount is the node of a device that somebody has detached."""
+        """Tell whether a mount shows the node of a loop device that is not bound any more."""
         number = backing.number_of(mounted.root)
         return number is not None and backing.device_of(number) is None
 
@@ -91,7 +91,7 @@ class RawImage(Image):
         try:
             super().unmount(path)
         except OSError as error:
-            # Where it is published nowhere else, nobody needs a device that is on top of it.
+            # At the last target, an unused loop device on top of this one may be detached.
             if error.errno != errno.EBUSY or number is None or len(self.mounts()) > 1:
                 raise
             self.is_held(number)
@@ -103,7 +103,7 @@ class RawImage(Image):
                 self.kernel.detach(relic)
 
     def _is_shown(self, number: int) -> bool:
-        """Tell whether a device's node is mounted anywhere."""
+        """Tell whether the node of a loop device is mounted anywhere."""
         return bool(self.kernel.mounts.showing(f"/loop{number}"))
 
     def withdraw(self) -> None:
@@ -118,11 +118,11 @@ class RawImage(Image):
     # Snapshots
 
     def written_at(self) -> str | None:
-        """Return the device if it is attached: whoever has it open can write to it."""
+        """Return the path of the writable loop device, which any program may have open; or None."""
         writable = [device.path for device in loop.find(self.image) if not device.readonly]
         return str(writable[0]) if writable else None
 
     def prepare_capture(self) -> None:
-        """Write what waits in the device's cache."""
+        """Write the loop device's cache to the image."""
         if device := self.written_at():
             loop.flush(Path(device))
