@@ -25,7 +25,7 @@ T = TypeVar("T", Volume, Snapshot)
 
 
 class Build:
-    """A volume or snapshot that is being made in `directory`, and is to lie at `place`."""
+    """A volume or snapshot that is being built in `directory`, and will lie at `place`."""
 
     def __init__(self, directory: str, place: str, reservation: Reservation) -> None:
         self.directory = directory
@@ -33,9 +33,10 @@ class Build:
         self.reservation = reservation
 
     def commit(self, settle: Callable[[], None]) -> None:
-        """Put what is whole into its place, durably; `settle` does what that takes besides.
+        """Move the complete directory to its place, durably; `settle` does what else that takes.
 
-        It is known once it is indexed; until then it still is a matter of this build.
+        If `settle` fails the directory is moved back. `FailedPrecondition` if the place is taken.
+        The object is in the catalog only after `index`.
         """
         if os.path.lexists(self.place):
             raise FailedPrecondition(
@@ -51,7 +52,7 @@ class Build:
             raise
 
     def index(self, catalog: Catalog[T], item: T) -> None:
-        """Make what was committed known; from now on it counts for itself."""
+        """Make the committed object known in the catalog, where it replaces its reservation."""
         with self.reservation.replaced():
             catalog.put(item)
 
@@ -66,12 +67,12 @@ def build(
     thick: bool,
     destroy: Callable[[Path], None],
 ) -> Iterator[Build]:
-    """Reserve `size` bytes, and make an empty directory for what shall be at `place`.
+    """Reserve `size` bytes, and make an empty directory for an object that will be at `place`.
 
-    If the `with` block fails `destroy` deletes the directory, unless it was committed.
+    If the `with` block fails, `destroy` deletes the directory, unless it was committed.
     """
     with room.reserved(size, thick=thick) as reservation:
-        # A name of its own: a mkfs that outlived its driver may still write into an older one.
+        # A unique name: a mkfs that outlived its driver may still write into an older directory.
         name = place.rpartition("/")[2]
         directory = f"{layout.tmp}/{name}.{os.urandom(4).hex()}"
         os.mkdir(directory, 0o700)
@@ -83,10 +84,10 @@ def build(
 
 
 def _destroy_or_log(directory: str, destroy: Callable[[Path], None]) -> None:
-    """Delete what is half built; what cannot be deleted waits for the next start."""
+    """Delete an unfinished build; if that fails, the next start does it."""
     if not exists(directory):
         return
     try:
         destroy(Path(directory))
-    except Exception as error:  # noqa: BLE001  (the reason of the failure counts, not this one)
+    except Exception as error:  # noqa: BLE001  (it must not hide why the build failed)
         log.warning("cannot be deleted now", path=directory, error=str(error))

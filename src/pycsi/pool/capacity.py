@@ -1,4 +1,4 @@
-"""How much a pool can still promise: for GetCapacity, CreateVolume and expansion alike."""
+"""How many bytes a pool can still promise, for GetCapacity, CreateVolume and expansion alike."""
 
 import dataclasses
 import os
@@ -8,13 +8,13 @@ from pycsi.model.config import PoolConfig
 from pycsi.model.size import LARGEST, MIB, round_down
 
 _INODES = 8
-"""More than making a volume or a snapshot takes: directories, records and data."""
+"""More inodes than a new volume or snapshot takes for its directories, records and data."""
 
 _RECORDS = {"btrfs": 12}
-"""What a filesystem's records of blocks take at most, as a share of these: one part in so many.
+"""The divisor that gives the most a filesystem's metadata takes for a number of data bytes.
 
-Measured with blocks of 4 KiB that were written in random order: 0.5 % on XFS, 0.2 % on ext4, 8.4 %
-on btrfs, which keeps more of each, twice.
+Measured with 4 KiB blocks that were written in random order: 0.5 % on XFS, 0.2 % on ext4, 8.4 % on
+btrfs, which keeps more metadata for each block, and two copies of it.
 """
 
 _RECORDS_ELSEWHERE = 128
@@ -25,18 +25,18 @@ _LEAST_STEP = 4 * MIB
 
 
 def records_of(size: int, filesystem: str) -> int:
-    """Return what the filesystem's own records of `size` bytes in files may take."""
+    """Return the most bytes of metadata that the filesystem needs for `size` bytes in files."""
     return max(0, size) // _RECORDS.get(filesystem, _RECORDS_ELSEWHERE) + _LEAST_RECORDS
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Capacity:
-    """A pool's numbers, in bytes.
+    """A pool's capacity, in bytes.
 
-    `size` and `free` are the filesystem's, `reserve` is what volumes never get, `committed` the
-    sizes of all volumes, also of those being made, what snapshots hold, and what is in the trash.
-    Of the disk `usable` bytes are free, or written for these already, or were and will be free in a
-    moment. Where the filesystem `lacks_inodes` there are too few of them for one more volume.
+    `size` and `free` are the filesystem's. `reserve` is never given to volumes. `committed` is the
+    sum of all volumes' sizes, reservations, the bytes that snapshots hold, and those in the trash.
+    `usable` bytes of the disk are free, or written for what is committed, or will be free in a
+    moment. `lacks_inodes` means that the filesystem has too few inodes for one more volume.
     """
 
     filesystem: str = ""
@@ -58,7 +58,7 @@ class Capacity:
         committed: int,
         usable: int,
     ) -> Self:
-        """Return the numbers of a pool whose filesystem statvfs(3) has measured."""
+        """Return the capacity of a pool from the `facts` that statvfs(3) returned for it."""
         size = facts.f_blocks * facts.f_frsize
         return cls(
             filesystem=filesystem,
@@ -73,25 +73,25 @@ class Capacity:
 
     @property
     def limit(self) -> int:
-        """What may be promised in all."""
+        """The most bytes that may be promised in all."""
         return max(0, int(min((self.size - self.reserve) * self.overcommit, LARGEST)))
 
     @property
     def written(self) -> int:
-        """What is promised and on the disk already, so that it needs no more of it."""
+        """The promised bytes that are on the disk already, and so need no more free space."""
         return min(self.committed, max(0, self.usable - self.free))
 
     @property
     def unwritten(self) -> int:
-        """What is promised and not yet on the disk."""
+        """The promised bytes that are not on the disk yet."""
         return self.committed - self.written
 
     @property
     def spare(self) -> int:
-        """The bytes of the disk that can still be written for volumes; negative: that many lack.
+        """The bytes of the disk that can still be written for volumes; negative: so many lack.
 
-        What is not there for the pool (others' files, the filesystem's own) is counted in coarse
-        steps: not every inode that is made or freed shall change what the pool offers.
+        The usable bytes are rounded down in coarse steps, so that not every inode that is made or
+        freed outside the pool changes the capacity that the pool offers.
         """
         step = max(_LEAST_STEP, self.size // _STEPS)
         ours = self.usable // step * step - self.reserve
@@ -99,15 +99,15 @@ class Capacity:
 
     @property
     def lacking(self) -> int:
-        """How many bytes of what is promised could not be written now, whatever the overcommit."""
+        """The promised bytes for which the disk has no room now, whatever the overcommit."""
         return max(0, self.unwritten - max(0, self.free - self.reserve))
 
     def available(self, *, thick: bool) -> int:
-        """Return the size of the largest volume that can be made now.
+        """Return the size in bytes of the largest volume that can be made now.
 
-        Each byte that is promised and not yet written has `1 / overcommit` bytes of the disk to
-        itself, and never needs more than one. What is thick takes its bytes at once. Nothing can be
-        made without inodes.
+        Each promised byte that is not written yet has `1 / overcommit` bytes of the disk set aside
+        for it, and never more than one. A thick volume takes all its bytes at once. Without free
+        inodes nothing can be made.
         """
         if self.lacks_inodes:
             return 0

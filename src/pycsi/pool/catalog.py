@@ -17,15 +17,15 @@ from pycsi.pool.index import Index, T
 log = structlog.get_logger()
 
 UNREADABLE = (RecordError, OSError, TypeError, KeyError, ValueError)
-"""What reading a record raises that is damaged, or of a newer version."""
+"""The errors of reading a record that is damaged, or of a newer version."""
 
 
 class Catalog(Index[T]):
     """The directories in `folder`; `parse` reads the record called `record` in each of them.
 
-    Where `adopts` is set, directories that others have put there are found too, and adopted if
-    `adopts` agrees: `pycsi trash restore` puts one there while the driver runs. Whoever does so
-    changes the number that `change_count_of` returns.
+    If `adopts` is set, directories that other processes have put there are found too, and adopted
+    if `adopts` agrees: `pycsi trash restore` puts one there while the driver runs. Each such change
+    also changes the number that `change_count_of` returns.
     """
 
     def __init__(self, folder: Path, record: str, parse: Callable[[Mapping[str, Any]], T]) -> None:
@@ -55,9 +55,9 @@ class Catalog(Index[T]):
                 self._give_up(name, error)
 
     def _read(self, name: str) -> T | None:
-        """Return the item in a directory; None where its record is damaged, or it has gone.
+        """Return the item in a directory; None if its record is damaged, or it has gone.
 
-        `OSError` where the record cannot be read now, and perhaps later.
+        `OSError` if the record cannot be read now, but perhaps later.
         """
         place = self.place(name)
         try:
@@ -79,21 +79,21 @@ class Catalog(Index[T]):
 
     @property
     def unreadable(self) -> Mapping[str, str]:
-        """Why a record cannot be read, by the names of the directories."""
+        """The reasons why records cannot be read, by the names of their directories."""
         return self._unreadable
 
     def read_again(self, object_id: str) -> None:
-        """Index what the record says now, if it can be read: writing it has failed."""
+        """Index an item from its record again, if that can be read, after writing it has failed."""
         with contextlib.suppress(*UNREADABLE):
             self.put(self._parse(read_record(f"{self.place(object_id)}/{self._record}")))
 
-    # What others put there
+    # Adopting what other processes put there
 
     def get(self, object_id: str) -> T | None:
-        """Return an item, or None; `FailedPrecondition` where its record cannot be read."""
+        """Return an item, or None; `FailedPrecondition` if its record cannot be read."""
         self._refuse_unreadable(object_id)
         item = self._items.get(object_id)
-        # Only what is an id may become a path.
+        # Only a well-formed id may become a path.
         if item is None and self.adopts and node_of(object_id) and self._lies_there(object_id):
             with self._mutex:
                 item = self._items.get(object_id)
@@ -110,11 +110,11 @@ class Catalog(Index[T]):
             )
 
     def _lies_there(self, object_id: str) -> bool:
-        # Asked without the lock: a disk may take long.
+        # Called without the lock: a slow disk may take long to answer.
         return os.path.isdir(self.place(object_id))
 
     def _adopt(self, name: str) -> T | None:
-        """Index what somebody else has put here, if `adopts` agrees."""
+        """Index an item that another process has put here, if `adopts` agrees."""
         item = self._read(name)
         if item is None or self.adopts is None:
             return None
@@ -133,17 +133,17 @@ class Catalog(Index[T]):
         return super().following(after)
 
     def refresh(self, change_count: int) -> None:
-        """Look for new directories if the number of changes is another one than last time."""
+        """Look for new directories if the number of changes differs from the last time."""
         if self.adopts and change_count != self._seen and self.look():
             self._seen = change_count
 
     def look(self) -> bool:
-        """Look for new directories; return False where not all of them could be examined."""
+        """Look for new directories; return False if not all of them could be examined."""
         if self.adopts is None:
             return True
         try:
             names = os.listdir(self.folder)
-        except OSError:  # the pool's disk is away: `Pool.check` says so
+        except OSError:  # the pool's disk is away, which `Pool.check` reports
             return False
         complete = True
         for name in names:
@@ -160,8 +160,8 @@ class Catalog(Index[T]):
 
     @contextlib.contextmanager
     def creating(self, object_id: str) -> Iterator[str]:
-        """Keep what is created in the `with` block from being adopted; yield where it will be."""
-        # Without the lock: it is indexed, under the lock, before it is no longer being created.
+        """Keep the item that the `with` block creates from being adopted; yield its place."""
+        # Without the lock: the item is indexed, under the lock, before the block ends.
         self._creating.add(object_id)
         try:
             yield self.place(object_id)

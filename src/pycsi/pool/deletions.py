@@ -1,9 +1,9 @@
-"""What was deleted from a pool while another pool was missing, so that a repeated call is told so.
+"""Deletions from a pool while another pool was missing, so that a repeated call can succeed.
 
-An id does not say in which pool its volume or snapshot is. What no pool has may be in a pool that
-is missing, and nobody may be told that it is gone; but what was found in this pool and deleted was
-not in the missing one. That has to be known after a crash too, for the reply may not have been
-sent (CSI specification, DeleteVolume: "This operation MUST be idempotent").
+An id does not say in which pool its volume or snapshot is. An object that no open pool has may be
+in a missing one, so its deletion must not be confirmed; but an object that was found and deleted in
+this pool was not in the missing one. That has to be known after a crash too, for the reply may not
+have been sent (CSI specification, DeleteVolume: "This operation MUST be idempotent").
 """
 
 import contextlib
@@ -24,9 +24,9 @@ class Deletions:
         self._folder = folder
 
     def note(self, kind: str, object_id: str, missing: Iterable[str]) -> None:
-        """Remember, durably, what is about to be deleted while the pools `missing` are missing.
+        """Record, durably, that an object is about to be deleted while pools are `missing`.
 
-        Where the disk does not take that, a repeated call is refused, and no more.
+        If the disk does not take the record, the only effect is that a repeated call is refused.
         """
         names = sorted(missing)
         if names:
@@ -35,7 +35,7 @@ class Deletions:
                 write_record(self._file(kind, object_id), {"missing": names})
 
     def vouches(self, kind: str, object_id: str, missing: Iterable[str]) -> bool:
-        """Tell whether it was deleted here, and is in none of the pools `missing` therefore."""
+        """Tell whether an object was deleted here, and so is in none of the `missing` pools."""
         try:
             noted = read_record(self._file(kind, object_id))["missing"]
             return set(missing) <= set(noted)
@@ -43,7 +43,7 @@ class Deletions:
             return False
 
     def forget(self, pools: Iterable[str]) -> None:
-        """Forget all that says something of `pools`: they are there now, and may be filled."""
+        """Forget the deletions recorded while `pools` were missing: these are open again."""
         there = set(pools)
         for file in self._files():
             with contextlib.suppress(OSError):

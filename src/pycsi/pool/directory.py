@@ -1,4 +1,4 @@
-"""A process's hold on a pool's directory: it is there, ours alone, writable, and the one it was."""
+"""A pool's directory, locked by this process, and checked to be present, writable and the same."""
 
 import errno
 import fcntl
@@ -18,15 +18,18 @@ _VOLATILE = frozenset({"tmpfs", "ramfs"})
 _MISTAKES = frozenset(
     {errno.EACCES, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EPERM}
 )
-"""What the operator has to mend, unlike what comes and goes with a disk."""
+"""Errors that the operator has to correct; all others may come and go with the disk."""
 
 
 class MissingPoolError(ConfigError):
-    """A pool is not there now; it can be opened once its disk is mounted, or works again."""
+    """The pool is missing now; it can be opened once its disk is mounted, or works again."""
 
 
 def closed(config: PoolConfig, error: OSError) -> ConfigError:
-    """Return why a pool cannot be opened: it is missing, or it can never be as it is configured."""
+    """Return the error for a pool that `error` kept from being opened.
+
+    It is `MissingPoolError` if the pool may come back, otherwise a plain `ConfigError`.
+    """
     path = error.filename if isinstance(error.filename, str) else str(config.path)
     found = f"pool {config.name}: {path}: {error.strerror}"
     if error.errno == errno.ENOENT:
@@ -49,11 +52,11 @@ def _denied() -> str:
 
 
 class PoolDirectory:
-    """An open pool directory, locked with flock(2).
+    """An open pool directory, locked with flock(2), with its `location` and the pool's `uuid`.
 
-    `location` is where it lies, `uuid` the pool's own. With `begin` an empty directory becomes a
-    pool; without it only an empty filesystem does that is mounted just there. `MissingPoolError`
-    where the pool is not there.
+    With `begin` an empty directory becomes a new pool; otherwise only an empty filesystem does that
+    is mounted at exactly this path. `MissingPoolError` if the pool is not there, another
+    `ConfigError` if the configuration cannot work.
     """
 
     def __init__(self, config: PoolConfig, *, begin: bool) -> None:
@@ -75,21 +78,22 @@ class PoolDirectory:
             raise
 
     def _look(self) -> None:
-        """Find out where the directory lies that is held, which is the one at the pool's path."""
+        """Find the location of the held directory, which is the one at the pool's path."""
         with closing(_open(self._config)) as fd:
             location = Location.of(self._config.path, fd)
         directory, named = _identity(self._fd), self._name_of_held()
-        # Only now, when nothing can fail any more, and in this order: then it is in place.
+        # Assigned last, when nothing can fail any more, and in this order: `_in_place` compares the
+        # identity, so it must not be newer than the location.
         self.location = location
         self._directory, self._named = directory, named
 
     def _name_of_held(self) -> str:
-        """Return where the kernel sees the directory that is held."""
+        """Return the path under which the kernel knows the held directory."""
         return os.readlink(f"/proc/self/fd/{self._fd}")
 
     def _refuse_unfit(self) -> None:
         name, path = self._config.name, self._config.path
-        # First whether it is the right disk at all: what else is there does not matter then.
+        # Check first that this is the right disk: the properties of another one do not matter.
         if self._config.require_mount and not self.location.is_disk:
             raise MissingPoolError(
                 f"pool {name}: no filesystem of its own is mounted at {path}; mount its disk"
@@ -118,7 +122,7 @@ class PoolDirectory:
             ) from None
 
     def _begin(self, *, begin: bool) -> str:
-        """Make a pool of an empty directory; return its UUID."""
+        """Make an empty directory a pool; return the new pool's UUID."""
         name, path = self._config.name, self._config.path
         layout = Layout(path)
         if foreign := layout.foreign():
@@ -126,7 +130,7 @@ class PoolDirectory:
                 f"pool {name}: {path} is neither a pool nor empty (it holds {foreign!r}); give an "
                 "empty directory, or the pool's own disk"
             )
-        # Whoever makes a mount point mounts something there a moment later.
+        # An empty directory that appears later is most likely a mount point about to be mounted on.
         if not (begin or self.location.is_disk):
             raise MissingPoolError(
                 f"pool {name}: {path} is empty; mount its disk, or restart the driver for a new "
@@ -140,11 +144,14 @@ class PoolDirectory:
         return self.location.mount
 
     def close(self) -> None:
-        """Leave the pool to another process."""
+        """Close the directory, which releases the lock for another process."""
         os.close(self._fd)
 
     def check(self, *, writable: bool) -> None:
-        """Raise `PoolMissing` unless the pool is there and the one we opened."""
+        """Raise `PoolMissing` unless the pool that was opened is still at its path.
+
+        With `writable` it must also be on a filesystem that can be written to.
+        """
         name, path = self._config.name, self._config.path
         try:
             if not self._in_place():
@@ -160,9 +167,9 @@ class PoolDirectory:
             raise PoolMissing(f"pool {name}: {self._only_read()}")
 
     def _in_place(self) -> bool:
-        # Every RPC asks. A record that nobody has changed or moved since it was read is not read
-        # again, and lies in the directory in which it lay then: the one that is still held; but for
-        # one that has other names, which may be in other directories.
+        # Every RPC calls this, so the record is read again only if it has been changed or moved. If
+        # it has not, it still lies in the held directory, unless it has hard links: those may lie
+        # in other directories.
         record, held = os.stat(self._record), self._directory
         version = *held, record.st_dev, record.st_ino, record.st_ctime_ns
         if version != self._read or record.st_nlink > 1:
@@ -172,7 +179,8 @@ class PoolDirectory:
             if Layout(self._config.path).read_uuid() != self.uuid:
                 return False
             self._read = version
-        # Renamed, and found through a link or another mount: it lies elsewhere in its filesystem.
+        # A directory that was renamed, and is reached through a symbolic link or another mount, has
+        # another path in its filesystem, so its location must be found again.
         return self._name_of_held() == self._named
 
     def _readonly(self) -> bool:
@@ -185,21 +193,21 @@ class PoolDirectory:
         )
 
     def _holds(self, directory: tuple[int, int]) -> bool:
-        """Tell whether it is a directory that is held; one whose disk has failed is another."""
+        """Tell whether the held directory has this identity; False if its disk has failed."""
         try:
             return _identity(self._fd) == directory
         except OSError:
             return False
 
     def _opens(self, *, writable: bool) -> bool:
-        """Tell whether the record can be opened; False where the filesystem is read-only.
+        """Tell whether the record can be opened; False if the filesystem is read-only.
 
-        An ext4 that has been shut down, or has met an error, lets everything be looked at.
+        Opening is the test because ext4 still answers stat(2) after a shutdown or an error.
         """
         try:
             with opened(self._record, os.O_WRONLY if writable else os.O_RDONLY):
                 return True
-        except PermissionError:  # it is immutable
+        except PermissionError:  # the record is immutable (chattr +i)
             return not self._readonly()
         except OSError as error:
             if error.errno != errno.EROFS:
@@ -207,7 +215,7 @@ class PoolDirectory:
             return False
 
     def _reopen(self) -> None:
-        """Follow the pool to where it is mounted now, if it is the same one."""
+        """Switch to the directory that is at the pool's path now, if it is the same pool."""
         path = self._config.path
         found = Layout(path).read_uuid()
         if found != self.uuid:
@@ -218,7 +226,7 @@ class PoolDirectory:
         with closing(_open(self._config)) as fd:
             if not self._holds(_identity(fd)):
                 _lock(fd, self._config)
-                # One call: who asks about the descriptor just now finds the old one or the new.
+                # dup2 is atomic: other threads see the old directory or the new one.
                 os.dup2(fd, self._fd, inheritable=False)
         self._look()
 

@@ -1,8 +1,8 @@
-"""Freezing the filesystems of volumes for a moment, so that they thaw whatever happens.
+"""Freezing the filesystems of volumes for a moment, and thawing them whatever happens.
 
-A marker in the pool says which volumes are frozen. It is there before the freeze and until after
-the thaw, so the next start knows what to thaw after a crash. Nothing else is believed of it: a
-power cut, or a reboot, ends a freeze too.
+A marker in the pool names each volume that is being frozen. It exists from before the freeze until
+after the thaw, so that the next start knows what to thaw after a crash. It does not prove that the
+volume is frozen: a power cut or a reboot ends a freeze too.
 """
 
 import contextlib
@@ -25,19 +25,19 @@ log = structlog.get_logger()
 
 
 class OverdueError(Exception):
-    """The filesystems were frozen for as long as they may be, and were thawed."""
+    """The filesystems were frozen for as long as is allowed, and have been thawed."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Frozen:
-    """A volume to freeze, whose filesystem is mounted, and the place of its marker."""
+    """A volume to freeze, whose filesystem is mounted, and the path of its marker."""
 
     marker: Path
     backend: Backend
 
 
 class FreezeWindow:
-    """The time in which the filesystems are frozen, or have at least not been thawed yet."""
+    """The time for which filesystems stand still; it is over once the watchdog thaws them."""
 
     def __init__(self) -> None:
         self._over = threading.Event()
@@ -50,16 +50,18 @@ class FreezeWindow:
         return self._over.is_set()
 
     def check(self) -> None:
-        """Raise `OverdueError` if the time is over."""
+        """Raise `OverdueError` if the window is over."""
         if self.over:
             raise OverdueError
 
 
 @contextlib.contextmanager
 def frozen(volumes: Iterable[Frozen], limit: float) -> Iterator[FreezeWindow]:
-    """Freeze the filesystems through the `with` block, but for `limit` seconds at most.
+    """Freeze the volumes' filesystems for the `with` block, but for `limit` seconds at most.
 
-    Where there are none it may take any time. It is to call `check` now and then.
+    The block should call `check` of the window now and then. Without volumes there is no limit.
+    `FailedPrecondition` if another process has frozen or thaws one of the filesystems;
+    `OverdueError` if they were thawed after `limit`.
     """
     window = FreezeWindow()
     with contextlib.ExitStack() as undo:
@@ -67,7 +69,7 @@ def frozen(volumes: Iterable[Frozen], limit: float) -> Iterator[FreezeWindow]:
             (undo.enter_context(closing(open_volume(volume.backend))), volume) for volume in volumes
         ]
         for fd, _ in opened_volumes:
-            syncfs(fd)  # now, while nobody has to wait for it
+            syncfs(fd)  # before the freeze, which then takes less time
         if opened_volumes:
             descriptors = [fd for fd, _ in opened_volumes]
             done = threading.Event()
@@ -84,16 +86,16 @@ def frozen(volumes: Iterable[Frozen], limit: float) -> Iterator[FreezeWindow]:
         window.check()
 
 
-@processors.unpinned()  # it may not have to wait for what keeps the others' processor
+@processors.unpinned()  # the watchdog must run even if the other threads' processor is busy
 def _watch(
     limit: float, done: threading.Event, window: FreezeWindow, descriptors: list[int]
 ) -> None:
-    """Thaw them after `limit` seconds, unless all is done by then."""
+    """Thaw the filesystems after `limit` seconds, unless `done` is set by then."""
     if done.wait(limit):
         return
     window.end()
     for fd in descriptors:
-        with contextlib.suppress(OSError):  # the others are to be thawed in any case
+        with contextlib.suppress(OSError):  # one failure must not leave the others frozen
             thaw(fd)
 
 
@@ -115,7 +117,7 @@ def _frozen(fd: int, volume: Frozen, window: FreezeWindow) -> Iterator[None]:
     try:
         yield
     finally:
-        was_frozen = retry(lambda: thaw(fd))  # or it would stand still for ever
+        was_frozen = retry(lambda: thaw(fd))  # or the filesystem would stay frozen
         retry(volume.marker.unlink)
     if not (was_frozen or window.over):
         raise FailedPrecondition(
@@ -125,10 +127,13 @@ def _frozen(fd: int, volume: Frozen, window: FreezeWindow) -> Iterator[None]:
 
 
 def open_volume(backend: Backend) -> int:
-    """Open a directory of the volume's own filesystem, wherever that can be reached."""
+    """Open the root of a mount of the volume's own filesystem; the caller closes the descriptor.
+
+    `FailedPrecondition` if none can be reached, as when others are mounted over them.
+    """
     for item in backend.mounts():
         with contextlib.suppress(OSError), opened(Path(item.target), DIRECTORY) as fd:
-            # Something else may be mounted over it: then that is what was opened.
+            # If another filesystem is mounted over this one, that is what was opened.
             if mount_of(fd).id == item.id:
                 return os.dup(fd)
     raise FailedPrecondition(
@@ -138,7 +143,7 @@ def open_volume(backend: Backend) -> int:
 
 
 def thaw_after_crash(marker: Path, backend: Backend) -> None:
-    """Thaw a volume that an earlier driver may have left frozen."""
+    """Thaw a volume that an earlier driver may have left frozen, and remove its marker."""
     if backend.mounts():
         with closing(open_volume(backend)) as fd:
             if thaw(fd):

@@ -15,14 +15,14 @@ log = structlog.get_logger()
 
 
 class Groups:
-    """The group snapshots of a pool: their records, and those of them that are known."""
+    """The group snapshots of a pool: their records, and an index of those in memory."""
 
     def __init__(self, layout: Layout) -> None:
         self._layout = layout
         self._known: dict[str, Group] = {}
 
     def load(self) -> None:
-        """Read the records; one that cannot be read is left as it is, and unfinished ones go."""
+        """Read the records, leave unreadable ones as they are, and delete unfinished ones."""
         for record in sorted(self._layout.groups.glob("[!.]*.json")):
             try:
                 group = Group.from_json(read_record(record))
@@ -37,7 +37,7 @@ class Groups:
         return iter(list(self._known.values()))
 
     def get(self, group_id: str) -> Group | None:
-        """Return a group that is known, or None."""
+        """Return a group from the index, or None."""
         return self._known.get(group_id)
 
     def is_recorded(self, group_id: str) -> bool:
@@ -45,11 +45,11 @@ class Groups:
         return self._layout.group(group_id).exists()
 
     def write(self, group: Group) -> None:
-        """Record a group, durably: now it exists, with all its members."""
+        """Record a group, durably; with its record the group and all its members exist."""
         write_record(self._layout.group(group.id), group.to_json())
 
     def index(self, group: Group) -> None:
-        """Make a group known that is recorded."""
+        """Add a group that is recorded to the index."""
         self._known[group.id] = group
 
     def delete(self, group_id: str) -> None:
@@ -64,5 +64,5 @@ class Groups:
             raise
 
     def drop(self, group_id: str) -> None:
-        """Know a group no longer whose record is deleted; absent is fine."""
+        """Remove a group whose record is deleted from the index; absent is fine."""
         self._known.pop(group_id, None)

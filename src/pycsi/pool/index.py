@@ -1,4 +1,4 @@
-"""What is known of the volumes, or of the snapshots, of a pool: in memory, ordered and counted."""
+"""An index of a pool's volumes, or of its snapshots: in memory, ordered by id, and counted."""
 
 import bisect
 import collections
@@ -19,21 +19,21 @@ class Item(Protocol):
 
     @property
     def filesystem(self) -> str | None:
-        """The kind of filesystem on its image, None where it has none."""
+        """The kind of filesystem on its image; None if it has none."""
 
 
 T = TypeVar("T", bound=Item)
 D = TypeVar("D")
 
 _BATCH = 256
-"""How many items are copied under the lock at a time while somebody goes through all of them."""
+"""The number of items that an iteration copies under the lock at a time."""
 
 
 class Index(Generic[T]):
-    """Items by id. What is asked often takes the same time however many there are.
+    """Items by id. Frequent queries take the same time however many items there are.
 
-    `held` is the sum of the items' bytes, `filesystems` counts them by the kind of filesystem on
-    their images. Both are kept as items come and go.
+    `held` is the sum of the items' promised bytes, `filesystems` counts the items by the kind of
+    filesystem on their images. Both are updated as items come and go.
     """
 
     def __init__(self) -> None:
@@ -66,7 +66,7 @@ class Index(Generic[T]):
             after = batch[-1].id
 
     def held_by(self, object_id: str) -> int:
-        """Return the bytes of the pool that are promised to an item; 0 where there is none."""
+        """Return the bytes of the pool that are promised to an item; 0 if there is no such item."""
         item = self._items.get(object_id)
         return item.held if item else 0
 
@@ -99,7 +99,7 @@ class Index(Generic[T]):
     def derived(self, item: T, derive: Callable[[T], D]) -> D:
         """Return `derive(item)`, which is never None, from a cache until the item is touched.
 
-        Ask with the same few functions each time: the cache has an entry for each of them.
+        Always call this with the same few functions: the cache has an entry for each of them.
         """
         cached = self._derived.get(item.id)
         if cached and (known := cached.get(derive)) is not None:
@@ -107,13 +107,13 @@ class Index(Generic[T]):
         before = self._changes
         made = derive(item)
         with self._mutex:
-            # Only if nothing has changed meanwhile: `item` may be older than what is here now.
+            # Only if nothing has changed meanwhile: `item` may be older than the indexed one.
             if self._changes == before and self._items.get(item.id) is item:
                 self._derived.setdefault(item.id, {})[derive] = made
         return made
 
     def touch(self, object_id: str) -> None:
-        """Drop what the cache has of an item: something about it has changed."""
+        """Drop the cached results for an item, because something about it has changed."""
         with self._mutex:
             self._changes += 1
             self._derived.pop(object_id, None)

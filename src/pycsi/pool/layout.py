@@ -1,4 +1,4 @@
-"""Where things lie in a pool, and how its records are read."""
+"""The paths in a pool's directory, and reading and writing its records."""
 
 import os
 import time
@@ -29,10 +29,10 @@ SNAPSHOT_RECORD = "snapshot.json"
 NOTES_RECORD = "node.json"
 
 NO_NOTES: Mapping[str, Any] = {"staged": {}, "published": {}}
-"""What the notes of a new volume say."""
+"""The notes of a new volume."""
 
 _FIRST_NOTES = encoded(NO_NOTES)
-"""How those are written: all others are longer."""
+"""`NO_NOTES` as written to the file; all other notes are longer."""
 
 _HARMLESS = frozenset({"lost+found", f".{_POOL_RECORD}.new"})
 
@@ -66,51 +66,54 @@ class Layout:
         )
 
     def group(self, group_id: str) -> Path:
-        """Return where the record of a group snapshot is."""
+        """Return the path of a group snapshot's record."""
         return self.groups / f"{group_id}.json"
 
     def count_change(self) -> None:
-        """Tell a running driver that somebody else has changed what lies in the pool."""
+        """Tell a running driver that another process has changed the pool's content."""
         with opened(self._announcement, os.O_WRONLY | os.O_CREAT):
             now = time.time_ns()
             os.utime(self._announcement, ns=(now, now))
 
     def change_count(self) -> int:
-        """Return when that was told last, in nanoseconds since the epoch; 0: never."""
+        """Return the time of the last `count_change`, in nanoseconds since the epoch; 0: never."""
         try:
             return os.stat(self._announcement).st_mtime_ns
         except OSError:
             return 0
 
     def read_uuid(self) -> str:
-        """Return the pool's UUID from its record."""
+        """Return the pool's UUID from its record.
+
+        `FileNotFoundError` if there is no record, `RecordError` if it is damaged.
+        """
         try:
             return str(uuid.UUID(read_record(self.record)["uuid"]))
         except (KeyError, ValueError, TypeError, AttributeError) as error:
             raise RecordError(f"{self.record} is damaged: {error}") from None
 
     def foreign(self) -> str | None:
-        """Return the name of something in the directory that is none of a new pool, or None."""
+        """Return the name of a file in the directory that a new pool may not contain, or None."""
         names = (entry.name for entry in list(self.root.iterdir()))
         return next((name for name in names if name not in _HARMLESS), None)
 
     def make_uuid(self) -> str:
-        """Make an empty directory a pool; return its UUID."""
+        """Make an empty directory a pool; return the new pool's UUID."""
         made = str(uuid.uuid4())
         write_record(self.record, {"uuid": made, "created": time.time()})
         return made
 
 
 def write_new_volume(place: str, volume: Volume) -> None:
-    """Write the records of a volume that is being made; the notes' file is there from the start."""
+    """Write the record and the first, empty notes of a volume that is being built."""
     write_unsynchronised(f"{place}/{NOTES_RECORD}", _FIRST_NOTES)
     write_new_record(f"{place}/{VOLUME_RECORD}", volume.to_json())
 
 
 def never_noted(where: str) -> bool:
-    """Tell whether nothing was ever noted of the volume in a directory: its notes are the first.
+    """Tell whether the volume in a directory still has its first notes: never staged or published.
 
-    `FileNotFoundError` where there are none, which tells nothing.
+    `FileNotFoundError` if there are no notes; then it is not known.
     """
     return os.lstat(f"{where}/{NOTES_RECORD}").st_size == len(_FIRST_NOTES)
 
@@ -121,17 +124,17 @@ def write_volume(place: str, volume: Volume) -> None:
 
 
 def write_new_snapshot(place: Path, snapshot: Snapshot) -> None:
-    """Write the record of a snapshot that is being made."""
+    """Write the record of a snapshot that is being built."""
     write_new_record(f"{place}/{SNAPSHOT_RECORD}", snapshot.to_json())
 
 
 def volume_catalog(layout: Layout) -> Catalog[Volume]:
-    """Return the pool's volumes; they have to be loaded."""
+    """Return the catalog of the pool's volumes, still to be loaded."""
     catalog = Catalog(layout.volumes, VOLUME_RECORD, Volume.from_json)
     catalog.change_count_of = layout.change_count
     return catalog
 
 
 def snapshot_catalog(layout: Layout) -> Catalog[Snapshot]:
-    """Return the pool's snapshots; they have to be loaded."""
+    """Return the catalog of the pool's snapshots, still to be loaded."""
     return Catalog(layout.snapshots, SNAPSHOT_RECORD, Snapshot.from_json)

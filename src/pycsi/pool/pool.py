@@ -1,8 +1,8 @@
-"""A pool: the volumes and snapshots in one directory of one filesystem, and their life's rules.
+"""A pool: the volumes and snapshots in one directory of one filesystem, and their life cycle.
 
-Each is a directory with its record and its data. It is built under `tmp/` and renamed into place
-when it is whole; it is deleted by a rename into `trash/`, and reaped from there in the background.
-A crash leaves litter under `tmp/`, which the next start sweeps away, and never half a volume.
+Each is a directory with a record and data. It is built under `tmp/` and renamed into place when it
+is complete; it is deleted by a rename into `trash/`, and removed from there in the background. A
+crash leaves litter under `tmp/`, which the next start sweeps away, and never half a volume.
 """
 
 import contextlib
@@ -48,7 +48,7 @@ from pycsi.pool.written import Contents
 log = structlog.get_logger()
 
 _MOST_BLOCKS = 2**32 - 1
-"""How many blocks a file on ext4 can have."""
+"""The number of blocks that a file on ext4 can have."""
 
 
 def _from_nothing(backend: Backend) -> int | None:
@@ -56,7 +56,10 @@ def _from_nothing(backend: Backend) -> int | None:
 
 
 class Pool:
-    """An open pool. It belongs to this process: the directory is locked with flock(2)."""
+    """An open pool, whose directory this process has locked with flock(2).
+
+    `ConfigError` if it cannot be opened; `begin` as for `PoolDirectory`.
+    """
 
     def __init__(self, config: PoolConfig, *, begin: bool) -> None:
         self.config = config
@@ -70,7 +73,7 @@ class Pool:
         self.trash = trash.Trash(self.layout, config.retain_for)
         self.deletions = Deletions(self.layout.deletions)
         self.missing: Callable[[], Iterable[str]] = tuple
-        """Tells which other pools are missing, by name; set where there may be others."""
+        """Returns the names of the other pools that are missing; set if there may be others."""
         self._directory = PoolDirectory(config, begin=begin)
         contents = Contents(
             layout=self.layout,
@@ -96,9 +99,9 @@ class Pool:
         return self._directory.mount
 
     def load(self) -> None:
-        """Read the volumes, and thaw those that a crash has left frozen. Call once, first.
+        """Load the volumes, and thaw those that a crash has left frozen. Call once, first.
 
-        `OSError` where the pool cannot be used.
+        `OSError` if the pool cannot be used.
         """
         for folder in self.layout.folders:
             if not folder.is_dir():
@@ -107,13 +110,13 @@ class Pool:
         self._thaw()
 
     def recover(self) -> None:
-        """Put right what else a crash has left, and read the other records. Call once.
+        """Clean up after a crash, and load the snapshots and groups. Call once, after `load`.
 
-        `OSError` where the pool cannot be used.
+        `OSError` if the pool cannot be used.
         """
         self.config.path.chmod(0o700)
-        # A process that was killed may have left what is found now, and so is acknowledged when it
-        # is asked for again, in memory only.
+        # A driver that was killed may have left writes in the page cache only. A repeated call is
+        # acknowledged for what is found now, so that must be durable.
         syncfs(self.layout.root)
         self.limiter = limiter_for(self.location.real_path, self.mount.fstype, self.uuid)
         self.reflinks = clone.can_share(self.layout.record)
@@ -134,7 +137,7 @@ class Pool:
         self.warn_of_promises()
 
     def warn_of_promises(self) -> None:
-        """Log that nothing can be promised, or more was promised than the disk has."""
+        """Log a warning if the pool cannot promise anything, or has promised more than it has."""
         with contextlib.suppress(OSError):  # the pool's disk is away
             capacity = self.capacity()
             if not capacity.limit:
@@ -166,22 +169,22 @@ class Pool:
 
     @property
     def location(self) -> Location:
-        """Where the pool lies on its filesystem."""
+        """The location of the pool's directory."""
         return self._directory.location
 
     def close(self) -> None:
-        """Release the pool to another process."""
+        """Close the pool, which releases it for another process."""
         self._directory.close()
 
     @functools.cached_property
     def largest_file(self) -> int:
-        """The most bytes that one file on this filesystem can have."""
+        """The largest size of a file on the pool's filesystem, in bytes."""
         if self.mount.fstype != "ext4":
             return LARGEST
         return round_down(_MOST_BLOCKS * os.statvfs(self.layout.root).f_bsize)
 
     def _refuse_impossible(self, volume: Volume) -> None:
-        """Refuse a size that an image here cannot have, however much room there is."""
+        """Raise `OutOfRange` for a size that an image in this pool can never have."""
         if volume.type is not VolumeType.IMAGE:
             return
         most = mkfsoptions.largest(volume.filesystem, volume.mkfs_options)
@@ -198,41 +201,44 @@ class Pool:
             )
 
     def check(self, *, writable: bool = True) -> None:
-        """Raise `PoolMissing` unless the pool is there and the one we opened."""
+        """Raise `PoolMissing` unless the pool that was opened is still at its path.
+
+        Unless `writable` is False it must also be on a filesystem that can be written to.
+        """
         self._directory.check(writable=writable)
 
     def unlimited(self) -> str | None:
-        """Return why limits of directories do not hold now: see `Limiter.fault`."""
+        """Return why limits of directories are not enforced now, or None; see `Limiter.fault`."""
         self.check()
         return self.limiter.fault()
 
     def backend(self, volume: Volume, kernel: KernelView | None = None) -> Backend:
-        """Return the data of a volume that exists."""
+        """Return the backend of a volume that exists."""
         where = self.volumes.place(volume.id)
         return backend_for(where, volume, self.limiter, self.location, kernel)
 
     def backend_of(self, snapshot: Snapshot) -> Backend:
-        """Return the data of a snapshot that exists."""
+        """Return the backend of a snapshot that exists."""
         return self.backend_at(self.snapshots.place(snapshot.id), snapshot.volume)
 
     def backend_at(self, place: Path | str, volume: Volume) -> Backend:
-        """Return the data of a volume, or of a snapshot of it, in the directory `place`."""
+        """Return the backend of a volume, or of a snapshot of it, in the directory `place`."""
         return backend_for(os.fspath(place), volume, self.limiter, self.location)
 
     def healthy_path(self, volume: Volume) -> str:
-        """Return the `Backend.healthy_path` of a volume that was never staged or published, or "".
+        """Return the volume's `Backend.healthy_path`; "" if it was ever staged or published.
 
-        `OSError` where that cannot be seen.
+        `OSError` if the volume's notes are not accessible.
         """
         backend = self.backend(volume)
         return backend.healthy_path if layout.never_noted(backend.where) else ""
 
     def to_freeze(self, backend: Backend) -> Frozen:
-        """Return what is to be frozen of a volume that is mounted."""
+        """Return what `frozen` needs to freeze a mounted volume."""
         return Frozen(marker=self.layout.frozen / backend.volume.id, backend=backend)
 
     def capacity(self) -> Capacity:
-        """Measure the pool; what is promised is counted, what is in the trash too."""
+        """Return the pool's capacity, measured now."""
         return self.room.capacity()
 
     # Changing; callers hold the volume's or the snapshot's lock
@@ -244,9 +250,11 @@ class Pool:
         *,
         more: int = 0,
     ) -> Volume:
-        """Make a volume whole and durable, and return it as recorded.
+        """Make a volume, durably, and return it as recorded.
 
-        `fill` makes its data and returns the project id; it needs `more` bytes while it does so.
+        `fill` makes its data and returns its project id, if it has one; while it runs, it needs
+        `more` bytes beside the volume's size. `OutOfRange` or `ResourceExhausted` for a size that
+        the pool cannot have, or has no room for.
         """
         self._refuse_impossible(volume)
         thick = volume.thick or more > 0
@@ -269,16 +277,16 @@ class Pool:
     def build_snapshot(
         self, snapshot_id: str, size: int, *, thick: bool
     ) -> contextlib.AbstractContextManager[Build]:
-        """Make an empty directory for a snapshot that will occupy about `size` bytes.
+        """Build a snapshot that will occupy about `size` bytes; of a thick volume, all its own.
 
-        Of a thick volume these are bytes of its own, now. It is to be given to `commit_snapshot` in
-        the `with` block; if that fails it is deleted.
+        The `with` block fills the build's empty directory and passes the build to
+        `commit_snapshot`. If the block fails before that, the directory is deleted.
         """
         place = self.snapshots.place(snapshot_id)
         return self._build(place, size, thick=thick or not self.reflinks)
 
     def commit_snapshot(self, building: Build, snapshot: Snapshot) -> None:
-        """Put a snapshot that is whole in its place; `Build.index` makes it known."""
+        """Move a complete snapshot to its place, durably; `Build.index` makes it known."""
         building.reservation.resize(snapshot.held, thick=False)
         with self.room.recording():
             layout.write_new_snapshot(Path(building.directory), snapshot)
@@ -298,15 +306,15 @@ class Pool:
         )
 
     def delete_snapshot(self, snapshot_id: str) -> None:
-        """Delete a snapshot, also one whose record cannot be read; absent is fine."""
+        """Delete a snapshot, even if its record cannot be read; absent is fine."""
         self.check()
         self.deletions.note("snapshot", snapshot_id, self.missing())
         self._move_to_trash(self.snapshots, snapshot_id, trash.Fate.GONE)
 
     def delete(self, backend: Backend, fate: trash.Fate) -> None:
-        """Delete a volume that is not in use: gone when this returns, also after a power cut.
+        """Delete a volume that is not in use: durable when this returns.
 
-        The kernel that `backend` has asked whether it is in use is not asked again.
+        Use is judged by the kernel view of `backend`, which is not read again.
         """
         self.check()
         refuse_listed(backend.kernel.mounts, self.location.real(backend.where))
@@ -325,7 +333,10 @@ class Pool:
                 catalog.drop(object_id)
 
     def resize(self, volume: Volume, size: int) -> Volume:
-        """Make a volume's data larger: `size` bytes. The filesystem on an image is not grown."""
+        """Grow a volume's data to `size` bytes, and return the volume as recorded.
+
+        The filesystem on an image is not grown. If recording fails, the old size is restored.
+        """
         self.check()
         larger = dataclasses.replace(volume, capacity=size)
         if size > volume.capacity:
@@ -345,14 +356,14 @@ class Pool:
         return larger
 
     def update(self, volume: Volume) -> None:
-        """Record a volume anew, durably."""
+        """Replace a volume's record, durably."""
         self.check()
         self._record(volume, contextlib.nullcontext)
 
     def _record(
         self, volume: Volume, known: Callable[[], contextlib.AbstractContextManager[None]]
     ) -> None:
-        """Record a volume anew, durably; it becomes known in a block of `known`."""
+        """Replace a volume's record, durably, and index the volume in a block of `known`."""
         place = self.volumes.place(volume.id)
         before = self.volumes.get(volume.id)
         try:
@@ -360,7 +371,7 @@ class Pool:
                 layout.write_volume(place, volume)
                 self._make_durable(volume)
         except BaseException:
-            # The new record may be in its place, and not on the disk: then the old one goes back.
+            # The new record may be in its place but not durable, so the old one is put back.
             with contextlib.suppress(OSError):
                 if before:
                     layout.write_volume(place, before)
@@ -370,7 +381,7 @@ class Pool:
             self.volumes.put(volume)
 
     def _make_durable(self, volume: Volume) -> None:
-        # On btrfs a new subvolume and its limit are durable with the next commit, not by fsync; an
-        # image is a file, and has been synchronised.
+        # On btrfs fsync does not make a new subvolume and its limit durable, only the next commit
+        # does. An image is a file, and has been synchronised.
         if self.mount.fstype == "btrfs" and volume.type is VolumeType.DIRECTORY:
             syncfs(self.layout.root)

@@ -1,4 +1,4 @@
-"""The room in a pool: what is promised, and what is being promised."""
+"""The room in a pool: bytes promised to what it holds, and reserved for what is being made."""
 
 import contextlib
 import errno
@@ -18,23 +18,23 @@ _PATIENCE = 2.0
 
 
 class Reservation:
-    """Bytes of a pool's room for something that is being made, or grows."""
+    """Bytes that are promised to a volume or snapshot that is being made, or that grows."""
 
     def __init__(self, room: "Room") -> None:
         self._room = room
         self.size = 0
 
     def resize(self, size: int, *, thick: bool) -> None:
-        """Reserve `size` bytes instead, or raise `ResourceExhausted`."""
+        """Change the reservation to `size` bytes, or raise `ResourceExhausted`."""
         self._room.reserve(self, size, thick=thick)
 
     def replaced(self) -> contextlib.AbstractContextManager[None]:
-        """Count what becomes known in the `with` block in place of this."""
+        """End the reservation in one step with the `with` block, which indexes what it was for."""
         return self._room.replaced(self)
 
 
 class Room:
-    """What a pool has promised to its volumes, snapshots and trash, and can still promise."""
+    """The bytes that a pool has promised to its volumes, snapshots and trash, and still can."""
 
     def __init__(self, config: PoolConfig, contents: Contents) -> None:
         self._config = config
@@ -44,13 +44,16 @@ class Room:
         self._reserved = 0
 
     def capacity(self) -> Capacity:
-        """Measure the pool; what is promised is counted, what is in the trash too."""
+        """Return the pool's capacity, measured now."""
         facts, usable = self._measure(exact=True)
         with self._mutex:
             return self._counting_promises(facts, usable)
 
     def _measure(self, *, exact: bool) -> tuple[os.statvfs_result, int]:
-        """Ask the filesystem, and look for what others have changed; not under the lock."""
+        """Return statvfs(3) of the pool and its usable bytes, after looking for outside changes.
+
+        The caller does not hold the lock, for this may take long.
+        """
         change_count = self._contents.layout.change_count()
         self._contents.volumes.refresh(change_count)
         self._contents.trash.refresh(change_count)
@@ -71,7 +74,7 @@ class Room:
 
     @contextlib.contextmanager
     def reserved(self, size: int, *, thick: bool) -> Iterator[Reservation]:
-        """Reserve `size` bytes through the `with` block, or raise `ResourceExhausted`."""
+        """Reserve `size` bytes for the `with` block, or raise `ResourceExhausted`."""
         reservation = Reservation(self)
         self.reserve(reservation, size, thick=thick)
         try:
@@ -81,12 +84,12 @@ class Room:
                 pass
 
     def reserve(self, reservation: Reservation, size: int, *, thick: bool) -> None:
-        """Let a reservation have `size` bytes, or raise `ResourceExhausted`.
+        """Change a reservation to `size` bytes, or raise `ResourceExhausted`.
 
-        While the trash is being emptied it is worth waiting for a moment.
+        If the trash is being emptied, wait a moment for the room that this frees.
         """
         deadline = time.monotonic() + _PATIENCE
-        # What was measured before is enough where there is room; otherwise it has to be exact.
+        # The last measurement will do if there is room; only a refusal needs an exact one.
         if not self._try_reserve(reservation, size, thick=thick, exact=False):
             return
         while refusal := self._try_reserve(reservation, size, thick=thick, exact=True):
@@ -97,7 +100,7 @@ class Room:
     def _try_reserve(
         self, reservation: Reservation, size: int, *, thick: bool, exact: bool
     ) -> str | None:
-        """Reserve room, or return why there is none."""
+        """Change a reservation; return None, or why there is no room."""
         facts, usable = self._measure(exact=exact)
         with self._mutex:
             more = size - reservation.size
@@ -134,7 +137,7 @@ class Room:
 
     @contextlib.contextmanager
     def recording(self) -> Iterator[None]:
-        """Raise `ResourceExhausted` where what is recorded in the `with` block finds no room."""
+        """Raise `ResourceExhausted` if the disk has no room for a record that the block writes."""
         try:
             yield
         except OSError as error:

@@ -1,8 +1,8 @@
-"""The trash of a pool: what was deleted and still occupies it.
+"""The trash of a pool: deleted volumes and snapshots that still occupy its disk.
 
 An entry is the deleted directory itself, renamed to `<id>.<seconds since the epoch>.<fate>.<hex>`:
-one rename deletes it and says when, and what is to become of it. Whoever reaps or restores an entry
-renames it first, so of two who try one succeeds; a leading dot marks one that is being reaped.
+one rename deletes it and records when, and its fate. An entry is renamed before it is reaped or
+restored, so that of two attempts only one succeeds; a leading dot marks one that is being reaped.
 """
 
 import contextlib
@@ -36,11 +36,11 @@ _ENTRY = re.compile(
 )
 _REAPING = "."
 _RETRY = 60.0
-"""Seconds after which what could not be deleted is tried again."""
+"""Seconds after which an entry that could not be removed is tried again."""
 
 
 class Fate(enum.StrEnum):
-    """What becomes of an entry: reaped soon, or kept for the pool's `retain-for`."""
+    """Whether an entry is reaped soon, or kept for the pool's `retain-for`."""
 
     GONE = "gone"
     KEPT = "kept"
@@ -58,7 +58,7 @@ class Entry:
 
     @classmethod
     def parse(cls, path: Path) -> Self:
-        """Read an entry's name; what has none of ours is being reaped."""
+        """Return the entry at a path; one whose name has another form counts as being reaped."""
         match = _ENTRY.fullmatch(path.name)
         if match is None:
             return cls(path=path, id=path.name, deleted=0, fate=Fate.GONE, reaping=True)
@@ -71,7 +71,7 @@ class Entry:
         )
 
     def due(self, retain_for: float | None) -> float:
-        """Return when this is to be reaped, in seconds since the epoch."""
+        """Return when the entry is to be reaped, in seconds since the epoch; infinity: never."""
         if self.reaping or self.fate is Fate.GONE:
             return 0
         return float("inf") if retain_for is None else self.deleted + retain_for
@@ -80,7 +80,7 @@ class Entry:
         return self.due(retain_for) <= time.time()
 
     def record(self) -> Volume | Snapshot | None:
-        """Return what this was, or None where the record has gone already, or is damaged."""
+        """Return the entry's record, or None if it has gone already, or is damaged."""
         with contextlib.suppress(*UNREADABLE):
             return self._read()
         return None
@@ -91,7 +91,7 @@ class Entry:
         return Volume.from_json(read_record(self.path / VOLUME_RECORD))
 
     def fault(self) -> str | None:
-        """Return why the record cannot be read, if there is one."""
+        """Return why the record cannot be read; None if it can, or if there is none."""
         try:
             self._read()
         except (FileNotFoundError, NotADirectoryError):
@@ -101,7 +101,7 @@ class Entry:
         return None
 
     def size(self) -> int:
-        """Return how many bytes of the pool this counts for."""
+        """Return the bytes of the pool that the entry counts for; 0 without a readable record."""
         match self.record():
             case Volume() as volume:
                 return volume.capacity
@@ -111,19 +111,19 @@ class Entry:
 
 
 def entries(layout: Layout) -> list[Entry]:
-    """Return what is in the trash, the oldest first."""
+    """Return the entries of the trash, the oldest first."""
     found = [Entry.parse(path) for path in layout.trash.iterdir()]
     return sorted(found, key=lambda entry: (entry.deleted, entry.path.name))
 
 
 def new_entry(layout: Layout, object_id: str, fate: Fate) -> Entry:
-    """Return the entry that an object will be which is deleted now."""
+    """Return an entry with a new name for an object that is being deleted now."""
     name = f"{object_id}.{int(time.time())}.{fate}.{os.urandom(4).hex()}"
     return Entry.parse(layout.trash / name)
 
 
 def reaping_place(layout: Layout, name: str) -> Path:
-    """Return a place in the trash for litter: what was never whole, and nobody may restore."""
+    """Return a place in the trash for an unfinished build, which cannot be restored."""
     return layout.trash / f"{_REAPING}{name}.{os.urandom(4).hex()}"
 
 
@@ -133,9 +133,10 @@ def reap(
     interrupted: Callable[[], bool],
     emptied: Callable[[], None] = lambda: None,
 ) -> None:
-    """Remove an entry for good; another one may have taken it, or may go on with it later.
+    """Remove an entry for good; nothing is done if it was restored or reaped meanwhile.
 
-    `emptied` is called when nothing but an empty directory is left of it.
+    `InterruptedError` once `interrupted` returns True; a later call goes on with the rest.
+    `emptied` is called when only an empty directory is left.
     """
     refuse_mounts(entry.path)
     reaping = entry.path
@@ -148,7 +149,8 @@ def reap(
         except OSError as error:
             if error.errno != errno.ENOSPC:
                 raise
-            # Not even room for another name: what has no record cannot be restored either.
+            # The disk has no room for another name. Without a record the entry cannot be restored
+            # either.
             reaping = entry.path
             for record in (SNAPSHOT_RECORD, VOLUME_RECORD):
                 (reaping / record).unlink(missing_ok=True)
@@ -161,10 +163,10 @@ def destroy(
     interrupted: Callable[[], bool] = lambda: False,
     emptied: Callable[[], None] = lambda: None,
 ) -> None:
-    """Delete what is left of a volume or snapshot, its record last."""
+    """Remove what is left of a volume or snapshot, its data first, its record last."""
     volume = Entry.parse(place).record()
     project = volume.project if isinstance(volume, Volume) else None
-    # Another one may delete the same entry: then each of these may find it gone on its way.
+    # Another process may be removing the same entry, so any step may find its files gone.
     with contextlib.suppress(FileNotFoundError):
         limiter.remove(place / Directory.NAME, project, interrupted)
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
@@ -176,7 +178,7 @@ def destroy(
 
 
 def image_blocks(place: Path) -> int:
-    """Return how many bytes of the disk the image in a directory takes; 0 where there is none."""
+    """Return the bytes of the disk that the image in a directory occupies; 0 without an image."""
     try:
         return (place / Image.NAME).stat().st_blocks * 512
     except OSError:
@@ -184,10 +186,10 @@ def image_blocks(place: Path) -> int:
 
 
 class Trash:
-    """The trash of an open pool, and how much of the pool it occupies.
+    """The trash of an open pool, and the bytes of the pool that it occupies.
 
-    What lies there is remembered, so that deleting costs the same however much is kept. `filled` is
-    set when something is thrown away, `wanted` when somebody waits for its room.
+    The entries are kept in memory, so that a deletion takes the same time however many are kept.
+    `filled` is set when an entry is added, `wanted` when a caller waits for room.
     """
 
     def __init__(self, layout: Layout, retain_for: float | None) -> None:
@@ -200,19 +202,19 @@ class Trash:
         self._kept: dict[str, Entry] = {}
         self._sizes: dict[str, int] = {}
         self.held = 0
-        """How many bytes of the pool are in the trash."""
+        """The bytes of the pool that the entries count for."""
         self.changed = float("-inf")
-        """When something came or went last, in seconds of the monotonic clock."""
+        """The time at which an entry last came or went, in seconds of the monotonic clock."""
         self._seen: int | None = None
         self.notices: Callable[[str], None] = lambda _id: None
-        """Called with the id of what somebody else may have thrown away."""
+        """Called with the id of each volume or snapshot that another process may have deleted."""
 
     def look(self) -> None:
-        """Look anew at what lies there when that is asked for next."""
+        """Make the next `refresh` read the trash again."""
         self._seen = None
 
     def refresh(self, change_count: int) -> None:
-        """Look at what lies there, if nobody has yet, or somebody has announced a change."""
+        """Read the trash if it was not read yet, or `change_count` has changed since."""
         if change_count == self._seen:
             return
         with self._mutex, contextlib.suppress(OSError):  # the pool's disk is away
@@ -228,15 +230,15 @@ class Trash:
             self._gone = {name: entry for name, entry in found.items() if entry.is_due(None)}
             self._kept = {name: entry for name, entry in found.items() if name not in self._gone}
             self.changed = time.monotonic()
-            self.held = sum(self._sizes.values())  # at once: whoever reads it does not wait
+            self.held = sum(self._sizes.values())  # in one step: it is read without the lock
             self._seen = change_count
 
     def written(self) -> int:
-        """Return how many of the bytes that are held are known to be on the disk: images'."""
+        """Return how many of the `held` bytes are known to be on the disk: those of images."""
         with self._mutex:
             places = {name: entry.path for name, entry in (self._gone | self._kept).items()}
             sizes = dict(self._sizes)
-        # One that is being reaped has another name by now.
+        # An entry that is being reaped has another name by now.
         return sum(
             min(size, image_blocks(places[name]) or image_blocks(self._layout.trash / f".{name}"))
             for name, size in sizes.items()
@@ -258,7 +260,7 @@ class Trash:
             self.held -= self._sizes.pop(name, 0)
 
     def _due(self) -> tuple[list[Entry], float]:
-        """Return what is due, and in how many seconds there will be more."""
+        """Return the entries that are due, and the seconds until the next one is, or infinity."""
         self.refresh(self._layout.change_count())
         with self._mutex:
             due = list(self._gone.values())
@@ -269,15 +271,15 @@ class Trash:
             return due, float("inf")
 
     def is_emptying(self) -> bool:
-        """Tell whether there is something to be freed, which then does not wait any longer."""
+        """Tell whether entries are due, and have the reaper free them without further delay."""
         self.wanted.set()
         due, _ = self._due()
         return bool(due)
 
     def put(self, place: str, object_id: str, fate: Fate, size: int) -> None:
-        """Delete the directory `place` of an object, by one rename: durable when this returns.
+        """Delete an object by one rename of its directory `place`: durable when this returns.
 
-        It counts for `size` bytes until it has been reaped.
+        The entry counts for `size` bytes until it has been reaped.
         """
         entry = new_entry(self._layout, object_id, fate)
         rename_durably(place, entry.path)
@@ -286,16 +288,16 @@ class Trash:
         self.filled.set()
 
     def reap(self, limiter: Limiter, interrupted: Callable[[], bool]) -> float:
-        """Remove what is due; return in how many seconds there is more to do, or infinity."""
+        """Remove the entries that are due; return the seconds until there is more, or infinity."""
         due, wait = self._due()
         for entry in due:
             try:
-                # Whoever sees that the entry has gone finds that its room is free.
+                # Forgotten before it disappears: then its room is already free.
                 reap(entry, limiter, interrupted, functools.partial(self._forget, entry))
             except InterruptedError:
-                self.look()  # it may have another name by now
+                self.look()  # the entry may have another name by now
                 break
-            except Exception as error:  # noqa: BLE001  (a user's data may not stop the others')
+            except Exception as error:  # noqa: BLE001  (one entry must not stop the others)
                 log.warning("cannot be deleted now", path=str(entry.path), error=str(error))
                 wait = min(wait, _RETRY)
                 self.look()
@@ -305,5 +307,5 @@ class Trash:
 
 
 def _name(entry: Entry) -> str:
-    """Return an entry's name whether it is half reaped, when its record may have gone, or not."""
+    """Return an entry's name without the dot that marks it as being reaped."""
     return entry.path.name.lstrip(_REAPING)

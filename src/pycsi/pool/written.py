@@ -1,4 +1,4 @@
-"""How much of what a pool has promised is on its disk already, and needs no more of it."""
+"""How many of the bytes that a pool has promised are on its disk already."""
 
 import collections
 import contextlib
@@ -17,21 +17,24 @@ from pycsi.pool.layout import Layout
 from pycsi.pool.trash import Trash, image_blocks
 
 _SHARE = 20
-"""Measuring takes at most one part in so many of the time, however many volumes there are."""
+"""The pause after a measurement, in times its duration: measuring takes under 5 % of the time."""
 
 _QUICK = 0.001
-"""Seconds; what takes no longer may be repeated at once."""
+"""Seconds; a measurement that takes less may be repeated at once."""
 
 _FREEING = 40.0
-"""Seconds that a filesystem may take to free what was deleted: btrfs until its next commit."""
+"""Seconds that a filesystem may take to free deleted blocks: btrfs until its next commit."""
 
 _LONGEST = 30.0
-"""Seconds after which what was measured is measured anew, also where nothing seems to change."""
+"""Seconds after which a measurement is repeated, even if nothing seems to have changed."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Measured:
-    """`written` bytes were on the disk when `free` were left on it."""
+    """A measurement: `written` bytes were on the disk when `free` bytes were left on it.
+
+    It was `taken`, and the next is `due`, at these seconds of the monotonic clock.
+    """
 
     free: int
     written: int
@@ -41,10 +44,10 @@ class _Measured:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Contents:
-    """What lies in a pool on a `filesystem` of that kind.
+    """The content of a pool, and the kind of `filesystem` that it lies on.
 
-    `owned` returns how many bytes of the pool a volume has to itself, given whether it may share
-    some with snapshots or volumes. `uncounted` returns why those of directories are not known now.
+    `owned` returns the bytes that a volume has to itself, given whether it may share blocks with
+    snapshots or volumes. `uncounted` returns why those of directories are not known now, or None.
     """
 
     layout: Layout
@@ -57,13 +60,13 @@ class Contents:
 
 
 class Written:
-    """What the volumes of a pool have written, without asking each of them each time.
+    """The bytes that a pool's volumes have written, without measuring every volume each time.
 
-    A volume that writes or discards changes what it has written, and what is free, by the same
-    amount: the sum stays, until somebody else takes or frees something. So what was measured stays
-    good while the free space does not change; where that has become less it is taken for somebody
-    else's doing until the volumes are asked again. A little less is told than there is, and the
-    same for a while: not every file of others shall change what the pool offers.
+    A volume that writes or discards changes its own bytes and the free space by the same amount, so
+    their sum stays the same until something outside the pool takes or frees space. A measurement is
+    therefore good while the free space does not change. If there is less, something else is assumed
+    to have taken it, until the volumes are measured again. The result is slightly low and changes
+    in steps, so that not every file outside the pool changes the capacity that the pool offers.
     """
 
     def __init__(self, contents: Contents) -> None:
@@ -73,15 +76,15 @@ class Written:
         self._told = 0
 
     def usable(self, free: int, *, exact: bool) -> int:
-        """Return how much of the disk is free or written for volumes, of which `free` bytes are.
+        """Return the bytes of the disk that are free, `free` of them, or written for volumes.
 
-        `exact` asks for a new measurement where the last one does not fit, and may be repeated.
+        With `exact` measure again if the free space has changed, and a measurement is due.
         """
         known = self._measured
         now = time.monotonic()
         if known is None or now - known.taken > _LONGEST or (exact and known.free != free):
             known = self._renewed(now)
-        # Freed since: it was ours. Taken since: that was not, as far as we know.
+        # Bytes freed since then are taken for the pool's own, bytes taken since then for others'.
         usable = min(known.free, free) + known.written
         slack = records_of(usable, self._contents.filesystem) // 4
         if not 0 <= usable - self._told <= 2 * slack:
@@ -89,7 +92,7 @@ class Written:
         return self._told
 
     def _renewed(self, now: float) -> _Measured:
-        """Measure anew, unless that is not due or somebody else does it; return what is known."""
+        """Return a new measurement; the last one if none is due, or another thread is measuring."""
         known = self._measured
         if known and (now < known.due or self._mutex.locked()):
             return known
@@ -101,17 +104,18 @@ class Written:
     def _measure(self, known: _Measured | None) -> _Measured:
         started = time.monotonic()
         before = free_at(self._contents.layout.root)
-        # In this order: what moves on meanwhile is missed, not counted twice.
+        # In this order: an object that is moved to the trash meanwhile is missed, not counted
+        # twice.
         written = (
             self._contents.trash.written() + self._contents.snapshots.held + self._of_volumes()
         )
         with contextlib.suppress(OSError):
             written += sum(image_blocks(place) for place in self._contents.layout.tmp.iterdir())
-        # The lesser: what was written meanwhile shall not be both free and written.
+        # The lesser, so that bytes written meanwhile do not count as both free and written.
         free = min(before, free_at(self._contents.layout.root))
         done = time.monotonic()
         if known and done - self._contents.trash.changed < _FREEING:
-            # What has gone is not free yet, and nobody else's.
+            # Deleted blocks may not be free yet, and are not in use by others either.
             written = max(written, min(known.free, free) + known.written - free)
         pause = 0 if done - started < _QUICK else _SHARE * (done - started)
         return _Measured(free, written, done, done + pause)
@@ -120,17 +124,17 @@ class Written:
         copied = {snapshot.volume.id for snapshot in self._contents.snapshots}
         owned: collections.Counter[VolumeType] = collections.Counter()
         for volume in self._contents.volumes:
-            with contextlib.suppress(OSError, LimitError):  # what cannot be seen counts for nothing
+            with contextlib.suppress(OSError, LimitError):  # what cannot be measured is left out
                 owned[volume.type] += self._contents.owned(
                     volume, volume.id in copied or bool(volume.request.source)
                 )
-        # Asked last: what was read before limits ceased to hold was true.
+        # Checked last, so that usage read after accounting stopped is never counted.
         if owned[VolumeType.DIRECTORY] and self._contents.uncounted():
             del owned[VolumeType.DIRECTORY]
         return owned.total()
 
 
 def free_at(path: Path) -> int:
-    """Return how many bytes are free on the filesystem of `path` for who is not root."""
+    """Return the bytes that are free to users other than root on the filesystem of `path`."""
     facts = os.statvfs(path)
     return facts.f_bavail * facts.f_frsize
