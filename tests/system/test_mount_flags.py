@@ -169,6 +169,18 @@ def test_what_no_volume_honours(driver: Driver, root: None, kind: str, flags: st
         driver.create("v", 256 * MIB, capability=wanted)
 
 
+@pytest.mark.parametrize("kind", ["ext4", "xfs", "btrfs"])
+def test_options_that_the_kernel_does_not_know(driver: Driver, root: None, kind: str) -> None:
+    """An unknown option, or value, is refused when the volume is created; those before are not."""
+    known = {"ext4": "commit=7", "xfs": "logbufs=8", "btrfs": "compress=zstd"}
+    unknown = {"ext4": "commit=soon", "xfs": "logbufs=many", "btrfs": "compress=much"}
+    for flag in ("secretword", "nosuch=secretword", unknown[kind]):
+        wanted = mount_capability(kind, flags=[known[kind], f"noatime,{flag}"])
+        with refused(grpc.StatusCode.INVALID_ARGUMENT, "mount flag 3", kind):
+            driver.create("v", 300 * MIB, capability=wanted)
+    assert "secretword" not in driver.log
+
+
 def test_image_that_is_staged_read_only_is_not_published_writable(
     driver: Driver, root: None, tmp_path: Path
 ) -> None:
@@ -226,6 +238,6 @@ def test_comma_in_quotes(driver: Driver, root: None, tmp_path: Path) -> None:
     staging = tmp_path / "staging"
     if Path("/sys/fs/selinux/enforce").exists():
         pytest.skip("this kernel has SELinux, and may take the label or not")
-    with refused(grpc.StatusCode.INVALID_ARGUMENT, "mount flags"):
+    with refused(grpc.StatusCode.FAILED_PRECONDITION, "mount flag 1: ext4"):
         driver.stage(volume_id, staging, mount_capability("ext4", flags=[label]))
     assert not mount.topmost(staging)

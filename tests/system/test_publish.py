@@ -169,13 +169,13 @@ def test_mount_flags_are_honoured(
 
 
 def test_filesystem_options_are_honoured(driver: Driver, root: None, tmp_path: Path) -> None:
-    """Options of the filesystem itself reach it; one that it refuses is INVALID_ARGUMENT."""
+    """Options of the filesystem itself reach it; one that it does not know is refused."""
     volume_id = driver.create("v", 32 * MIB, type="image").volume_id
     wanted = mount_capability("ext4", flags=["commit=7"])
     with driver.published(volume_id, tmp_path, wanted) as target:
         assert "commit=7" in mounted(target)[0].super_options
     staging = tmp_path / "again"
-    with refused(grpc.StatusCode.INVALID_ARGUMENT, "mount flags"):
+    with refused(grpc.StatusCode.FAILED_PRECONDITION, "mount flag 1: ext4"):
         driver.stage(volume_id, staging, mount_capability("ext4", flags=["sesame=open"]))
     assert not mounted(staging)
     assert "sesame" not in driver.log

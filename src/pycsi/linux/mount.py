@@ -247,14 +247,36 @@ def detached(
 def _configure(context: int, source: Path, options: Sequence[str]) -> None:
     _fsconfig(context, FSCONFIG_SET_STRING, b"source", os.fsencode(source), 0)
     for option in options:
-        if option in OF_ONE_MOUNT and option != "ro":
-            continue
-        key, equals, value = option.partition("=")
-        if equals:
-            _fsconfig(context, FSCONFIG_SET_STRING, key.encode(), value.encode(), 0)
-        else:
-            _fsconfig(context, FSCONFIG_SET_FLAG, key.encode(), None, 0)
+        _set_option(context, option)
     _fsconfig(context, FSCONFIG_CMD_CREATE, None, None, 0)
+
+
+def _set_option(context: int, option: str) -> None:
+    if option in OF_ONE_MOUNT and option != "ro":
+        return
+    key, equals, value = option.partition("=")
+    if equals:
+        _fsconfig(context, FSCONFIG_SET_STRING, key.encode(), value.encode(), 0)
+    else:
+        _fsconfig(context, FSCONFIG_SET_FLAG, key.encode(), None, 0)
+
+
+def knows_option(fstype: str, option: str) -> bool:
+    """Tell whether the kernel can parse a mount option of a filesystem.
+
+    Whether it then mounts one with it, the kernel says only of a device. True where it cannot be
+    asked: without the filesystem, or the right to mount it.
+    """
+    try:
+        context = _fsopen(fstype.encode(), FSOPEN_CLOEXEC, path=fstype)
+    except OSError:
+        return True
+    with closing(context):
+        try:
+            _set_option(context, option)
+        except OSError as error:
+            return error.errno != errno.EINVAL
+    return True
 
 
 def _complaints(context: int) -> str:

@@ -95,10 +95,13 @@ def _unquoted(option: str) -> str:
     return f"{key}{equals}{value}"
 
 
-def check(capability: Capability, type_: VolumeType, *, thick: bool) -> None:
+def check(
+    capability: Capability, type_: VolumeType, filesystem: str | None, *, thick: bool
+) -> None:
     """Raise `InvalidArgument` for mount flags that this type of volume cannot honour.
 
-    A flag may be sensitive, so the message gives its position and not its text.
+    `filesystem` is the kind of an image's, None for others. A flag may be sensitive, so the
+    message gives its position and not its text.
     """
     if capability.access is Access.BLOCK or not capability.mount_flags:
         return
@@ -118,6 +121,16 @@ def check(capability: Capability, type_: VolumeType, *, thick: bool) -> None:
             )
         if thick and option.partition("=")[0] == "discard":
             raise InvalidArgument(f"{where}: a thick volume is never discarded; use thin")
+    if filesystem:
+        _refuse_unknown(options, filesystem)
+
+
+def _refuse_unknown(options: Iterable[str], filesystem: str) -> None:
+    for number, option in enumerate(options, start=1):
+        if not mount.knows_option(filesystem, option):
+            raise InvalidArgument(
+                f"mount flag {number}: {filesystem} on this node knows no such option or value"
+            )
 
 
 def _fault(option: str) -> str | None:

@@ -121,7 +121,7 @@ def _choose(
                 f"{' or '.join(sorted(directories))}; leave the fs_type out, or use type: image"
             )
     for item in capabilities:
-        mountflags.check(item, spec.type, thick=spec.thick)
+        mountflags.check(item, spec.type, spec.filesystem, thick=spec.thick)
     if wanted.trims:
         triminterval.check(spec.type, spec.access, thick=spec.thick)
     return spec

@@ -140,6 +140,6 @@ def check_fits(
                 "leave the fs_type out"
             )
     try:
-        mountflags.check(wanted, volume.type, thick=volume.thick)
+        mountflags.check(wanted, volume.type, volume.filesystem, thick=volume.thick)
     except InvalidArgument as error:
         raise refusal(str(error)) from None
