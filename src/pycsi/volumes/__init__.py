@@ -1,1 +1,1 @@
-"""What is done to volumes and snapshots, in whatever pool they are."""
+"""The operations on volumes and snapshots, in whichever pool they are."""

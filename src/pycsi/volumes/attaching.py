@@ -1,4 +1,4 @@
-"""Attaching volumes to this node, for orchestrators that want it: it is recorded, and no more."""
+"""Attaching volumes to this node, for orchestrators that ask for it; it only writes a record."""
 
 import dataclasses
 import threading
@@ -19,12 +19,16 @@ class Attacher:
         self._attaching = threading.Lock()
 
     def check_node(self, node_id: str) -> None:
-        """Raise `NotFound` where the node is not this one."""
+        """Raise `NotFound` if `node_id` is not this node's."""
         if node_id != self._node.id:
             raise NotFound(f"there is no node {node_id!r}; this is {self._node.id!r}")
 
     def attach(self, pool: Pool, volume: Volume, wanted: Attachment) -> None:
-        """Attach a volume, or find that it is attached in this way."""
+        """Attach a volume to this node; a repeated call does nothing.
+
+        `AlreadyExists` if the volume is attached in another way, `ResourceExhausted` if the node
+        has its maximum of volumes.
+        """
         if volume.attachment == wanted:
             return
         if volume.attachment:
@@ -32,7 +36,7 @@ class Attacher:
                 f"volume {volume.id} is attached to {wanted.node} with another capability or "
                 "readonly flag; detach it first"
             )
-        with self._attaching:  # or two could take the last place
+        with self._attaching:  # or two concurrent calls could exceed the maximum
             most = self._node.max_volumes
             if most and self._pools.attached() >= most:
                 raise ResourceExhausted(
@@ -42,7 +46,7 @@ class Attacher:
             pool.update(dataclasses.replace(volume, attachment=wanted))
 
     def detach(self, volume_id: str, node_id: str) -> None:
-        """Detach a volume from a node, or with "" from all; what is not attached is fine."""
+        """Detach a volume from a node, or from all if `node_id` is ""; not attached is fine."""
         found = self._pools.find(volume_id, sure=True)
         if found and found[1].attachment and node_id in {"", self._node.id}:
             pool, volume = found

@@ -1,6 +1,7 @@
-"""Which parts of an image hold data, and which differ between two: ranges, in order, streamed.
+"""The ranges of an image that hold data, and those in which two images differ.
 
-Memory is bounded, whatever the number of extents. Ranges are half open, in bytes.
+Ranges are half open, in bytes. They are yielded in order, and with bounded memory, however many
+extents there are.
 """
 
 import dataclasses
@@ -17,11 +18,11 @@ Range = tuple[int, int]
 _ATTEMPTS = 10
 _STEP = 1024 * 1024
 _WINDOW = 1024 * 1024 * 1024
-"""How much of a file is compared by its extents at a time."""
+"""The bytes of a file whose extents are compared at a time."""
 
 
 def allocated(fd: int, start: int, size: int) -> Iterator[Range]:
-    """Yield the ranges of an image of `size` bytes that hold data, from `start` on."""
+    """Yield the ranges that hold data, from `start` on, of the open image `fd` of `size` bytes."""
     return _joined(_clipped(_data(fd, start), start, size))
 
 
@@ -36,16 +37,16 @@ def changed(
 ) -> Iterator[Range]:
     """Yield the ranges from `start` on in which `target`, of `size` bytes, may differ from `base`.
 
-    With `by_extents` only where the two have other blocks, otherwise where their data differs;
-    that is right in any case, but reads both. Both images are open files that nobody changes.
-    `progress` is called now and then, also where nothing differs; what it raises ends it.
+    With `by_extents` these are the ranges in which the images do not share blocks. Otherwise the
+    data of both images is read and compared, which works on any filesystem. Both are open files
+    that must not change. `progress` is called now and then; an exception from it ends the search.
     """
     compare = _changed_extents if by_extents else _changed_data
     return _joined(_clipped(compare(base, target, start, size, progress), start, size))
 
 
 def _joined(ranges: Iterable[Range]) -> Iterator[Range]:
-    """Join ranges that touch or overlap; they come in order of their starts."""
+    """Join ranges that touch or overlap; `ranges` is in the order of their starts."""
     pending: Range | None = None
     for start, end in ranges:
         if pending and start <= pending[1]:
@@ -74,9 +75,9 @@ def _data(fd: int, start: int) -> Iterator[Range]:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Piece:
-    """A part of a file, and what is there: None for zeros, or where the blocks are.
+    """A range of a file, and the place of its blocks on the disk; None if it reads as zeros.
 
-    Two pieces with blocks at the same place have the same data, if that place is exact.
+    Pieces of two files whose blocks are at the same place have the same data if that is exact.
     """
 
     start: int
@@ -86,10 +87,10 @@ class _Piece:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Place:
-    """`distance` is from an offset in the file to the place of its byte on the disk.
+    """The place of blocks: `distance` is that of a byte's offset on the disk from that in the file.
 
-    It is not `exact` where the blocks are compressed, or within others: then it tells whether
-    something has moved, but nothing of what is there.
+    It is not `exact` if the blocks are compressed, or packed into other blocks: then a changed
+    distance shows that they have moved, but an equal one does not show that the data is the same.
     """
 
     distance: int
@@ -97,7 +98,7 @@ class _Place:
 
 
 def _pieces(fd: int, start: int, end: int) -> list[_Piece]:
-    """Return what is in a part of a file, without gaps."""
+    """Return the pieces of a range of a file, without gaps."""
     found: list[_Piece] = []
     at = start
     for extent in extents(fd, start):
@@ -127,8 +128,8 @@ def _changed_extents(
         end = min(at + _WINDOW, size)
         for _ in range(_ATTEMPTS):
             before, after = _pieces(base, at, end), _pieces(target, at, end)
-            # A filesystem may move blocks (btrfs balance). What the base did not move meanwhile
-            # cannot have become a place of the target's.
+            # A filesystem may move blocks (btrfs balance). If those of the base have not moved
+            # meanwhile, none of the target's can have moved to their places.
             if before == _pieces(base, at, end):
                 yield from _different(before, after)
                 break
@@ -137,7 +138,7 @@ def _changed_extents(
 
 
 def _different(before: list[_Piece], after: list[_Piece]) -> Iterator[Range]:
-    """Yield where two descriptions of one part of a file differ."""
+    """Yield the ranges in which two lists of pieces, of the same range, differ."""
     left, right = iter(before), iter(after)
     one, other = next(left, None), next(right, None)
     while one and other:
@@ -160,7 +161,7 @@ def _same(one: _Place | None, other: _Place | None) -> bool:
 def _changed_data(
     base: int, target: int, start: int, size: int, progress: Callable[[], None]
 ) -> Iterator[Range]:
-    """Compare whole blocks, counted from the beginning of the file: the same from every `start`."""
+    """Yield the blocks that differ, counted from the file's beginning whatever `start` is."""
     least = round_down(start)
     either = heapq.merge(_data(base, least), _data(target, least))
     blocks = ((round_down(first), round_up(last)) for first, last in either)

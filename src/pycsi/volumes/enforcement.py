@@ -1,4 +1,4 @@
-"""Whether the limits of a pool's directories hold, watched: what was lost is set again."""
+"""Watching whether the size limits of a pool's directories hold, and setting lost ones again."""
 
 import contextlib
 import itertools
@@ -14,11 +14,11 @@ from pycsi.volumes.locks import Locks
 log = structlog.get_logger()
 
 _BATCH = 64
-"""How many volumes are examined in one look: that takes milliseconds, however many there are."""
+"""The number of volumes that one look examines, so that it takes milliseconds in any pool."""
 
 
 class Enforcement:
-    """Logs when the limits of a pool no longer hold, or hold again, and mends what it can."""
+    """Logs when a pool's limits no longer hold, or hold again, and repairs them if possible."""
 
     def __init__(self, pool: Pool, locks: Locks) -> None:
         self._pool = pool
@@ -28,7 +28,7 @@ class Enforcement:
         self._examined = ""
 
     def look(self) -> None:
-        """Look at what the kernel says now of the pool, and of the next of its volumes."""
+        """Ask the kernel for the state of the pool's limits, and for those of the next volumes."""
         limiter = self._pool.limiter
         if limiter.name is None:
             return
@@ -45,12 +45,12 @@ class Enforcement:
             self._mended = False
             self._examine()
         elif not self._mended:
-            # Once: where it does not help it would not help the next time either.
+            # Once: if it does not help now, it will not help next time either.
             with contextlib.suppress(OSError):  # not root, or the pool's disk is away
                 self._mended = limiter.mend()
 
     def _examine(self) -> None:
-        """Set the limits that the next volumes have lost; where one has, all may have."""
+        """Set the lost limits of the next volumes; if there is one, look at all volumes."""
         batch = list(itertools.islice(self._pool.volumes.following(self._examined), _BATCH))
         self._examined = batch[-1].id if len(batch) == _BATCH else ""
         restored = self._restore(batch)
@@ -61,24 +61,24 @@ class Enforcement:
             )
 
     def _restore(self, volumes: Iterable[Volume]) -> int:
-        """Set the limits that volumes have lost, and return of how many."""
+        """Set the limits that volumes have lost; return the number of these volumes."""
         return sum(self._has_lost(volume) and self._set_again(volume.id) for volume in volumes)
 
     def _has_lost(self, volume: Volume) -> bool:
         """Tell whether the kernel has no limit for a volume that should have one.
 
-        Another limit is somebody's doing, which the volume's condition tells.
+        A limit of another size was set by somebody, and is reported in the volume's condition.
         """
         if volume.type is not VolumeType.DIRECTORY or not volume.enforced:
             return False
         try:
             content = self._pool.backend(volume).content
             return not self._pool.limiter.limit_of(content, volume.project)
-        except OSError:  # it has been deleted, or the pool's disk is away
+        except OSError:  # the volume has been deleted, or the pool's disk is away
             return False
 
     def _set_again(self, volume_id: str) -> bool:
-        """Set the limit of a volume to its size, unless somebody works on it just now."""
+        """Set a volume's limit to its size, unless another operation holds the volume."""
         try:
             with self._locks.lend(volume_id):
                 volume = self._pool.volumes.get(volume_id)
@@ -86,6 +86,6 @@ class Enforcement:
                     return False
                 content = self._pool.backend(volume).content
                 self._pool.limiter.limit(content, volume.project, volume.capacity)
-        except (CsiError, OSError):  # its condition tells, and another look tries again
+        except (CsiError, OSError):  # the volume's condition reports it; another look tries again
             return False
         return True

@@ -1,4 +1,4 @@
-"""Group snapshots that lie in several pools: deleted whole, also after a crash."""
+"""Deleting group snapshots, whose members may lie in several pools, whole even after a crash."""
 
 import contextlib
 import functools
@@ -14,12 +14,15 @@ log = structlog.get_logger()
 
 
 def having(group: Group, pools: Iterable[Pool]) -> list[Pool]:
-    """Return those of `pools` that have members of a group."""
+    """Return the pools, of `pools`, that have members of a group."""
     return [pool for pool in pools if pool.uuid in group.members.values()]
 
 
 def delete_partial(pools: list[Pool], of: Pool | None = None) -> None:
-    """Delete what a crash has left of groups in `pools`; only of groups in `of`, if given."""
+    """Delete the incomplete groups that a crash has left in `pools`; if given, only those in `of`.
+
+    Errors are logged; the next start tries again.
+    """
     try:
         for group in [group for pool in pools for group in pool.groups]:
             theirs = having(group, pools)
@@ -29,7 +32,7 @@ def delete_partial(pools: list[Pool], of: Pool | None = None) -> None:
                 delete(group, theirs)
         for pool in pools if of is None else [of]:
             for snapshot in pool.snapshots:
-                # By the record's name: one that cannot be read is no reason to delete anything.
+                # An unreadable record counts too: it is no reason to delete the members.
                 if snapshot.group and not pool.groups.is_recorded(snapshot.group):
                     pool.delete_snapshot(snapshot.id)
     except (OSError, CsiError) as error:
@@ -39,7 +42,8 @@ def delete_partial(pools: list[Pool], of: Pool | None = None) -> None:
 def delete(group: Group, pools: Iterable[Pool]) -> None:
     """Delete a group snapshot with its members in `pools`.
 
-    The records go first: a member without its group's record is deleted at the next start.
+    The records are deleted first: members without their group's record are deleted at the next
+    start. If this fails while all members are there, the records are written again.
     """
     theirs = {pool.uuid: pool for pool in pools}
     members = [(theirs[at], member) for member, at in group.members.items() if at in theirs]
@@ -51,7 +55,7 @@ def delete(group: Group, pools: Iterable[Pool]) -> None:
         for number, (pool, member) in enumerate(members):
             delete = functools.partial(pool.delete_snapshot, member)
             if number:
-                retry(delete)  # the first one has gone, and does not come back
+                retry(delete)  # the first member is deleted, so the others have to follow
             else:
                 delete()
     except BaseException:
@@ -61,5 +65,5 @@ def delete(group: Group, pools: Iterable[Pool]) -> None:
                     pool.check()
                     pool.groups.write(group)
         raise
-    for pool in theirs.values():  # only now: if a member cannot be deleted it is tried again
+    for pool in theirs.values():  # last: if a member cannot be deleted, the call can be repeated
         pool.groups.drop(group.id)

@@ -1,7 +1,7 @@
-"""Whether volumes are well: said from evidence that is looked at now.
+"""The condition of volumes, as examined now.
 
-The first fault found is told. A volume that is well says so too, for the specification wants a
-message in any case.
+The first fault that is found is reported. A healthy volume has a message too, for the specification
+requires one in any case.
 """
 
 import contextlib
@@ -26,12 +26,12 @@ from pycsi.volumes.notes import Notes
 from pycsi.volumes.orphans import is_orphaned
 
 _FULL = 0.95
-"""The share in use from which a volume, or its pool, is nearly full."""
+"""The used share of a volume or a pool from which it is reported as nearly full."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Condition:
-    """A volume's condition, for people."""
+    """A volume's condition (CSI specification, VolumeCondition)."""
 
     abnormal: bool
     message: str
@@ -41,7 +41,7 @@ HEALTHY = Condition(abnormal=False, message="healthy")
 
 
 class HealthCheck:
-    """Looks after the volumes on one filesystem; `fault` is what is wrong with the pool itself."""
+    """Examines the volumes of one pool; `fault` is what is wrong with the pool itself, if any."""
 
     def __init__(
         self, location: Location, kernel: KernelView, limiter: Limiter, fault: str | None = None
@@ -52,7 +52,7 @@ class HealthCheck:
         self._low = self._few_inodes = False
         self._fault = fault or self._location_fault()
         self.is_well = not (self._fault or self._low or self._few_inodes)
-        """Whether nothing is wrong with a volume but what is wrong with itself."""
+        """Whether the pool has no fault that makes its volumes abnormal too."""
 
     def _location_fault(self) -> str | None:
         try:
@@ -72,11 +72,11 @@ class HealthCheck:
 
     @functools.cached_property
     def _unlimited(self) -> str | None:
-        """Why limits of directories do not hold: asked once, and only where there are some."""
+        """Why limits of directories are not enforced, or None: asked once, and only if needed."""
         return self._limiter.fault()
 
     def condition(self, backend: Backend) -> Condition:
-        """Examine a volume; `backend` sees with this check's `kernel`."""
+        """Return a volume's condition; `backend` must use the kernel view of this check."""
         if self._fault:
             return Condition(abnormal=True, message=self._fault)
         try:
@@ -102,7 +102,7 @@ class HealthCheck:
             yield "the pool's disk is nearly full: what is written may not find room"
 
     def _misplaced(self, backend: Backend) -> Iterator[str]:
-        """Yield where something else is mounted instead of the volume: its device was lost."""
+        """Yield the paths at which something else is mounted, because the volume was lost."""
         with contextlib.suppress(FileNotFoundError):
             if never_noted(backend.where):
                 return
@@ -115,7 +115,7 @@ class HealthCheck:
 
 
 def _fullness(usage: Usage) -> Iterator[str]:
-    """Yield of what there is little left: bytes, or inodes where their number is limited."""
+    """Yield whether bytes are nearly used up, or inodes if their number is limited."""
     if (usage.used or 0) >= usage.total * _FULL:
         yield f"nearly full: {usage.used} of {usage.total} bytes are used"
     if usage.inodes and (usage.inodes_used or 0) >= usage.inodes * _FULL:
@@ -123,7 +123,7 @@ def _fullness(usage: Usage) -> Iterator[str]:
 
 
 def _usage(backend: Backend) -> Usage | None:
-    """Measure a volume where that is possible without mounting it."""
+    """Return a volume's usage; None if it can only be measured by mounting the volume."""
     if backend.volume.filesystem:
         mounted = backend.mounts()
         return backend.usage(Path(mounted[0].target)) if mounted else None
@@ -136,10 +136,10 @@ def _usage(backend: Backend) -> Usage | None:
 def examine(
     volumes: Iterable[tuple[Pool, Volume]], locks: Locks, kernel: KernelView | None = None
 ) -> Iterator[tuple[Pool, Volume, Condition]]:
-    """Examine volumes, which come with their pools, one after the other.
+    """Yield volumes, which come with their pools, with their conditions.
 
-    One that is found to have been deleted meanwhile is left out. Unless `kernel` is given they are
-    taken to be many.
+    Volumes that were deleted meanwhile are left out. Without `kernel` the kernel's mounts are read
+    and indexed once, which pays off with many volumes.
     """
     kernel = kernel or IndexedKernelView()
     checks: dict[str, HealthCheck] = {}
@@ -158,9 +158,9 @@ def examine(
 
 
 def _looks_well(pool: Pool, volume: Volume) -> bool:
-    """Tell whether one look is enough to see that nothing is wrong with a volume.
+    """Tell whether a single stat(2) shows that a volume is healthy; False: examine it.
 
-    It halves the time of ListVolumes where most volumes were never staged.
+    This halves the time of ListVolumes if most volumes were never staged.
     """
     try:
         healthy_path = pool.volumes.derived(volume, pool.healthy_path)
@@ -170,21 +170,21 @@ def _looks_well(pool: Pool, volume: Volume) -> bool:
             return True
     except OSError:
         return False
-    pool.volumes.touch(volume.id)  # what comes back may be another one
+    pool.volumes.touch(volume.id)  # if the directory comes back, it may be another one
     return False
 
 
 def condition_of(pool: Pool, volume: Volume, locks: Locks) -> Condition:
-    """Return the condition of one volume, or raise `NotFound` where it was deleted meanwhile."""
+    """Return the condition of one volume, or raise `NotFound` if it was deleted meanwhile."""
     for _, _, condition in examine([(pool, volume)], locks, KernelView()):
         return condition
     raise NotFound(f"volume {volume.id} was deleted just now")
 
 
 def _examine_again(pool: Pool, volume: Volume, locks: Locks) -> Condition | None:
-    """Examine a volume and make sure that nobody changes it meanwhile; None where it has gone.
+    """Examine a volume and see that no operation holds it meanwhile; None if it was deleted.
 
-    What was seen before may have been a change half done.
+    The fault that was found before may have been due to an operation half done.
     """
     with locks.watch(volume.id) as watch:
         now = pool.volumes.get(volume.id)

@@ -1,4 +1,4 @@
-"""Inline volumes: a pod describes one, it is made at publishing, and deleted at unpublishing."""
+"""Inline volumes: described by a pod, made when published, and deleted when unpublished."""
 
 import contextlib
 import dataclasses
@@ -28,18 +28,19 @@ from pycsi.volumes.provisioning import new_volume, specify
 _EPHEMERAL = "csi.storage.k8s.io/ephemeral"
 _POD = ("csi.storage.k8s.io/pod.namespace", "csi.storage.k8s.io/pod.name")
 _KEYS = ("pool", "type", "size", *rootdirectory.KEYS)
-"""What a pod may say of its inline volume: neither mkfs options nor a directory without limit."""
+"""The attributes that a pod may give: neither mkfs options nor a directory without a limit."""
 
 
 def is_wanted(wanted: NodeRequest) -> bool:
-    """Tell whether a request is about an inline volume."""
+    """Tell whether NodePublishVolume is called for an inline volume."""
     return wanted.context.get(_EPHEMERAL) == "true"
 
 
 def publish(pools: Pools, wanted: NodeRequest, own_id: str) -> None:
-    """Create the volume that a pod describes, as `own_id`, and mount it at its target.
+    """Create the volume that a pod describes, with the id `own_id`, and mount it at its target.
 
-    The caller holds the volume's lock.
+    If that fails, a volume that this call has created is deleted. The caller holds the volume's
+    lock.
     """
     if ids.node_of(wanted.volume_id):
         raise InvalidArgument(
@@ -51,7 +52,7 @@ def publish(pools: Pools, wanted: NodeRequest, own_id: str) -> None:
     found = pools.find_inline(wanted.volume_id)
     pool, volume = found or _create(pools, wanted, own_id, target)
     try:
-        pool.check()  # or a volume that is mounted would be taken for one that is not
+        pool.check()  # without its disk a mounted volume would look unmounted
         _compare(volume, wanted)
         check_usable(pool, volume, wanted.capability, target)
         _record_target(pool, volume, target)
@@ -70,10 +71,10 @@ def publish(pools: Pools, wanted: NodeRequest, own_id: str) -> None:
 
 
 def _record_target(pool: Pool, volume: Volume, target: str) -> None:
-    """Record, durably, that the volume is to be mounted at a target too.
+    """Record, durably, that the volume is about to be mounted at a target.
 
-    One that an older version has made has none on record, and is usable without, also on a full
-    disk: that its pod is gone cannot be proved then.
+    A volume that an older version has made has no recorded targets, and may go without, so that it
+    is usable on a full disk too; then there is no proof later that its pod is gone.
     """
     if target not in volume.targets:
         try:
@@ -110,13 +111,13 @@ def _create(pools: Pools, wanted: NodeRequest, own_id: str, target: str) -> tupl
 def unpublish(pools: Pools, pool: Pool, volume: Volume, target_path: str) -> None:
     """Unmount an inline volume and delete it. The caller holds its lock.
 
-    Of one whose disk is away nobody can delete more now: it is swept when that is back.
+    If the pool's disk is away the data cannot be deleted now: it is swept once the disk is back.
     """
     target = pools.outside(target_path, "target_path")
     staging = undoing(pool, volume)
     staging.ensure_unpublished(target)
     if not staging.published() and not staging.away:
-        with contextlib.suppress(PoolMissing):  # it can be read only
+        with contextlib.suppress(PoolMissing):  # the pool is read-only
             delete(pool, volume)
 
 

@@ -1,4 +1,7 @@
-"""Delete, modify and grow volumes, and check how they are used. Callers hold the volume's lock."""
+"""Deleting, modifying and growing volumes, and checking how they are to be used.
+
+Callers hold the volume's lock.
+"""
 
 import contextlib
 import dataclasses
@@ -20,9 +23,9 @@ from pycsi.volumes.staging import Staging
 
 
 def delete(pool: Pool, volume: Volume) -> None:
-    """Delete a volume that nobody uses. The caller holds its lock.
+    """Delete a volume. `FailedPrecondition` if it is in use; `PoolMissing` if its pool is away.
 
-    Of one whose pool is away nobody can tell that, and what is left of it may be in use.
+    Without its pool it is not known whether the volume is in use.
     """
     pool.check(writable=False)
     staging = Staging(pool.backend(volume))
@@ -37,9 +40,9 @@ def delete(pool: Pool, volume: Volume) -> None:
 
 
 def undoing(pool: Pool, volume: Volume) -> Staging:
-    """Return the node's side of a volume to who undoes something, whatever has become of its disk.
+    """Return a volume's staging for undoing a stage or publish call, also if its pool is away.
 
-    To unmount needs nothing of it.
+    Unmounting does not need the pool's disk.
     """
     try:
         pool.check(writable=False)
@@ -50,7 +53,7 @@ def undoing(pool: Pool, volume: Volume) -> Staging:
 
 @contextlib.contextmanager
 def noting(pool: Pool, volume: Volume) -> Iterator[Staging]:
-    """Yield the node's side of a volume, to who may note something of it."""
+    """Yield a volume's staging to a caller that may write its notes, and drop cached results."""
     try:
         yield Staging(pool.backend(volume))
     finally:
@@ -58,7 +61,10 @@ def noting(pool: Pool, volume: Volume) -> Iterator[Staging]:
 
 
 def modify(pool: Pool, volume: Volume, mutable: Mapping[str, str]) -> None:
-    """Change settings of a volume: all of `mutable`, or none; others stay as they are."""
+    """Change all the settings of a volume that are in `mutable`, or none; others stay as they are.
+
+    `InvalidArgument` for settings that the volume cannot have.
+    """
     parameters.check_mutable(mutable)
     if parameters.wants_check(mutable) and volume.filesystem is None:
         kind = "raw block volume" if volume.access is Access.BLOCK else volume.type.value
@@ -73,14 +79,17 @@ def modify(pool: Pool, volume: Volume, mutable: Mapping[str, str]) -> None:
 
 
 def expand(pool: Pool, volume: Volume, wanted: CapacityRange) -> Volume:
-    """Make a volume as large as `wanted` says; it stays as it is where it is large enough."""
+    """Grow a volume to `wanted`, and return it; one that is large enough keeps its size.
+
+    `OutOfRange` if the volume is larger than the limit.
+    """
     size = max(volume.capacity, size_for(wanted, 0) if wanted.required else 0)
     if not wanted.holds(size):
         raise OutOfRange(
             f"volume {volume.id} would have {size} bytes, over limit_bytes {wanted.limit}; a "
             "volume cannot shrink"
         )
-    # Also where the size is right already: an earlier call may have ended half way.
+    # Even if the size is right already: an earlier call may have ended half way.
     return pool.resize(volume, size)
 
 
@@ -91,11 +100,11 @@ def check_echo(
     parameters: Mapping[str, str],
     mutable: Mapping[str, str],
 ) -> None:
-    """Refuse what an orchestrator repeats of a volume (ValidateVolumeCapabilities) if it is wrong.
+    """Raise `InvalidArgument` if fields of ValidateVolumeCapabilities are not the volume's.
 
-    What is empty is not repeated.
+    An empty field was not sent, and is not compared.
     """
-    # Orchestrators add keys of their own to a context; theirs have a prefix.
+    # Orchestrators add keys of their own to a context, which have a prefix.
     ours = {key: value for key, value in context.items() if "/" not in key}
     if ours and ours != volume.context:
         raise InvalidArgument("volume_context is not this volume's")
@@ -106,9 +115,9 @@ def check_echo(
 
 
 def check_usable(pool: Pool, volume: Volume, wanted: Capability, path: str) -> None:
-    """Refuse to stage or publish a volume at `path` with a capability that it does not have.
+    """Raise `FailedPrecondition` if a volume cannot be staged or published with a capability.
 
-    Where it is there already, it is with another one: that is ALREADY_EXISTS.
+    `AlreadyExists` if the volume is at `path` already, which is with another capability.
     """
     try:
         check_fits(pool, volume, wanted, FailedPrecondition)
@@ -124,7 +133,7 @@ def check_fits(
     wanted: Capability,
     refusal: type[InvalidArgument | FailedPrecondition],
 ) -> None:
-    """Raise `refusal` where a volume cannot be used with a capability."""
+    """Raise `refusal` if a volume cannot be used with a capability."""
     if wanted.access is not volume.access:
         raise refusal(f"volume {volume.id} is a {volume.access} volume, not {wanted.access}")
     if wanted.filesystem and wanted.filesystem != volume.filesystem:

@@ -1,6 +1,6 @@
-"""One keyed try-lock for all services: who holds an id works on it, everybody else is told so.
+"""A try-lock with keys, for all services: an operation holds a key, others are ABORTED meanwhile.
 
-A volume's key is its id; `snapshot_key` and `group_key` make those of the others.
+A volume's key is its id; `snapshot_key` and `group_key` return those of snapshots and groups.
 """
 
 import contextlib
@@ -12,28 +12,28 @@ from pycsi.model.errors import Aborted
 _ALONE = -1
 
 _PATIENCE = 10.0
-"""Seconds to wait for a key that is lent: what it is lent for takes far less."""
+"""Seconds to wait for a key that is lent; the work that it is lent for takes far less."""
 
 
 def snapshot_key(snapshot_id: str) -> str:
-    """Return what an operation on a snapshot holds."""
+    """Return the key that an operation on a snapshot holds."""
     return f"snapshot {snapshot_id}"
 
 
 def group_key(group_id: str) -> str:
-    """Return what an operation on a group snapshot holds."""
+    """Return the key that an operation on a group snapshot holds."""
     return f"group snapshot {group_id}"
 
 
 class Watch:
-    """Whether an operation has been under way while one looked."""
+    """A watch on a key; `disturbed` tells whether an operation has held the key meanwhile."""
 
     def __init__(self, *, disturbed: bool) -> None:
         self.disturbed = disturbed
 
 
 class Locks:
-    """The ids on which an operation is under way. Only held and watched ids take memory."""
+    """The keys that operations hold. Only held, lent and watched keys take memory."""
 
     def __init__(self) -> None:
         self._held: dict[str, int] = {}
@@ -42,23 +42,23 @@ class Locks:
         self._mutex = threading.Condition()
 
     def hold(self, key: str) -> contextlib.AbstractContextManager[None]:
-        """Hold `key` through the `with` block, or raise `Aborted` at once if it is held.
+        """Hold `key` for the `with` block, or raise `Aborted` at once if it is held or shared.
 
         The specification wants no waiting: "another operation pending for volume" is ABORTED, and
-        the orchestrator tries again with a back-off. Only what is lent is waited for.
+        the orchestrator tries again with a back-off. Only for a lent key does this wait.
         """
         return self._taken(key, alone=True)
 
     def share(self, key: str) -> contextlib.AbstractContextManager[None]:
-        """Hold `key` together with others that share it: those who only read."""
+        """Share `key` with other operations that only read, or raise `Aborted` if it is held."""
         return self._taken(key, alone=False)
 
     @contextlib.contextmanager
     def lend(self, key: str) -> Iterator[None]:
-        """Hold `key` for a moment of work that nobody has asked for, or raise `Aborted` at once.
+        """Hold `key` for a moment of background work, or raise `Aborted` at once if it is taken.
 
-        Whoever asks for it meanwhile waits for the end of the block, and is not refused; who
-        watches it is not disturbed.
+        An operation that asks for the key meanwhile waits for the end of the block, and is not
+        refused; watches of the key are not disturbed.
         """
         with self._mutex:
             if key in self._held or key in self._lent:
@@ -73,7 +73,7 @@ class Locks:
 
     @contextlib.contextmanager
     def watch(self, key: str) -> Iterator[Watch]:
-        """Learn whether anybody holds `key` in the `with` block; nobody is kept from it."""
+        """Watch whether operations hold `key` during the `with` block, without holding it."""
         with self._mutex:
             watch = Watch(disturbed=key in self._held)
             self._watches.setdefault(key, []).append(watch)

@@ -1,12 +1,12 @@
-"""What was said of a volume where it was staged and published, noted beside it.
+"""A volume's notes: the arguments of its stage and publish calls, in a file beside its data.
 
-The kernel knows what is mounted, but not the arguments of the call that mounted it: they are noted,
-so that a call with other arguments can be told from a repeated one. A note is written before its
-mount and means nothing without it.
+The kernel knows what is mounted, but not the arguments of the call that mounted it. The notes keep
+them, so that a call with other arguments can be told from a repeated one. A note is written before
+its mount, and means nothing without it.
 
-Notes can be done without. On a full disk they cannot be written, and its volumes have to be staged
-yet, if only to delete files from them; on a failed one they cannot be read, and its volumes have to
-be unmounted.
+The driver also works without notes. On a full disk they cannot be written, but volumes still have
+to be staged, if only to delete files from them; on a failed disk they cannot be read, but volumes
+still have to be unmounted.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ _UNWRITABLE = DISK_FAULTS | {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 class Note:
     """The arguments of the call that staged or published a volume at a path; "": not known.
 
-    `options` is `mountflags.of_filesystem`; None: not known.
+    `options` are the mount options of the filesystem (`mountflags.of_filesystem`); None: not known.
     """
 
     arguments: str
@@ -39,11 +39,11 @@ class Note:
     options: str | None = None
 
     def agrees(self, arguments: str) -> bool:
-        """Tell whether the call may have had these arguments."""
+        """Tell whether the noted call may have had these arguments."""
         return self.arguments in {"", arguments}
 
     def mounts_as(self, options: str) -> bool:
-        """Tell whether that call may have mounted the filesystem with these options."""
+        """Tell whether the noted call may have mounted the filesystem with these options."""
         return self.options in {None, options}
 
     def to_json(self) -> dict[str, Any]:
@@ -57,14 +57,14 @@ class Note:
 
 
 UNKNOWN = Note(arguments="", mode=Mode.SINGLE_NODE_MULTI_WRITER)
-"""The note of a path where there may have been any call."""
+"""The note for a path whose call is not known: any call agrees with it."""
 
 
 class Notes:
-    """What has been staged and published of one volume, by path.
+    """The notes of one volume: by path, where it was `staged` and where it was `published`.
 
-    `lost` is whether there are none to be read: then whatever is mounted may be either. Those of a
-    pool that is `away` are not read: what is at its path is not the pool.
+    `lost` means that they cannot be read: then every mount may be a staged or a published one. If
+    the pool is `away` they are not read, for another directory is at the pool's path.
     """
 
     def __init__(self, where: str, *, away: bool = False) -> None:
@@ -86,20 +86,20 @@ class Notes:
             return None
 
     def save_if_possible(self) -> None:
-        """Save after something was undone; a note without its mount means nothing anyway.
+        """Save after a stage or publish call was undone; errors are ignored.
 
-        So it is no failure where it cannot be written, on a full pool or one gone read-only. Lost
-        notes stay lost: of a raw volume nobody knows yet where it is staged.
+        On a full or read-only pool a note may stay, which means nothing without its mount. Lost
+        notes stay lost: it is still not known where a raw volume is staged.
         """
         if not self.lost:
             with contextlib.suppress(OSError):
                 self._write()
 
     def save(self) -> None:
-        """Save before something is mounted.
+        """Save before the volume is mounted.
 
-        Where the disk does not take the notes they are deleted, which needs no room: older ones
-        would be taken for all that there is.
+        If the disk does not take the notes, the file is deleted, which needs no space: the older
+        notes in it would be taken for complete.
         """
         try:
             self._write()

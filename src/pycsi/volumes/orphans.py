@@ -1,8 +1,8 @@
-"""Inline volumes whose pod is gone, so that nobody will ever ask for them again.
+"""Orphans: inline volumes whose pod is gone, and which no call will ever delete.
 
-An orchestrator unpublishes an inline volume when its pod ends, and that deletes it. Where the node
-went down meanwhile nothing is mounted afterwards, and the kubelet removes the pod's directory
-without a word to the driver.
+An orchestrator unpublishes an inline volume when its pod ends, which deletes the volume. But if the
+node was down when the pod ended, nothing is mounted afterwards, and the kubelet removes the pod's
+directory without calling the driver.
 """
 
 import contextlib
@@ -23,15 +23,15 @@ from pycsi.volumes.notes import Notes
 log = structlog.get_logger()
 
 _KUBELETS = re.compile(r"(?P<pods>/.+/pods)/(?P<pod>[^/]+)/volumes/[^/]+/[^/]+/mount")
-"""Where the kubelet has an inline volume mounted, below its root directory."""
+"""The path at which the kubelet has an inline volume mounted, below its root directory."""
 
 
 def is_orphaned(backend: Backend) -> bool:
-    """Tell whether it is proved that the pod of an inline volume is gone.
+    """Tell whether the pod of an inline volume is provably gone.
 
-    Every target that the volume was ever published at has gone, with the directory of its pod,
-    while the directory that holds those is there and has others: an empty one may be where the
-    kubelet's disk is still to be mounted.
+    The proof: the pod directory of every target that the volume was ever published at is gone,
+    while the directory of all pods exists and is not empty. An empty one may be the mount point of
+    the kubelet's disk, still to be mounted.
     """
     if backend.volume.handle is None:
         return False
@@ -55,7 +55,7 @@ def _is_gone(target: str) -> bool:
 
 
 def sweep(pool: Pool, locks: Locks) -> None:
-    """Delete the orphaned inline volumes of a pool which nobody works on or uses."""
+    """Delete the orphaned inline volumes of a pool that are not in use or held by an operation."""
     for volume in pool.volumes:
         if volume.handle is not None and is_orphaned(pool.backend(volume)):
             with contextlib.suppress(CsiError, OSError), locks.hold(volume.id):
@@ -64,7 +64,7 @@ def sweep(pool: Pool, locks: Locks) -> None:
 
 def _delete(pool: Pool, volume_id: str) -> None:
     volume = pool.volumes.get(volume_id)
-    if volume and is_orphaned(pool.backend(volume)):  # still, now that nobody else works on it
+    if volume and is_orphaned(pool.backend(volume)):  # checked again, now under the lock
         delete(pool, volume)
         log.warning(
             "deleted an inline volume whose pod is gone",
