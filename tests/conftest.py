@@ -13,6 +13,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -125,6 +126,34 @@ def injected(driver: Driver, call: str, fault: str, *options: str) -> Iterator[N
             strace.send_signal(signal.SIGTERM)
             said = strace.communicate()[1]
     assert ("(DELAYED)" if fault.startswith("delay") else "(INJECTED)") in said
+
+
+WAYS = {
+    "directory": "os.chdir(sys.argv[1])",
+    "file": "file = open(sys.argv[1] + '/file')",
+    "map": (
+        "file = open(sys.argv[1] + '/file'); there = mmap.mmap(file.fileno(), 1, prot=1); "
+        "file.close()"
+    ),
+    "device": "file = open(sys.argv[1])",
+}
+
+
+@contextlib.contextmanager
+def holding(place: Path, way: str, *wrapper: str) -> Iterator[int]:
+    """Let a process hold what is at a path in one way; yield its id."""
+    script = f"import mmap, os, sys; {WAYS[way]}; print('ready', flush=True); sys.stdin.read()"
+    with subprocess.Popen(
+        [*wrapper, sys.executable, "-c", script, place],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        cwd="/",
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        yield process.pid
+        process.communicate()
 
 
 def fill(path: Path) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import grpc
 import pytest
-from conftest import FilesystemFactory, needs, run
+from conftest import FilesystemFactory, holding, needs, run
 from driver import MIB, NODE, Driver, block_capability, from_volume, mount_capability, refused
 
 from pycsi.linux import loop, mount
@@ -223,6 +223,131 @@ def test_disk_that_fails(
             driver.delete(volume_id)
     assert "INTERNAL" not in driver.log
     failing.lose()
+
+
+@contextlib.contextmanager
+def held(places: dict[str, tuple[Path, Path]]) -> Iterator[dict[str, int]]:
+    """Let a process hold what is published of each volume; yield their ids by the volumes'."""
+    with contextlib.ExitStack() as stack:
+        pids = {}
+        for volume_id, (_, target) in places.items():
+            if target.is_dir():
+                (target / "file").write_text("x")
+            way = "file" if target.is_dir() else "device"
+            pids[volume_id] = stack.enter_context(holding(target, way))
+        yield pids
+
+
+@pytest.mark.parametrize("restarted", [False, True], ids=["running", "restarted"])
+@pytest.mark.parametrize("kind", ["ext4", "xfs"])
+def test_processes_that_hold_what_is_on_a_disk_that_failed(
+    disk: Callable[[str], Disk],
+    serve: Callable[..., Driver],
+    tmp_path: Path,
+    kind: str,
+    restarted: bool,
+) -> None:
+    """They may never end, and keep no workload from ending: nothing can be written any more."""
+    failing = disk(kind)
+    driver = serve(failing.pool)
+    made = volumes(driver, kind)
+    places = use(driver, made, tmp_path)
+    with held(places) as pids:
+        for volume_id, (_, target) in places.items():
+            with refused(REFUSED, f"process {pids[volume_id]}"):
+                driver.unpublish(volume_id, target)
+        failing.fail()
+        if restarted:
+            driver.restart()
+        for volume_id, (staging, target) in places.items():
+            for _ in range(2):
+                driver.unpublish(volume_id, target)
+                assert not os.path.lexists(target)
+            assert f"process {pids[volume_id]} (python" in driver.log
+            if "raw" in volume_id and not restarted:
+                with refused(REFUSED, f"process {pids[volume_id]}"):
+                    driver.unstage(volume_id, staging)
+            else:
+                driver.unstage(volume_id, staging)
+                assert not staging.is_mount()
+            with refused(REFUSED):
+                driver.delete(volume_id)
+    undo(driver, places)
+    failing.lose()
+
+
+def test_mount_in_a_volume_on_a_disk_that_failed(
+    disk: Callable[[str], Disk], serve: Callable[..., Driver], tmp_path: Path
+) -> None:
+    """What else is mounted there is no part of the failed disk, and stays where it is."""
+    failing = disk("xfs")
+    driver = serve(failing.pool)
+    volume_id = driver.create(f"{OURS}-image", type="image").volume_id
+    with driver.published(volume_id, tmp_path) as target:
+        inner = target / "inner"
+        inner.mkdir()
+        run("mount", "-t", "tmpfs", "none", inner)
+        failing.fail()
+        try:
+            with refused(REFUSED, f"a mount at {inner}"):
+                driver.unpublish(volume_id, target)
+        finally:
+            run("umount", inner)
+    failing.lose()
+
+
+@pytest.mark.parametrize("kind", ["ext4", "xfs"])
+def test_volume_of_a_process_whose_disk_comes_back(
+    disk: Callable[[str], Disk], serve: Callable[..., Driver], tmp_path: Path, kind: str
+) -> None:
+    """It is staged anew beside what the process holds, or refused until that has ended."""
+    failing = disk("ext4")
+    driver = serve(failing.pool)
+    wanted = mount_capability(kind)
+    volume_id = driver.create(f"{OURS}-image", 300 * MIB, capability=wanted).volume_id
+    places = use(driver, {volume_id: wanted}, tmp_path)
+    (staging, target) = places[volume_id]
+    with held(places):
+        run("sync", "--file-system", target)
+        failing.fail()
+        driver.unpublish(volume_id, target)
+        driver.unstage(volume_id, staging)
+        failing.come_back()
+        if kind == "xfs":  # of which the kernel mounts none twice
+            with refused(REFUSED, "from a disk that was lost", "/dev/loop"):
+                driver.stage(volume_id, staging, wanted)
+        else:
+            driver.stage(volume_id, staging, wanted)
+    driver.stage(volume_id, staging, wanted)
+    assert (staging / "file").read_text() == "x"
+    undo(driver, places)
+    driver.delete(volume_id)
+
+
+@pytest.mark.parametrize("kind", ["ext4", "xfs"])
+def test_filesystem_of_a_volume_that_was_shut_down(
+    driver: Driver, root: None, tmp_path: Path, kind: str
+) -> None:
+    """Who holds it does not hinder its end; it is neither deleted nor staged in that state."""
+    needs("xfs_io", met=shutil.which("xfs_io") is not None)
+    wanted = mount_capability(kind)
+    volume_id = driver.create(OURS, 300 * MIB, capability=wanted).volume_id
+    places = use(driver, {volume_id: wanted}, tmp_path)
+    (staging, target) = places[volume_id]
+    with held(places):
+        run("sync", "--file-system", target)
+        run("xfs_io", "-x", "-c", "shutdown", target)
+        driver.unpublish(volume_id, target)
+        driver.unstage(volume_id, staging)
+        with refused(REFUSED, "/dev/loop"):
+            driver.delete(volume_id)
+        with refused(REFUSED, "was shut down", "/dev/loop"):
+            driver.stage(volume_id, staging, wanted)
+        assert not staging.is_mount()
+    driver.stage(volume_id, staging, wanted)
+    assert (staging / "file").read_text() == "x"
+    undo(driver, places)
+    driver.delete(volume_id)
 
 
 @pytest.mark.parametrize("restarted", [False, True], ids=["running", "restarted"])

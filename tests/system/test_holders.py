@@ -1,48 +1,19 @@
 """Who keeps a volume from being unmounted or freed is named; what nobody uses is no obstacle."""
 
 import contextlib
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
 import pytest
-from conftest import run
+from conftest import holding, run
 from driver import Driver, block_capability, refused
 
 from pycsi.linux import loop
 
 REFUSED = grpc.StatusCode.FAILED_PRECONDITION
 BLOCK = block_capability()
-
-WAYS = {
-    "directory": "os.chdir(sys.argv[1])",
-    "file": "file = open(sys.argv[1] + '/file')",
-    "map": (
-        "file = open(sys.argv[1] + '/file'); there = mmap.mmap(file.fileno(), 1, prot=1); "
-        "file.close()"
-    ),
-    "device": "file = open(sys.argv[1])",
-}
-
-
-@contextlib.contextmanager
-def holding(place: Path, way: str, *wrapper: str) -> Iterator[int]:
-    """Let a process hold what is at a path in one way; yield its id."""
-    script = f"import mmap, os, sys; {WAYS[way]}; print('ready', flush=True); sys.stdin.read()"
-    with subprocess.Popen(
-        [*wrapper, sys.executable, "-c", script, place],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        cwd="/",
-        text=True,
-    ) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-        yield process.pid
-        process.communicate()
 
 
 def losetup(node: Path | str) -> Path:

@@ -142,6 +142,13 @@ class FilesystemImage(GrowingImage):
                         f"({error.strerror}); correct mountOptions"
                     ) from None
                 raise self._explained(error) from None
+            if not mount.tells_attributes(path):
+                self.kernel.unmount(path)
+                raise FailedPrecondition(
+                    f"volume {self.volume.id}: its {self.kind} was shut down, and the kernel "
+                    f"mounts it so again while somebody holds it, on {device.path}; unstage it "
+                    "everywhere, and end who holds it"
+                )
         return grown
 
     @contextlib.contextmanager
@@ -298,6 +305,11 @@ class FilesystemImage(GrowingImage):
         if error.errno == errno.EIO and self.pool_is_full():
             return ResourceExhausted(
                 f"the pool's disk is full: the kernel cannot write to {self.image} to mount it"
+            )
+        if relics := self.relics():
+            return FailedPrecondition(
+                f"volume {self.volume.id}: its {self.kind} cannot be mounted ({error.strerror}), "
+                f"and is mounted yet from a disk that was lost: {self._held(relics[0])}; end that"
             )
         return FailedPrecondition(
             f"volume {self.volume.id}: its {self.kind} cannot be mounted ({error.strerror}); look "

@@ -78,6 +78,11 @@ class KernelView:
         self.invalidate()
         mount.unmount(target)
 
+    def unmount_lazily(self, target: StrPath) -> None:
+        """See `mount.unmount_lazily`."""
+        self.invalidate()
+        mount.unmount_lazily(target)
+
 
 class IndexedKernelView(KernelView):
     """A view that is read once and indexed, to look at many volumes; changes do not refresh it."""

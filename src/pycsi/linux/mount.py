@@ -213,6 +213,14 @@ def answers(mountpoint: str) -> bool:
     """
     try:
         next(Path(mountpoint).iterdir(), None)
+    except OSError as error:
+        return error.errno != errno.EIO
+    return tells_attributes(mountpoint)
+
+
+def tells_attributes(mountpoint: str) -> bool:
+    """Tell the same by one attribute alone, which is in memory where it is mounted."""
+    try:
         os.getxattr(mountpoint, "security.capability")
     except OSError as error:
         return error.errno != errno.EIO
@@ -317,6 +325,11 @@ def unmount(target: StrPath) -> None:
             if error.errno != errno.EBUSY or time.monotonic() > deadline:
                 raise
         time.sleep(0.01)
+
+
+def unmount_lazily(target: StrPath) -> None:
+    """Detach the topmost mount at `target`; whoever uses it keeps it, where nobody else sees it."""
+    umount2(target, UMOUNT_NOFOLLOW | MNT_DETACH)
 
 
 def syncfs(place: Path | int) -> None:

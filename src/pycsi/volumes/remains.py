@@ -3,24 +3,17 @@
 The kernel recorded the path of what it shows; the volume's id is in that, and its node's.
 """
 
-import errno
-
 from pycsi.linux import backing
 from pycsi.linux.kernel import KernelView
 from pycsi.linux.mounttable import Mount
-from pycsi.volumes.staging import busy
+from pycsi.volumes.unmounting import unmount
 
 
 def undo(volume_id: str, path: str) -> bool:
     """Unmount what shows the volume at `path`; tell whether there was anything."""
     kernel, undone = KernelView(), False
     while (seen := kernel.mounts.topmost(path)) and _shows(seen, volume_id):
-        try:
-            kernel.unmount(path)
-        except OSError as error:
-            if error.errno != errno.EBUSY:
-                raise
-            raise busy(volume_id, seen) from None
+        unmount(volume_id, seen, kernel, kernel.unmount)
         _free(kernel, seen)
         undone = True
     return undone

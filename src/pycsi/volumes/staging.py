@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pycsi.backends import Backend
-from pycsi.linux import holders
 from pycsi.linux.descriptor import is_directory, no_symlinks, opened
 from pycsi.linux.mount import topmost
 from pycsi.linux.mounttable import Mount
@@ -20,6 +19,7 @@ from pycsi.model import mountflags
 from pycsi.model.errors import AlreadyExists, FailedPrecondition, InvalidArgument
 from pycsi.model.request import Capability, Mode
 from pycsi.volumes.notes import UNKNOWN, Note, Notes
+from pycsi.volumes.unmounting import unmount
 
 _LONGEST_PATH = 4095
 _LONGEST_NAME = 255
@@ -248,17 +248,9 @@ class Staging:
             ours = found[-1].id in {item.id for item in self.backend.mounts()}
             if not ours and not self.backend.is_relic(found[-1]):
                 raise _foreign(found[-1])
-            self._unmount_topmost(found[-1])
+            unmount(self._id, found[-1], self.kernel, self.backend.unmount)
             if len(found) == 1:
                 return
-
-    def _unmount_topmost(self, mounted: Mount) -> None:
-        try:
-            self.backend.unmount(mounted.target)
-        except OSError as error:
-            if error.errno != errno.EBUSY:
-                raise
-            raise busy(self._id, mounted) from None
 
     def _refuse_mounted(self, path: str) -> None:
         """Refuse a path where something else is mounted; what is left of a lost disk goes away."""
@@ -273,12 +265,6 @@ class Staging:
 def _note(capability: Capability, arguments: str) -> Note:
     options = mountflags.of_filesystem(capability.mount_flags)
     return Note(arguments=arguments, mode=capability.mode, options=options)
-
-
-def busy(volume_id: str, mounted: Mount) -> FailedPrecondition:
-    """Return what to answer where a mount cannot be unmounted: who uses it."""
-    who = holders.named(holders.of_mount(mounted))
-    return FailedPrecondition(f"volume {volume_id}: {mounted.target} is in use by {who}; end that")
 
 
 def _foreign(mounted: Mount) -> FailedPrecondition:
