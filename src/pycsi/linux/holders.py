@@ -1,8 +1,8 @@
-"""Who keeps a mount or a block device from going, as fuser(1) would tell it.
+"""Finding what keeps a mount or a loop device in use, as fuser(1) does.
 
-It is asked where something has failed already, for it takes a look at every process. What may not
-be looked at is left out: in a container these are the processes outside of it. The filesystem that
-is held is never asked anything, for its disk may have failed.
+This is for error messages, since it examines every process. Processes that this one may not examine
+are left out, such as those outside its container. The filesystem in question is never accessed,
+because its disk may have failed.
 """
 
 import contextlib
@@ -18,14 +18,14 @@ from pycsi.linux.descriptor import opened
 from pycsi.linux.mounttable import Mount, MountTable, parse_mountinfo
 
 _MEMORY = frozenset({"devtmpfs", "ramfs", "tmpfs"})
-"""Where device nodes lie: of a file there one can ask without waiting for a disk or a network."""
+"""The filesystems of device nodes; stat(2) there never waits for a disk or a network."""
 
 _MOST = 4
-"""How many are named."""
+"""The number of users that a message names."""
 
 
 def named(found: Iterable[str]) -> str:
-    """Return a few of what was found, for people."""
+    """Return the descriptions in `found` as one text, of which the first 4 are spelt out."""
     those = list(found)
     if not those:
         return "somebody who cannot be seen from here (try fuser on the node itself)"
@@ -34,7 +34,10 @@ def named(found: Iterable[str]) -> str:
 
 
 def of_mount(mounted: Mount) -> list[str]:
-    """Return what keeps a mount from being unmounted."""
+    """Return descriptions of what keeps a mount in use: mounts, loop devices, swap and processes.
+
+    Each is a phrase for an error message.
+    """
     inside = f"{mounted.target.rstrip('/')}/"
     found = [f"a mount at {item.target}" for item in MountTable() if item.parent == mounted.id]
     for number in loop.numbers():
@@ -53,7 +56,7 @@ def of_mount(mounted: Mount) -> list[str]:
 
 
 def of_device(number: int) -> list[str]:
-    """Return what keeps a loop device from being freed."""
+    """Return descriptions of what keeps a loop device in use, as `of_mount` does."""
     node, device = f"/dev/loop{number}", os.makedev(loop.LOOP_MAJOR, number)
     found = [f"{top.path}, which is on top of it" for top in on_top_of(number)]
     found += [f"{_device_mapper(name)}, which is on top of it" for name in _holders(number)]
@@ -83,14 +86,14 @@ def _described(pid: int) -> str:
 
 
 class _Look:
-    """What is mounted in the mount namespaces of processes, each read once."""
+    """The mounts in the mount namespaces of processes, each read once."""
 
     def __init__(self) -> None:
         self._mounts: dict[str, list[Mount]] = {}
 
     @functools.cached_property
     def own(self) -> str:
-        """The namespace of this process."""
+        """The mount namespace of this process."""
         return self.namespace_of(os.getpid())
 
     def namespace_of(self, pid: int) -> str:
@@ -99,7 +102,7 @@ class _Look:
         return ""
 
     def mounts_in(self, namespace: str, pid: int) -> list[Mount]:
-        """Return what is mounted in the namespace, which is that of a process."""
+        """Return the mounts in `namespace`, which is that of the process `pid`."""
         if namespace not in self._mounts:
             self._mounts[namespace] = []
             with contextlib.suppress(OSError):
@@ -108,7 +111,7 @@ class _Look:
         return self._mounts[namespace]
 
     def numbers_of(self, pid: int, mounted: Mount) -> set[int]:
-        """Return the numbers that a mount, or a copy of it, has for a process."""
+        """Return the mount ids of a mount, or of copies of it, in the namespace of a process."""
         namespace = self.namespace_of(pid)
         if namespace == self.own:
             return {mounted.id}
@@ -120,7 +123,10 @@ class _Look:
 
 
 def _mounts_used(pid: int, mounted: Mount) -> Iterator[int]:
-    """Yield the numbers of mounts through which a process has opened something or is somewhere."""
+    """Yield the ids of mounts that a process uses by a working or root directory, or a file.
+
+    Files are those that it has open, executes or has mapped from the device of `mounted`.
+    """
     for link in ("cwd", "root", "exe"):
         yield from _mount_of_link(f"/proc/{pid}/{link}")
     for name in _listed(f"/proc/{pid}/fdinfo"):
@@ -133,13 +139,13 @@ def _mounts_used(pid: int, mounted: Mount) -> Iterator[int]:
 
 
 def _range(line: str) -> str:
-    """Return how a mapped file's link is called: its addresses without leading zeros."""
+    """Return the name in map_files (proc(5)) for a line of maps: addresses, no leading zeros."""
     start, _, end = line.partition(" ")[0].partition("-")
     return f"{int(start, 16):x}-{int(end, 16):x}"
 
 
 def _mount_of_link(path: str) -> Iterator[int]:
-    # O_PATH follows such a link without asking the filesystem that it leads to.
+    # O_PATH follows the link without accessing the filesystem of its target.
     with contextlib.suppress(OSError), opened(path, os.O_PATH) as fd:
         yield from _mount_in(f"/proc/self/fdinfo/{fd}")
 
@@ -166,7 +172,10 @@ def _has_open(pid: int, device: int, look: _Look) -> bool:
 
 
 def _is_in_memory(pid: int, name: str, look: _Look) -> bool:
-    """Tell whether an open file lies in memory, or in a mount that has gone, as bound nodes do."""
+    """Tell whether stat(2) of an open file is safe: its filesystem is in memory.
+
+    A file whose mount is gone counts too: it may be a device node that was bind-mounted.
+    """
     numbers = set(_mount_in(f"/proc/{pid}/fdinfo/{name}"))
     mounts = look.mounts_in(look.namespace_of(pid), pid)
     return all(item.fstype in _MEMORY for item in mounts if item.id in numbers)

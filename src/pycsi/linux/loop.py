@@ -1,7 +1,7 @@
-"""Loop devices: a file as a block device (loop(4)).
+"""Loop devices, which present a file as a block device (loop(4)).
 
-`attach` hands file, size and flags to the kernel in one `LOOP_CONFIGURE`: there is no moment at
-which a device exists half made. Needs Linux 5.8.
+`attach` passes the file, the sector size and the flags to the kernel in a single `LOOP_CONFIGURE`,
+so a device is never bound with only some of them. Needs Linux 5.8.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ LO_FLAGS_DIRECT_IO = 16
 LO_FLAGS_READ_ONLY = 1
 
 SMALLEST_SECTOR = 512
-"""The sector that every filesystem and every partition table can do with."""
+"""The sector size, in bytes, that every filesystem and every partition table supports."""
 
 _ATTEMPTS = 64
 _CONTROL = "/dev/loop-control"
@@ -41,16 +41,16 @@ _NO_DEVICES = frozenset(
 _PARTITIONS = "/proc/partitions"
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _LONGEST_LINE = 128
-"""More than a line of that file can have: a name has 31 bytes, and the numbers fewer than 40."""
+"""More bytes than a line of /proc/partitions has: a name of 31, and fewer than 40 of numbers."""
 
 _UNLINKED = b" (deleted)\n"
-"""What the kernel adds to the path of a file that was unlinked, also if it was linked again."""
+"""The kernel's suffix for the path of an unlinked file, even one that was linked again."""
 
 _PATIENCE = 1.0
-"""Seconds to wait for those who look at a device when its file has gone, as udev does."""
+"""Seconds to wait for programs, such as udev, that open a device when its file is detached."""
 
 _LONGEST = 4096
-"""No attribute in sysfs is longer: a page."""
+"""The greatest length of a sysfs attribute, in bytes: a page."""
 
 _SYSFS = Path("/sys/block")
 
@@ -88,9 +88,9 @@ class _LoopConfig(ctypes.Structure):
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class LoopDevice:
-    """A loop device that is bound to a file; one that is `partial` shows not all of it.
+    """A loop device that is bound to a file; a `partial` one has an offset or a size limit.
 
-    `name` is what it was called when it was attached; None where a failed disk hides that.
+    `name` is the name given to `attach`, cut to 63 bytes; None if a failed disk hides it.
     """
 
     number: int
@@ -108,7 +108,7 @@ class LoopDevice:
         return os.makedev(LOOP_MAJOR, self.number)
 
     def is_named(self, name: str) -> bool:
-        """Tell whether `attach` was, or may have been, given this name; it is cut to 63 bytes."""
+        """Tell whether the device has this name, cut to 63 bytes; True if its name is not known."""
         return self.name in {None, name.encode()[:63]}
 
 
@@ -117,18 +117,18 @@ def _open(number: int, flags: int = os.O_RDWR) -> int:
     try:
         return os.open(path, flags | os.O_CLOEXEC)
     except FileNotFoundError:
-        # Where /dev is a private tmpfs (a container) nobody makes the nodes of new devices.
+        # In a container, where /dev is a private tmpfs, nothing makes the nodes of new devices.
         with contextlib.suppress(FileExistsError):
             os.mknod(path, stat.S_IFBLK | 0o660, os.makedev(LOOP_MAJOR, number))
     return os.open(path, flags | os.O_CLOEXEC)
 
 
 def _unbound_number(*, new: bool) -> int:
-    """Return the number of a device without a file, or of a `new` one."""
+    """Return the number of an unbound loop device; with `new`, add a device if possible."""
     try:
         with opened(_CONTROL, os.O_RDWR) as control:
             if new:
-                # Linux before 5.14 makes none while one is free, and forgets what that one refused.
+                # Linux before 5.14 adds none while one is free, but resets its refusal of discards.
                 with contextlib.suppress(FileExistsError):
                     return fcntl.ioctl(control, LOOP_CTL_ADD, -1)
             return fcntl.ioctl(control, LOOP_CTL_GET_FREE)
@@ -151,17 +151,19 @@ def attach(
     new: bool = False,
     name: str = "",
 ) -> Iterator[LoopDevice]:
-    """Bind a free loop device to `file`, with direct I/O where the file's filesystem can.
+    """Bind a free loop device to `file`, with direct I/O if the file's filesystem supports it.
 
     `sector` is the device's logical block size in bytes. The kernel's own choice would depend on
-    whether the file has blocks in common with another, which may change from one time to the next.
+    whether the file shares blocks with another one, and so could differ from time to time.
 
-    With `autoclear` the kernel frees the device when its last user has gone: the device lives
-    through the `with` block, and then as long as a filesystem on it is mounted. Otherwise it
-    stays until `detach`. `name` is shown by losetup(8).
+    With `autoclear` the kernel frees the device when its last user closes it: it stays through the
+    `with` block, and then as long as a filesystem on it is mounted. Without, it stays until
+    `detach`. `name` is shown by losetup(8).
 
-    A `new` device can be changed for good: `remove_refusing` takes it away afterwards. Any other is
-    one that takes discards if its file can.
+    A `new` device may be set to refuse discards, which cannot be undone; `remove_refusing` removes
+    it after use. Any other device accepts discards if its file does.
+
+    ENODEV if this process cannot use loop devices; EBUSY if other programs take every free one.
     """
     flags = LO_FLAGS_DIRECT_IO
     flags |= LO_FLAGS_READ_ONLY if readonly else 0
@@ -189,7 +191,7 @@ def _configure(
                 continue
             if new or not _refuses(number):
                 return number, device
-            refusing.append(device)  # bound until the end, or it would be the next one again
+            refusing.append(device)  # stays bound until the end, so it is not found again
     finally:
         for device in refusing:
             fcntl.ioctl(device, LOOP_CLR_FD)
@@ -198,7 +200,7 @@ def _configure(
 
 
 def _bind(number: int, config: _LoopConfig, file: Path) -> int | None:
-    """Bind a device, and return it, open; None where it was taken, or removed, by somebody else."""
+    """Bind a loop device and return its descriptor; None if it was taken or removed meanwhile."""
     try:
         device = _open(number)
     except OSError as error:
@@ -219,7 +221,7 @@ def _refuses(number: int) -> bool:
     try:
         return discard.is_refused(number)
     except OSError:
-        return False  # there is no /sys that would tell
+        return False  # not known without /sys
 
 
 _GONE = frozenset({errno.ENXIO, errno.ENOENT, errno.ENOTDIR, errno.ENODEV})
@@ -228,8 +230,8 @@ _GONE = frozenset({errno.ENXIO, errno.ENOENT, errno.ENOTDIR, errno.ENODEV})
 def find(file: Path) -> list[LoopDevice]:
     """Return the loop devices that are bound to `file`.
 
-    The kernel's record of the path is only a hint, for it depends on the mount namespace, and there
-    is none where it would be longer than a page; the file's device and inode number decide.
+    The file's device and inode number decide. The path that the kernel recorded is only a hint: it
+    depends on the mount namespace, and cannot be read if it is longer than a page.
     """
     hints = os.fsencode(f"/{file.parent.name}/{file.name}\n"), _UNLINKED
     found = []
@@ -241,7 +243,7 @@ def find(file: Path) -> list[LoopDevice]:
                     continue
         except OSError as error:
             if error.errno in _GONE:
-                continue  # not bound, or not any more
+                continue  # not bound, or no longer
             if error.errno != errno.ENAMETOOLONG:
                 raise
         with _held(number, file) as device:
@@ -251,7 +253,7 @@ def find(file: Path) -> list[LoopDevice]:
 
 
 def numbers() -> list[int]:
-    """Return the numbers of the loop devices that are bound, and perhaps of others."""
+    """Return the numbers of all bound loop devices, in order; unbound ones may be among them."""
     return _numbers_in(_partitions() or _block_devices())
 
 
@@ -266,11 +268,11 @@ def _numbers_in(names: list[bytes]) -> list[int]:
 
 
 def _partitions() -> list[bytes]:
-    """Return the block devices that have blocks (proc(5)); none where that cannot be told.
+    """Return the names of the block devices that are not empty, from /proc/partitions (proc(5)).
 
-    The kernel gives as many lines at a time as there is room for in a page, and goes on by their
-    number: where a device has gone since, another one is passed over. So what did not fill the page
-    is all there was at one moment, and nothing else is good.
+    The list is empty if it cannot be read reliably. The kernel returns up to a page of lines per
+    read(2), and continues by line number, so it skips a device if another one was removed since.
+    Only a first read that does not fill the page is a complete list of one moment.
     """
     try:
         with opened(_PARTITIONS) as fd:
@@ -283,7 +285,7 @@ def _partitions() -> list[bytes]:
 
 
 def bound() -> dict[tuple[int, int], list[LoopDevice]]:
-    """Return all loop devices that are bound, by device and inode number of their files."""
+    """Return all bound loop devices, by the device and inode number of their files."""
     found: dict[tuple[int, int], list[LoopDevice]] = {}
     for number in numbers():
         if info := status_of(number):
@@ -292,7 +294,7 @@ def bound() -> dict[tuple[int, int], list[LoopDevice]]:
 
 
 def status_of(number: int) -> LoopInfo64 | None:
-    """Return what the kernel tells of a device; None where it is not bound, or its disk failed."""
+    """Return a loop device's status; None if it is not bound, or the disk of its file failed."""
     with contextlib.suppress(OSError), closing(_open(number, os.O_RDONLY)) as fd:
         info = LoopInfo64()
         fcntl.ioctl(fd, LOOP_GET_STATUS64, info)
@@ -302,9 +304,9 @@ def status_of(number: int) -> LoopInfo64 | None:
 
 @contextlib.contextmanager
 def hold(device: LoopDevice, file: Path) -> Iterator[bool]:
-    """Keep a device from being freed through the `with` block; False where `file` has it no more.
+    """Keep a loop device open, so that it is not freed, through the `with` block.
 
-    Between a look and this call it may have been freed, and given to another file.
+    Yield False if it was freed since it was found, and perhaps bound to another file.
     """
     with _held(device.number, file) as held:
         yield held == device
@@ -312,7 +314,7 @@ def hold(device: LoopDevice, file: Path) -> Iterator[bool]:
 
 @contextlib.contextmanager
 def _held(number: int, file: Path) -> Iterator[LoopDevice | None]:
-    """Open a device and tell what it is, if it is bound to `file`."""
+    """Open a loop device through the `with` block; yield None if it is not bound to `file`."""
     try:
         status = file.stat()
         fd = _open(number, os.O_RDONLY)
@@ -330,7 +332,7 @@ def _status(fd: int, device: int, inode: int) -> LoopDevice | None:
     try:
         fcntl.ioctl(fd, LOOP_GET_STATUS64, info)
     except OSError as error:
-        # The device's own file is asked, whose disk may have failed: it is another file then.
+        # The kernel queries the backing file; if its disk has failed, it is not the caller's file.
         if error.errno in _GONE | DISK_FAULTS:
             return None
         raise
@@ -340,7 +342,7 @@ def _status(fd: int, device: int, inode: int) -> LoopDevice | None:
 
 
 def described(info: LoopInfo64) -> LoopDevice:
-    """Return the device that a status is of."""
+    """Return the loop device that a status describes."""
     return LoopDevice(
         number=info.lo_number,
         readonly=bool(info.lo_flags & LO_FLAGS_READ_ONLY),
@@ -351,22 +353,22 @@ def described(info: LoopInfo64) -> LoopDevice:
 
 
 def set_capacity(device: LoopDevice) -> None:
-    """Make the device as large as its file is now."""
+    """Set the size of the loop device to the current size of its file."""
     with closing(_open(device.number)) as fd:
         fcntl.ioctl(fd, LOOP_SET_CAPACITY)
 
 
 def flush(path: Path) -> None:
-    """Write what was written to the device `path` through its cache to its file."""
+    """Write the cached data of the loop device at `path` to its file, durably (fsync(2))."""
     with opened(path) as fd:
         os.fsync(fd)
 
 
 def remove_refusing() -> None:
-    """Remove the devices without a file that refuse discards, which their next file would find so.
+    """Remove unbound loop devices that refuse discards, which their next file would inherit.
 
-    They were made for a file whose blocks are not to be discarded, or have served one in an older
-    driver. One that is in use at this moment is for the next call to remove.
+    They were used for thick files, by this driver or an older one. A device that is in use at the
+    moment is left to the next call.
     """
     for number in _numbers_in(_block_devices()):
         with contextlib.suppress(OSError):
@@ -389,10 +391,10 @@ def _remove(number: int) -> None:
 
 
 def detach(device: LoopDevice) -> None:
-    """Free the device; while it is in use the kernel does so when its last user has gone."""
+    """Unbind the device, if bound; while it is in use, the kernel does so at its last close."""
     with closing(_open(device.number, os.O_RDONLY)) as fd:
         try:
             fcntl.ioctl(fd, LOOP_CLR_FD)
         except OSError as error:
-            if error.errno != errno.ENXIO:  # ENXIO: not bound to a file, which is what we want
+            if error.errno != errno.ENXIO:  # not bound
                 raise

@@ -1,7 +1,7 @@
-"""Namespaces: a view of the mounts that is this process's own (unshare(2), mount_namespaces(7)).
+"""Mount namespaces, which give a process mounts of its own (unshare(2), mount_namespaces(7)).
 
-A namespace goes with its last process, and all that is mounted in it goes with it, whatever killed
-that process. What a process has to do with its children's end is here for the same reason.
+A namespace ends with its last process, however that ends, and so do the mounts in it. For the same
+purpose, to leave nothing behind, `end_with_parent` is here too.
 """
 
 import contextlib
@@ -26,29 +26,30 @@ _unshare = function("unshare", ctypes.c_int)
 
 
 def _pass_nothing_on() -> None:
-    """Pass what is mounted here on to no other namespace, and let go of what is unmounted there.
+    """Pass new mounts on to no other namespace, but follow the unmounts of others (MS_SLAVE).
 
-    A new namespace has a copy of every mount, which would keep its disk or loop device busy when
-    everybody else has unmounted it. A slave of the original goes with that, where it is shared.
+    A new namespace has a copy of every mount, which would keep its disk or loop device busy after
+    all other namespaces have unmounted it. A slave of a shared mount is unmounted together with it.
     """
     _mount(None, b"/", None, MS_REC | MS_SLAVE, None, path="/")
 
 
 def enter_mounts() -> None:
-    """Enter a mount namespace of our own; EPERM without CAP_SYS_ADMIN."""
+    """Move this process to a new mount namespace; EPERM without CAP_SYS_ADMIN."""
     _unshare(CLONE_NEWNS)
     _pass_nothing_on()
 
 
 def enter_mounts_as_user() -> None:
-    """Enter user and mount namespaces of our own, in which this user is root.
+    """Move this process to new user and mount namespaces, in which its user is root.
 
-    Root over these namespaces only: bind mounts can be made, block devices are out of reach. The
-    kernel refuses (EINVAL) unless this is the process's only thread.
+    That root can make bind mounts, but cannot mount block devices. EINVAL if the process has more
+    than one thread.
     """
     user, group = os.geteuid(), os.getegid()
     _unshare(CLONE_NEWUSER | CLONE_NEWNS)
-    # Without this a user could drop a group that is there to deny access (user_namespaces(7)).
+    # The kernel wants this before gid_map is written: otherwise a user could drop a group that
+    # denies access (user_namespaces(7)).
     with contextlib.suppress(FileNotFoundError):
         Path("/proc/self/setgroups").write_text("deny")
     Path("/proc/self/uid_map").write_text(f"0 {user} 1")
