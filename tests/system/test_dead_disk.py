@@ -538,3 +538,27 @@ def test_device_that_somebody_detaches(driver: Driver, tmp_path: Path, restarted
         driver.restart()
     undo(driver, {volume_id: (staging, target)})
     driver.delete(volume_id)
+
+
+def test_btrfs_images_elsewhere(
+    disk: Callable[[str], Disk], serve: Callable[..., Driver], pool: Path, tmp_path: Path
+) -> None:
+    """mkfs.btrfs examines every mount; those of a failed disk do not keep it from other images."""
+    failed = disk("xfs")
+    driver = serve(f"default={pool}", f"fast={failed.pool}")
+    lost = driver.create(f"{OURS}-lost", type="image", pool="fast")
+    driver.stage(lost.volume_id, tmp_path / "lost")
+    failed.fail()
+    capability = mount_capability("btrfs")
+    volume = driver.create(f"{OURS}-btrfs", 300 * MIB, capability=capability)
+    clone = driver.create(
+        f"{OURS}-clone", 300 * MIB, capability=capability, source=from_volume(volume.volume_id)
+    )
+    for made in (volume, clone):
+        stage = tmp_path / made.volume_id
+        driver.stage(made.volume_id, stage, capability)
+        (stage / "file").write_text("x")
+        driver.unstage(made.volume_id, stage)
+    assert mount.topmost(tmp_path / "lost"), "what is mounted stays for all others"
+    driver.unstage(lost.volume_id, tmp_path / "lost")
+    failed.lose()

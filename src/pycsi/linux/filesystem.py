@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from pycsi.linux import program
+from pycsi.linux import btrfsprogs, program
 from pycsi.linux.descriptor import (
     DIRECTORY,
     closing,
@@ -31,9 +31,7 @@ EXT_MAGIC = 0xEF53
 
 MIB = 1024 * 1024
 
-_ATTEMPTS = 20
 _BTRFS_SUPERBLOCK = 64 * 1024
-_DEVICE_HAS_GONE = "No such device"
 _EXT_SUPERBLOCK = 1024
 _EXT_LARGEST_LOG_SIZE = 6
 _SECTOR = 4096
@@ -134,24 +132,8 @@ def make(kind: str, image: Path, options: list[str], *, keep_blocks: bool = Fals
     kept = facts.keep_blocks if keep_blocks else ()
     # A file that shares blocks takes direct I/O in whole blocks only.
     sectors = ("-s", f"size={_SECTOR}") if kind == "xfs" and "-s" not in options else ()
-    _run(f"mkfs.{kind}", *facts.make, *sectors, *kept, *options, image)
-
-
-def _run(name: str, *arguments: str | Path) -> None:
-    """Run a program that first checks whether the image is mounted, and retry if that check fails.
-
-    The btrfs programs query every loop device with a mounted filesystem, and fail if one is
-    unmounted at that moment. They have not written anything by then.
-    """
-    for _ in range(_ATTEMPTS):
-        try:
-            program.run(name, *arguments)
-        except program.ProgramError as error:
-            if _DEVICE_HAS_GONE not in str(error):
-                raise
-        else:
-            return
-    program.run(name, *arguments)
+    execute = btrfsprogs.run if kind == "btrfs" else program.run
+    execute(f"mkfs.{kind}", *facts.make, *sectors, *kept, *options, image)
 
 
 def identify(image: Path) -> Identity | None:
@@ -355,7 +337,7 @@ def renew_uuid(kind: str, image: Path) -> None:
     if kind == "xfs":
         program.run("xfs_db", "-x", "-c", "uuid generate", image)
     elif kind == "btrfs":
-        _run("btrfstune", "-f", "-m", image)
+        btrfsprogs.run("btrfstune", "-f", "-m", image)
 
 
 def _grow_xfs(fd: int, size: int) -> None:
