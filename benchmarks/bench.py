@@ -1,12 +1,12 @@
-"""Measure the driver against what it cannot be faster than, and print a table.
+"""Measure the driver against the least time that its work can take, and print a table.
 
     sudo make bench
     sudo .venv/bin/python benchmarks/bench.py [--filesystem xfs]... [--volumes 10000]
         [--only PART]... [--peer unix:///path/csi.sock] [--plots DIRECTORY] [--markdown FILE]
 
-Every floor is measured in the same run, in turns with what is compared with it: these ratios mean
-something on any machine, times only on one. Drivers run as processes of their own, on a
-filesystem of their own in a sparse file; every reply is durable as always.
+That least time, the floor, is measured in the same run, in turns with the driver. So the ratios are
+comparable between machines, while the times are not. Each driver runs as a process, on a filesystem
+of its own in a sparse file; all changes are durable, as in production.
 """
 
 import datetime as dt
@@ -33,11 +33,11 @@ from ground import Location, ground
 from rows import Row, Series
 
 SHARING = ("xfs", "btrfs")
-"""Filesystems on which files can share blocks."""
+"""The filesystems on which files can share blocks."""
 
 
 class Report:
-    """What is to be measured, and has been."""
+    """The results so far, and the parameters of the measurements."""
 
     def __init__(self, volumes: int, peer: str | None) -> None:
         self.volumes = volumes
@@ -56,7 +56,7 @@ class Report:
             yield row.ground, row.what, f"{row.value:.2f} {row.unit}", row.target, judged, row.seen
 
     def plots(self, folder: Path) -> None:
-        """Write the charts into `folder`."""
+        """Write the charts to `folder`, as SVG files."""
         for name, title, across, every in (
             ("performance-volumes", "Cost of an operation", "volumes in the pool", self.growth),
             ("performance-copies", "Copies of an image in use", "MiB of data", self.copies),
@@ -70,7 +70,7 @@ HEAD = ("pool", "what", "value", "target", "holds", "measured")
 
 
 def machine() -> str:
-    """Describe this machine, and when."""
+    """Return today's date (UTC) and a description of this machine, for the table's title."""
     return (
         f"{dt.datetime.now(dt.UTC):%Y-%m-%d}: {os.cpu_count()} cores, Linux {platform.release()}, "
         f"Python {platform.python_version()}"
@@ -114,7 +114,7 @@ PARTS: dict[str, tuple[Callable[[Location, Report], None], tuple[str, ...]]] = {
     "copies": (_copies, SHARING),
     "peer": (_peer, ("xfs",)),
 }
-"""What can be measured, and on which filesystems that says something."""
+"""The parts of the benchmark: a function, and the filesystems for which it is meaningful."""
 
 
 @click.command(help=__doc__)

@@ -1,4 +1,4 @@
-"""What snapshots, copies and changed blocks cost, as there is more data."""
+"""The cost of snapshots, copies and changed-block queries, by the amount of data."""
 
 import os
 import sys
@@ -17,16 +17,19 @@ from pycsi.linux.descriptor import opened
 from pycsi.proto import csi_pb2 as csi
 
 SIZES = (MIB, 16 * MIB, 256 * MIB, 4 * GIB)
-"""How much data the images hold that are copied."""
+"""The amounts of data, in bytes, in the images that are copied."""
 
 _PAUSE = 0.1
-"""Seconds between copies: FIFREEZE is faster where another one has just been."""
+"""Seconds between copies, because FIFREEZE is faster just after another FIFREEZE."""
 
 T = TypeVar("T")
 
 
 def copies(driver: Driver, ground: Location) -> tuple[list[Row], Series]:
-    """Snapshots, restores and clones of images with little and with much data in them."""
+    """Measure snapshots, restores and clones of mounted images, for each of `SIZES`.
+
+    Return the rows of the table, and the medians in milliseconds by MiB of data.
+    """
     series: Series = {"snapshot": {}, "restore": {}, "clone": {}}
     rows = []
     for data in SIZES:
@@ -64,7 +67,7 @@ def copies(driver: Driver, ground: Location) -> tuple[list[Row], Series]:
 
 
 def fill(file: Path, size: int) -> None:
-    """Write a file of `size` bytes, and wait until it is on the disk."""
+    """Write a file of `size` bytes durably."""
     block = os.urandom(MIB)
     with file.open("wb") as out:
         for _ in range(size // MIB):
@@ -74,7 +77,7 @@ def fill(file: Path, size: int) -> None:
 
 
 def _round(driver: Driver, volume_id: str, found: dict[str, list[float]]) -> None:
-    """Take a snapshot, restore it, clone the volume, and delete all that again."""
+    """Take a snapshot, restore it, clone the volume, and delete all three again."""
     taken = _timed_alone(found["snapshot"], lambda: driver.snapshot("s", volume_id))
     source = from_snapshot(taken.snapshot_id)
     restored = _timed_alone(found["restore"], lambda: _copy(driver, "restored", source))
@@ -87,7 +90,7 @@ def _round(driver: Driver, volume_id: str, found: dict[str, list[float]]) -> Non
 
 
 def _timed_alone(times: list[float], act: Callable[[], T]) -> T:
-    """Time what comes as it does to a driver at rest: all that it has to wait for included."""
+    """Call `act` after a pause, and add the seconds that it took to `times`; return its result."""
     time.sleep(_PAUSE)
     return timed(times, act)
 
@@ -97,7 +100,7 @@ def _copy(driver: Driver, name: str, source: csi.VolumeContentSource) -> str:
 
 
 def changes(driver: Driver, ground: Location) -> Row:
-    """Ask which blocks of a 10 GiB device have changed, in a thousand places."""
+    """Measure GetMetadataDelta for a 10 GiB block volume that was changed in 1000 places."""
     size, places = 10 * GIB, 1000
     capability = block_capability()
     volume_id = driver.create("device", size, capability=capability, type="image").volume_id
@@ -125,7 +128,7 @@ def changes(driver: Driver, ground: Location) -> Row:
 
 
 def write_at(device: Path, offsets: Sequence[int]) -> None:
-    """Write a block at each offset, past the cache's merging of what is near."""
+    """Write a block of 4096 random bytes at each offset, durably."""
     with opened(device, os.O_WRONLY) as fd:
         for offset in offsets:
             os.pwrite(fd, os.urandom(4096), offset)

@@ -1,4 +1,4 @@
-"""What no driver can be faster than: a bare gRPC server, the bare system calls, mkfs alone."""
+"""The floors, the least that a driver's work can take: a bare gRPC server, system calls, mkfs."""
 
 import contextlib
 import os
@@ -21,7 +21,7 @@ from pycsi.proto import csi_pb2 as csi
 from pycsi.proto import csi_pb2_grpc
 
 _RECORD = b"x" * 600
-"""As long as a volume's record."""
+"""Data of the length of a volume's record."""
 
 _IMAGE = 64 << 20
 
@@ -82,8 +82,9 @@ class _Node(csi_pb2_grpc.NodeServicer):
 def bare_server(disk: Path) -> Iterator[str]:
     """Run a gRPC server that checks and remembers nothing; yield its endpoint.
 
-    It answers Probe, CreateVolume when a directory in a folder on `disk` is durable, and what
-    stages and publishes when the bare system calls are done, always of the same two volumes.
+    It answers Probe at once, CreateVolume after making a directory on `disk` durably, and the RPCs
+    that stage, publish, unpublish and unstage after the bare system calls. These always mount the
+    same directory or the same image.
     """
     with tempfile.TemporaryDirectory(prefix="pycsi-bare-") as folder:
         endpoint = f"unix://{folder}/csi.sock"
@@ -109,7 +110,7 @@ def _serve(endpoint: str, folder: Path) -> None:
 
 
 class Floor:
-    """Makes directories with a record in them, durably, and nothing else, in `folder`."""
+    """Makes directories in `folder` durably, each with a record in it, and does nothing else."""
 
     def __init__(self, folder: Path) -> None:
         self._making, self._made = folder / "making", folder / "made"
@@ -117,7 +118,7 @@ class Floor:
         self._made.mkdir()
 
     def make(self, name: str) -> None:
-        """Make one: mkdir, write, fsync, rename, fsync of the parent."""
+        """Make one directory: mkdir, write, fsync, rename, and fsync of the parent."""
         building = f"{self._making}/{name}"
         os.mkdir(building)  # noqa: PTH102  (the bare call)
         with opened(f"{building}/record", os.O_WRONLY | os.O_CREAT) as fd:
@@ -129,7 +130,7 @@ class Floor:
 
 
 def mkfs(folder: Path, size: int, count: int) -> list[float]:
-    """Make a sparse file and a filesystem in it: seconds for each."""
+    """Make `count` sparse files of `size` bytes, each with an ext4; return the seconds for each."""
     times = []
     folder.mkdir()
     for number in range(count):
@@ -144,14 +145,14 @@ def mkfs(folder: Path, size: int, count: int) -> list[float]:
 
 
 def _make_source(folder: Path) -> Path:
-    """Make a directory to be bound."""
+    """Make a directory to bind-mount."""
     source = folder / "source"
     source.mkdir()
     return source
 
 
 def _make_image(folder: Path) -> Path:
-    """Make an ext4 image to be mounted."""
+    """Make an ext4 image to mount."""
     image = folder / "cycle.img"
     with image.open("wb") as file:
         file.truncate(_IMAGE)
@@ -160,7 +161,10 @@ def _make_image(folder: Path) -> Path:
 
 
 def bind_cycle(folder: Path, disk: Path, count: int) -> list[float]:
-    """Bind a directory on `disk` twice and unmount both, with what has to be made for that."""
+    """Stage and publish a directory on `disk` by bind mounts, and undo both, `count` times.
+
+    Return the seconds for each cycle, which includes making the target directory.
+    """
     source = _make_source(disk)
     times = _cycle(folder, lambda staging: mount.bind(source, staging), count)
     source.rmdir()
@@ -168,7 +172,7 @@ def bind_cycle(folder: Path, disk: Path, count: int) -> list[float]:
 
 
 def image_cycle(folder: Path, disk: Path, count: int) -> list[float]:
-    """Mount an ext4 image on `disk`, bind that, and unmount both."""
+    """Do the same as `bind_cycle` with an ext4 image on `disk`, mounted through a loop device."""
     image = _make_image(disk)
     times = _cycle(folder, lambda staging: _mount_image(image, staging), count)
     image.unlink()

@@ -1,4 +1,4 @@
-"""Where drivers are measured: a filesystem of their own in a sparse file, and processes on it."""
+"""The environment of a measurement: a filesystem in a sparse file, and drivers with pools on it."""
 
 import contextlib
 import dataclasses
@@ -20,7 +20,7 @@ _SIZE = 40 * GIB
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Location:
-    """A filesystem of the kind `kind`, mounted at `disk`; `folder` is beside it, for all else."""
+    """A filesystem of the type `kind`, mounted at `disk`; `folder`, outside it, has other files."""
 
     kind: str
     folder: Path
@@ -28,7 +28,7 @@ class Location:
 
     @contextlib.contextmanager
     def driver(self, name: str = "driver") -> Iterator[Driver]:
-        """Run a driver on a pool of its own."""
+        """Run a driver with a pool of its own through the `with` block."""
         pool = self.disk / name
         pool.mkdir()
         with Driver(self.folder / name, [f"default={pool},overcommit=1000000"]) as driver:
@@ -37,7 +37,7 @@ class Location:
 
 @contextlib.contextmanager
 def ground(kind: str) -> Iterator[Location]:
-    """Make a filesystem and mount it through the `with` block."""
+    """Make a filesystem of the type `kind`, and mount it through the `with` block."""
     with tempfile.TemporaryDirectory(prefix="pycsi-benchmark-") as name:
         folder = Path(name)
         image, disk = folder / "disk.img", folder / "disk"
@@ -59,7 +59,7 @@ def endpoint(driver: Driver) -> str:
 
 
 def resident(driver: Driver) -> int:
-    """Return how many bytes of memory a driver's process has (proc_pid_status(5))."""
+    """Return the resident memory of a driver's process in bytes (VmRSS, proc_pid_status(5))."""
     assert driver.process is not None
     status = Path(f"/proc/{driver.process.pid}/status").read_text()
     found = re.search(r"VmRSS:\s+(\d+) kB", status)

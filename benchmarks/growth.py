@@ -1,4 +1,4 @@
-"""What the same costs as a driver gets more and more volumes."""
+"""The cost of the same operations as the number of a driver's volumes grows."""
 
 import dataclasses
 import sys
@@ -16,7 +16,7 @@ _MEGABYTE = 1000 * 1000
 
 
 class Growing:
-    """A driver that gets more and more volumes, beside one that keeps a hundred."""
+    """A driver whose number of volumes grows, and one that keeps 100 volumes for comparison."""
 
     OPERATIONS = ("create", "delete", "cycle")
 
@@ -31,7 +31,7 @@ class Growing:
         load.run(endpoint(few), wanted, "create", clients=4, count=100, first=500_000)
 
     def fill(self, number: int) -> None:
-        """Make volumes until there are `number`."""
+        """Create volumes until the growing driver has `number` of them."""
         load.run(
             endpoint(self._driver),
             self._wanted,
@@ -43,7 +43,10 @@ class Growing:
         self._there = number
 
     def costs(self) -> dict[str, tuple[float, float]]:
-        """Return what each operation takes with many volumes and with few, measured in turns."""
+        """Return the median seconds of each operation with many and with few volumes.
+
+        Both drivers are measured in turns.
+        """
         found: dict[str, tuple[list[float], list[float]]] = {
             operation: ([], []) for operation in self.OPERATIONS
         }
@@ -56,18 +59,21 @@ class Growing:
         return {key: (median(many), median(few)) for key, (many, few) in found.items()}
 
     def listing(self) -> tuple[int, float]:
-        """Return how many volumes are listed, and in how many seconds when they were before."""
+        """Return the number of listed volumes, and the median seconds of a repeated listing."""
         count = self._many.list()
         return count, median(load.repeated(self._many.list, 3))
 
     def first_listing(self) -> float:
-        """Return in how many seconds the volumes are listed for the first time."""
+        """Return the seconds of a single listing, the first one after a start of the driver."""
         (seconds,) = load.repeated(self._many.list, 1)
         return seconds
 
 
 def growing(few: Driver, many: Driver, ground: Location, most: int) -> tuple[list[Row], Series]:
-    """Measure the same at more and more volumes; return the rows, and what a plot shows."""
+    """Measure both drivers while `many` grows to `most` volumes.
+
+    Return the rows of the table, and the milliseconds of each operation by the number of volumes.
+    """
     rows, series = [], Series()
     grown = Growing(few, many, ground)
     idle = resident(few)

@@ -1,8 +1,8 @@
-"""Clients: what they ask of a driver, from several processes, and how long each answer took.
+"""Clients that send requests to a driver from several processes, and measure each reply's time.
 
-One Python process can send no more than some thousand requests a second, so many clients are
-divided among processes, with threads in each. What they themselves took of the processors is
-measured too: where that is all there was, the clients were the limit.
+A Python process can send only a few thousand requests per second, so clients are divided among
+processes, with several threads in each. The processor time of the clients is measured too: if it
+takes up all cores, the clients and not the driver were the limit.
 """
 
 import concurrent.futures
@@ -24,14 +24,17 @@ from pycsi.proto import csi_pb2 as csi
 from pycsi.proto import csi_pb2_grpc
 
 THREADS = 4
-"""Clients in one process."""
+"""The number of clients in a process, each in a thread."""
 
 _OPTIONS = (("grpc.default_authority", "localhost"), ("grpc.max_receive_message_length", 1 << 28))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """The volumes that the clients work with; `context` is that of those that are there."""
+    """The volumes that clients create: parameters, filesystem, `size` in bytes, prefix of the name.
+
+    Staging and target paths are in `folder`.
+    """
 
     folder: Path
     parameters: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -41,7 +44,7 @@ class Wanted:
 
 
 class Client:
-    """One connection to a driver, and the operations that are measured, by name."""
+    """A connection to a driver, with a method for each operation that is measured."""
 
     def __init__(self, endpoint: str, wanted: Wanted) -> None:
         self._channel = grpc.insecure_channel(endpoint, options=_OPTIONS)
@@ -70,7 +73,7 @@ class Client:
         return volume
 
     def delete(self, name: str) -> None:
-        """Delete what `create` has made; made anew by a client that does not know its id."""
+        """Delete the volume `name`; a client that does not know its id calls CreateVolume first."""
         volume = self._volumes.pop(name, None) or self.create(name)
         self._controller.DeleteVolume(csi.DeleteVolumeRequest(volume_id=volume.volume_id))
         self._volumes.pop(name, None)
@@ -134,7 +137,7 @@ class Client:
         )
 
     def list(self, _name: str = "") -> int:
-        """List all volumes, in as many pages as the driver makes of them; return how many."""
+        """List all volumes, page by page, and return their number."""
         token, count = "", 0
         while True:
             page = self._controller.ListVolumes(csi.ListVolumesRequest(starting_token=token))
@@ -144,7 +147,7 @@ class Client:
                 return count
 
     def snapshot(self, name: str, volume: str) -> str:
-        """Take a snapshot of a volume that was made here; return its id."""
+        """Take a snapshot of a volume that this client has created; return the snapshot's id."""
         request = csi.CreateSnapshotRequest(
             name=name, source_volume_id=self._volumes[volume].volume_id
         )
@@ -159,7 +162,10 @@ class Client:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Result:
-    """What some clients saw. Times are in seconds; `busy` is the share of a core they took."""
+    """The result of a load: the seconds of each call, and of all together.
+
+    `busy` is the number of cores that the clients themselves used, on average.
+    """
 
     times: list[float]
     seconds: float
@@ -167,7 +173,7 @@ class Result:
 
     @property
     def rate(self) -> float:
-        """Operations per second, of all clients together."""
+        """The number of operations per second, of all clients together."""
         return len(self.times) / self.seconds
 
     @property
@@ -178,7 +184,10 @@ class Result:
 def run(
     endpoint: str, wanted: Wanted, operation: str, *, clients: int, count: int, first: int = 0
 ) -> Result:
-    """Let `clients` call `operation` until it has been called `count` times; it gets numbers."""
+    """Have `clients` call the method `operation` of `Client` `count` times in all.
+
+    The calls get names made of consecutive numbers, from `first`.
+    """
     processes = max(1, clients // THREADS)
     context = multiprocessing.get_context("spawn")
     barrier = context.Barrier(processes)
@@ -217,10 +226,14 @@ def _remember(barrier: Any) -> None:
 def _process(
     endpoint: str, wanted: Wanted, operation: str, threads: int, numbers: range
 ) -> tuple[list[float], float, float, float]:
-    """Be one process of clients; return the times, begin, end, and the processor time taken."""
+    """Run the clients of one process, and return their times and how much of a processor they took.
+
+    These are the seconds of each call, the begin and the end (`time.monotonic`), and the seconds of
+    processor time.
+    """
     clients = [Client(endpoint, wanted) for _ in range(threads)]
     for client in clients:
-        client.probe("")  # connected, and warm
+        client.probe("")  # connects, and warms up
     shares = [numbers[thread::threads] for thread in range(threads)]
     _barrier.wait()
     begin, used = time.monotonic(), time.process_time()
@@ -237,7 +250,7 @@ def _process(
 
 
 def timed(call: Callable[[str], object], numbers: range) -> list[float]:
-    """Call `call` with each number's name; return how many seconds each call took."""
+    """Call `call` with each number as a name of six digits; return the seconds of each call."""
     times = []
     for number in numbers:
         begin = time.perf_counter()
@@ -247,5 +260,5 @@ def timed(call: Callable[[str], object], numbers: range) -> list[float]:
 
 
 def repeated(call: Callable[[], object], count: int) -> list[float]:
-    """Call `call` again and again; return how many seconds each call took."""
+    """Call `call` `count` times; return the seconds of each call."""
     return timed(lambda _: call(), range(count))

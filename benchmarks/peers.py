@@ -1,4 +1,4 @@
-"""The same load on another CSI driver, side by side with this one."""
+"""The same load on another CSI driver, the peer, side by side with this one."""
 
 import dataclasses
 import sys
@@ -13,7 +13,7 @@ from ground import Location, endpoint
 from rows import DIRECTORY, Row, median, ms
 
 _OPERATIONS = {"create": 10, "delete": 10, "cycle": 5}
-"""What is compared, and how many times as fast this driver shall be with many volumes."""
+"""The operations to compare, and how many times as fast as the peer this driver has to be."""
 
 _LISTING = 7
 _ROUNDS = 5
@@ -22,7 +22,7 @@ _LISTINGS = 3
 
 
 class _Side:
-    """A driver with many volumes, and what it took."""
+    """A driver with many volumes, and the times measured, in seconds."""
 
     def __init__(self, where: str, wanted: load.Wanted, volumes: int) -> None:
         load.run(where, wanted, "create", clients=8, count=volumes, first=500_000)
@@ -37,7 +37,7 @@ class _Side:
 
 
 def compared(driver: Driver, ground: Location, peer: str, volumes: int) -> Iterator[Row]:
-    """Measure in turns what both take with many volumes."""
+    """Measure this driver and the one at the endpoint `peer` in turns, with `volumes` each."""
     wanted = load.Wanted(folder=ground.folder, parameters=DIRECTORY, prefix="peer")
     ours = _Side(endpoint(driver), wanted, volumes)
     theirs = _Side(peer, dataclasses.replace(wanted, parameters={}), volumes)

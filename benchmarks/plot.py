@@ -11,7 +11,7 @@ _GREY = "#888888"
 
 
 class _Axis:
-    """A logarithmic axis from the power of ten below `values` to the one above."""
+    """A logarithmic axis from pixel `begin` to `end`, with the powers of ten around `values`."""
 
     def __init__(self, values: list[float], begin: float, end: float) -> None:
         self._low = math.floor(math.log10(min(values)))
@@ -31,7 +31,10 @@ class _Axis:
 def chart(
     title: str, across: str, series: Mapping[str, Mapping[int, float]], unit: str = "ms"
 ) -> str:
-    """Return a chart of `series`: for each line of it, values in `unit` by what is `across`."""
+    """Return an SVG chart with a line for each of `series`: values in `unit`, over those `across`.
+
+    `across` is the label of the horizontal axis.
+    """
     points = [point for line in series.values() for point in line.items()]
     x = _Axis([float(at) for at, _ in points], _LEFT, _WIDTH - _RIGHT)
     y = _Axis([value for _, value in points], _HEIGHT - _BOTTOM, _TOP)
@@ -53,7 +56,7 @@ def chart(
         path = " ".join(f"{across_},{up}" for across_, up in places)
         body.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
         body += [f'<circle cx="{at}" cy="{up}" r="3" fill="{colour}"/>' for at, up in places]
-        lowest = max(places[-1][1] + 4, lowest + 14)  # names do not lie on each other
+        lowest = max(places[-1][1] + 4, lowest + 14)  # keeps the names from overlapping
         body.append(_text(places[-1][0] + 8, lowest, name, colour=colour))
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" '

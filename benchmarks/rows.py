@@ -1,4 +1,4 @@
-"""A line of the table that is printed, and how its figures are taken."""
+"""The rows of the printed table, and how their values are measured."""
 
 import dataclasses
 import statistics
@@ -10,13 +10,13 @@ import load
 
 T = TypeVar("T")
 Series = dict[str, dict[int, float]]
-"""What a plot shows: for each line of it, milliseconds at a number of volumes or MiB of data."""
+"""The lines of a chart, by name: milliseconds by the number of volumes, or by MiB of data."""
 
 SHORT = 200
-"""How often something is done of which the median is taken."""
+"""The number of calls of which a median is taken."""
 
 SEVERAL = 20
-"""The same for what starts programs."""
+"""The number of calls of which a median is taken, for operations that start programs."""
 
 DIRECTORY = {"type": "directory", "quota": "none"}
 IMAGE = {"type": "image"}
@@ -24,7 +24,10 @@ IMAGE = {"type": "image"}
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Row:
-    """A line of the table: `value` is to be at most `most`, or at least `least`."""
+    """A row of the table; the target is a `value` of at most `most`, or of at least `least`.
+
+    `ground` is the type of the pool's filesystem, and `seen` describes the measured times.
+    """
 
     what: str
     ground: str
@@ -57,13 +60,13 @@ def median(times: Sequence[float]) -> float:
 
 
 def here(client: load.Client, operation: str, count: int, first: int = 0) -> float:
-    """Return the median time of an operation of one client, from this process."""
+    """Return the median seconds of an operation, called by one client from this process."""
     call: Callable[[str], object] = getattr(client, operation)
     return median(load.timed(call, range(first, first + count)))
 
 
 def timed(times: list[float], call: Callable[[], T]) -> T:
-    """Call `call`, and add to `times` how many seconds that took."""
+    """Call `call`, and add the seconds that it took to `times`; return its result."""
     begin = time.perf_counter()
     answer = call()
     times.append(time.perf_counter() - begin)

@@ -1,4 +1,4 @@
-"""What single RPCs cost, against what they cannot do without."""
+"""The cost of single RPCs, against their floors."""
 
 import concurrent.futures
 import functools
@@ -21,11 +21,11 @@ from rows import DIRECTORY, IMAGE, SEVERAL, SHORT, Row, here, median, ms
 from pycsi.proto import csi_pb2 as csi
 
 _RATE = 2000
-"""How often something is done of which the rate is measured."""
+"""The number of calls of which a rate is measured."""
 
 
 def probes(driver: Driver, ground: Location, bare: str) -> Iterator[Row]:
-    """Probe against a server that does nothing else, in turns."""
+    """Compare the rate of Probe with that of the bare server, in turns."""
     wanted = load.Wanted(folder=ground.folder)
     for clients in (1, 16):
         ours: list[float] = []
@@ -47,10 +47,10 @@ def probes(driver: Driver, ground: Location, bare: str) -> Iterator[Row]:
 
 
 def creation(driver: Driver, ground: Location, bare: str) -> Iterator[Row]:
-    """CreateVolume against a bare RPC and the system calls that it cannot do without.
+    """Compare CreateVolume with a bare RPC and the system calls that it cannot do without.
 
-    A server that makes those, and does nothing else, takes longer than both: what it runs has to be
-    fetched into the processor's caches again after each wait for the disk.
+    A server that only makes these calls takes longer than the two together: after each wait for the
+    disk, its code has to be fetched into the processor's caches again.
     """
     wanted = load.Wanted(folder=ground.folder, parameters=DIRECTORY)
     client, server = load.Client(endpoint(driver), wanted), load.Client(bare, wanted)
@@ -72,12 +72,12 @@ def creation(driver: Driver, ground: Location, bare: str) -> Iterator[Row]:
         most=1.3,
     )
     yield _sharing(driver, wanted, ground, bare)
-    # Not in between: the filesystem goes on with it in the background.
+    # Only at the end, because the filesystem continues a deletion in the background.
     shutil.rmtree(ground.disk / "floor")
 
 
 def _sharing(driver: Driver, wanted: load.Wanted, ground: Location, bare: str) -> Row:
-    """How much faster many clients are served than one, here and by a server without rules."""
+    """Measure how much faster 16 clients are served than one, by the driver and the bare server."""
     places = {"driver": endpoint(driver), "bare": bare}
     rates: dict[tuple[str, int], list[float]] = {
         (who, clients): [] for who in places for clients in (1, 16)
@@ -102,7 +102,7 @@ def _sharing(driver: Driver, wanted: load.Wanted, ground: Location, bare: str) -
 
 
 def image_creation(driver: Driver, ground: Location) -> Row:
-    """CreateVolume of an ext4 image against mkfs alone."""
+    """Compare CreateVolume of an ext4 image with mkfs alone and CreateVolume of a directory."""
     images = load.Client(
         endpoint(driver),
         load.Wanted(folder=ground.folder, parameters=IMAGE, size=GIB, prefix="image"),
@@ -127,7 +127,7 @@ def image_creation(driver: Driver, ground: Location) -> Row:
 
 
 def cycles(driver: Driver, ground: Location, bare: str) -> Iterator[Row]:
-    """Stage, publish, unpublish and unstage against four RPCs and the system calls."""
+    """Compare staging, publishing, and undoing both, with four bare RPCs and the system calls."""
     for what, parameters, calls, count in (
         ("directory", DIRECTORY, floors.bind_cycle, SHORT),
         ("image", IMAGE, floors.image_cycle, SEVERAL),
@@ -158,7 +158,7 @@ def cycles(driver: Driver, ground: Location, bare: str) -> Iterator[Row]:
 
 
 def stats(driver: Driver, ground: Location, bare: str) -> Iterator[Row]:
-    """NodeGetVolumeStats of a directory with one file and of one with many."""
+    """Compare NodeGetVolumeStats of a directory with one file and of one with 20,000."""
     server = load.Client(bare, load.Wanted(folder=ground.folder))
     probed = here(server, "probe", SHORT)
     clients: dict[int, load.Client] = {}
@@ -190,7 +190,7 @@ def stats(driver: Driver, ground: Location, bare: str) -> Iterator[Row]:
 
 
 def busy(driver: Driver, ground: Location) -> Row:
-    """Probe while sixteen copies run, each of which holds a worker."""
+    """Measure the slowest Probe while 16 copies run, each of which occupies a worker thread."""
     size = 64 * MIB
 
     def create(name: str, source: csi.VolumeContentSource | None = None) -> str:
@@ -225,7 +225,7 @@ def busy(driver: Driver, ground: Location) -> Row:
 
 
 def help_text() -> Row:
-    """`pycsi --help`, which should not make anybody wait."""
+    """Measure `pycsi --help`, which should appear at once."""
     command = [Path(sys.executable).with_name("pycsi"), "--help"]
     ask = functools.partial(subprocess.run, command, check=True, stdout=subprocess.DEVNULL)
     times = load.repeated(ask, 10)

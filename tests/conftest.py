@@ -1,9 +1,9 @@
-"""Fixtures: filesystems to make pools on, drivers that serve them, and a check for what is left.
+"""Fixtures: filesystems to make pools on, drivers that serve them, and checks for leftovers.
 
-A test that needs root, a program or a kernel feature says so with `needs`. On a laptop it is
-skipped with the reason. Where CI is set it fails instead, for CI is root and installs the programs;
-only what the running kernel was built without is skipped there, and `make test-vm` runs that in a
-virtual machine.
+A test that needs root, a program or a kernel feature declares that with `needs`. On a laptop it is
+skipped, with the reason. If CI is set it fails instead, since CI is root and installs the programs.
+Only tests of features that the running kernel lacks are skipped there; `make test-vm` runs them in
+a virtual machine.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ IN_VM = bool(os.environ.get("PYCSI_VM"))
 
 
 def needs(reason: str, *, met: bool) -> None:
-    """Skip the test unless `met`; fail it in CI, where everything that is needed can be had."""
+    """Skip the test unless `met`; in CI, where every requirement can be met, fail it instead."""
     if not met:
         (pytest.fail if IN_CI or IN_VM else pytest.skip)(f"needs {reason}")
 
@@ -45,10 +45,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Work in a directory of this run's own.
+    """Give this run a temporary directory of its own.
 
-    pytest's usual one is shared by runs, which delete what older ones have left: also through
-    mounts, if a broken test has left some.
+    pytest's default directory is shared by all runs, which delete what older runs have left, even
+    through mounts that a broken test has left there.
     """
     if os.geteuid() == 0:
         _leave_mount_namespace()
@@ -57,10 +57,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def _leave_mount_namespace() -> None:
-    """Give this process mounts of its own, whether pytest-xdist has started it or a person.
+    """Move this process, a worker of pytest-xdist or not, to a mount namespace of its own.
 
-    Some tests start programs with a copy of all mounts, and so would keep those of other processes
-    and of other runs.
+    Some tests start programs with a copy of all mounts, which would keep busy the mounts of other
+    workers and other test runs.
     """
     clone_newns = 0x20000
     function("unshare", ctypes.c_int)(clone_newns)
@@ -68,13 +68,13 @@ def _leave_mount_namespace() -> None:
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    """Remove that directory if all went well."""
+    """Remove the run's temporary directory if all tests have passed."""
     if exitstatus == pytest.ExitCode.OK:
         run("rm", "-rf", "--one-file-system", session.config.option.basetemp)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say where what failed tests have left lies, and how large it is."""
+    """Report where the files of failed tests are, and how many MiB they occupy."""
     folder = Path(terminalreporter.config.option.basetemp)
     if folder.is_dir():
         kilobytes = run("du", "--summarize", "--one-file-system", folder).split()[0]
@@ -85,7 +85,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
-    """Skip what needs an image where the user who runs the tests can have none."""
+    """Skip tests that fail because only root can use loop devices."""
     report: Any = yield
     if os.geteuid() and call.excinfo and "it takes a loop device" in str(call.excinfo.value):
         report.outcome = "skipped"
@@ -101,7 +101,7 @@ def run(*command: str | Path) -> str:
 
 @contextlib.contextmanager
 def mounted(*arguments: str | Path) -> Iterator[None]:
-    """Mount something at the last of the arguments through the `with` block."""
+    """Run mount(8) with `arguments`, of which the last is the mount point; unmount at the end."""
     run("mount", *arguments)
     try:
         yield
@@ -111,7 +111,10 @@ def mounted(*arguments: str | Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def injected(driver: Driver, call: str, fault: str, *options: str) -> Iterator[None]:
-    """Have strace(1) inject a fault into calls of this name of a driver, in the `with` block."""
+    """Have strace(1) inject a fault into a driver's system calls `call` through the `with` block.
+
+    `fault` is in the syntax of strace's option `-e inject`. Fails if no call was affected.
+    """
     needs("strace", met=shutil.which("strace") is not None)
     assert driver.process is not None
     command = ["strace", "-f", "-p", str(driver.process.pid), *options, "-e", f"trace={call}"]
@@ -157,7 +160,7 @@ def holding(place: Path, way: str, *wrapper: str) -> Iterator[int]:
 
 
 def fill(path: Path) -> None:
-    """Write to `path` until not half a kilobyte more goes in."""
+    """Write to the file `path` until its filesystem has no room for 512 more bytes."""
     size = 1 << 20
     with path.open("wb", buffering=0) as file:
         while size >= 512:
@@ -173,14 +176,14 @@ def fill(path: Path) -> None:
 
 @pytest.fixture
 def root() -> None:
-    """Ask for root, and for loop devices."""
+    """Require root and loop devices."""
     needs("root", met=os.geteuid() == 0)
     needs("loop devices", met=Path("/dev/loop-control").exists())
 
 
 @pytest.fixture
 def thorough(request: pytest.FixtureRequest) -> bool:
-    """Whether to try everything, however long that takes."""
+    """Whether reliability tests run in full, by the option `--thorough`."""
     return bool(request.config.getoption("--thorough"))
 
 
@@ -189,7 +192,10 @@ FilesystemFactory = Callable[..., Path]
 
 @pytest.fixture
 def filesystem(root: None, tmp_path: Path) -> Iterator[FilesystemFactory]:
-    """Return a function that makes a filesystem in a file and mounts it, until the test ends."""
+    """Return a function that mounts a new filesystem of `size` bytes for the test's duration.
+
+    It returns an empty directory on that filesystem, for a pool.
+    """
     with contextlib.ExitStack() as mounted:
 
         def make(kind: str, size: int, *make_options: str, options: str = "") -> Path:
@@ -211,7 +217,7 @@ def filesystem(root: None, tmp_path: Path) -> Iterator[FilesystemFactory]:
 
 @pytest.fixture
 def serve(tmp_path: Path) -> Iterator[Callable[..., Driver]]:
-    """Return a function that starts a driver on pools, until the test ends."""
+    """Return a function that starts a driver on pools; the driver is stopped when the test ends."""
     with contextlib.ExitStack() as running:
 
         def start(
@@ -230,7 +236,7 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Driver]]:
 
 
 def _clean_up(folder: Path) -> None:
-    """Fail where drivers have left mounts or devices, but take them away for the next tests."""
+    """Fail if drivers have left mounts or loop devices, after removing these for later tests."""
     disks = [str(path.with_suffix("")) for path in folder.glob("disk-*.img")]
     left = [
         item.target
@@ -250,7 +256,7 @@ def _clean_up(folder: Path) -> None:
 
 @pytest.fixture
 def pool(tmp_path: Path) -> Path:
-    """Return an empty directory, on whatever filesystem the temporary directory is."""
+    """Return an empty directory for a pool, on the filesystem of the temporary directory."""
     path = tmp_path / "pool"
     path.mkdir()
     return path
@@ -258,12 +264,12 @@ def pool(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def driver(serve: Callable[..., Driver], pool: Path) -> Driver:
-    """Return a driver on one pool."""
+    """Return a running driver with one pool."""
     return serve(pool)
 
 
 def backing_files() -> Iterator[str]:
-    """Return the files that loop devices are bound to, with their paths."""
+    """Yield the paths of the files that loop devices are bound to."""
     for entry in Path("/sys/block").glob("loop*/loop/backing_file"):
         with contextlib.suppress(OSError):  # freed since the listing
             yield entry.read_text().strip()
@@ -271,12 +277,12 @@ def backing_files() -> Iterator[str]:
 
 @pytest.fixture(autouse=True)
 def _nothing_is_left(tmp_path: Path) -> Iterator[None]:
-    """Fail a test that leaves a mount or a loop device."""
+    """Fail a test that leaves a mount or a loop device in its temporary directory."""
     yield
     here = f"{tmp_path}/"
     mounts = [item.target for item in mount.mountinfo() if item.target.startswith(here)]
     assert not mounts, f"mounts are left: {mounts}"
-    # The kernel frees a device a moment after its last mount has gone.
+    # The kernel frees a loop device a moment after its last mount is gone.
     deadline = time.monotonic() + 10
     while devices := [path for path in backing_files() if path.startswith(here)]:
         if time.monotonic() > deadline:

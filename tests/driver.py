@@ -66,12 +66,16 @@ def refused(code: grpc.StatusCode, *words: str) -> Iterator[None]:
 
 
 AS_ROOT = () if os.geteuid() == 0 else ("unshare", "--user", "--map-root-user", "--mount")
-"""What to run a driver with, which has to be able to mount something."""
+"""The command prefix that lets a driver mount: none for root, else a user namespace."""
 
 
 @dataclasses.dataclass
 class Driver:
-    """`pycsi serve` in a process of its own; `with` starts and stops it."""
+    """A process that runs `pycsi serve`, and requests to it; `with` starts and stops the process.
+
+    `folder` has its socket and log; `pools` are values of `--pool`, `options` are further options.
+    `environment` is added to that of this process, and `wrapper` is put before the command.
+    """
 
     folder: Path
     pools: Sequence[str]
@@ -98,7 +102,7 @@ class Driver:
         self.wait_until_ready()
 
     def launch(self) -> None:
-        """Start the process, and do not wait."""
+        """Start the process without waiting until it is ready."""
         self.folder.mkdir(exist_ok=True)
         command = [
             *AS_ROOT,
@@ -145,7 +149,7 @@ class Driver:
         pytest.fail(f"the driver did not become ready:\n{self.log}")
 
     def stop(self, number: int = signal.SIGTERM) -> int:
-        """End the process with a signal and return its exit status."""
+        """End the process with the signal `number`, and return its exit status."""
         assert self.process is not None
         self.channel.close()
         self.process.send_signal(number)
@@ -157,9 +161,9 @@ class Driver:
         return [Path(pool.partition("=")[2].partition(",")[0]) for pool in self.pools]
 
     def reaped(self) -> None:
-        """Wait until what was deleted has been freed, in the background."""
+        """Wait until the driver has freed all deleted volumes and snapshots in the background."""
         deadline = time.monotonic() + 30
-        # Twice: what is renamed while one looks may be seen under neither name.
+        # Looks twice, since an entry renamed during a listing may appear under neither name.
         while left := self._unreaped() or self._unreaped():
             assert time.monotonic() < deadline, f"not reaped: {left}"
             time.sleep(0.01)
@@ -232,7 +236,7 @@ class Driver:
         return group
 
     def members(self, group_id: str) -> list[csi.Snapshot]:
-        """Return the snapshots that are listed with this group."""
+        """Return the listed snapshots that belong to this group."""
         return [item for item in self.snapshots() if item.group_snapshot_id == group_id]
 
     def delete_group(self, group_id: str, *members: str) -> None:
@@ -241,7 +245,7 @@ class Driver:
         )
 
     def allocated(self, snapshot_id: str, start: int = 0, most: int = 0) -> list[tuple[int, int]]:
-        """Return the ranges of a snapshot that hold data: offsets and lengths."""
+        """Return the offset and length, in bytes, of each range of a snapshot that holds data."""
         request = csi.GetMetadataAllocatedRequest(
             snapshot_id=snapshot_id, starting_offset=start, max_results=most
         )
@@ -252,7 +256,7 @@ class Driver:
         ]
 
     def delta(self, base: str, target: str, start: int = 0, most: int = 0) -> list[tuple[int, int]]:
-        """Return the ranges in which two snapshots differ: offsets and lengths."""
+        """Return the offset and length, in bytes, of each range in which two snapshots differ."""
         request = csi.GetMetadataDeltaRequest(
             base_snapshot_id=base,
             target_snapshot_id=target,
@@ -357,7 +361,7 @@ class Driver:
         return [entry.volume.volume_id for entry in response.entries]
 
     def capacity(self, **parameters: str) -> csi.GetCapacityResponse:
-        """Ask for the capacity when nothing that was deleted counts any more."""
+        """Return the reply to GetCapacity once deleted volumes and snapshots are freed."""
         self.reaped()
         response: csi.GetCapacityResponse = self.controller.GetCapacity(
             csi.GetCapacityRequest(parameters=parameters)

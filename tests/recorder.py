@@ -1,7 +1,7 @@
-"""Writes numbered records, each synchronised before the next, until it is killed.
+"""A program that writes numbered records, syncing each before the next, until it is killed.
 
-Run as a program: `recorder.py FILE...`. Record n goes to the file n modulo the number of files, so
-that of several files no one may have a record while an earlier one is missing in another.
+Usage: `recorder.py FILE...`. Record n goes to the file whose index is n modulo the number of files,
+so a point-in-time copy of all files that has record n also has every earlier record.
 """
 
 import os
@@ -18,7 +18,7 @@ def record(number: int) -> bytes:
 
 
 def records(file: Path) -> list[int]:
-    """Return the numbers of the records in a file; a damaged one is an assertion."""
+    """Return the numbers of the records in a file; AssertionError if a record is damaged."""
     data = file.read_bytes()
     assert len(data) % RECORD.size == 0, f"{file}: a part of a record"
     numbers = [number for number, _ in RECORD.iter_unpack(data)]
