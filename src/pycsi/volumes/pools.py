@@ -1,7 +1,7 @@
-"""All pools of this process, and finding a volume among them.
+"""All pools of this process, and finding volumes and snapshots in them.
 
-What is not found may lie in a pool that is missing: then it is said that nobody knows, and never
-that there is no such thing, which an orchestrator takes for deleted.
+A volume that is not found may lie in a pool that is missing. Then the reply is that this is not
+known, and never NOT_FOUND, which an orchestrator takes to mean that the volume was deleted.
 """
 
 import contextlib
@@ -39,7 +39,7 @@ F = TypeVar("F")
 
 
 class Pools:
-    """The pools; whoever goes through them sees those that are open."""
+    """The configured pools; iterating yields those that are open."""
 
     def __init__(self, configs: Iterable[PoolConfig], node: str, locks: Locks) -> None:
         self.node = ids.segment(node)
@@ -57,15 +57,15 @@ class Pools:
 
     @property
     def missing(self) -> Mapping[str, str]:
-        """Why those pools are missing that could not be opened yet, by name."""
+        """The pools that could not be opened yet: why each is missing, by name."""
         return self._presence.missing
 
     def claim(self) -> None:
-        """Open those that are there; `ConfigError` where the configuration cannot work."""
+        """Open the pools that are there; `ConfigError` if the configuration cannot work."""
         self._presence.claim()
 
     def recover(self) -> None:
-        """Put right what a crash has left in the pools. Call once, before anything else."""
+        """Load the pools, and clean up after a crash. Call once, after `claim`."""
         self._presence.load()
         self._presence.recover()
         self._ignore_doubles()
@@ -76,15 +76,15 @@ class Pools:
         warn_of_shared_room(self)
 
     def start(self) -> None:
-        """Do from now on what is to be done in the background; call it after `recover`."""
+        """Start the background work; call it after `recover`."""
         self._presence.start()
 
     def close(self) -> None:
-        """Leave the pools to another process."""
+        """Stop the background work, and close the pools, which releases them."""
         self._presence.close()
 
     def _admit(self, pool: Pool) -> None:
-        """Make ready to serve a pool that has come late: what is served already stays as it is."""
+        """Prepare a pool that was opened late; ids that are served already win over its own."""
         for volume in list(pool.volumes):
             if any(volume.id in other.volumes for other in self):
                 pool.volumes.ignore(volume.id)
@@ -94,18 +94,18 @@ class Pools:
         self._follow(pool)
         for other in (*self, pool):
             other.deletions.forget([pool.name])
-        # Nobody else deletes these at the same time: without this pool they were refused.
+        # No RPC deletes these groups at the same time: without this pool it would be refused.
         groups.delete_partial([*self, pool], of=pool)
         warn_of_shared_room([*self, pool], late=pool)
 
     def _follow(self, pool: Pool) -> None:
-        """Take note from now on of what others put into a pool, and take out of it."""
+        """Have a pool adopt the volumes that other processes add, and drop those they delete."""
         pool.missing = lambda: self.missing
         pool.volumes.adopts = functools.partial(self._adopts, pool)
         pool.trash.notices = functools.partial(_forget_thrown_away, pool)
 
     def _ignore_doubles(self) -> None:
-        """Of two volumes with one id, which a person has made, keep to the one made last."""
+        """Ignore all but the newest volume of an id that two pools have, as after a manual copy."""
         for pool in self:
             for other in self:
                 for volume in other.volumes if other is not pool else []:
@@ -114,14 +114,14 @@ class Pools:
                         other.volumes.ignore(volume.id)
 
     def _adopts(self, pool: Pool, volume: Volume) -> bool:
-        """Tell whether a volume that somebody has put into a pool is welcome."""
+        """Tell whether a volume that another process has added belongs to a pool, and no other."""
         elsewhere = any(volume.id in other.volumes for other in self if other is not pool)
         return volume.pool_uuid == pool.uuid and not elsewhere
 
     def delete_group(self, group: Group) -> None:
         """Delete a group snapshot with its members, as far as their pools are configured.
 
-        `PoolMissing` where one of those may be missing.
+        `PoolMissing` if a pool with members may be missing.
         """
         theirs = self.of_group(group)
         missing = self.missing
@@ -137,14 +137,17 @@ class Pools:
         return groups.having(group, self)
 
     def default(self) -> str | None:
-        """Return the name of the pool for requests that name none: `default`, or the only one."""
+        """Return the name of the only pool, or of the pool `default`; None if there is neither."""
         names = list(self.names)
         if len(names) == 1:
             return names[0]
         return DEFAULT_POOL if DEFAULT_POOL in names else None
 
     def named(self, name: str | None) -> Pool:
-        """Return the pool that a request names, or the default one; `PoolMissing` if it is away."""
+        """Return the pool that a request names, or the default pool if `name` is None.
+
+        `InvalidArgument` if no such pool is configured, `PoolMissing` if it is missing.
+        """
         wanted = self.default() if name is None else name
         if wanted is None or wanted not in self._presence.configs:
             there = ", ".join(sorted(self.names))
@@ -157,13 +160,16 @@ class Pools:
         return pool
 
     def _places(self) -> Iterator[tuple[str, str]]:
-        """Go through all pools, missing ones too: the name, and the path without links."""
+        """Yield all configured pools: the name, and the path without symbolic links."""
         for name, config in self._presence.configs.items():
             pool = self._presence.open.get(name)
             yield name, str(pool.location.real_path) if pool else os.path.realpath(config.path)
 
     def outside(self, text: str, field: str) -> str:
-        """Return a path to mount at as the kernel lists it; it must not lie in a pool."""
+        """Return a staging or target path as the kernel lists it: see `resolved`.
+
+        `InvalidArgument` if the path lies in a pool, or a pool in it; `field` names the path.
+        """
         path = resolved(text, field)
         for name, pool in self._places():
             inside, place = f"{path}/", f"{pool}/"
@@ -174,27 +180,28 @@ class Pools:
         return path
 
     def find(self, volume_id: str, *, sure: bool = False) -> tuple[Pool, Volume] | None:
-        """Return a volume that an orchestrator created, and its pool, or None.
+        """Return a volume that is not inline, and its pool, or None.
 
-        With `sure` raise `PoolMissing` where it may lie in a pool that is missing.
+        With `sure` raise `PoolMissing` if the volume may lie in a pool that is missing.
         """
         found = self._find(volume_id, sure=sure)
         return found if found and found[1].handle is None else None
 
     def own_id(self, volume_id: str) -> str:
-        """Return our own id of a volume; of an inline one an orchestrator knows another."""
+        """Return the driver's id of a volume; for an inline volume the orchestrator has another."""
         if ids.node_of(volume_id):
             return volume_id
         return ids.ephemeral_id(volume_id, self._node_id)
 
     def find_inline(self, handle: str, *, sure: bool = False) -> tuple[Pool, Volume] | None:
-        """Do the same for the inline volume that the orchestrator calls `handle`."""
+        """Return the inline volume with the orchestrator's id `handle`, and its pool, or None.
+
+        `sure` is as for `find`.
+        """
         found = self._find(self.own_id(handle), sure=sure)
         if found:
             pool, volume = found
-            with contextlib.suppress(
-                OSError, FailedPrecondition
-            ):  # then its disk fails, or is away
+            with contextlib.suppress(OSError, FailedPrecondition):  # its disk fails, or is away
                 if not exists(pool.volumes.place(volume.id)):
                     pool.check(writable=False)
                     pool.volumes.drop(volume.id)
@@ -202,7 +209,7 @@ class Pools:
         return found
 
     def inline(self, text: str) -> Volume | None:
-        """Return an inline volume by our id of it or by the orchestrator's, or None."""
+        """Return an inline volume by the driver's id or the orchestrator's, or None."""
         is_ours = ids.node_of(text)
         found = self._find(text, sure=False) if is_ours else self.find_inline(text)
         return found[1] if found and found[1].handle else None
@@ -215,9 +222,9 @@ class Pools:
     def _search(
         self, kind: str, object_id: str, look: Callable[[Pool], F | None], *, sure: bool
     ) -> tuple[Pool, F] | None:
-        """Return the first thing that `look` finds in a pool, with the pool, or None.
+        """Return the first object that `look` finds in a pool, and the pool, or None.
 
-        With `sure` raise `PoolMissing` where it may lie in a pool that is missing.
+        With `sure` raise `PoolMissing` if the object may lie in a pool that is missing.
         """
         while True:
             missing, pools = self._presence.missing, self._presence.open
@@ -241,12 +248,12 @@ class Pools:
         return None
 
     def elsewhere(self, volume_id: str) -> str | None:
-        """Return the node that an id names, if that is another one than this."""
+        """Return the node that an id names, or None if that is this node or there is none."""
         node = ids.node_of(volume_id)
         return node if node != self.node else None
 
     def refuse_elsewhere(self, what: str, object_id: str) -> None:
-        """Raise `FailedPrecondition` where the id of a volume or snapshot names another node."""
+        """Raise `FailedPrecondition` if the id of a volume or snapshot names another node."""
         if node := self.elsewhere(object_id):
             raise FailedPrecondition(
                 f"{what} {object_id} is on node {node}, this is node {self.node}; ask the driver "
@@ -254,7 +261,7 @@ class Pools:
             )
 
     def refuse_inline(self, volume_id: str) -> None:
-        """Raise `FailedPrecondition` where a volume is inline: its pod has it, and ends it."""
+        """Raise `FailedPrecondition` if a volume is inline: only unpublishing deletes it."""
         if inline := self.inline(volume_id):
             raise FailedPrecondition(
                 f"volume {inline.id} is inline, of pod {inline.name or 'unknown'}, for "
@@ -263,7 +270,7 @@ class Pools:
             )
 
     def need(self, volume_id: str) -> tuple[Pool, Volume]:
-        """Return a volume and its pool, or raise `NotFound` that says where it would be."""
+        """Return a volume and its pool, or raise `NotFound` or `PoolMissing` with the reason."""
         if found := self.find(volume_id, sure=True):
             return found
         if node := self.elsewhere(volume_id):
@@ -271,16 +278,16 @@ class Pools:
         raise NotFound(f"there is no volume {volume_id!r} on node {self.node}")
 
     def located(self, after: str = "") -> Iterator[tuple[Pool, Volume]]:
-        """Go through the volumes that the orchestrator created, with their pools, ordered by id.
+        """Yield the volumes that are not inline, with their pools, in the order of ids.
 
-        Those whose ids come `after` one.
+        The first is the one whose id follows `after`.
         """
         for volume, pool in _merged((pool.volumes.following(after), pool) for pool in self):
             if volume.handle is None:
                 yield pool, volume
 
     def attached(self) -> int:
-        """Return how many volumes are attached."""
+        """Return the number of attached volumes."""
         return sum(volume.attachment is not None for _, volume in self.located())
 
     # Snapshots
@@ -294,7 +301,7 @@ class Pools:
         )
 
     def need_snapshot(self, snapshot_id: str) -> tuple[Pool, Snapshot]:
-        """Return a snapshot and its pool, or raise `NotFound` that says where it would be."""
+        """Return a snapshot and its pool; otherwise raise an error as `need` does."""
         if found := self.find_snapshot(snapshot_id, sure=True):
             return found
         if node := self.elsewhere(snapshot_id):
@@ -302,7 +309,7 @@ class Pools:
         raise NotFound(f"there is no snapshot {snapshot_id!r} on node {self.node}")
 
     def snapshots(self, after: str = "") -> Iterator[Snapshot]:
-        """Go through all snapshots, ordered by id: those whose ids come `after` one."""
+        """Yield the snapshots in the order of ids; the first is the one that follows `after`."""
         for snapshot, _ in _merged((pool.snapshots.following(after), pool) for pool in self):
             yield snapshot
 
@@ -312,7 +319,7 @@ class Pools:
         return found[1] if found else None
 
     def filesystems(self) -> set[str]:
-        """Return the kinds of filesystem that there are images of."""
+        """Return the kinds of filesystem that volumes' and snapshots' images have."""
         return {
             kind
             for pool in self
@@ -323,12 +330,12 @@ class Pools:
 
 
 def _forget_thrown_away(pool: Pool, volume_id: str) -> None:
-    """Forget a volume that somebody else has thrown away: `pycsi delete-inline`."""
+    """Drop a volume that another process has deleted: `pycsi delete-inline`."""
     if volume_id in pool.volumes and not exists(pool.volumes.place(volume_id)):
         pool.volumes.drop(volume_id)
 
 
 def _merged(streams: Iterable[tuple[Iterator[T], Pool]]) -> Iterator[tuple[T, Pool]]:
-    """Merge what comes ordered by id from several pools; each with its pool."""
+    """Merge the streams of pools, each in the order of ids; yield items with their pools."""
     tagged = (zip(items, itertools.repeat(pool)) for items, pool in streams)
     return heapq.merge(*tagged, key=lambda item: item[0].id)

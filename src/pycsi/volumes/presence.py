@@ -1,7 +1,7 @@
-"""Which of the configured pools are there: they are opened at start, or when they come.
+"""Opening the configured pools, at start or when they appear, and watching them.
 
-A disk may be missing when the driver starts, and it may fail later. Neither keeps the other pools
-from being served: a thread looks for what is missing, opens what has come, and logs what changes.
+A disk may be missing when the driver starts, and it may fail later. The other pools are served all
+the same: a thread looks for missing pools, opens those that have appeared, and logs each change.
 """
 
 import contextlib
@@ -25,14 +25,13 @@ from pycsi.volumes.trimmer import Trimmer
 log = structlog.get_logger()
 
 _INTERVAL = 2.0
-"""Seconds between two looks at what is there."""
+"""Seconds between two looks at the pools."""
 
 
 class Presence:
-    """The configured pools: those that are open, and why the others are missing.
+    """The configured pools: those that are `open`, and why the others are `missing`, by name.
 
-    `admit` is called with a pool that is opened while others are served already, just before it is
-    served too.
+    `admit` is called with each pool that is opened after the start, just before it is served.
     """
 
     def __init__(
@@ -51,11 +50,11 @@ class Presence:
         self._watch = threading.Thread(target=self._run, name="presence", daemon=True)
 
     def claim(self) -> None:
-        """Open the pools that are there, for this process alone.
+        """Open and lock the pools that are there.
 
-        One that holds something else is missing, too: a disk may have changed its place.
-        `ConfigError` where that can be said of all, two are one, or one that is required is not
-        there.
+        A pool whose path holds something else counts as missing too: another disk may be mounted
+        there. `ConfigError` if that is so for all pools, if two pools are one directory or nested,
+        or if a required pool is not there.
         """
         refused: dict[str, ConfigError] = {}
         try:
@@ -81,7 +80,10 @@ class Presence:
         self._put(Pool(config, begin=True))
 
     def load(self) -> None:
-        """Read the volumes of the open pools; raise only when all are thawed that can be."""
+        """Load the volumes of the open pools, and thaw those that a crash has left frozen.
+
+        A `ConfigError` is raised only after all pools were tried, so that all are thawed.
+        """
         refusals = []
         for pool in list(self.open.values()):
             try:
@@ -92,18 +94,18 @@ class Presence:
             raise ConfigError("; ".join(refusals))
 
     def recover(self) -> None:
-        """Put right what a crash has left in the open pools."""
+        """Clean up after a crash in the open pools; call it after `load`."""
         for pool in list(self.open.values()):
             self._attempt(pool.config, pool.recover)
 
     def start(self) -> None:
-        """Empty the trash of the pools, trim their images, and look for what is missing."""
+        """Start emptying the pools' trash, trimming their images, and looking for missing pools."""
         for pool in self.open.values():
             self._tend(pool)
         self._watch.start()
 
     def close(self) -> None:
-        """End what `start` has begun, and leave the pools to another process."""
+        """Stop the background work, and close the pools, which releases them."""
         self._stopping.set()
         if self._watch.is_alive():
             self._watch.join()
@@ -113,9 +115,9 @@ class Presence:
             self._remove(name)
 
     def seek(self, name: str | None = None) -> None:
-        """Open the pool called `name`, or all, if it is missing and has come.
+        """Try to open the pool called `name` if it is missing, or with None all missing pools.
 
-        Whoever asks waits until it is open: reading its records may take a while.
+        This returns once they are open; reading a pool's records may take a while.
         """
         if not (self.missing if name is None else name in self.missing):
             return
@@ -125,7 +127,7 @@ class Presence:
                     self._open_late(config)
 
     def _attempt(self, config: PoolConfig, act: Callable[[], None]) -> None:
-        """Do what needs a pool's disk, at start; without it the pool is missing from then on."""
+        """Run a step of the start that needs a pool's disk; if that is away the pool is missing."""
         try:
             try:
                 act()
@@ -167,7 +169,7 @@ class Presence:
                     )
 
     def _put(self, pool: Pool) -> None:
-        # Others read these without a lock: they are replaced, never changed.
+        # Other threads read these mappings without a lock: they are replaced, never changed.
         opened = {**self.open, pool.name: pool}
         self.open = {name: opened[name] for name in self.configs if name in opened}
         self.missing = {name: why for name, why in self.missing.items() if name != pool.name}
@@ -194,7 +196,7 @@ class Presence:
             log.warning("a pool is missing; the others are served", pool=name, error=why)
 
     def _run(self) -> None:
-        os.nice(1)  # of this thread alone: RPCs go first
+        os.nice(1)  # on Linux it applies to this thread alone: RPCs have priority
         while not self._stopping.wait(_INTERVAL):
             try:
                 self.seek()
@@ -216,10 +218,7 @@ class Presence:
 
 
 def _refuse_nested(pool: Pool, others: Iterable[Pool]) -> None:
-    """Refuse a pool that lies in another one's directory, or the other way round.
-
-    By whatever path or bind mount.
-    """
+    """Raise `ConfigError` if a pool lies in another, or that in it, by any path or bind mount."""
     for other in others:
         for inner, outer in ((pool, other), (other, pool)):
             if inner is not outer and _lies_in(inner, outer):

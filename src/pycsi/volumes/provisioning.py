@@ -1,7 +1,7 @@
-"""Making volumes: the type and size that a request comes to, and what exists already.
+"""Creating volumes: the type and size that follow from a request, and repeated requests.
 
-A request that is repeated gets the volume that it made (CSI specification, CreateVolume): every
-field is compared with what the volume's record keeps of its own request.
+A repeated request returns the volume that it created (CSI specification, CreateVolume): every field
+is compared with the request in the volume's record.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ from pycsi.volumes.sources import Origin, fill_from, find_source, room_to_fill
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Offer:
-    """How many bytes volumes of one kind can have, and how many the smallest of them has."""
+    """The bytes that are available to a volume of one kind, and the minimum size of such."""
 
     available: int = 0
     minimum: int = 0
@@ -41,7 +41,7 @@ class Offer:
 
 
 class Provisioner:
-    """Makes the volumes that an orchestrator asks for, and says how large they can be."""
+    """Creates the volumes that an orchestrator asks for, and tells how large they can be."""
 
     def __init__(self, pools: Pools, locks: Locks, node: NodeInfo) -> None:
         self._pools = pools
@@ -51,7 +51,8 @@ class Provisioner:
     def provision(self, volume_id: str, wanted: VolumeRequest) -> Volume:
         """Return the volume of this id: the one that exists, or a new one.
 
-        The caller holds the volume's lock.
+        `AlreadyExists` if the request does not agree with the existing volume. The caller holds the
+        volume's lock.
         """
         if found := self._pools.find(volume_id):
             _, volume = found
@@ -62,11 +63,11 @@ class Provisioner:
         except PoolMissing as missing:
             if wanted.request.source or wanted.topologies is None:
                 raise
-            # Whoever says where a volume may be can choose another node, if it is told this way.
+            # A scheduler that sends topologies tries another node on this status.
             raise ResourceExhausted(str(missing)) from None
 
     def _compare(self, volume: Volume, wanted: VolumeRequest) -> None:
-        """Refuse a request that the existing volume of its name does not satisfy."""
+        """Raise `AlreadyExists` if the existing volume does not satisfy the request."""
         before, now = volume.request, wanted.request
         same = {
             "capacity_range": _same_size(volume, now),
@@ -112,7 +113,7 @@ class Provisioner:
     ) -> Offer:
         """Return how large volumes with these parameters and capabilities can be in a topology.
 
-        Nothing where none can be made now: a scheduler looks elsewhere then.
+        The offer is 0 bytes if none can be made now, so that a scheduler looks elsewhere.
         """
         given = parameters.parse(raw)
         if not self._node.lies_in(segments):
@@ -143,7 +144,7 @@ def _same_size(volume: Volume, wanted: Request) -> bool:
 
 
 def _created_with(request: Request) -> Mapping[str, str]:
-    """Return the settings that a request gives a volume, whatever has become of them since."""
+    """Return the settings that a request gives a new volume; later changes are not in them."""
     return parameters.settings(request.parameters, request.mutable)
 
 
@@ -153,7 +154,7 @@ def specify(
     capabilities: Sequence[Capability],
     origin: Origin | None = None,
 ) -> VolumeSpec:
-    """Return what a volume in `pool` shall be made of: see `spec.choose`."""
+    """Return the specification of a volume in `pool`: see `spec.choose`."""
     return choose(
         given,
         capabilities,
@@ -181,7 +182,10 @@ def new_volume(
     handle: str | None = None,
     targets: tuple[str, ...] = (),
 ) -> Volume:
-    """Return the record of a volume that is still to be made."""
+    """Return the record of a volume that is still to be made.
+
+    `FailedPrecondition` if it is an image, and the driver lacks the privileges for images.
+    """
     if spec.type is VolumeType.IMAGE and (refusal := image_refusal()):
         raise FailedPrecondition(
             f"an image could not be used on this node: {refusal}. Or ask for type: directory, with "

@@ -1,4 +1,4 @@
-"""Stage and publish volumes, undo both, and find what is staged or published at a path."""
+"""Staging and publishing volumes, undoing both, and finding the volume at a path."""
 
 import contextlib
 import dataclasses
@@ -20,9 +20,9 @@ from pycsi.volumes.staging import remove_unused, resolved
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Located:
-    """A volume that is staged or published at a path, or has been and is `lost` there.
+    """A volume that is staged or published at a path, or was, and is `lost` there.
 
-    Its pool may be `away`: then it cannot be measured.
+    If its pool is `away`, the volume cannot be measured.
     """
 
     pool: Pool
@@ -33,13 +33,13 @@ class Located:
 
 
 class Publisher:
-    """The node's side of all volumes. Callers hold the volume's lock."""
+    """Stages and publishes volumes, and undoes both. Callers hold the volume's lock."""
 
     def __init__(self, pools: Pools) -> None:
         self._pools = pools
 
     def stage(self, wanted: NodeRequest) -> None:
-        """Stage a volume, or find that it is staged in this way."""
+        """Stage a volume; a repeated call does nothing."""
         pool, volume = self._pools.need(wanted.volume_id)
         path = self._pools.outside(wanted.path, "staging_target_path")
         _check_pool(pool, wanted.context)
@@ -57,7 +57,10 @@ class Publisher:
             self._need_unstaged(volume_id, path)
 
     def _need_unstaged(self, volume_id: str, path: str) -> None:
-        """Raise `NotFound`, unless the volume may be in a missing pool, and nothing is mounted."""
+        """Raise `NotFound`, or `PoolMissing` if the volume may be mounted.
+
+        A volume that may be in a missing pool is unstaged if nothing is mounted at `path`.
+        """
         try:
             self._pools.need(volume_id)
         except PoolMissing:
@@ -65,7 +68,7 @@ class Publisher:
                 raise
 
     def publish(self, wanted: NodeRequest) -> None:
-        """Publish a volume, or find that it is published in this way; an inline one is made."""
+        """Publish a volume; a repeated call does nothing. An inline volume is created first."""
         if inline.is_wanted(wanted):
             inline.publish(self._pools, wanted, self._pools.own_id(wanted.volume_id))
             return
@@ -89,7 +92,10 @@ class Publisher:
             )
 
     def unpublish(self, volume_id: str, target_path: str) -> None:
-        """Undo `publish`; a volume that is not published there is fine. An inline one goes."""
+        """Undo `publish`; a volume that is not published there is fine.
+
+        An inline volume is deleted with its last target.
+        """
         if ids.node_of(volume_id) is None:
             self._unpublish_inline(volume_id, target_path)
         elif found := self._pools.find(volume_id):
@@ -107,10 +113,10 @@ class Publisher:
             self._pools.find_inline(volume_id, sure=True)
 
     def _unpublish_lost(self, volume_id: str, target_path: str) -> None:
-        """Undo what is left of a volume that is gone, as after a pool's disk was replaced.
+        """Unmount what is left of a volume that is gone, as after a pool's disk was replaced.
 
-        To NOT_FOUND an orchestrator would ask for ever, and never let the workload go. Of one that
-        may lie in a pool that is missing, all is done where there is nothing at its target.
+        On NOT_FOUND an orchestrator would repeat the call for ever, and the workload would never
+        end. A volume that may lie in a missing pool is unpublished if nothing is at its target.
         """
         own_id, target = self._pools.own_id(volume_id), ""
         if not self._pools.elsewhere(own_id):
@@ -128,8 +134,8 @@ class Publisher:
     def locate(self, volume_id: str, path: str, *, lost: bool = False) -> Located:
         """Return the volume, persistent or inline, if it is staged or published at `path`.
 
-        With `lost` also if it was, and something else is mounted there now; of a pool that is away
-        it is not known what was. `NotFound` otherwise.
+        With `lost` also return a volume that was, if something else is mounted there now; if its
+        pool is away, assume that it was. `NotFound` otherwise.
         """
         ephemeral = None if ids.node_of(volume_id) else self._pools.find_inline(volume_id)
         pool, volume = ephemeral or self._pools.need(volume_id)
@@ -151,7 +157,10 @@ class Publisher:
 
 
 def _check_pool(pool: Pool, context: Mapping[str, str]) -> None:
-    """Refuse a volume of a pool that was replaced: never an empty volume in place of a lost one."""
+    """Raise `FailedPrecondition` if the volume was made in another pool than this.
+
+    After a pool was replaced, an empty volume must never be mounted in place of a lost one.
+    """
     wanted = context.get("poolUUID", pool.uuid)
     if wanted != pool.uuid:
         raise FailedPrecondition(

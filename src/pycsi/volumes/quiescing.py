@@ -1,4 +1,4 @@
-"""Volumes that are copied at one point in time: nothing is written to them meanwhile."""
+"""Quiescing volumes for a point-in-time copy: nothing is written to them meanwhile."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -12,13 +12,14 @@ from pycsi.volumes.pools import Pools
 
 @contextlib.contextmanager
 def quiesced(pools: Pools, sources: Sequence[Backend], limit: float) -> Iterator[FreezeWindow]:
-    """Let nothing be written to the volumes through the `with` block, or at least not unnoticed.
+    """Keep the volumes from being written to for the `with` block, which copies them.
 
-    Filesystems in use are frozen, for `limit` seconds at most. Of volumes in use that cannot be
-    frozen there may be one: it is copied at one point in time, while the others are frozen.
+    Filesystems in use are frozen, for `limit` seconds at most; `FailedPrecondition` if the copy
+    takes longer. At most one volume in use may be one that cannot be frozen: its copy is of one
+    point in time by itself, and is taken while the others are frozen.
     """
     with contextlib.ExitStack() as turns:
-        # In one order for all, or two could wait for each other.
+        # All operations take turns in the same order, or two could wait for each other.
         for source in sorted(sources, key=lambda item: item.volume.id):
             turns.enter_context(pools.turns.ready(source))
         _refuse_unfreezable(sources)

@@ -1,4 +1,4 @@
-"""The reaper of a pool: frees what is in its trash, in the background and at low priority."""
+"""The reaper of a pool: removes entries of the trash, in the background and at low priority."""
 
 import contextlib
 import os
@@ -21,17 +21,17 @@ log = structlog.get_logger()
 _LOWEST_PRIORITY = 19
 
 _GRACE = 0.1
-"""Seconds before what was thrown away is freed: deletions that come together are answered first."""
+"""Seconds before a deleted volume is freed, so that a burst of deletions is answered first."""
 
 _TICK = 50_000_000
-"""Nanoseconds, several times the kernel's ticks."""
+"""Nanoseconds; several ticks of the kernel's clock for file times."""
 
 _LONGEST_SLEEP = 10.0
-"""Seconds after which the pool is looked at anyway: people may have moved things about in it."""
+"""Seconds after which the pool is examined anyway: people may have moved directories in it."""
 
 
 class Reaper:
-    """A thread that empties the trash of an open pool of what is due, and deletes orphans."""
+    """A thread that removes the due entries of an open pool's trash, and deletes orphans."""
 
     def __init__(self, pool: Pool, locks: Locks) -> None:
         self._pool = pool
@@ -44,7 +44,7 @@ class Reaper:
         self._thread.start()
 
     def stop(self) -> None:
-        """End the thread, also in the middle of a tree: the next start goes on with it."""
+        """End the thread, even in the middle of an entry: the next start goes on with it."""
         self._stopping.set()
         self._pool.trash.filled.set()
         self._pool.trash.wanted.set()
@@ -53,7 +53,7 @@ class Reaper:
 
     @processors.unpinned()
     def _run(self) -> None:
-        # Of this thread alone; without an I/O priority of its own that follows (ioprio_set(2)).
+        # This applies to this thread alone, and sets its I/O priority too (ioprio_set(2)).
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWEST_PRIORITY)
         filled, wanted = self._pool.trash.filled, self._pool.trash.wanted
         looked = float("-inf")
@@ -69,12 +69,12 @@ class Reaper:
             wanted.clear()
 
     def _look(self, folder: Path, look: Callable[[], object]) -> None:
-        """Look for what others have changed in a folder, and not announced."""
+        """Call `look` if other processes may have changed a folder without announcing it."""
         with contextlib.suppress(OSError):  # the pool's disk is away
             changed = folder.stat().st_mtime_ns
             if changed != self._looked.get(folder):
                 look()
-                # File times advance in ticks: two changes in one tick have one time.
+                # File times advance in ticks: a second change in the same tick would go unseen.
                 over = abs(time.time_ns() - changed) > _TICK
                 self._looked[folder] = changed if over else None
 
@@ -83,13 +83,13 @@ class Reaper:
             orphans.sweep(self._pool, self._locks)
 
     def _reap(self) -> float:
-        """Remove what is due; return in how many seconds there is more to do."""
+        """Remove the due entries of the trash; return the seconds until there is more to do."""
         try:
             self._pool.check()
             before = self._pool.trash.changed
             wait = self._pool.trash.reap(self._pool.limiter, self._stopping.is_set)
             if self._pool.mount.fstype == "btrfs" and self._pool.trash.changed != before:
-                syncfs(self._pool.layout.root)  # what was deleted is free after the next commit
+                syncfs(self._pool.layout.root)  # btrfs frees deleted blocks with the next commit
         except (FailedPrecondition, OSError) as error:
             log.warning("cannot empty the trash now", pool=self._pool.name, error=str(error))
             return _LONGEST_SLEEP

@@ -1,6 +1,7 @@
-"""What is mounted of a volume that no pool knows: its disk has failed, or it was deleted by hand.
+"""Mounts that are left of a volume that no pool has: its disk failed, or it was deleted by hand.
 
-The kernel recorded the path of what it shows; the volume's id is in that, and its node's.
+They are identified by the path that the kernel recorded for the mounted directory or the image of
+the loop device: it contains the volume's id, and with that the node's.
 """
 
 from pycsi.linux import backing
@@ -10,7 +11,10 @@ from pycsi.volumes.unmounting import unmount
 
 
 def undo(volume_id: str, path: str) -> bool:
-    """Unmount what shows the volume at `path`; tell whether there was anything."""
+    """Unmount the volume from `path`; return whether it was mounted there.
+
+    `FailedPrecondition` if the mount is in use: see `unmount`.
+    """
     kernel, undone = KernelView(), False
     while (seen := kernel.mounts.topmost(path)) and _shows(seen, volume_id):
         unmount(volume_id, seen, kernel, kernel.unmount)
@@ -28,7 +32,7 @@ def _shows(mounted: Mount, volume_id: str) -> bool:
 
 
 def _free(kernel: KernelView, unmounted: Mount) -> None:
-    """Detach the device whose node was shown, if nothing shows it any more."""
+    """Detach the loop device whose node was mounted, if it is mounted nowhere else."""
     number = backing.number_of(unmounted.root)
     if number is None or kernel.mounts.showing(unmounted.root):
         return

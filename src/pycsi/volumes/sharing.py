@@ -1,4 +1,4 @@
-"""Pools on one filesystem: each promises room that the others promise too."""
+"""Pools that share a filesystem, and so may promise the same room."""
 
 import contextlib
 import os
@@ -12,9 +12,9 @@ log = structlog.get_logger()
 
 
 def warn_of_shared_room(pools: Iterable[Pool], late: Pool | None = None) -> None:
-    """Log which pools lie on one filesystem and may together promise more than it has.
+    """Log which pools share a filesystem and may together promise more room than it has.
 
-    If one is `late` the others have been told of before, unless they share its filesystem.
+    With `late`, only the pools on the filesystem of that pool are logged, as it was opened later.
     """
     sharing: dict[int, list[Pool]] = {}
     for pool in pools:
@@ -31,7 +31,7 @@ def warn_of_shared_room(pools: Iterable[Pool], late: Pool | None = None) -> None
 
 
 def _part(pools: Iterable[Pool]) -> float:
-    """Return what part of their filesystem they would take once all of them are full."""
+    """Return the share of their filesystem that the pools would take together when full."""
     part = 0.0
     for pool in pools:
         facts = os.statvfs(pool.layout.root)

@@ -1,4 +1,4 @@
-"""Taking snapshots and filling volumes from them: one point in time, whole or not at all."""
+"""Taking, finding and deleting snapshots, singly or as a group: all of a group's, or none."""
 
 import contextlib
 import dataclasses
@@ -25,9 +25,9 @@ log = structlog.get_logger()
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Member:
-    """A snapshot to be taken of `volume`, and their pool.
+    """A snapshot to be taken of `volume`, in the pool of both.
 
-    Without `point_in_time` files of different moments will do.
+    Without `point_in_time` the files in the snapshot may be of different moments.
     """
 
     pool: Pool
@@ -39,7 +39,10 @@ class Member:
     group: str | None = None
 
     def snapshot(self, created: float, held: int) -> Snapshot:
-        """Return the record of the snapshot that was taken."""
+        """Return the record of the snapshot, taken at `created`, in seconds since the epoch.
+
+        `held` are the bytes that it occupies.
+        """
         return Snapshot(
             id=self.id,
             name=self.name,
@@ -69,8 +72,8 @@ class Snapshotter:
     ) -> Snapshot:
         """Return the snapshot of this id: the one that exists, or a new one, durable.
 
-        Without `point_in_time` files of different moments will do. The caller holds the snapshot's
-        lock.
+        Without `point_in_time` its files may be of different moments. `AlreadyExists` if the id's
+        snapshot is of another volume. The caller holds the snapshot's lock.
         """
         if found := self._pools.find_snapshot(snapshot_id):
             _, snapshot = found
@@ -90,7 +93,7 @@ class Snapshotter:
             return taken
 
     def _compare(self, snapshot: Snapshot, volume_id: str) -> None:
-        """Refuse a request that the existing snapshot of its name does not satisfy."""
+        """Raise `AlreadyExists` if an existing snapshot is not of the requested volume."""
         if snapshot.volume.id != volume_id:
             raise AlreadyExists(
                 f"snapshot {snapshot.name!r} exists, of volume {snapshot.volume.id}; use another "
@@ -104,7 +107,10 @@ class Snapshotter:
             )
 
     def delete(self, snapshot_id: str) -> None:
-        """Delete a snapshot; absent is fine. The caller holds its lock."""
+        """Delete a snapshot; absent is fine. The caller holds its lock.
+
+        `InvalidArgument` if it belongs to a group snapshot.
+        """
         if found := self._pools.find_snapshot(snapshot_id, sure=True):
             pool, snapshot = found
             if snapshot.group and self._pools.find_group(snapshot.group):
@@ -117,10 +123,11 @@ class Snapshotter:
             self._pools.refuse_elsewhere("snapshot", snapshot_id)
 
     def listed(self, after: str, *, snapshot_id: str, volume_id: str) -> Iterator[Snapshot]:
-        """Go through the snapshots in the order of their ids: those that come `after` one.
+        """Yield the snapshots in the order of ids; the first is the one that follows `after`.
 
-        Only the one called `snapshot_id`, and those of the volume `volume_id`, if these are not "":
-        then `PoolMissing` where such may lie in a pool that is missing. A volume's lie beside it.
+        Unless they are "", `snapshot_id` and `volume_id` limit them to one snapshot, and to those
+        of a volume. Then `PoolMissing` if they may lie in a pool that is missing; a volume's
+        snapshots are in its pool.
         """
         if snapshot_id:
             found = self._pools.find_snapshot(snapshot_id, sure=True)
@@ -133,7 +140,7 @@ class Snapshotter:
 
 
 def take_group(pools: Pools, members: Sequence[Member], *, group_id: str, name: str) -> Group:
-    """Take snapshots of one point in time, durably: all, or an error and nothing is left.
+    """Take snapshots of one point in time, durably: either all, or none and an error.
 
     The caller shares the locks of the volumes, and holds those of the snapshots and of the group.
     """
@@ -173,9 +180,10 @@ def _take(pools: Pools, members: Sequence[Member], group: Group | None) -> list[
 
 
 def _room_for(source: Backend) -> int:
-    """Return how much room a snapshot takes while it is made.
+    """Return the bytes of the pool that a snapshot needs while it is taken.
 
-    A thick volume in use may be written anew while it shares its blocks, until they are copied.
+    A thick volume in use may be overwritten while the snapshot still shares its blocks, before they
+    are copied, so it may need its own bytes twice.
     """
     written = source.volume.thick and source.shares and source.written_at() is not None
     return source.occupied() * (2 if written else 1)
@@ -187,7 +195,7 @@ def _commit(
     created: float,
     group: Group | None,
 ) -> list[Snapshot]:
-    """Put snapshots whose data is complete in their places, all or none, and make them known."""
+    """Commit snapshots whose data is complete, all or none, and index them."""
     committed: list[Snapshot] = []
     if group:
         group = dataclasses.replace(group, created=created)
@@ -215,7 +223,7 @@ def _commit(
 
 
 def _record(pools: Pools, group: Group) -> None:
-    """Record a group in each pool that has members of it, or in none."""
+    """Record a group in each pool that has members of it; if that fails, in none."""
     try:
         for pool in pools.of_group(group):
             pool.check()

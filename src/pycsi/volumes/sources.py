@@ -1,4 +1,4 @@
-"""Sources of volumes: snapshots and volumes that a new one is filled from."""
+"""Sources of volumes: the snapshot or the volume that a new volume is filled from."""
 
 import dataclasses
 from collections.abc import Callable
@@ -15,21 +15,21 @@ from pycsi.volumes.quiescing import quiesced
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Origin:
-    """A source that was found: its pool, and the volume that it is, or was taken of."""
+    """A source that was found: its pool, and the volume that is, or that a snapshot is of."""
 
     pool: Pool
     volume: Volume
 
 
 def find_source(pools: Pools, source: Source) -> Origin:
-    """Return the source; `NotFound`, or `ResourceExhausted` where another node has it."""
+    """Return a source; `NotFound`, or `ResourceExhausted` if it is on another node."""
     if source.kind is SourceKind.SNAPSHOT:
         if found := pools.find_snapshot(source.id, sure=True):
             return Origin(pool=found[0], volume=found[1].volume)
     elif held := pools.find(source.id, sure=True):
         return Origin(pool=held[0], volume=held[1])
     if node := pools.elsewhere(source.id):
-        # So that a scheduler asks the driver on another node.
+        # On this status a scheduler tries another node.
         raise ResourceExhausted(
             f"{source} is on node {node}, and data is copied on one node only; this is node "
             f"{pools.node}"
@@ -38,9 +38,10 @@ def find_source(pools: Pools, source: Source) -> Origin:
 
 
 def room_to_fill(source: Source, origin: Origin) -> int:
-    """Return how much room a volume takes while it is made from `source`, beside its own.
+    """Return the bytes that a volume needs beside its size while it is made from `source`.
 
-    A thick volume may be written anew while a clone shares its blocks, until they are copied.
+    A thick source volume may be overwritten while the clone still shares its blocks, before they
+    are copied, so it may need its own bytes twice.
     """
     shared = source.kind is SourceKind.VOLUME and origin.volume.thick and origin.pool.reflinks
     return origin.volume.capacity if shared else 0
@@ -49,9 +50,9 @@ def room_to_fill(source: Source, origin: Origin) -> int:
 def fill_from(
     pools: Pools, locks: Locks, source: Source, origin: Origin
 ) -> Callable[[Backend], int | None]:
-    """Return what fills a new volume from `source`, which was found as `origin`.
+    """Return a function that fills a new volume from `source`, which was found as `origin`.
 
-    It returns the project id. `Aborted` where the source is not the same any more.
+    The function returns the project id, and raises `Aborted` if the source has changed since.
     """
 
     def from_snapshot(new: Backend) -> int | None:
@@ -80,6 +81,6 @@ def fill_from(
 
 
 def _refuse_changed(source: Source, before: Volume, now: Volume) -> None:
-    """Refuse a source that has grown, or was replaced, since the new volume's size was decided."""
+    """Raise `Aborted` if a source has grown or was replaced since the new size was chosen."""
     if (now.created, now.capacity) != (before.created, before.capacity):
         raise Aborted(f"{source} was changed meanwhile; try again")

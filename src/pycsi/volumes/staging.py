@@ -1,7 +1,7 @@
-"""Stage and publish on this node: compare with what the kernel has mounted, then act.
+"""Staging and publishing one volume: compare with what the kernel has mounted, then act.
 
-What is mounted is always read from the kernel. Only the arguments of a call, which the kernel does
-not keep, are noted beside the volume; where they are not known, any call may be a repeated one.
+What is mounted is always read from the kernel. The arguments of a call, which the kernel does not
+keep, are in the volume's notes; if they are not known, any call may be a repeated one.
 """
 
 import contextlib
@@ -26,10 +26,11 @@ _LONGEST_NAME = 255
 
 
 def resolved(text: str, field: str) -> str:
-    """Return a path of the orchestrator's as the kernel lists it, which is without links.
+    """Return a path of a request in the form in which the kernel lists mounts.
 
-    Whoever may plant a link must not choose where something is mounted, so links are refused, not
-    followed. What is made, mounted or removed there looks again, through the kernel.
+    Symbolic links are refused, not followed: a user who can plant one must not choose where a
+    volume is mounted. The system calls that use the path refuse them again. `InvalidArgument` for
+    links, '..', a relative or an overlong path.
     """
     names = [name for name in text.split("/") if name not in {"", "."}]
     raw = os.fsencode(text)
@@ -44,7 +45,7 @@ def resolved(text: str, field: str) -> str:
     with contextlib.suppress(OSError), no_symlinks(folder):
         return path
     for parent in reversed(Path(path).parents):
-        if os.path.islink(parent):  # what cannot be looked at is no link
+        if os.path.islink(parent):  # a path that cannot be examined counts as no link
             raise InvalidArgument(
                 f"{field} {text!r}: {parent} is a symbolic link; give the real path"
             )
@@ -52,10 +53,9 @@ def resolved(text: str, field: str) -> str:
 
 
 class Staging:
-    """The node's side of one volume. Callers hold the volume's lock.
+    """Stages and publishes one volume, and undoes both. Callers hold the volume's lock.
 
-    Of a volume whose pool is `away` what the kernel has mounted is all that is known, and all that
-    it takes to undo that.
+    If the volume's pool is `away`, only the kernel's mounts are known, which is enough to undo.
     """
 
     def __init__(self, backend: Backend, *, away: bool = False) -> None:
@@ -64,20 +64,20 @@ class Staging:
         self.away = away
         self.notes = Notes(backend.where, away=away)
         if self.notes.lost:
-            # Every mount may be a staged or a published one, with whatever arguments.
+            # Every mount may be a staged or a published one, with any arguments.
             self.notes.published = {item.target: UNKNOWN for item in backend.mounts()}
             if not backend.target_is_file:  # a raw volume is not mounted where it is staged
                 self.notes.staged = dict(self.notes.published)
         self._id = backend.volume.id
 
-    # What there is
+    # Queries
 
     def published(self) -> set[str]:
         """Return the targets at which the volume is published now."""
         return {item.target for item in self.backend.mounts()} & self.notes.published.keys()
 
     def in_use(self) -> str | None:
-        """Return where the volume is in use, or None where nothing keeps it from being deleted."""
+        """Return where or by what the volume is in use, or None if it may be deleted."""
         places = [item.target for item in self.backend.mounts()] + self._staged()
         if not places and self.notes.lost and self.backend.is_staged(""):
             return "a staging path that is not known"
@@ -90,22 +90,25 @@ class Staging:
         return path in self.notes.staged and self.backend.is_staged(path)
 
     def has_lost(self, path: str, *, known: bool) -> bool:
-        """Tell whether the volume was staged or published at `path`, where something else is.
+        """Tell whether another mount is at `path`, where the volume was staged or published.
 
-        Where that is not `known`, for the notes are away, it may have been.
+        If that is not `known`, because the notes are away, assume that it was.
         """
         noted = path in self.notes.staged or path in self.notes.published
         return (noted or not known) and self.kernel.mounts.topmost(path) is not None
 
     def _staged(self) -> list[str]:
-        """Return the noted paths at which it is staged now; one that has gone says nothing."""
+        """Return the noted paths at which the volume is staged now, without those that are gone."""
         there = filter(os.path.lexists, self.notes.staged)
         return [path for path in there if self.backend.is_staged(path)]
 
-    # Changing it
+    # Changes
 
     def ensure_staged(self, path: str, capability: Capability, arguments: str) -> None:
-        """Stage the volume at `path`, or find that it is, with these arguments."""
+        """Stage the volume at the empty directory `path`; a repeated call does nothing.
+
+        `AlreadyExists` if it is staged there with other arguments.
+        """
         note = self.notes.staged.get(path)
         if note and self.backend.is_staged(path):
             if not note.agrees(arguments):
@@ -119,8 +122,8 @@ class Staging:
             raise FailedPrecondition(
                 f"staging_target_path {path} is not an empty directory; create one"
             )
-        # Notes of where a reboot or somebody else has unstaged it say nothing any more; and of a
-        # raw volume's device one could not tell where it is staged.
+        # After a reboot, or an unmount by another process, the notes are outdated. They must go:
+        # the loop device of a raw volume does not tell at which noted path it is staged.
         staged = self._staged()
         if not staged:
             self.notes.staged.clear()
@@ -131,7 +134,10 @@ class Staging:
         self.backend.stage(path, capability)
 
     def ensure_unstaged(self, path: str) -> None:
-        """Undo what staging at `path` did; nothing is fine."""
+        """Unstage the volume from `path`; not staged there is fine.
+
+        `FailedPrecondition` if the volume is still published, or in use.
+        """
         if targets := self.published() - {path}:
             raise FailedPrecondition(
                 f"volume {self._id} is still published at {min(targets)}; unpublish it first"
@@ -152,9 +158,10 @@ class Staging:
         readonly: bool,
         source: str | None,
     ) -> None:
-        """Publish the volume at `target`, or find that it is, with these arguments.
+        """Publish the volume at `target`; a repeated call does nothing.
 
-        `source` is where it is staged; None for an inline volume, which is mounted at its target.
+        `source` is its staging path; None for an inline volume, which is mounted at its target.
+        `AlreadyExists` if it is published there with other arguments.
         """
         if source and self.notes.lost:
             self._note_staged(source)
@@ -171,7 +178,7 @@ class Staging:
             self._refuse_other_options(note, [self.notes.staged[source]] if source else there)
         self._refuse_mounted(target)
         _refuse_unfit(target, is_file=self.backend.target_is_file)
-        # Notes of targets that a reboot or somebody else has unmounted say nothing any more.
+        # Notes of targets that are gone, after a reboot or an unmount by hand, are outdated.
         for path in self.notes.published.keys() - published:
             if not os.path.lexists(path):
                 del self.notes.published[path]
@@ -184,7 +191,7 @@ class Staging:
                 self.backend.stage(target, capability, readonly=readonly)
 
     def _refuse_other_options(self, note: Note, mounted: list[Note]) -> None:
-        """Refuse mount options that would do nothing: the filesystem was mounted with others."""
+        """Refuse mount options that would have no effect: the filesystem is mounted already."""
         if not all(other.mounts_as(note.options or "") for other in mounted):
             raise FailedPrecondition(
                 f"volume {self._id}: its filesystem is mounted with other mount flags, which count "
@@ -192,12 +199,15 @@ class Staging:
             )
 
     def _note_staged(self, path: str) -> None:
-        """Take the volume for staged at `path`, where it is asked for, and not for published."""
+        """Treat `path` as a staging path, as a request does, and not as a published target."""
         self.notes.staged[path] = UNKNOWN
         self.notes.published.pop(path, None)
 
     def _is_repeated(self, target: str, mode: Mode, arguments: str, published: set[str]) -> bool:
-        """Follow the specification's table for a second NodePublishVolume."""
+        """Tell whether a call repeats an earlier one (CSI specification, NodePublishVolume).
+
+        `AlreadyExists` or `FailedPrecondition` as the specification's table of second calls says.
+        """
         if target in published:
             if not self.notes.published[target].agrees(arguments):
                 raise AlreadyExists(
@@ -217,7 +227,7 @@ class Staging:
         return False
 
     def ensure_unpublished(self, target: str) -> None:
-        """Undo what publishing at `target` did, and remove the target; nothing is fine."""
+        """Unpublish the volume from `target`, and remove the target; not published is fine."""
         self._unmount(target)
         self.backend.withdraw()
         if target in self.notes.published:
@@ -225,12 +235,12 @@ class Staging:
             del self.notes.published[target]
             self.notes.save_if_possible()
         elif self.notes.lost:
-            with contextlib.suppress(FailedPrecondition):  # what is not empty was not made here
+            with contextlib.suppress(FailedPrecondition):  # not empty, so not made by the driver
                 _remove_target(target)
 
     @contextlib.contextmanager
     def _target(self, target: str) -> Iterator[None]:
-        """Make the target; take it and its note away again if publishing fails."""
+        """Make the target for the `with` block; if that fails, remove the target and its note."""
         made = False
         try:
             made = _make_target(target, is_file=self.backend.target_is_file)
@@ -253,7 +263,7 @@ class Staging:
                 return
 
     def _refuse_mounted(self, path: str) -> None:
-        """Refuse a path where something else is mounted; what is left of a lost disk goes away."""
+        """Refuse a path where another filesystem is mounted; unmount relics of a lost disk."""
         mounted = self.kernel.mounts.topmost(path)
         if mounted and mounted not in self.backend.mounts() and self.backend.is_relic(mounted):
             self._unmount(path)
@@ -275,7 +285,7 @@ def _foreign(mounted: Mount) -> FailedPrecondition:
 
 
 def _refuse_unfit(target: str, *, is_file: bool) -> None:
-    """Refuse a target that can neither be made nor is an empty one already."""
+    """Raise `FailedPrecondition` if a target cannot be made, and does not exist as an empty one."""
     folder, _ = os.path.split(target)
     if not is_directory(folder):
         raise FailedPrecondition(f"target_path: {folder} is not a directory; create it")
@@ -289,14 +299,14 @@ def _refuse_unfit(target: str, *, is_file: bool) -> None:
 
 
 def _is_empty_directory(path: str) -> bool:
-    """Tell whether an empty directory is there; one that goes meanwhile is not."""
+    """Tell whether `path` is an empty directory; False if it is removed meanwhile."""
     with contextlib.suppress(OSError):
         return is_directory(path) and not os.listdir(path)
     return False
 
 
 def _make_target(target: str, *, is_file: bool) -> bool:
-    """Make a directory, or a file for a device, at `target`; return False where it was there."""
+    """Make a directory, or a file for a device, at `target`; return False if it existed."""
     folder, name = os.path.split(target)
     with no_symlinks(folder, os.O_DIRECTORY) as parent:
         try:
@@ -311,7 +321,10 @@ def _make_target(target: str, *, is_file: bool) -> bool:
 
 
 def remove_unused(target: str) -> bool:
-    """Remove a target at which nothing is mounted; return False where there is none."""
+    """Remove a target, and return True; False if it does not exist, or something is mounted there.
+
+    `FailedPrecondition` if the target is not empty.
+    """
     if topmost(target) or not os.path.lexists(target):
         return False
     _remove_target(target)
@@ -319,7 +332,7 @@ def remove_unused(target: str) -> bool:
 
 
 def _remove_target(target: str) -> None:
-    """Remove an unmounted target: a directory only while it is empty, a file only while it is."""
+    """Remove an unmounted target, if it exists; `FailedPrecondition` if it is not empty."""
     folder, name = os.path.split(target)
     try:
         with no_symlinks(folder, os.O_DIRECTORY) as parent:

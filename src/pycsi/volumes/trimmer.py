@@ -1,7 +1,8 @@
-"""The trimmer of a pool: gives the space of deleted files in thin images back to the pool.
+"""The trimmer of a pool: returns the space of deleted files in thin images to the pool.
 
-A mounted image whose `trimInterval` is over is trimmed at low priority, piece by piece. An empty
-file beside the image tells by its time when that was done last, so that a restart changes nothing.
+A mounted image whose `trimInterval` has passed is trimmed piece by piece, at low priority. The
+modification time of an empty file beside the image is that of the last trim, so that it is known
+after a restart too.
 """
 
 import contextlib
@@ -30,26 +31,26 @@ log = structlog.get_logger()
 _LOWEST_PRIORITY = 19
 
 _ROUND = 10.0
-"""Seconds between two looks for what is due."""
+"""Seconds between two searches for volumes that are due."""
 
 _PIECE = GIB
-"""Bytes of a filesystem that are trimmed at once: whoever wants the volume waits so long."""
+"""Bytes of a filesystem that are trimmed at a time; meanwhile an operation on the volume waits."""
 
 _PAUSE = 0.01
-"""Seconds between two pieces at least, in which who waits for the volume has it."""
+"""The least seconds between two pieces, in which waiting operations get the volume."""
 
 _PATIENCE = 5.0
-"""Seconds to wait for the kernel to end a piece when the driver ends."""
+"""Seconds that the driver, when it ends, waits for the kernel to finish a piece."""
 
 _STAMP = "trimmed"
 
 
 class _NotNowError(Exception):
-    """The volume is not mounted writable, or is not to be trimmed any more."""
+    """The volume is not mounted writable, or should not be trimmed any more."""
 
 
 class Trimmer:
-    """A thread that trims the thin images of an open pool which are mounted and due."""
+    """A thread that trims the thin images of an open pool that are mounted and due."""
 
     def __init__(self, pool: Pool, locks: Locks) -> None:
         self._pool = pool
@@ -63,13 +64,13 @@ class Trimmer:
         self._thread.start()
 
     def stop(self) -> None:
-        """End the thread after the piece that it is at, unless a disk that hangs keeps it."""
+        """End the thread after the current piece; if the disk hangs, stop waiting after a while."""
         self._stopping.set()
         if self._thread.is_alive():
             self._thread.join(_PATIENCE)
 
     def _run(self) -> None:
-        # Of this thread alone; without an I/O priority of its own that follows (ioprio_set(2)).
+        # This applies to this thread alone, and sets its I/O priority too (ioprio_set(2)).
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWEST_PRIORITY)
         while not self._stopping.wait(_ROUND):
             try:
@@ -78,7 +79,7 @@ class Trimmer:
                 log.exception("cannot look for what is to be trimmed", pool=self._pool.name)
 
     def _look(self) -> None:
-        """Trim what is due, one after the other."""
+        """Trim the volumes that are due, one after the other."""
         wanted = {item.id: item for item in self._pool.volumes if triminterval.of(item)}
         for known in (self._tried, self._failures):
             for gone in known.keys() - wanted.keys():
@@ -88,9 +89,9 @@ class Trimmer:
                 self._attempt(volume.id)
 
     def _is_due(self, volume: Volume) -> bool:
-        """Tell whether a volume was not trimmed for its interval, nor was that tried.
+        """Tell whether a volume's interval has passed since it was trimmed, or that was tried.
 
-        One of which no time is known is due, and so is one of a time to come.
+        A volume whose last trim is not known, or lies in the future, is due.
         """
         interval = triminterval.of(volume)
         if interval is None or time.monotonic() - self._tried.get(volume.id, -interval) < interval:
@@ -105,7 +106,7 @@ class Trimmer:
         return Path(self._pool.volumes.place(volume_id), _STAMP)
 
     def _attempt(self, volume_id: str) -> None:
-        """Trim a volume if it is mounted; log why it cannot be, once until it can be."""
+        """Trim a volume if it is mounted; log each reason why that fails once, until it works."""
         try:
             self._trim(volume_id)
         except (Aborted, _NotNowError):
@@ -120,21 +121,21 @@ class Trimmer:
         self._tried[volume_id] = time.monotonic()
 
     def _trim(self, volume_id: str) -> None:
-        """Trim a whole volume, and note when."""
+        """Trim a whole volume, and record the time."""
         for start in itertools.count(0, _PIECE):
             begin = time.monotonic()
             with self._locks.lend(volume_id):
                 if self._trim_piece(volume_id, start):
-                    # On a full disk, or one gone read-only, it is known until the driver ends.
+                    # If the disk is full or read-only, the time is in memory until the driver ends.
                     with contextlib.suppress(OSError):
                         self._stamp(volume_id).touch()
                     return
-            # Disk and volume are left to others for as long as this has kept them.
+            # Leave disk and volume to others for as long as the piece has taken.
             if self._stopping.wait(max(time.monotonic() - begin, _PAUSE)):
                 raise _NotNowError
 
     def _trim_piece(self, volume_id: str, start: int) -> bool:
-        """Trim a volume from `start` on; return True where that was its last piece."""
+        """Trim the piece of a volume that begins at byte `start`; return True if it is the last."""
         volume = self._pool.volumes.get(volume_id)
         if volume is None or triminterval.of(volume) is None:
             raise _NotNowError
@@ -142,7 +143,7 @@ class Trimmer:
         mounted = backend.mounts()
         if not mounted or "ro" in mounted[0].super_options:
             raise _NotNowError
-        # The last piece has no end: the addresses of a btrfs are no places on its disk.
+        # The last piece is open-ended: the addresses of btrfs are not offsets on its disk.
         last = start + _PIECE >= volume.capacity
         with closing(open_volume(backend)) as fd, processors.unpinned():
             try:

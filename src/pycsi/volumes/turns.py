@@ -1,8 +1,8 @@
-"""Who may make a volume ready to be copied, where several copy it at the same time.
+"""Turns of the operations that copy one volume at the same time.
 
-They share the volume's lock, so nobody stages, grows or deletes it meanwhile. An idle volume is
-made ready once for all of them: doing that again would change what the others are copying. One
-that is frozen to be copied is had by one at a time.
+They share the volume's lock, so that it is not staged, grown or deleted meanwhile. An idle volume
+is prepared once for all of them: preparing it again would change the data that the others are
+copying. A volume that is frozen for the copy is copied by one operation at a time.
 """
 
 import contextlib
@@ -14,12 +14,12 @@ from pycsi.backends import Backend
 from pycsi.model.errors import Aborted
 
 _PATIENCE = 10.0
-"""Seconds to wait for one's turn: a freeze takes milliseconds where blocks are shared."""
+"""Seconds to wait for a turn; a freeze takes milliseconds if blocks are shared."""
 
 
 @dataclasses.dataclass(slots=True)
 class _Copied:
-    """A volume that is being copied; `ready` is set once it is idle and needs nothing more."""
+    """A volume that is being copied; `ready` is set once it is idle and prepared."""
 
     turn: threading.Lock = dataclasses.field(default_factory=threading.Lock)
     copiers: int = 0
@@ -35,9 +35,9 @@ class Turns:
 
     @contextlib.contextmanager
     def ready(self, source: Backend) -> Iterator[None]:
-        """Let a volume be ready to be copied through the `with` block.
+        """Prepare a volume for being copied in the `with` block, and keep it so.
 
-        `Aborted` where it is another's turn for longer than a freeze should take.
+        `Aborted` if another operation's turn takes longer than a freeze should.
         """
         name = source.volume.id
         with self._among_copiers(name) as copied, contextlib.ExitStack() as turn:

@@ -1,4 +1,4 @@
-"""Unmounting what somebody may hold: refused, unless that protects nothing any more."""
+"""Unmounting volumes, which is refused while they are in use, unless their disk has failed."""
 
 import errno
 from collections.abc import Callable
@@ -15,10 +15,11 @@ log = structlog.get_logger()
 
 
 def unmount(volume_id: str, mounted: Mount, kernel: KernelView, act: Callable[[str], None]) -> None:
-    """Undo a mount by `act`, which is given its target, or say who holds it.
+    """Unmount a volume by `act`, which is given the target of the mount.
 
-    What was shut down is detached though somebody holds it, who may never end: nothing is written
-    to it any more. But not with another filesystem mounted in it.
+    `FailedPrecondition`, which names the processes that use it, if the mount is busy. But a
+    filesystem that was shut down is detached all the same (MNT_DETACH, umount(2)): nothing is
+    written to it any more, and its users may never end. A filesystem mounted in it forbids that.
     """
     try:
         act(mounted.target)
