@@ -122,7 +122,7 @@ def injected(driver: Driver, call: str, fault: str, *options: str) -> Iterator[N
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as strace:
         assert strace.stderr is not None
         assert "attached" in strace.stderr.readline()
-        time.sleep(0.3)  # until it has all threads
+        time.sleep(0.3)  # until strace has attached to all threads
         try:
             yield
         finally:
@@ -144,7 +144,7 @@ WAYS = {
 
 @contextlib.contextmanager
 def holding(place: Path, way: str, *wrapper: str) -> Iterator[int]:
-    """Let a process hold what is at a path in one way; yield its id."""
+    """Run a process that keeps `place` in use, in one of `WAYS`, and yield its id."""
     script = f"import mmap, os, sys; {WAYS[way]}; print('ready', flush=True); sys.stdin.read()"
     with subprocess.Popen(
         [*wrapper, sys.executable, "-c", script, place],

@@ -176,7 +176,7 @@ class Backend(abc.ABC):
         """
 
     def written_at(self) -> str | None:
-        """Return a path or device through which the volume may be written to now; None if none."""
+        """Return where the volume may be written to now, a path or a device; None if nowhere."""
         writable = [item.target for item in self.mounts() if not item.readonly]
         return writable[0] if writable else self.holder()
 

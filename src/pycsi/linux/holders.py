@@ -56,7 +56,7 @@ def of_mount(mounted: Mount) -> list[str]:
 
 
 def of_device(number: int) -> list[str]:
-    """Return descriptions of what keeps a loop device in use, as `of_mount` does."""
+    """Return descriptions of what keeps the loop device `number` in use, as `of_mount` does."""
     node, device = f"/dev/loop{number}", os.makedev(loop.LOOP_MAJOR, number)
     found = [f"{top.path}, which is on top of it" for top in on_top_of(number)]
     found += [f"{_device_mapper(name)}, which is on top of it" for name in _holders(number)]
