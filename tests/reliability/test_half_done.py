@@ -53,7 +53,7 @@ def test_record(served: Driver, big_pool: Path, tmp_path: Path) -> None:
     served.restart()
     assert nodes(served, volume_id) == before
     served.controller.ControllerPublishVolume(attach)
-    with failing(served, tmp_path, "fsync", 2), refused(REFUSED, "Input/output error"):
+    with failing(served, tmp_path, "fsync", 1), refused(REFUSED, "Input/output error"):
         served.controller.ControllerUnpublishVolume(request)
     served.restart()
     assert nodes(served, volume_id) == ["node-1"]

@@ -1,5 +1,6 @@
 """ControllerPublishVolume and ControllerUnpublishVolume, where they are switched on."""
 
+import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -143,3 +144,23 @@ def test_limit_of_a_node_at_once(attaching: Driver) -> None:
         attaching.delete(item)
     assert codes.count(OK) == len(attached) <= 3
     assert sorted(code.name for code in codes) == ["OK"] * 3 + ["RESOURCE_EXHAUSTED"] * 5
+
+
+def test_attachment_in_the_record_of_an_older_version(attaching: Driver) -> None:
+    """Older versions kept the attachment in the volume's own record; it is honoured and goes."""
+    volume_id = attaching.create("a", quota="none").volume_id
+    assert publish(attaching) is OK
+    attaching.stop()
+    place = attaching.folders[0] / "volumes" / volume_id
+    record = json.loads((place / "volume.json").read_text())
+    attachment = json.loads((place / "attachment.json").read_text())
+    del attachment["schema"]
+    (place / "volume.json").write_text(json.dumps(record | {"attachment": attachment}))
+    (place / "attachment.json").unlink()
+    attaching.start()
+    assert nodes(attaching) == ["node-1"]
+    assert publish(attaching) is OK
+    for _ in range(2):
+        assert unpublish(attaching) is OK
+        assert nodes(attaching) == []
+        attaching.restart()

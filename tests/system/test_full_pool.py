@@ -1,5 +1,6 @@
 """A pool without a free byte: its volumes can be used, if only to delete files from them."""
 
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -114,12 +115,42 @@ def test_record_that_finds_no_room(
     before = record.read_bytes()
     with refused(grpc.StatusCode.RESOURCE_EXHAUSTED, "pool small", "free", "pycsi trash empty"):
         driver.modify(volume_id, onDelete="retain")
-    with refused(grpc.StatusCode.RESOURCE_EXHAUSTED, "pool small", "free", "pycsi trash empty"):
+    assert record.read_bytes() == before
+    (pool.parent / "others").unlink(missing_ok=True)
+    driver.delete(volume_id)
+
+
+@pytest.mark.parametrize("kind", ["ext4", "xfs", "btrfs"])
+def test_attached_and_detached_on_a_full_pool(
+    filesystem: FilesystemFactory, serve: Callable[..., Driver], kind: str
+) -> None:
+    """Neither attaching nor detaching needs a free block; what is detached stays so."""
+    pool = filesystem(kind, GIB if kind == "btrfs" else 512 * MIB)
+    driver = serve(pool, options=("--enable-attach", "--max-volumes-per-node=2"))
+    old, new, third = (
+        driver.create(name, type="image").volume_id for name in ("old", "new", "third")
+    )
+
+    def attach(volume_id: str) -> None:
         driver.controller.ControllerPublishVolume(
             csi.ControllerPublishVolumeRequest(
                 volume_id=volume_id, node_id="node-1", volume_capability=mount_capability()
             )
         )
-    assert record.read_bytes() == before
-    (pool.parent / "others").unlink(missing_ok=True)
-    driver.delete(volume_id)
+
+    attach(old)
+    fill_up(pool)
+    for _ in range(2):
+        attach(new)
+    with refused(grpc.StatusCode.RESOURCE_EXHAUSTED, "max-volumes-per-node"):
+        attach(third)
+    for volume_id in (old, new):
+        with refused(REFUSED, "attached"):
+            driver.delete(volume_id)
+        for _ in range(2):
+            driver.controller.ControllerUnpublishVolume(
+                csi.ControllerUnpublishVolumeRequest(volume_id=volume_id)
+            )
+    driver.restart(signal.SIGKILL)
+    for volume_id in (old, new, third):
+        driver.delete(volume_id)

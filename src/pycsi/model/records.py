@@ -39,6 +39,9 @@ class Attachment:
     capability: Capability
     readonly: bool
 
+    def to_json(self) -> dict[str, Any]:
+        return _plain(self)
+
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
         return cls(
@@ -96,7 +99,8 @@ class Volume:
         }
 
     def to_json(self) -> dict[str, Any]:
-        plain = _plain(self)
+        # The attachment has a record of its own, which goes without a free block on the disk.
+        plain = _plain(self) | {"attachment": None}
         if not self.targets:
             del plain["targets"]  # older versions do not know the key
         return plain

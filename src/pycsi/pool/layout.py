@@ -1,5 +1,8 @@
 """The paths in a pool's directory, and reading and writing its records."""
 
+import contextlib
+import dataclasses
+import functools
 import os
 import time
 import uuid
@@ -9,7 +12,7 @@ from typing import Any
 
 import structlog
 
-from pycsi.linux.descriptor import opened
+from pycsi.linux.descriptor import opened, sync_directory
 from pycsi.linux.record import (
     RecordError,
     encoded,
@@ -18,7 +21,7 @@ from pycsi.linux.record import (
     write_record,
     write_unsynchronised,
 )
-from pycsi.model.records import Snapshot, Volume
+from pycsi.model.records import Attachment, Snapshot, Volume
 from pycsi.pool.catalog import Catalog
 
 log = structlog.get_logger()
@@ -26,6 +29,7 @@ log = structlog.get_logger()
 _POOL_RECORD = "pool.json"
 VOLUME_RECORD = "volume.json"
 SNAPSHOT_RECORD = "snapshot.json"
+ATTACHMENT_RECORD = "attachment.json"
 NOTES_RECORD = "node.json"
 
 NO_NOTES: Mapping[str, Any] = {"staged": {}, "published": {}}
@@ -123,6 +127,44 @@ def write_volume(place: str, volume: Volume) -> None:
     write_record(Path(place, VOLUME_RECORD), volume.to_json())
 
 
+def write_attachment(place: str, attachment: Attachment) -> None:
+    """Record in a volume's directory that it is attached, durably or not at all."""
+    record = Path(place, ATTACHMENT_RECORD)
+    try:
+        write_record(record, attachment.to_json())
+    except BaseException:
+        with contextlib.suppress(OSError):
+            record.unlink(missing_ok=True)
+        raise
+
+
+def delete_attachment(place: str) -> None:
+    """Delete the record of a volume's attachment, durably; absent is fine.
+
+    That takes no free block.
+    """
+    Path(place, ATTACHMENT_RECORD).unlink(missing_ok=True)
+    sync_directory(place)
+
+
+def is_attached_by_record(place: str) -> bool:
+    """Tell whether a volume's own record holds an attachment, as older versions wrote it."""
+    return read_record(f"{place}/{VOLUME_RECORD}")["attachment"] is not None
+
+
+def _read_volume(layout: Layout, data: Mapping[str, Any]) -> Volume:
+    """Return the volume with the record `data`, and with its attachment, if it has one."""
+    volume = Volume.from_json(data)
+    record = layout.volumes / volume.id / ATTACHMENT_RECORD
+    try:
+        return dataclasses.replace(volume, attachment=Attachment.from_json(read_record(record)))
+    except FileNotFoundError:
+        return volume  # older versions kept the attachment in the volume's record
+    except (RecordError, KeyError, TypeError, ValueError) as error:
+        log.warning("the record of an attachment is damaged", path=str(record), error=str(error))
+        return volume
+
+
 def write_new_snapshot(place: Path, snapshot: Snapshot) -> None:
     """Write the record of a snapshot that is being built."""
     write_new_record(f"{place}/{SNAPSHOT_RECORD}", snapshot.to_json())
@@ -130,7 +172,8 @@ def write_new_snapshot(place: Path, snapshot: Snapshot) -> None:
 
 def volume_catalog(layout: Layout) -> Catalog[Volume]:
     """Return the catalog of the pool's volumes, still to be loaded."""
-    catalog = Catalog(layout.volumes, VOLUME_RECORD, Volume.from_json)
+    read = functools.partial(_read_volume, layout)
+    catalog = Catalog(layout.volumes, VOLUME_RECORD, read)
     catalog.change_count_of = layout.change_count
     return catalog
 

@@ -1,13 +1,20 @@
 """Attaching volumes to this node, for orchestrators that ask for it; it only writes a record."""
 
+import contextlib
 import dataclasses
+import errno
 import threading
+
+import structlog
 
 from pycsi.model.errors import AlreadyExists, NotFound, ResourceExhausted
 from pycsi.model.records import Attachment, Volume
 from pycsi.model.topology import NodeInfo
+from pycsi.pool import layout
 from pycsi.pool.pool import Pool
 from pycsi.volumes.pools import Pools
+
+log = structlog.get_logger()
 
 
 class Attacher:
@@ -43,11 +50,46 @@ class Attacher:
                     f"node {self._node.id} has its {most} volumes; detach one, or raise "
                     "--max-volumes-per-node"
                 )
-            pool.update(dataclasses.replace(volume, attachment=wanted))
+            _record(pool, volume, wanted)
 
     def detach(self, volume_id: str, node_id: str) -> None:
         """Detach a volume from a node, or from all if `node_id` is ""; not attached is fine."""
         found = self._pools.find(volume_id, sure=True)
         if found and found[1].attachment and node_id in {"", self._node.id}:
             pool, volume = found
-            pool.update(dataclasses.replace(volume, attachment=None))
+            _delete_record(pool, volume)
+
+
+def _record(pool: Pool, volume: Volume, attachment: Attachment) -> None:
+    """Record that a volume is attached, durably.
+
+    On a full disk that is known only until the driver ends; the volume can be used nevertheless, if
+    only to delete files from it. Unlike the notes of where it is mounted, nothing depends on it but
+    the refusal to delete an attached volume.
+    """
+    pool.check()
+    try:
+        layout.write_attachment(pool.volumes.place(volume.id), attachment)
+    except OSError as error:
+        if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+            raise
+        log.warning("attached without a record", volume=volume.id, error=str(error))
+    pool.volumes.put(dataclasses.replace(volume, attachment=attachment))
+
+
+def _delete_record(pool: Pool, volume: Volume) -> None:
+    """Record that a volume is not attached, durably; this needs no free block."""
+    pool.check()
+    place = pool.volumes.place(volume.id)
+    detached = dataclasses.replace(volume, attachment=None)
+    if layout.is_attached_by_record(place):
+        pool.update(detached)
+    try:
+        layout.delete_attachment(place)
+    except BaseException:
+        # The record may be deleted, but not durably: then it is written again.
+        with contextlib.suppress(OSError):
+            if volume.attachment:
+                layout.write_attachment(place, volume.attachment)
+        raise
+    pool.volumes.put(detached)
