@@ -525,8 +525,11 @@ def test_calls_about_what_is_published_while_the_pool_is_away(
 
 
 @pytest.mark.parametrize("restarted", [False, True], ids=["running", "restarted"])
-def test_device_that_somebody_detaches(driver: Driver, tmp_path: Path, restarted: bool) -> None:
-    """The node of a device that is none any more can be unpublished."""
+@pytest.mark.parametrize("reused", [False, True], ids=["free", "reused"])
+def test_device_that_somebody_detaches(
+    driver: Driver, tmp_path: Path, reused: bool, restarted: bool
+) -> None:
+    """The node of a device that is none any more, or another file's, can be unpublished."""
     volume_id = driver.create(OURS, capability=block_capability()).volume_id
     staging, target = tmp_path / "staging", tmp_path / "target"
     driver.stage(volume_id, staging, block_capability())
@@ -534,10 +537,17 @@ def test_device_that_somebody_detaches(driver: Driver, tmp_path: Path, restarted
     (number,) = (n for n in loop.numbers() if f"/{volume_id}/" in (path_of(n) or ""))
     run("losetup", "--detach", f"/dev/loop{number}")
     assert driver.condition(volume_id).abnormal
+    other = tmp_path / "other.img"
+    other.write_bytes(bytes(MIB))
+    if reused:
+        run("losetup", f"/dev/loop{number}", other)
     if restarted:
         driver.restart()
     undo(driver, {volume_id: (staging, target)})
     driver.delete(volume_id)
+    if reused:
+        assert path_of(number) == str(other), "the device is left to whom it belongs now"
+        run("losetup", "--detach", f"/dev/loop{number}")
 
 
 def test_btrfs_images_elsewhere(

@@ -105,6 +105,10 @@ class Backend(abc.ABC):
         Such a mount, a relic, may only be undone; the volume does not count as staged or published.
         """
 
+    def may_have_shown(self, mounted: Mount) -> bool:
+        """Tell whether a mount where the volume was published can be what publishing left there."""
+        return False
+
     def is_staged(self, path: str) -> bool:
         """Tell whether the kernel has the volume staged at `path`."""
         return self.is_seen(path)

@@ -66,6 +66,12 @@ class RawImage(Image):
     def is_relic(self, mounted: Mount) -> bool:
         return super().is_relic(mounted) or self._shows_nothing(mounted)
 
+    def may_have_shown(self, mounted: Mount) -> bool:
+        # A device that somebody has detached may be another file's by now.
+        return (
+            mounted.fstype in {"devtmpfs", "tmpfs"} and backing.number_of(mounted.root) is not None
+        )
+
     @staticmethod
     def _shows_nothing(mounted: Mount) -> bool:
         """Tell whether a mount shows the node of a loop device that is not bound any more."""

@@ -256,16 +256,22 @@ class Staging:
     def _unmount(self, path: str) -> None:
         while found := self.kernel.mounts.at(path):
             ours = found[-1].id in {item.id for item in self.backend.mounts()}
-            if not ours and not self.backend.is_relic(found[-1]):
+            if not ours and not self._is_relic(found[-1]):
                 raise _foreign(found[-1])
             unmount(self._id, found[-1], self.kernel, self.backend.unmount)
             if len(found) == 1:
                 return
 
+    def _is_relic(self, mounted: Mount) -> bool:
+        """Tell whether a mount is left of this volume: of a lost disk, or of a device it lost."""
+        if self.backend.is_relic(mounted):
+            return True
+        return mounted.target in self.notes.published and self.backend.may_have_shown(mounted)
+
     def _refuse_mounted(self, path: str) -> None:
         """Refuse a path where another filesystem is mounted; unmount relics of a lost disk."""
         mounted = self.kernel.mounts.topmost(path)
-        if mounted and mounted not in self.backend.mounts() and self.backend.is_relic(mounted):
+        if mounted and mounted not in self.backend.mounts() and self._is_relic(mounted):
             self._unmount(path)
             mounted = self.kernel.mounts.topmost(path)
         if mounted:
