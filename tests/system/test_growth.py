@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -82,6 +83,16 @@ def lag(driver: Driver, volume_id: str, folder: Path, size: int) -> None:
     assert driver.condition(volume_id).abnormal
 
 
+def can_grow(image: Path, size: int, copy: Path) -> bool:
+    """Try it with a copy: of many filesystems that resize2fs cannot grow it grows some."""
+    shutil.copyfile(image, copy)
+    os.truncate(copy, size)
+    check = subprocess.run(["e2fsck", "-f", "-p", copy], capture_output=True, check=False)
+    resize = subprocess.run(["resize2fs", copy], capture_output=True, check=False)
+    copy.unlink()
+    return check.returncode in {0, 1} and resize.returncode == 0
+
+
 @pytest.mark.parametrize(
     ("small", "large", "options", "harm", "reason"),
     [
@@ -105,12 +116,16 @@ def test_ext4_that_cannot_grow(
     pool = filesystem("xfs", 2 * GIB)
     driver = without_resource(serve, f"default={pool},overcommit=100")
     parameters = {"type": "image", **({"mkfsOptions": options} if options else {})}
-    volume_id = driver.create("v", small, capability=EXT4, parameters=parameters).volume_id
-    with driver.published(volume_id, tmp_path, EXT4) as target:
-        (target / "f1").write_text("kept")
-        (target / "f2").write_text("other")
-    if harm:
-        harm(image_of(pool, volume_id))
+    for _ in range(10):
+        volume_id = driver.create("v", small, capability=EXT4, parameters=parameters).volume_id
+        with driver.published(volume_id, tmp_path, EXT4) as target:
+            (target / "f1").write_text("kept")
+            (target / "f2").write_text("other")
+        if harm:
+            harm(image_of(pool, volume_id))
+        if not can_grow(image_of(pool, volume_id), large, tmp_path / "copy.img"):
+            break
+        driver.delete(volume_id)
     driver.expand(volume_id, large)
     lag(driver, volume_id, tmp_path, small)
     assert reason in driver.condition(volume_id).message
