@@ -15,6 +15,7 @@ import structlog
 
 from pycsi.backends.image import Image
 from pycsi.linux import filesystem
+from pycsi.linux.descriptor import NO_ROOM
 from pycsi.linux.mount import answers
 from pycsi.linux.mounttable import Mount
 from pycsi.linux.program import ProgramError
@@ -35,8 +36,6 @@ A failed write might shut its filesystem down.
 
 _WORTHWHILE = 4 * MIB
 """Growth by fewer bytes than this is not worth a full check; ext4 may not even use the space."""
-
-_FOR_WANT_OF_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 class GrowingImage(Image):
@@ -212,8 +211,8 @@ class GrowingImage(Image):
         """Record the reason for the volume's condition; return the exception to raise."""
         code = error.errno if isinstance(error, OSError) else None
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
-        full = code in _FOR_WANT_OF_ROOM or self.pool_is_full()
-        if full and code not in _FOR_WANT_OF_ROOM:
+        full = code in NO_ROOM or self.pool_is_full()
+        if full and code not in NO_ROOM:
             reason = f"the pool's disk is full: {reason}"
         with contextlib.suppress(OSError):
             self._failed.write_text(reason)

@@ -13,6 +13,9 @@ from pycsi.linux.libc import StrPath, system_call
 AT_FDCWD = -100
 RESOLVE_NO_SYMLINKS = 0x4
 
+NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
+"""The errors of a full filesystem, and of a quota that is used up."""
+
 DISK_FAULTS = frozenset(
     {
         errno.EIO,

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from pycsi.linux.descriptor import (
+    NO_ROOM,
     opened,
     read_file,
     read_whole,
@@ -91,7 +92,7 @@ def rewrite_record(path: Path | str, data: Mapping[str, Any]) -> None:
     try:
         _write_aside(path, text, durable=False)
     except OSError as error:
-        if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+        if error.errno not in NO_ROOM:
             raise
         # The blocks of the old record may have room for the new one.
         try:

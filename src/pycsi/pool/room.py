@@ -1,12 +1,12 @@
 """The room in a pool: bytes promised to what it holds, and reserved for what is being made."""
 
 import contextlib
-import errno
 import os
 import threading
 import time
 from collections.abc import Iterator
 
+from pycsi.linux.descriptor import NO_ROOM
 from pycsi.model.config import PoolConfig
 from pycsi.model.errors import ResourceExhausted
 from pycsi.model.size import show
@@ -141,7 +141,7 @@ class Room:
         try:
             yield
         except OSError as error:
-            if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+            if error.errno not in NO_ROOM:
                 raise
             raise ResourceExhausted(self._cannot_record(error)) from None
 

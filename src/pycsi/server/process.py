@@ -208,7 +208,7 @@ def _bound(server: grpc.Server, path: Path) -> Iterator[None]:
         ours = _identity(path)
     except (RuntimeError, OSError):
         raise ConfigError(
-            f"--endpoint: cannot listen on {path}: {_why_deaf(path)}; use another directory"
+            f"--endpoint: cannot listen on {path}: {_why_not_bound(path)}; use another directory"
         ) from None
     try:
         yield
@@ -218,7 +218,7 @@ def _bound(server: grpc.Server, path: Path) -> Iterator[None]:
                 path.unlink()
 
 
-def _why_deaf(path: Path) -> str:
+def _why_not_bound(path: Path) -> str:
     """Return the kernel's reason why `path` cannot be listened on, which gRPC does not give."""
     with socket.socket(socket.AF_UNIX) as probe:
         try:

@@ -179,9 +179,7 @@ class Interceptor:
         self._server = server
         self._probers = probers
         self._unimplemented = unimplemented
-        self._places = _ConcurrencyLimit(
-            most, "too many operations are under way; try again", ready
-        )
+        self._limit = _ConcurrencyLimit(most, "too many operations are under way; try again", ready)
         self._streaming = _ConcurrencyLimit(
             _STREAMS, f"{_STREAMS} streams are open already; try again"
         )
@@ -205,7 +203,7 @@ class Interceptor:
         if method is None or decode is None or encode is None:
             raise TypeError(f"{name} takes a stream or no message, which no method of CSI does")
         coders = (_decoder(decode), _encoder(encode))
-        admitted: Admission = contextlib.nullcontext() if service == _IDENTITY else self._places
+        admitted: Admission = contextlib.nullcontext() if service == _IDENTITY else self._limit
         if name in self._unimplemented:
             admitted = _Refusal(name)
         if handler.response_streaming:

@@ -24,10 +24,10 @@ class Identity(csi_pb2_grpc.IdentityServicer):
     """
 
     def __init__(
-        self, name: str, says: DriverCapabilities, pools: Pools, ready: threading.Event
+        self, name: str, capabilities: DriverCapabilities, pools: Pools, ready: threading.Event
     ) -> None:
         self._name = name
-        self._capabilities = says
+        self._capabilities = capabilities
         self._pools = pools
         self._ready = ready
 

@@ -2,11 +2,11 @@
 
 import contextlib
 import dataclasses
-import errno
 import threading
 
 import structlog
 
+from pycsi.linux.descriptor import NO_ROOM
 from pycsi.model.errors import AlreadyExists, NotFound, ResourceExhausted
 from pycsi.model.records import Attachment, Volume
 from pycsi.model.topology import NodeInfo
@@ -71,7 +71,7 @@ def _record(pool: Pool, volume: Volume, attachment: Attachment) -> None:
     try:
         layout.write_attachment(pool.volumes.place(volume.id), attachment)
     except OSError as error:
-        if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+        if error.errno not in NO_ROOM:
             raise
         log.warning("attached without a record", volume=volume.id, error=str(error))
     pool.volumes.put(dataclasses.replace(volume, attachment=attachment))

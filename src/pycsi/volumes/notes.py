@@ -17,14 +17,14 @@ from typing import Any, Self
 
 import structlog
 
-from pycsi.linux.descriptor import DISK_FAULTS
+from pycsi.linux.descriptor import DISK_FAULTS, NO_ROOM
 from pycsi.linux.record import RecordError, read_rewritten, rewrite_record
 from pycsi.model.request import Mode
 from pycsi.pool.layout import NO_NOTES, NOTES_RECORD
 
 log = structlog.get_logger()
 
-_UNWRITABLE = DISK_FAULTS | {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+_UNWRITABLE = DISK_FAULTS | NO_ROOM | {errno.EROFS}
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

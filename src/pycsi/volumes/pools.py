@@ -102,7 +102,7 @@ class Pools:
         """Have a pool adopt the volumes that other processes add, and drop those they delete."""
         pool.missing = lambda: self.missing
         pool.volumes.adopts = functools.partial(self._adopts, pool)
-        pool.trash.notices = functools.partial(_forget_thrown_away, pool)
+        pool.trash.notices = functools.partial(_drop_deleted, pool)
 
     def _ignore_doubles(self) -> None:
         """Ignore all but the newest volume of an id that two pools have, as after a manual copy."""
@@ -273,9 +273,12 @@ class Pools:
         """Return a volume and its pool, or raise `NotFound` or `PoolMissing` with the reason."""
         if found := self.find(volume_id, sure=True):
             return found
-        if node := self.elsewhere(volume_id):
-            raise NotFound(f"volume {volume_id} is on node {node}; this is node {self.node}")
-        raise NotFound(f"there is no volume {volume_id!r} on node {self.node}")
+        raise self._not_found("volume", volume_id)
+
+    def _not_found(self, what: str, object_id: str) -> NotFound:
+        if node := self.elsewhere(object_id):
+            return NotFound(f"{what} {object_id} is on node {node}; this is node {self.node}")
+        return NotFound(f"there is no {what} {object_id!r} on node {self.node}")
 
     def located(self, after: str = "") -> Iterator[tuple[Pool, Volume]]:
         """Yield the volumes that are not inline, with their pools, in the order of ids.
@@ -304,9 +307,7 @@ class Pools:
         """Return a snapshot and its pool; otherwise raise an error as `need` does."""
         if found := self.find_snapshot(snapshot_id, sure=True):
             return found
-        if node := self.elsewhere(snapshot_id):
-            raise NotFound(f"snapshot {snapshot_id} is on node {node}; this is node {self.node}")
-        raise NotFound(f"there is no snapshot {snapshot_id!r} on node {self.node}")
+        raise self._not_found("snapshot", snapshot_id)
 
     def snapshots(self, after: str = "") -> Iterator[Snapshot]:
         """Yield the snapshots in the order of ids; the first is the one that follows `after`."""
@@ -329,7 +330,7 @@ class Pools:
         }
 
 
-def _forget_thrown_away(pool: Pool, volume_id: str) -> None:
+def _drop_deleted(pool: Pool, volume_id: str) -> None:
     """Drop a volume that another process has deleted: `pycsi delete-inline`."""
     if volume_id in pool.volumes and not exists(pool.volumes.place(volume_id)):
         pool.volumes.drop(volume_id)

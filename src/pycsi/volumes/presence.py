@@ -61,7 +61,7 @@ class Presence:
             for config in self.configs.values():
                 self._refuse_same(config)
                 try:
-                    self._attempt(config, functools.partial(self._directory, config))
+                    self._attempt(config, functools.partial(self._open_first, config))
                 except ConfigError as error:
                     if config.require_pool:
                         raise
@@ -76,7 +76,7 @@ class Presence:
             self.close()
             raise
 
-    def _directory(self, config: PoolConfig) -> None:
+    def _open_first(self, config: PoolConfig) -> None:
         self._put(Pool(config, begin=True))
 
     def load(self) -> None:
