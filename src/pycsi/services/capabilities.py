@@ -27,8 +27,16 @@ _RPCS = {
     _CONTROLLER.EXPAND_VOLUME: {"ControllerExpandVolume"},
     _CONTROLLER.GET_VOLUME: {"ControllerGetVolume"},
     _CONTROLLER.MODIFY_VOLUME: {"ControllerModifyVolume"},
+    _CONTROLLER.GET_VOLUME_HEALTH: {"ControllerGetVolumeHealth"},
+    _CONTROLLER.LIST_VOLUME_HEALTH: {"ControllerListVolumeHealth"},
 }
 """The controller RPCs that each capability switches on. All other RPCs are always on."""
+
+_NODE_RPCS = {
+    _NODE.GET_VOLUME_HEALTH: "NodeGetVolumeHealth",
+    _NODE.GET_STORAGE_HEALTH: "NodeGetStorageHealth",
+}
+"""The node RPC that each capability switches on. All others are on wherever the node is served."""
 
 _SERVICES = {
     _PLUGIN.GROUP_CONTROLLER_SERVICE: "GroupController",
@@ -55,6 +63,7 @@ class DriverCapabilities:
     def unimplemented(self) -> frozenset[str]:
         """The names of the RPCs that answer UNIMPLEMENTED."""
         off = {rpc for flag, rpcs in _RPCS.items() if flag not in self.controller for rpc in rpcs}
+        off |= {rpc for flag, rpc in _NODE_RPCS.items() if flag not in self.node}
         if not self.serves_node:
             services = csi.DESCRIPTOR.services_by_name
             off |= {rpc.name for rpc in services["Node"].methods} - {"NodeGetCapabilities"}
