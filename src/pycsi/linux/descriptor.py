@@ -1,7 +1,4 @@
-"""File descriptors that are closed at the end of a `with` block.
-
-The context managers are classes: generators would cost as much as the system calls.
-"""
+"""File descriptors that are closed at the end of a `with` block."""
 
 import ctypes
 import errno
@@ -48,56 +45,39 @@ _openat2 = system_call(
 )
 
 
-class closing:  # noqa: N801  (called like a function, as are the others here)
-    """Close `fd` at the end of the block."""
-
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
+class closing(int):  # noqa: N801  (called like a function)
+    """A file descriptor that is closed at the end of a `with` block."""
 
     def __enter__(self) -> int:
-        return self._fd
+        return self
 
     def __exit__(self, *_: object) -> None:
-        os.close(self._fd)
+        os.close(self)
 
 
-class opened(closing):  # noqa: N801
+def opened(path: StrPath, flags: int = os.O_RDONLY, *, at: int | None = None) -> closing:
     """Open `path`, relative to the directory descriptor `at` if that is given (open(2)).
 
     A file that is created has mode 0600. Child programs do not inherit the descriptor.
     """
-
-    def __init__(self, path: StrPath, flags: int = os.O_RDONLY, *, at: int | None = None) -> None:
-        self._path, self._flags, self._at = path, flags, at
-
-    def __enter__(self) -> int:
-        self._fd = os.open(self._path, self._flags | os.O_CLOEXEC, 0o600, dir_fd=self._at)
-        return self._fd
+    return closing(os.open(path, flags | os.O_CLOEXEC, 0o600, dir_fd=at))
 
 
-class no_symlinks(closing):  # noqa: N801
+def no_symlinks(path: StrPath, flags: int = 0) -> closing:
     """Open `path` without read access (O_PATH); ELOOP if any part of it is a symbolic link.
 
     The kernel checks this while it opens the path (openat2(2)), so a link cannot be swapped in
     between check and use.
     """
-
-    def __init__(self, path: StrPath, flags: int = 0) -> None:
-        self._path = path
-        self._how = _OpenHow(flags | os.O_PATH | os.O_CLOEXEC, 0, RESOLVE_NO_SYMLINKS)
-
-    def __enter__(self) -> int:
-        path, how = os.fsencode(self._path), self._how
-        try:
-            self._fd = _openat2(
-                AT_FDCWD, path, ctypes.byref(how), ctypes.sizeof(how), path=self._path
-            )
-        except OSError as error:
-            if error.errno != errno.ELOOP:
-                raise
-            reason = "leads through a symbolic link; give the real path"
-            raise OSError(errno.ELOOP, reason, os.fspath(self._path)) from None
-        return self._fd
+    how = _OpenHow(flags | os.O_PATH | os.O_CLOEXEC, 0, RESOLVE_NO_SYMLINKS)
+    size = ctypes.sizeof(how)
+    try:
+        return closing(_openat2(AT_FDCWD, os.fsencode(path), ctypes.byref(how), size, path=path))
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        reason = "leads through a symbolic link; give the real path"
+        raise OSError(errno.ELOOP, reason, os.fspath(path)) from None
 
 
 def read_file(path: StrPath) -> bytes:
@@ -133,8 +113,5 @@ def is_directory(path: StrPath) -> bool:
 
 def sync_directory(path: StrPath) -> None:
     """Make the entries of the directory `path` durable (fsync(2))."""
-    fd = os.open(path, os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
+    with opened(path, os.O_DIRECTORY) as fd:
         os.fsync(fd)
-    finally:
-        os.close(fd)
