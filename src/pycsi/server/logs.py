@@ -3,16 +3,8 @@
 import json
 import logging
 import sys
-from typing import Any
 
 import structlog
-
-_ENCODER = json.JSONEncoder(default=repr)
-
-
-def _encoded(event: structlog.typing.EventDict, **_: Any) -> str:
-    """Encode with one shared encoder: json.dumps with structlog's options makes one per line."""
-    return _ENCODER.encode(event)
 
 
 def _escape(
@@ -35,7 +27,7 @@ def configure(fmt: str, level: str) -> None:
     renderer: structlog.typing.Processor
     escaping: list[structlog.typing.Processor] = []
     if fmt == "json":
-        renderer = structlog.processors.JSONRenderer(_encoded)
+        renderer = structlog.processors.JSONRenderer(default=repr)
     else:
         renderer = structlog.processors.LogfmtRenderer(
             key_order=["timestamp", "level", "event"], bool_as_flag=False

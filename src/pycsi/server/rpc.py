@@ -6,12 +6,13 @@ This is the only place where exceptions become status codes.
 import contextlib
 import functools
 import itertools
+import logging
 import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Protocol, TypeAlias
+from typing import Any, NamedTuple, NoReturn, Protocol, TypeAlias
 
 import grpc
 import structlog
@@ -22,7 +23,6 @@ from pycsi.model.errors import (
     ERRNO_CODES,
     Aborted,
     CsiError,
-    InvalidArgument,
     Unavailable,
     Unimplemented,
 )
@@ -48,13 +48,12 @@ _STREAMS = 16
 """Maximum number of concurrent streams: each occupies a thread for as long as its reader takes."""
 
 _LONGEST_MESSAGE = 1024
-_DEBUG = 10
 _IDENTITY = "csi.v1.Identity"
 _DONE = grpc.StatusCode.OK, ""
 
 Method = Callable[[Any, grpc.ServicerContext], Any]
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
-Admission = contextlib.AbstractContextManager[None]
+Admission = Callable[[], contextlib.AbstractContextManager[None]]
 
 
 class Observer(Protocol):
@@ -72,6 +71,11 @@ def status_of(error: BaseException) -> tuple[grpc.StatusCode, str]:
     message = _cut(str(error) or type(error).__name__)
     if isinstance(error, CsiError):
         return error.code, message
+    if isinstance(error, DecodeError):
+        return grpc.StatusCode.INVALID_ARGUMENT, (
+            "the request cannot be read as the message that this method takes; send what csi.proto "
+            "describes"
+        )
     if isinstance(error, GeneratorExit):
         return grpc.StatusCode.CANCELLED, "the caller of a stream has hung up"
     if isinstance(error, OSError) and error.errno in ERRNO_CODES:
@@ -89,68 +93,23 @@ def _identifying(kind: Descriptor) -> tuple[str, ...]:
     return tuple(field for field in _IDENTIFYING if field in kind.fields_by_name)
 
 
-def _decoder(decode: Callable[[bytes], Message]) -> Callable[[bytes], Message | DecodeError]:
-    """Return `decode`, with `DecodeError` as a result: gRPC answers a raised one with INTERNAL."""
-
-    def read(data: bytes) -> Message | DecodeError:
-        try:
-            return decode(data)
-        except DecodeError as error:
-            return error
-
-    return read
-
-
 def _encoder(encode: Callable[[Message], bytes]) -> Callable[[Message | bytes], bytes]:
     """Return `encode`, passing through replies that are encoded already."""
     return lambda reply: reply if isinstance(reply, bytes) else encode(reply)
 
 
-def _readable(request: Message | DecodeError) -> Message:
-    if isinstance(request, DecodeError):
-        raise InvalidArgument(
-            "the request cannot be read as the message that this method takes; send what csi.proto "
-            "describes"
-        )
-    return request
+def _refuse(name: str, *_: object) -> NoReturn:
+    """Answer a method that the driver does not advertise."""
+    raise Unimplemented(f"{name} is not among the capabilities of this driver's mode")
 
 
-class _Refusal(contextlib.AbstractContextManager[None]):
-    """Admits no RPC: the driver does not advertise the method."""
+class _Rpc(NamedTuple):
+    """A method of a service: `decode` reads its request, `admitted` raises if it is refused."""
 
-    def __init__(self, name: str) -> None:
-        self._name = name
-
-    def __enter__(self) -> None:
-        raise Unimplemented(f"{self._name} is not among the capabilities of this driver's mode")
-
-    def __exit__(self, *_: object) -> None:
-        """Do nothing; this is never called, since `__enter__` raises."""
-
-
-class _ConcurrencyLimit(contextlib.AbstractContextManager[None]):
-    """Admits at most `most` RPCs at a time, and none before `ready` is set.
-
-    RPCs over the limit raise `Aborted` with the message `refusal`; early ones, `Unavailable`.
-    """
-
-    def __init__(self, most: int, refusal: str, ready: threading.Event | None = None) -> None:
-        self._free = most
-        self._mutex = threading.Lock()
-        self._refusal = refusal
-        self._ready = ready
-
-    def __enter__(self) -> None:
-        if self._ready and not self._ready.is_set():
-            raise Unavailable("the driver is starting; try again")
-        with self._mutex:
-            if not self._free:
-                raise Aborted(self._refusal)
-            self._free -= 1
-
-    def __exit__(self, *_: object) -> None:
-        with self._mutex:
-            self._free += 1
+    name: str
+    admitted: Admission
+    decode: Callable[[bytes], Message]
+    method: Method
 
 
 class _UnaryHandler(functools.partial[Any]):
@@ -179,15 +138,14 @@ class Interceptor:
         self._server = server
         self._probers = probers
         self._unimplemented = unimplemented
-        self._limit = _ConcurrencyLimit(most, "too many operations are under way; try again", ready)
-        self._streaming = _ConcurrencyLimit(
-            _STREAMS, f"{_STREAMS} streams are open already; try again"
-        )
+        self._ready = ready
+        self._slots = threading.Semaphore(most)
+        self._streams = threading.Semaphore(_STREAMS)
         self._observe = observe
         self._prefix = os.urandom(4).hex()
         self._numbers = itertools.count(1)
         self._logger = log.bind()  # bound once: structlog's lazy proxy binds at each call
-        self._debugging = self._logger.is_enabled_for(_DEBUG)
+        self._debugging = self._logger.is_enabled_for(logging.DEBUG)
 
     def add_generic_rpc_handlers(self, handlers: Iterable[grpc.GenericRpcHandler]) -> None:
         """Ignore generic handlers: methods are added by name, and gRPC refuses all others."""
@@ -202,94 +160,96 @@ class Interceptor:
         decode, encode = handler.request_deserializer, handler.response_serializer
         if method is None or decode is None or encode is None:
             raise TypeError(f"{name} takes a stream or no message, which no method of CSI does")
-        coders = (_decoder(decode), _encoder(encode))
-        admitted: Admission = contextlib.nullcontext() if service == _IDENTITY else self._limit
+        admitted: Admission = functools.partial(
+            self._admitted, self._slots, "too many operations are under way; try again"
+        )
+        if service == _IDENTITY:
+            admitted = contextlib.nullcontext
         if name in self._unimplemented:
-            admitted = _Refusal(name)
+            admitted, method = contextlib.nullcontext, functools.partial(_refuse, name)
+        rpc = _Rpc(name, admitted, decode, method)
+        # No deserializer, so that gRPC hands over the bytes: it answers its failure with INTERNAL.
         if handler.response_streaming:
-            streams = functools.partial(self._stream, name, admitted, method)
-            return grpc.unary_stream_rpc_method_handler(streams, *coders)
-        answers = _UnaryHandler(self._call, name, admitted, method)
+            streams = functools.partial(self._stream, rpc)
+            return grpc.unary_stream_rpc_method_handler(streams, None, _encoder(encode))
+        answers = _UnaryHandler(self._call, rpc)
         if name in _ROUTINE:
             answers.experimental_thread_pool = self._probers
-        return grpc.unary_unary_rpc_method_handler(answers, *coders)
+        return grpc.unary_unary_rpc_method_handler(answers, None, _encoder(encode))
 
-    def _call(
-        self,
-        name: str,
-        admitted: Admission,
-        method: Method,
-        request: Message | DecodeError,
-        context: grpc.ServicerContext,
-    ) -> Message | bytes:
-        start = time.perf_counter()
+    @contextlib.contextmanager
+    def _admitted(self, free: threading.Semaphore, refusal: str) -> Iterator[None]:
+        """Take one of the `free` slots for the `with` block.
+
+        `Unavailable` before the driver is ready, `Aborted` with `refusal` if no slot is free.
+        """
+        if not self._ready.is_set():
+            raise Unavailable("the driver is starting; try again")
+        if not free.acquire(blocking=False):
+            raise Aborted(refusal)
         try:
-            with admitted:
-                response: Message | bytes = method(_readable(request), context)
+            yield
+        finally:
+            free.release()
+
+    def _call(self, rpc: _Rpc, data: bytes, context: grpc.ServicerContext) -> Message | bytes:
+        start = time.perf_counter()
+        request = None
+        try:
+            request = rpc.decode(data)
+            with rpc.admitted():
+                response: Message | bytes = rpc.method(request, context)
         except Exception as error:  # noqa: BLE001  (every exception becomes a status here)
-            context.abort(*self._tell(name, request, start, error))
-        self._tell(name, request, start)
+            context.abort(*self._tell(rpc.name, request, start, error))
+        self._tell(rpc.name, request, start)
         return response
 
-    def _stream(
-        self,
-        name: str,
-        admitted: Admission,
-        method: Method,
-        request: Message | DecodeError,
-        context: grpc.ServicerContext,
-    ) -> Iterator[Message]:
+    def _stream(self, rpc: _Rpc, data: bytes, context: grpc.ServicerContext) -> Iterator[Message]:
         start = time.perf_counter()
+        request = None
+        busy = f"{_STREAMS} streams are open already; try again"
         try:
-            with admitted, self._streaming:
-                yield from method(_readable(request), context)
+            request = rpc.decode(data)
+            with rpc.admitted(), self._admitted(self._streams, busy):
+                yield from rpc.method(request, context)
         except GeneratorExit as error:
-            self._tell(name, request, start, error)
+            self._tell(rpc.name, request, start, error)
             raise
         except Exception as error:  # noqa: BLE001
-            context.abort(*self._tell(name, request, start, error))
-        self._tell(name, request, start)
+            context.abort(*self._tell(rpc.name, request, start, error))
+        self._tell(rpc.name, request, start)
 
     def _tell(
         self,
         name: str,
-        request: Message | DecodeError,
+        request: Message | None,
         start: float,
         failure: BaseException | None = None,
     ) -> tuple[grpc.StatusCode, str]:
-        """Count an RPC that began at `start`, log it, and return its status."""
+        """Count an RPC that began at `start`, log it, and return its status.
+
+        `request` is None if it could not be decoded.
+        """
         seconds = time.perf_counter() - start
         code, message = status_of(failure) if failure else _DONE
-        said = code.name
-        self._observe(name, said, seconds)
+        self._observe(name, code.name, seconds)
         number = next(self._numbers)
-        if failure or self._debugging or name not in _ROUTINE:
-            about = self._about(request)
-            about["code"] = said
-            about["duration_ms"] = round(seconds * 1000, 3)
-            if message:
-                about["error"] = message
-            about["request_id"] = f"{self._prefix}-{number}"
-            if self._debugging and isinstance(request, Message):
-                about["request"] = redacted(request)
-            with contextlib.suppress(OSError):  # an unwritable log must not fail the RPC
-                self._log(name, code, about, failure)
-        return code, message
-
-    @staticmethod
-    def _about(request: Message | DecodeError) -> dict[str, Any]:
-        """Return the identifying fields that are set in a request."""
-        if not isinstance(request, Message):
-            return {}
-        fields = _identifying(request.DESCRIPTOR)
-        return {field: _cut(value) for field in fields if (value := getattr(request, field))}
-
-    def _log(
-        self, name: str, code: grpc.StatusCode, about: dict[str, Any], failure: BaseException | None
-    ) -> None:
+        level = logging.DEBUG if name in _ROUTINE and not failure else logging.INFO
+        if level == logging.DEBUG and not self._debugging:
+            return code, message
+        about: dict[str, Any] = {}
+        if request is not None:
+            fields = _identifying(request.DESCRIPTOR)
+            about = {field: _cut(value) for field in fields if (value := getattr(request, field))}
+        about["code"] = code.name
+        about["duration_ms"] = round(seconds * 1000, 3)
+        if message:
+            about["error"] = message
+        about["request_id"] = f"{self._prefix}-{number}"
+        if self._debugging and request is not None:
+            about["request"] = redacted(request)
         if code is grpc.StatusCode.INTERNAL:
-            self._logger.error(name, exc_info=failure, **about)
-        elif failure is None and name in _ROUTINE:
-            self._logger.debug(name, **about)
-        else:
-            self._logger.info(name, **about)
+            level, about["exc_info"] = logging.ERROR, failure
+        with contextlib.suppress(OSError):  # an unwritable log must not fail the RPC
+            self._logger.log(level, name, **about)
+        return code, message
