@@ -6,8 +6,8 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from pycsi.linux import processors
 from pycsi.linux.descriptor import opened
+from pycsi.linux.program import unpinned
 
 FICLONE = 0x40049409
 
@@ -15,7 +15,7 @@ _CANNOT = frozenset({errno.EINVAL, errno.ENOSYS, errno.ENOTTY, errno.EOPNOTSUPP,
 _STEP = 1024 * 1024
 
 
-@processors.unpinned()
+@unpinned()
 def share(source: int, target: int) -> bool:
     """Make the open file `target` a point-in-time copy of the open file `source`, sharing blocks.
 
@@ -44,7 +44,7 @@ def can_share(file: Path) -> bool:
     return True
 
 
-@processors.unpinned()
+@unpinned()
 def copy(source: int, target: int, progress: Callable[[], None]) -> None:
     """Copy the data of the open file `source`, but not its holes, into the empty file `target`.
 

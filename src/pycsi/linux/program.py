@@ -1,16 +1,34 @@
-"""Running programs; the driver starts other processes only here."""
+"""Running programs, and the processors that they and the driver's threads run on.
 
+The driver starts other processes only here.
+
+Python runs one thread at a time, and each system call lets another one continue. On several
+processors this wakes an idle processor each time, and the thread that returns from the call has to
+wait in turn; both take longer than most system calls. On one processor threads change only when one
+of them has to wait anyway. So the driver's threads may be pinned to one (sched_setaffinity(2));
+programs, and other long work outside Python, use all.
+"""
+
+import contextlib
 import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from pycsi.linux import processors
+from pycsi.linux.libc import function
 
 _SAID = 400
 """Maximum number of characters of a program's output that are quoted in an error."""
+
+_ALL_PROCESSORS = os.sched_getaffinity(0)
+"""The processors on which this process was started, as the operator or container allows."""
+
+_HOME: set[int] = set()
+"""The processor to which threads are pinned; empty before `pin`."""
+
+_current_processor = function("sched_getcpu")
 
 _found: dict[str, str] = {}
 
@@ -32,7 +50,38 @@ def find(name: str) -> str | None:
     return found
 
 
-@processors.unpinned()
+def pin() -> None:
+    """Pin this thread, and the threads that it starts, to the processor on which it runs now.
+
+    If that processor is busy, the kernel moves other processes away from it.
+    """
+    with contextlib.suppress(OSError):  # if a sandbox hides the processor, all are used
+        _HOME.add(_current_processor())
+        os.sched_setaffinity(0, _HOME)
+
+
+@contextlib.contextmanager
+def unpinned() -> Iterator[None]:
+    """Unpin this thread, and the programs that it starts, for the `with` block.
+
+    This is for long work outside Python, such as copies and programs; it is a decorator as well. A
+    thread that is not pinned, or whose affinity was changed from outside, keeps its affinity.
+    """
+    if os.sched_getaffinity(0) != _HOME:
+        yield
+        return
+    # EINVAL: these processors were taken from this process (cpuset(7)), and the kernel has moved
+    # its threads to the remaining ones. They can stay there.
+    with contextlib.suppress(OSError):
+        os.sched_setaffinity(0, _ALL_PROCESSORS)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            os.sched_setaffinity(0, _HOME)
+
+
+@unpinned()
 def run(
     name: str,
     *arguments: str | Path,

@@ -16,8 +16,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Self
 
-from pycsi.linux import clone, processors
+from pycsi.linux import clone
 from pycsi.linux.descriptor import DIRECTORY, opened
+from pycsi.linux.program import unpinned
 from pycsi.linux.tree import refuse_mounts
 
 CLOCK_REALTIME_COARSE = 5
@@ -155,7 +156,7 @@ def occupied(root: Path) -> int:
     return total
 
 
-@processors.unpinned()
+@unpinned()
 def copy(source: Path, target: Path, progress: Callable[[], None]) -> None:
     """Copy everything in the directory `source` into the empty directory `target`.
 

@@ -15,10 +15,10 @@ from pathlib import Path
 import structlog
 
 from pycsi.backends import Backend
-from pycsi.linux import processors
 from pycsi.linux.descriptor import DIRECTORY, closing, opened
 from pycsi.linux.freeze import freeze, thaw
 from pycsi.linux.mount import mount_of, syncfs
+from pycsi.linux.program import unpinned
 from pycsi.model.errors import FailedPrecondition, retry
 
 log = structlog.get_logger()
@@ -86,7 +86,7 @@ def frozen(volumes: Iterable[Frozen], limit: float) -> Iterator[FreezeWindow]:
         window.check()
 
 
-@processors.unpinned()  # the watchdog must run even if the other threads' processor is busy
+@unpinned()  # the watchdog must run even if the other threads' processor is busy
 def _watch(
     limit: float, done: threading.Event, window: FreezeWindow, descriptors: list[int]
 ) -> None:

@@ -16,7 +16,8 @@ import structlog
 
 from pycsi import __version__
 from pycsi.backends import privileges
-from pycsi.linux import loop, processors
+from pycsi.linux import loop
+from pycsi.linux.program import pin
 from pycsi.model.config import Config, ConfigError, DriverMode
 from pycsi.model.topology import NodeInfo
 from pycsi.proto import csi_pb2_grpc
@@ -55,7 +56,7 @@ def serve(config: Config) -> None:
     # at any instruction, and Ctrl-C in a terminal would kill a running mkfs.
     signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)
     if config.one_cpu:
-        processors.pin()
+        pin()
     with contextlib.ExitStack() as opened:
         _refuse_served(config.socket)
         serves_pools = config.mode is not DriverMode.CONTROLLER

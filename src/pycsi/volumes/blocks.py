@@ -9,8 +9,8 @@ import heapq
 import os
 from collections.abc import Callable, Iterable, Iterator
 
-from pycsi.linux import processors
 from pycsi.linux.fiemap import Extent, extents
+from pycsi.linux.program import unpinned
 from pycsi.model.size import BLOCK, round_down, round_up
 
 Range = tuple[int, int]
@@ -171,7 +171,7 @@ def _changed_data(
             yield from _different_blocks(base, target, at, min(at + _STEP, last))
 
 
-@processors.unpinned()
+@unpinned()
 def _read_both(base: int, target: int, start: int, end: int) -> tuple[bytes, bytes]:
     size = end - start
     old, new = os.pread(base, size, start), os.pread(target, size, start)

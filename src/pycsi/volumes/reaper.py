@@ -9,8 +9,8 @@ from pathlib import Path
 
 import structlog
 
-from pycsi.linux import processors
 from pycsi.linux.mount import syncfs
+from pycsi.linux.program import unpinned
 from pycsi.model.errors import FailedPrecondition
 from pycsi.pool.pool import Pool
 from pycsi.volumes import orphans
@@ -51,7 +51,7 @@ class Reaper:
         if self._thread.is_alive():
             self._thread.join()
 
-    @processors.unpinned()
+    @unpinned()
     def _run(self) -> None:
         # This applies to this thread alone, and sets its I/O priority too (ioprio_set(2)).
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWEST_PRIORITY)

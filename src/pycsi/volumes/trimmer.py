@@ -15,8 +15,8 @@ from pathlib import Path
 
 import structlog
 
-from pycsi.linux import processors
 from pycsi.linux.descriptor import closing
+from pycsi.linux.program import unpinned
 from pycsi.linux.trim import trim
 from pycsi.model import triminterval
 from pycsi.model.errors import Aborted, CsiError
@@ -145,7 +145,7 @@ class Trimmer:
             raise _NotNowError
         # The last piece is open-ended: the addresses of btrfs are not offsets on its disk.
         last = start + _PIECE >= volume.capacity
-        with closing(open_volume(backend)) as fd, processors.unpinned():
+        with closing(open_volume(backend)) as fd, unpinned():
             try:
                 trim(fd, start, None if last else _PIECE)
             except OSError as error:
