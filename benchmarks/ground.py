@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 from driver import GIB, Driver
 
-from pycsi.linux import mount
+from pycsi.linux import kernel
 
 _SIZE = 40 * GIB
 
@@ -49,7 +49,7 @@ def ground(kind: str) -> Iterator[Location]:
         try:
             yield Location(kind=kind, folder=folder, disk=disk)
         finally:
-            for left in reversed(mount.mountinfo()):
+            for left in reversed(kernel.mountinfo()):
                 if left.target.startswith(f"{folder}/"):
                     subprocess.run(["umount", left.target], check=True)
 

@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 from driver import Driver
 
-from pycsi.linux import loop, mount
+from pycsi.linux import kernel, loop, mount
 from pycsi.linux.libc import function
 
 IN_CI = bool(os.environ.get("CI"))
@@ -240,7 +240,7 @@ def _clean_up(folder: Path) -> None:
     disks = [str(path.with_suffix("")) for path in folder.glob("disk-*.img")]
     left = [
         item.target
-        for item in mount.mountinfo()
+        for item in kernel.mountinfo()
         if item.target.startswith(f"{folder}/") and item.target not in disks
     ]
     for target in reversed(left):
@@ -280,7 +280,7 @@ def _nothing_is_left(tmp_path: Path) -> Iterator[None]:
     """Fail a test that leaves a mount or a loop device in its temporary directory."""
     yield
     here = f"{tmp_path}/"
-    mounts = [item.target for item in mount.mountinfo() if item.target.startswith(here)]
+    mounts = [item.target for item in kernel.mountinfo() if item.target.startswith(here)]
     assert not mounts, f"mounts are left: {mounts}"
     # The kernel frees a loop device a moment after its last mount is gone.
     deadline = time.monotonic() + 10

@@ -14,7 +14,7 @@ from typing import Any
 import grpc
 from driver import MIB, Driver, block_capability, mount_capability
 
-from pycsi.linux import loop, mount
+from pycsi.linux import kernel, loop
 from pycsi.proto import csi_pb2 as csi
 
 Code = grpc.StatusCode
@@ -186,12 +186,12 @@ class Arena:
         """Tell whether the kernel has the volume where it is staged."""
         if self.kind == "block":
             return bool(loop.find(self.driver.folders[0] / "volumes" / volume_id / "disk.img"))
-        return mount.topmost(self.path("staging", volume_id)) is not None
+        return kernel.topmost(self.path("staging", volume_id)) is not None
 
     def is_published(self, volume_id: str) -> bool:
         """Tell whether the kernel has the volume at its target, which exists only then."""
         target = self.path("target", volume_id)
-        found = mount.topmost(target) is not None
+        found = kernel.topmost(target) is not None
         assert found is os.path.lexists(target), f"{target}: mounted {found}, and yet"
         return found
 
@@ -220,7 +220,7 @@ class Arena:
         """Check that nothing of a volume is left for anybody to see."""
         assert volume_id not in self.driver.volume_ids()
         assert not (self.driver.folders[0] / "volumes" / volume_id).exists()
-        assert mount.topmost(self.path("staging", volume_id)) is None
+        assert kernel.topmost(self.path("staging", volume_id)) is None
 
 
 def write(file: Path, data: bytes) -> None:

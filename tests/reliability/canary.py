@@ -8,7 +8,7 @@ from pathlib import Path
 
 from conftest import run
 
-from pycsi.linux import mount
+from pycsi.linux import kernel
 from pycsi.linux.libc import function
 
 CLONE_NEWNS = 0x20000
@@ -49,7 +49,7 @@ def mounted_in(*places: Path) -> list[str]:
     """Return what is mounted at or below places."""
     return [
         item.target
-        for item in mount.mountinfo()
+        for item in kernel.mountinfo()
         if any(Path(item.target).is_relative_to(place) for place in places)
     ]
 

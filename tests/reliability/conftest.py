@@ -10,7 +10,7 @@ from conftest import FilesystemFactory, run
 from driver import GIB, Driver
 from reliability.canary import ETC, etc_of_our_own
 
-from pycsi.linux import loop, mount
+from pycsi.linux import kernel, loop
 
 GROUNDS = ("ext4", "xfs", "btrfs")
 COUNTED = "counted "
@@ -109,10 +109,10 @@ def check_whole(driver: Driver, pool: Path, unfinished: str = "never") -> None:
 def check_unused(pool: Path) -> None:
     """Check that no inline volume, no mount of a part of the pool and no loop device is left."""
     assert not [name for name in names_in(pool / "volumes") if name.startswith("ephemeral-")]
-    disk = mount.mount_under(pool)
+    disk = kernel.mount_under(pool)
     left = [
         item.target
-        for item in mount.mountinfo()
+        for item in kernel.mountinfo()
         if item.device == disk.device and item.target != disk.target
     ]
     assert left == []

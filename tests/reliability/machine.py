@@ -30,7 +30,7 @@ from reliability.arena import (
 )
 from reliability.conftest import check_unused, check_whole
 
-from pycsi.linux import mount
+from pycsi.linux import kernel
 from pycsi.proto import csi_pb2 as csi
 
 LARGE = 4 * GIB
@@ -522,7 +522,7 @@ class Machine(RuleBasedStateMachine):
         } | {str(self.target(handle, 1)) for handle in self.inlines}
         found = {
             item.target
-            for item in mount.mountinfo()
+            for item in kernel.mountinfo()
             if item.target.startswith(f"{self.folder}/target-")
         }
         assert found == wanted

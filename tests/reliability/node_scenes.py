@@ -4,7 +4,7 @@ from conftest import run
 from driver import MIB, mount_capability
 from reliability.scenes import DIRECTORY, RAW, Scene
 
-from pycsi.linux import mount
+from pycsi.linux import kernel
 
 
 class Stage(Scene):
@@ -25,7 +25,7 @@ class Stage(Scene):
 
     def undo(self) -> None:
         self.unstage()
-        assert mount.topmost(self.staging()) is None
+        assert kernel.topmost(self.staging()) is None
         self.delete("v")
 
 
@@ -51,7 +51,7 @@ class Unstage(Stage):
         self.unstage()
 
     def check(self) -> None:
-        assert mount.topmost(self.staging()) is None
+        assert kernel.topmost(self.staging()) is None
 
     def undo(self) -> None:
         self.delete("v")

@@ -16,7 +16,7 @@ from reliability.conftest import Counter, check_unused, check_whole, names_in, t
 from reliability.fuzzing import LARGEST_MESSAGE, World, methods
 from rpc.conftest import OK, code_of
 
-from pycsi.linux import mount
+from pycsi.linux import kernel
 from pycsi.proto import csi_pb2 as csi
 
 SEED = 20261124
@@ -180,7 +180,7 @@ def test_requests_of_all_kinds(
     fuzz = Fuzz(driver, world, places[:3])
     total = THOROUGH if thorough else BOUNDED
     before = names_in(Path("/"))
-    mounted = [item.target for item in mount.mountinfo() if str(tmp_path) in item.target]
+    mounted = [item.target for item in kernel.mountinfo() if str(tmp_path) in item.target]
     settled = 0
     with untouched(canary, own_etc):
         for number in range(total):
@@ -190,7 +190,7 @@ def test_requests_of_all_kinds(
         grown = memory(driver) - settled
         undo(driver, big_pool)
     assert names_in(Path("/")) == before
-    assert [item.target for item in mount.mountinfo() if str(tmp_path) in item.target] == mounted
+    assert [item.target for item in kernel.mountinfo() if str(tmp_path) in item.target] == mounted
     assert driver.identity.Probe(csi.ProbeRequest()).ready.value
     assert grown < MAY_GROW, f"memory grew by {grown} KiB in {total * (1 - SETTLED):.0f} requests"
     assert "Traceback" not in driver.log

@@ -36,7 +36,7 @@ from reliability.scenes import (
 )
 from rpc.conftest import code_of
 
-from pycsi.linux import mount
+from pycsi.linux import kernel
 
 Code = grpc.StatusCode
 
@@ -252,7 +252,7 @@ MOST_MOUNTS = Path("/proc/sys/fs/mount-max")
 def crowded(tmp_path: Path) -> Iterator[tuple[str, ...]]:
     """Return a command that runs another where the kernel allows no more mounts."""
     before = MOST_MOUNTS.read_text()
-    limit = len(mount.mountinfo()) + 500  # others may still mount
+    limit = len(kernel.mountinfo()) + 500  # others may still mount
     folder = tmp_path / "crowd"
     folder.mkdir()
     fill = f'cd {folder}; while mount --bind . . 2>/dev/null; do :; done; exec "$@"'

@@ -12,7 +12,7 @@ from driver import MIB, Driver, from_snapshot, from_volume
 from reliability.arena import KINDS, POD, Arena, Code, codes, delete_group, outcome_of, settle
 from reliability.conftest import Counter, check_unused, check_whole
 
-from pycsi.linux import mount
+from pycsi.linux import kernel
 from pycsi.proto import csi_pb2 as csi
 
 DATA = b"written before" * 100
@@ -199,7 +199,7 @@ def stage_against_stage(arena: Arena) -> None:
     assert codes(stagings)
     assert arena.is_staged(volume)
     staging = arena.path("staging", volume)
-    assert len([item for item in mount.mountinfo() if item.target == str(staging)]) == (
+    assert len([item for item in kernel.mountinfo() if item.target == str(staging)]) == (
         arena.kind != "block"
     )
     arena.unstage(volume)

@@ -26,7 +26,7 @@ from reliability.arena import (
 )
 from reliability.conftest import Counter, check_unused, check_whole
 
-from pycsi.linux import mount
+from pycsi.linux import kernel
 from pycsi.proto import csi_pb2 as csi
 
 THREADS = 16
@@ -209,7 +209,7 @@ class Storm:
             answers = [item.answer for item in self.outcomes(name, {"snapshot"})]
             if answers and not self.outcomes(name, {"delete snapshot"}):
                 assert all(item == taken[name] for item in answers), "one name, two snapshots"
-        inline = mount.topmost(self.target) is not None
+        inline = kernel.topmost(self.target) is not None
         self.explain(self.inline, "publish inline", there=inline)
         assert inline is os.path.lexists(self.target)
 

@@ -16,7 +16,7 @@ import pytest
 from conftest import backing_files
 from driver import AS_ROOT, MIB, Driver, mount_capability
 
-from pycsi.linux import mount
+from pycsi.linux import kernel
 from pycsi.proto import csi_pb2 as csi
 
 OK = grpc.StatusCode.OK
@@ -28,7 +28,7 @@ def _nothing_is_left(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
     """Fail a test that leaves a mount or a loop device below the temporary directory."""
     ours = str(tmp_path_factory.getbasetemp())
     yield
-    left = [item.target for item in mount.mountinfo() if item.target.startswith(ours)]
+    left = [item.target for item in kernel.mountinfo() if item.target.startswith(ours)]
     assert not left, f"mounts are left: {left}"
     files = [file for file in backing_files() if file.startswith(ours)]
     assert not files, f"loop devices are left: {files}"

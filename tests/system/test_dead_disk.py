@@ -18,7 +18,7 @@ import pytest
 from conftest import FilesystemFactory, holding, needs, run
 from driver import MIB, NODE, Driver, block_capability, from_volume, mount_capability, refused
 
-from pycsi.linux import loop, mount
+from pycsi.linux import kernel, loop, mount
 from pycsi.linux.backing import path_of
 from pycsi.model.ids import ephemeral_id
 from pycsi.proto import csi_pb2 as csi
@@ -88,7 +88,7 @@ class Disk:
     def close(self, folder: Path) -> None:
         """Leave nothing of it, whatever has failed."""
         self._detach(folder)
-        for item in reversed(mount.mountinfo()):
+        for item in reversed(kernel.mountinfo()):
             if item.target.startswith(f"{folder}/disk-"):
                 with contextlib.suppress(OSError):
                     mount.umount2(item.target, mount.MNT_DETACH)
@@ -569,6 +569,6 @@ def test_btrfs_images_elsewhere(
         driver.stage(made.volume_id, stage, capability)
         (stage / "file").write_text("x")
         driver.unstage(made.volume_id, stage)
-    assert mount.topmost(tmp_path / "lost"), "what is mounted stays for all others"
+    assert kernel.topmost(tmp_path / "lost"), "what is mounted stays for all others"
     driver.unstage(lost.volume_id, tmp_path / "lost")
     failed.lose()

@@ -19,7 +19,7 @@ from driver import (
     refused,
 )
 
-from pycsi.linux.mount import mount_under
+from pycsi.linux.kernel import mount_under
 from pycsi.proto import csi_pb2 as csi
 
 Code = grpc.StatusCode

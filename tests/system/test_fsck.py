@@ -23,7 +23,7 @@ from driver import (
     refused,
 )
 
-from pycsi.linux import loop, mount, program
+from pycsi.linux import kernel, loop, program
 from pycsi.proto import csi_pb2 as csi
 
 Code = grpc.StatusCode
@@ -111,7 +111,7 @@ def filled(driver: Driver, folder: Path, name: str = "v", **parameters: str) -> 
 
 def nothing_is_left(driver: Driver, volume_id: str, staging: Path) -> None:
     """Expect that nothing was mounted or attached."""
-    assert mount.topmost(staging) is None
+    assert kernel.topmost(staging) is None
     assert loop.find(image_of(driver.folders[0], volume_id)) == []
 
 

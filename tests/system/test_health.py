@@ -11,7 +11,7 @@ import grpc
 from conftest import FilesystemFactory, needs, run
 from driver import GIB, MIB, Driver, block_capability, mount_capability, refused
 
-from pycsi.linux import loop, mount
+from pycsi.linux import kernel, loop, mount
 from pycsi.proto import csi_pb2 as csi
 
 
@@ -164,7 +164,7 @@ def test_errors_of_ext4(driver: Driver, root: None, tmp_path: Path) -> None:
     """The filesystem's own counter is told, while it is mounted and afterwards."""
     volume_id = driver.create("v", type="image").volume_id
     with driver.published(volume_id, tmp_path) as target:
-        device = next(item.source for item in mount.mountinfo() if item.target == str(target))
+        device = next(item.source for item in kernel.mountinfo() if item.target == str(target))
         counters = Path(f"/sys/fs/ext4/{Path(device).name}")
         (counters / "trigger_fs_error").write_text("test")
         while not int((counters / "errors_count").read_text()):  # the kernel counts it later

@@ -9,7 +9,7 @@ import pytest
 from conftest import FilesystemFactory, needs
 from driver import GIB, MIB, Driver, Mode, mount_capability, refused
 
-from pycsi.linux import mount
+from pycsi.linux import kernel
 
 HARDENED = {"nosuid", "nodev", "noexec", "noatime", "nodiratime", "nosymfollow"}
 """What nobody sees in a volume's mount options unless the pool is mounted so."""
@@ -23,7 +23,7 @@ def hardened(filesystem: FilesystemFactory) -> Path:
 
 def options(path: Path) -> set[str]:
     """Return the options of the mount at `path` that say what it forbids, or strictatime."""
-    found = mount.topmost(path)
+    found = kernel.topmost(path)
     assert found is not None
     row = next(
         row.split()
@@ -240,4 +240,4 @@ def test_comma_in_quotes(driver: Driver, root: None, tmp_path: Path) -> None:
         pytest.skip("this kernel has SELinux, and may take the label or not")
     with refused(grpc.StatusCode.FAILED_PRECONDITION, "mount flag 1: ext4"):
         driver.stage(volume_id, staging, mount_capability("ext4", flags=[label]))
-    assert not mount.topmost(staging)
+    assert not kernel.topmost(staging)

@@ -12,8 +12,8 @@ import pytest
 from conftest import FilesystemFactory, run
 from driver import GIB, MIB, Driver, Mode, block_capability, mount_capability, refused
 
-from pycsi.linux import mount
-from pycsi.linux.mounttable import Mount
+from pycsi.linux import kernel
+from pycsi.linux.kernel import Mount
 from pycsi.proto import csi_pb2 as csi
 
 KINDS = {
@@ -41,7 +41,7 @@ def capability(kind: str, mode: csi.VolumeCapability.AccessMode.Mode) -> csi.Vol
 
 
 def mounted(path: Path) -> list[Mount]:
-    return [item for item in mount.mountinfo() if item.target == str(path)]
+    return [item for item in kernel.mountinfo() if item.target == str(path)]
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from driver import (
     refused,
 )
 
-from pycsi.linux import mount
+from pycsi.linux import kernel
 from pycsi.linux.fiemap import extents
 
 BLOCK = block_capability()
@@ -324,7 +324,7 @@ def test_warning_of_pools_on_one_filesystem(
     second, away = pool.parent / "second", pool.parent / "away"
     second.mkdir()
     driver = serve(f"a={pool}", f"b={second}", f"c={elsewhere}")
-    found = mount.topmost(pool.parent)
+    found = kernel.topmost(pool.parent)
     assert found
     (warning,) = warnings_of_shared_room(driver)
     assert (warning["pools"], warning["filesystem"]) == ("a, b", found.source)

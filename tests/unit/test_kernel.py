@@ -4,15 +4,15 @@ import os
 
 import pytest
 
-from pycsi.linux import mount, mounttable
+from pycsi.linux import kernel, mount
 
 LINE = r"36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw,errors=continue"
 
 
 def test_line() -> None:
     """Every field of a line of mountinfo is in its place."""
-    [found] = mounttable.parse_mountinfo(LINE)
-    assert found == mounttable.Mount(
+    [found] = kernel.parse_mountinfo(LINE)
+    assert found == kernel.Mount(
         id=36,
         device=os.makedev(98, 0),
         root="/mnt1",
@@ -29,7 +29,7 @@ def test_line() -> None:
 def test_optional_fields(optional: str) -> None:
     """Any number of optional fields may precede the separator."""
     text = f"1 2 0:5 / /x ro,nosuid{optional} - tmpfs none rw"
-    [found] = mounttable.parse_mountinfo(text)
+    [found] = kernel.parse_mountinfo(text)
     assert (found.fstype, found.target, found.readonly) == ("tmpfs", "/x", True)
 
 
@@ -47,7 +47,7 @@ def test_optional_fields(optional: str) -> None:
 )
 def test_escapes(escaped: str, path: str) -> None:
     """What the kernel escapes in paths is read back, once."""
-    [found] = mounttable.parse_mountinfo(f"1 2 0:5 {escaped} {escaped} rw - ext4 {escaped} rw")
+    [found] = kernel.parse_mountinfo(f"1 2 0:5 {escaped} {escaped} rw - ext4 {escaped} rw")
     assert found.root == found.target == found.source == path
 
 
@@ -55,20 +55,20 @@ def test_escapes(escaped: str, path: str) -> None:
 def test_path_with_an_odd_line_separator(name: str) -> None:
     """Only a newline ends a line: other separators are legal in paths, and not escaped."""
     text = f"1 2 0:5 / /{name} rw - ext4 /dev/x rw\n2 3 0:6 / /other rw - ext4 /dev/y rw\n"
-    assert [found.target for found in mounttable.parse_mountinfo(text)] == [f"/{name}", "/other"]
+    assert [found.target for found in kernel.parse_mountinfo(text)] == [f"/{name}", "/other"]
 
 
 def test_path_with_a_separator_of_fields() -> None:
     """A dash between escaped spaces in a path is not the separator of the fields."""
     text = r"1 2 0:5 / /a\040-\040b rw - ext4 /dev/x rw"
-    assert [found.target for found in mounttable.parse_mountinfo(text)] == ["/a - b"]
+    assert [found.target for found in kernel.parse_mountinfo(text)] == ["/a - b"]
 
 
 def test_later_lines_lie_over_earlier_ones() -> None:
     """Mounts at one target keep the kernel's order, the topmost last."""
     lower = "1 0 0:5 / /x rw - ext4 /dev/lower rw"
     upper = "2 1 0:6 / /x rw - ext4 /dev/upper rw"
-    assert [found.source for found in mounttable.parse_mountinfo(f"{lower}\n{upper}\n")] == [
+    assert [found.source for found in kernel.parse_mountinfo(f"{lower}\n{upper}\n")] == [
         "/dev/lower",
         "/dev/upper",
     ]
@@ -76,7 +76,7 @@ def test_later_lines_lie_over_earlier_ones() -> None:
 
 def test_this_process() -> None:
     """The real mountinfo can be read, and holds the root filesystem."""
-    assert "/" in {found.target for found in mount.mountinfo()}
+    assert "/" in {found.target for found in kernel.mountinfo()}
 
 
 _ATIME = mount.MOUNT_ATTR__ATIME
@@ -107,7 +107,7 @@ def test_attributes(options: list[str], change: tuple[int, int]) -> None:
 
 def test_looking_up() -> None:
     """What is looked for in the kernel's text, or in an index of it, is what a search finds."""
-    table, index = mounttable.MountTable(), mounttable.MountIndex()
+    table, index = kernel.MountTable(), kernel.MountIndex()
     every = list(table)
     assert every == list(index)
     for item in every:

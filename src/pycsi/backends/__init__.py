@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import ClassVar
 
 from pycsi.backends.limits import Limiter, Progress
-from pycsi.linux.kernel import KernelView
+from pycsi.linux.kernel import KernelView, Mount
 from pycsi.linux.location import Location
 from pycsi.linux.mount import MOUNT_ATTR_RDONLY, Attributes, attributes_of
-from pycsi.linux.mounttable import Mount
 from pycsi.model import mountflags
 from pycsi.model.errors import FailedPrecondition
 from pycsi.model.records import Usage, Volume

@@ -16,7 +16,7 @@ from pycsi.linux.descriptor import (
     opened,
     sync_directory,
 )
-from pycsi.linux.mounttable import Mount
+from pycsi.linux.kernel import Mount
 from pycsi.model.errors import Aborted, FailedPrecondition, OutOfRange
 from pycsi.model.records import Usage, Volume
 from pycsi.model.request import Capability

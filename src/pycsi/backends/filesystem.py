@@ -19,7 +19,7 @@ from pycsi.linux import (
     mount,
 )
 from pycsi.linux.descriptor import DIRECTORY, opened
-from pycsi.linux.mounttable import Mount
+from pycsi.linux.kernel import Mount
 from pycsi.linux.program import ProgramError
 from pycsi.model import mountflags, parameters
 from pycsi.model.errors import (

@@ -16,8 +16,8 @@ import structlog
 from pycsi.backends.image import Image
 from pycsi.linux import filesystem
 from pycsi.linux.descriptor import NO_ROOM
+from pycsi.linux.kernel import Mount
 from pycsi.linux.mount import answers
-from pycsi.linux.mounttable import Mount
 from pycsi.linux.program import ProgramError
 from pycsi.model.errors import CsiError, FailedPrecondition, ResourceExhausted
 from pycsi.model.parameters import DEFAULT_FILESYSTEM

@@ -21,7 +21,7 @@ from pycsi.linux import (
     nocow,
 )
 from pycsi.linux.descriptor import DISK_FAULTS, opened
-from pycsi.linux.mounttable import Mount
+from pycsi.linux.kernel import Mount
 from pycsi.model.errors import FailedPrecondition
 from pycsi.model.records import Volume
 from pycsi.model.size import show

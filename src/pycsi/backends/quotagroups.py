@@ -13,7 +13,7 @@ from pycsi.backends.limits import (
     NoLimiter,
     Progress,
 )
-from pycsi.linux import btrfs, mount, tree
+from pycsi.linux import btrfs, kernel, tree
 from pycsi.model.errors import FailedPrecondition
 from pycsi.model.records import Usage
 
@@ -170,7 +170,7 @@ class SubvolumeLimiter(NoLimiter):
 
 def _refuse_nested(source: Path) -> None:
     """Raise `FailedPrecondition` if `source` has nested subvolumes, which snapshots leave out."""
-    if mount.mount_under(source).fstype != "btrfs" or not btrfs.is_subvolume(source):
+    if kernel.mount_under(source).fstype != "btrfs" or not btrfs.is_subvolume(source):
         return
     if btrfs.subvolumes_in(source, btrfs.subvolume_number(source)):
         raise FailedPrecondition(

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pycsi.backends.image import Image
 from pycsi.linux import backing, loop
-from pycsi.linux.mounttable import Mount
+from pycsi.linux.kernel import Mount
 from pycsi.model.errors import FailedPrecondition
 from pycsi.model.records import Usage
 from pycsi.model.request import Capability

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pycsi.linux import loop
 from pycsi.linux.descriptor import read_file
-from pycsi.linux.mounttable import Mount
+from pycsi.linux.kernel import Mount
 
 _DELETED = " (deleted)"
 _NODE = re.compile(r"(?:/dev)?/loop(\d+)")

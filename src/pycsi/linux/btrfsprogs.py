@@ -12,7 +12,8 @@ from pathlib import Path
 
 from pycsi.linux import backing, namespace, program
 from pycsi.linux.descriptor import DISK_FAULTS
-from pycsi.linux.mount import MNT_DETACH, mountinfo, umount2
+from pycsi.linux.kernel import mountinfo
+from pycsi.linux.mount import MNT_DETACH, umount2
 
 _ATTEMPTS = 20
 _CANNOT_CHECK = "cannot check mount status"

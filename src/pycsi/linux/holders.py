@@ -15,7 +15,7 @@ from pathlib import Path
 from pycsi.linux import loop
 from pycsi.linux.backing import number_shown, on_top_of, path_of
 from pycsi.linux.descriptor import opened
-from pycsi.linux.mounttable import Mount, MountTable, parse_mountinfo
+from pycsi.linux.kernel import Mount, MountTable, parse_mountinfo
 
 _MEMORY = frozenset({"devtmpfs", "ramfs", "tmpfs"})
 """The filesystems of device nodes; stat(2) there never waits for a disk or a network."""

@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Self
 
 from pycsi.linux.btrfs import is_subvolume
-from pycsi.linux.mount import mount_of
-from pycsi.linux.mounttable import Mount, MountTable
+from pycsi.linux.kernel import Mount, MountTable, mount_of
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Mounts: finding them, and the system calls that make and remove them.
+"""The system calls that make and remove mounts.
 
 A mount is made detached, gets its attributes, and only then is attached by `move_mount`. So a
 read-only mount is never writable, not even briefly, and a crash leaves nothing half mounted. Needs
@@ -18,7 +18,6 @@ from typing import NamedTuple
 
 from pycsi.linux.descriptor import closing, no_symlinks, opened
 from pycsi.linux.libc import StrPath, function, system_call
-from pycsi.linux.mounttable import Mount, MountTable
 
 AT_EMPTY_PATH = 0x1000
 FSCONFIG_CMD_CREATE = 6
@@ -117,31 +116,6 @@ _mount_setattr = system_call(
 )
 _umount2 = function("umount2", ctypes.c_char_p, ctypes.c_int)
 _syncfs = function("syncfs", ctypes.c_int)
-
-
-def mountinfo() -> list[Mount]:
-    """Return the mounts of this process's mount namespace, in the order of mounting."""
-    return list(MountTable())
-
-
-def topmost(path: StrPath) -> Mount | None:
-    """Return the topmost mount at `path`, or None if nothing is mounted there."""
-    return MountTable().topmost(path)
-
-
-def mount_of(fd: int) -> Mount:
-    """Return the mount through which `fd` was opened; `FileNotFoundError` if it was detached."""
-    fdinfo = Path(f"/proc/self/fdinfo/{fd}").read_text()
-    number = int(next(row.split()[1] for row in fdinfo.splitlines() if row.startswith("mnt_id:")))
-    if mount := MountTable().numbered(number):
-        return mount
-    raise FileNotFoundError(2, "no such mount; it was detached", f"mnt_id {number}")
-
-
-def mount_under(path: Path) -> Mount:
-    """Return the mount that the directory `path` lies on."""
-    with opened(path, os.O_DIRECTORY) as fd:
-        return mount_of(fd)
 
 
 def attributes_of(options: Iterable[str]) -> Attributes:

@@ -11,8 +11,7 @@ import os
 from pycsi.linux import loop
 from pycsi.linux.backing import number_shown
 from pycsi.linux.descriptor import no_symlinks, opened
-from pycsi.linux.mount import mount_of
-from pycsi.linux.mounttable import Mount, MountTable
+from pycsi.linux.kernel import Mount, MountTable, mount_of
 
 _SHUT_DOWN = "shutdown"
 """How recent kernels list an ext4 then."""

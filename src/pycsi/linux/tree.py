@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pycsi.linux.descriptor import DIRECTORY, closing, opened
-from pycsi.linux.mounttable import MountTable
+from pycsi.linux.kernel import MountTable
 
 FS_APPEND_FL = 0x20
 FS_IMMUTABLE_FL = 0x10

@@ -6,8 +6,8 @@ import os
 import threading
 
 from pycsi.linux.descriptor import closing, opened
+from pycsi.linux.kernel import Mount
 from pycsi.linux.location import Location
-from pycsi.linux.mounttable import Mount
 from pycsi.linux.record import RecordError
 from pycsi.model.config import ConfigError, PoolConfig
 from pycsi.model.errors import PoolMissing

@@ -17,7 +17,8 @@ import structlog
 from pycsi.backends import Backend
 from pycsi.linux.descriptor import DIRECTORY, closing, opened
 from pycsi.linux.freeze import freeze, thaw
-from pycsi.linux.mount import mount_of, syncfs
+from pycsi.linux.kernel import mount_of
+from pycsi.linux.mount import syncfs
 from pycsi.linux.program import unpinned
 from pycsi.model.errors import FailedPrecondition, retry
 

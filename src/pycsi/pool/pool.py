@@ -20,10 +20,9 @@ from pycsi.backends.enforcement import limiter_for
 from pycsi.backends.limits import Limiter, LimitError, NoLimiter
 from pycsi.linux import clone
 from pycsi.linux.descriptor import exists
-from pycsi.linux.kernel import KernelView
+from pycsi.linux.kernel import KernelView, Mount
 from pycsi.linux.location import Location
 from pycsi.linux.mount import syncfs
-from pycsi.linux.mounttable import Mount
 from pycsi.linux.tree import refuse_listed
 from pycsi.model import mkfsoptions
 from pycsi.model.config import PoolConfig

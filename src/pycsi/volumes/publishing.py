@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 
 from pycsi.backends import Backend
-from pycsi.linux.mount import topmost
+from pycsi.linux.kernel import topmost
 from pycsi.model import ids
 from pycsi.model.errors import FailedPrecondition, InvalidArgument, NotFound, PoolMissing
 from pycsi.model.records import Volume

@@ -5,8 +5,7 @@ the loop device: it contains the volume's id, and with that the node's.
 """
 
 from pycsi.linux import backing
-from pycsi.linux.kernel import KernelView
-from pycsi.linux.mounttable import Mount
+from pycsi.linux.kernel import KernelView, Mount
 from pycsi.volumes.unmounting import unmount
 
 

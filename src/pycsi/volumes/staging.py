@@ -13,8 +13,7 @@ from pathlib import Path
 
 from pycsi.backends import Backend
 from pycsi.linux.descriptor import is_directory, no_symlinks, opened
-from pycsi.linux.mount import topmost
-from pycsi.linux.mounttable import Mount
+from pycsi.linux.kernel import Mount, topmost
 from pycsi.model import mountflags
 from pycsi.model.errors import AlreadyExists, FailedPrecondition, InvalidArgument
 from pycsi.model.request import Capability, Mode

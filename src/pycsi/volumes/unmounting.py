@@ -6,8 +6,7 @@ from collections.abc import Callable
 import structlog
 
 from pycsi.linux import holders
-from pycsi.linux.kernel import KernelView
-from pycsi.linux.mounttable import Mount
+from pycsi.linux.kernel import KernelView, Mount
 from pycsi.linux.shutdown import is_shut_down
 from pycsi.model.errors import FailedPrecondition
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from pycsi.linux import mount
+from pycsi.linux import kernel
 from pycsi.model.records import Usage
 from pycsi.model.size import BLOCK, MIB, show
 
@@ -263,7 +263,7 @@ def _expect_none(claim: str, look: Callable[[], list[str]]) -> None:
 
 
 def _mounts_below(folder: Path) -> list[str]:
-    return [item.target for item in mount.mountinfo() if Path(item.target).is_relative_to(folder)]
+    return [item.target for item in kernel.mountinfo() if Path(item.target).is_relative_to(folder)]
 
 
 def _loops_on(pool: Path) -> list[str]:

@@ -17,6 +17,7 @@ from pycsi.backends.quotagroups import SubvolumeLimiter
 from pycsi.linux import (
     clone,
     filesystem,
+    kernel,
     loop,
     mount,
 )
@@ -81,7 +82,7 @@ def _free_devices(root: Path) -> None:
 
 
 def _unmount_below(root: Path) -> None:
-    for item in reversed(mount.mountinfo()):
+    for item in reversed(kernel.mountinfo()):
         if Path(item.target).is_relative_to(root):
             mount.umount2(item.target, mount.MNT_DETACH | mount.UMOUNT_NOFOLLOW)
 
@@ -133,7 +134,7 @@ def make_pools(root: Path, *, as_root: bool) -> list[DemoPool]:
 
 def _pool(name: str, path: Path) -> DemoPool:
     path.mkdir()
-    fstype = mount.mount_under(path).fstype
+    fstype = kernel.mount_under(path).fstype
     with tempfile.NamedTemporaryFile(dir=path) as probe:  # gone before the driver starts
         probe.write(b"probe")
         probe.flush()
