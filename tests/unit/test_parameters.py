@@ -36,7 +36,7 @@ def choose(
     ground: str = "btrfs",
 ) -> spec.VolumeSpec:
     wanted = parameters.parse(given)
-    return spec.choose(wanted, capabilities, limiter=limiter, pool_filesystem=ground)
+    return spec.choose(wanted, capabilities, limiter=limiter, directories={ground})
 
 
 @pytest.fixture(autouse=True)

@@ -21,6 +21,7 @@ from pycsi.model import mountflags
 from pycsi.model.errors import FailedPrecondition
 from pycsi.model.records import Usage, Volume
 from pycsi.model.request import Capability
+from pycsi.model.rootdirectory import RootDirectory
 
 
 class Backend(abc.ABC):
@@ -60,8 +61,11 @@ class Backend(abc.ABC):
         return Path(self.inside)
 
     @abc.abstractmethod
-    def create(self) -> int | None:
-        """Create the data of a new volume; return its project id, or None if it has none."""
+    def create(self, root: RootDirectory | None) -> int | None:
+        """Create the data of a new volume; return its project id, or None if it has none.
+
+        `root` are the attributes of its root directory, if the request names any.
+        """
 
     def sync_names(self) -> None:
         """Make the directory entries that `create` has made durable, once the record is on disk."""

@@ -36,11 +36,10 @@ class Directory(Backend):
 
     NAME = "data"
 
-    def create(self) -> int | None:
+    def create(self, root: RootDirectory | None) -> int | None:
         size = self.volume.capacity if self.volume.enforced else None
         project = self.limiter.make(self.content, size)
-        root = RootDirectory.parse(self.volume.request.parameters)
-        if root.differs(None):
+        if root and root.differs(None):
             with opened(self.content, DIRECTORY) as fd:
                 root.apply(fd)
         return project

@@ -52,7 +52,7 @@ class FilesystemImage(GrowingImage):
     The kernel frees its loop device together with the last mount, so a crash cannot leak one.
     """
 
-    def format(self) -> None:
+    def format(self, root: RootDirectory | None) -> None:
         options = list(self.volume.mkfs_options)
         fit = mkfs.fit(self.kind, self.place)
         if fit.refusal and not options:
@@ -64,8 +64,9 @@ class FilesystemImage(GrowingImage):
             if options and not self.pool_is_full():
                 raise InvalidArgument(f"{error}; correct the parameter mkfsOptions") from None
             raise self._program_failed(error) from None
-        root = RootDirectory.parse(self.volume.request.parameters)
-        if options or root.differs(self.kind):
+        if root and not root.differs(self.kind):
+            root = None
+        if options or root:
             self._mount_first(fit, root)
 
     def _unmountable(self, refusal: str) -> CsiError:
@@ -74,7 +75,7 @@ class FilesystemImage(GrowingImage):
             "another fs_type, or another version of the kernel or of the program"
         )
 
-    def _mount_first(self, fit: mkfs.Fit, root: RootDirectory) -> None:
+    def _mount_first(self, fit: mkfs.Fit, root: RootDirectory | None) -> None:
         """Mount the new filesystem detached from any path, and set up its root directory.
 
         `InvalidArgument` if this kernel cannot mount it writable because of the mkfs options.
@@ -85,7 +86,7 @@ class FilesystemImage(GrowingImage):
                 mount.detached(self.kind, device.path) as mounted,
                 opened(Path(), DIRECTORY, at=mounted) as fd,
             ):
-                if root.differs(self.kind):
+                if root:
                     root.apply(fd)
                     mount.syncfs(fd)  # unmounting does not report write errors
         except OSError as error:

@@ -24,6 +24,7 @@ from pycsi.linux.descriptor import DISK_FAULTS, opened
 from pycsi.linux.kernel import Mount
 from pycsi.model.errors import FailedPrecondition
 from pycsi.model.records import Volume
+from pycsi.model.rootdirectory import RootDirectory
 from pycsi.model.size import show
 
 log = structlog.get_logger()
@@ -57,11 +58,11 @@ class Image(Backend):
     def image(self) -> Path:
         return self.content
 
-    def create(self) -> int | None:
+    def create(self, root: RootDirectory | None) -> int | None:
         with opened(self.image, os.O_RDWR | os.O_CREAT | os.O_EXCL) as fd:
             self._write_in_place(fd)
             self._extend(fd, 0)
-            self.format()
+            self.format(root)
             if self.volume.thick and os.fstat(fd).st_blocks * 512 < self.volume.capacity:
                 self._extend(fd, 0)  # allocate again the blocks that mkfs has freed
             os.fsync(fd)
@@ -85,7 +86,7 @@ class Image(Backend):
     def _on_btrfs(self) -> bool:
         return self.location.mount.fstype == "btrfs"
 
-    def format(self) -> None:
+    def format(self, root: RootDirectory | None) -> None:
         """Make the volume's filesystem; a raw image has none."""
 
     def resize(self, size: int) -> None:

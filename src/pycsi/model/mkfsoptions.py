@@ -6,41 +6,19 @@ from collections.abc import Iterable
 
 from pycsi.linux import filesystem
 from pycsi.model.errors import InvalidArgument
-from pycsi.model.size import BLOCK, LARGEST, round_down
 
 _VALUE = re.compile(r"[A-Za-z0-9_^=,.:%+-]+")
 _REACHES_OUT = re.compile(
     r"(?:^|,)(?:device|file|logdev|name|rtdev|offset|uuid|journal_dev)(?:=|,|$)"
 )
 
-_NARROW = re.compile(r"\^64bit\b")
-_BLOCK_SIZE = re.compile(r"(?:^| )-b ?(\d+)\b")
-_LARGEST_EXT4 = 2**60
-
 
 def split(options: str) -> tuple[str, ...]:
     """Split the parameter into words as a shell does; an open quote is `InvalidArgument`."""
-    if not options:
-        return ()
     try:
         return tuple(shlex.split(options))
     except ValueError as error:
         raise InvalidArgument(f"parameter mkfsOptions: {error}") from None
-
-
-def largest(kind: str | None, words: Iterable[str]) -> int:
-    """Return the largest size in bytes of an image whose filesystem `kind` is made with `words`.
-
-    `kind` is None for a raw block volume. ext4 has at most 1 EiB, or 2**32 - 1 blocks if its
-    feature 64bit is switched off (ext4(5)).
-    """
-    if kind != "ext4":
-        return LARGEST
-    text = " ".join(words)
-    if not _NARROW.search(text):
-        return _LARGEST_EXT4
-    block = _BLOCK_SIZE.search(text)
-    return round_down((int(block[1]) if block else BLOCK) * (2**32 - 1))
 
 
 def check(kind: str, words: Iterable[str]) -> None:

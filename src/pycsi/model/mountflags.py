@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from pycsi.linux import mount
 from pycsi.model.errors import InvalidArgument
 from pycsi.model.records import VolumeType
-from pycsi.model.request import Access, Capability
 
 _USERLAND = frozenset({"_netdev", "auto", "comment", "noauto", "nofail", "nouser"})
 _WITHOUT_EFFECT = frozenset({"loud", "norelatime", "nostrictatime", "silent"})
@@ -95,18 +94,14 @@ def _unquoted(option: str) -> str:
     return f"{key}{equals}{value}"
 
 
-def check(
-    capability: Capability, type_: VolumeType, filesystem: str | None, *, thick: bool
-) -> None:
+def check(flags: Iterable[str], type_: VolumeType, filesystem: str | None, *, thick: bool) -> None:
     """Raise `InvalidArgument` for mount flags that this type of volume cannot honour.
 
     `filesystem` is the kind of an image's, None for others. A flag may be sensitive, so the
     message gives its position and not its text.
     """
-    if capability.access is Access.BLOCK or not capability.mount_flags:
-        return
     known = mount.OF_ONE_MOUNT
-    options = split(capability.mount_flags)
+    options = split(flags)
     for group in _OPPOSITES:
         if len(group.intersection(options)) > 1:
             raise InvalidArgument(f"mount flags: of {', '.join(sorted(group))} there can be one")

@@ -1,16 +1,13 @@
 """The parameters of StorageClasses, VolumeAttributesClasses and VolumeSnapshotClasses."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
 
-from pycsi.model import (
-    mkfsoptions,
-    rootdirectory,
-    triminterval,
-)
+from pycsi.model import mkfsoptions, rootdirectory, triminterval
 from pycsi.model.errors import InvalidArgument
 from pycsi.model.records import VolumeType
-from pycsi.model.rootdirectory import AS_MADE, RootDirectory
+from pycsi.model.rootdirectory import RootDirectory
 
 ORCHESTRATOR = "csi.storage.k8s.io/"
 """The prefix of keys that the orchestrator adds. They only describe, with one exception."""
@@ -19,51 +16,64 @@ FILESYSTEM = "csi.storage.k8s.io/fstype"
 """The exception: the filesystem to make if the capability names none."""
 
 DEFAULT_FILESYSTEM = "ext4"
-Check = Callable[[str], object]
-"""A function that raises `ValueError`, with the possible values, for an invalid parameter value."""
+Reader = Callable[[str], Any]
+"""A function that returns a parameter's value as the driver uses it.
+
+For an invalid one it raises `ValueError`, with the possible values.
+"""
 
 
-def _one_of(*choices: str) -> Check:
-    def check(value: str) -> None:
+def _one_of(*choices: str) -> Reader:
+    def read(value: str) -> str:
         if value not in choices:
             raise ValueError(f"it can be {' or '.join(choices)}")
+        return value
 
-    return check
+    return read
 
 
-MUTABLE: Mapping[str, Check] = {
+_MUTABLE: Mapping[str, Reader] = {
     "onDelete": _one_of("delete", "retain"),
     "fsck": _one_of("true", "false"),
     "trimInterval": triminterval.seconds,
 }
-"""The mutable parameters, with the checks of their values."""
-
-DEFAULTS: Mapping[str, str] = {"onDelete": "delete", "fsck": "false", "trimInterval": "never"}
+_DEFAULTS: Mapping[str, str] = {"onDelete": "delete", "fsck": "false", "trimInterval": "never"}
 """The defaults of the mutable parameters."""
 
-_KEYS = ("pool", "type", "quota", "allocation", "mkfsOptions", *rootdirectory.KEYS, *MUTABLE)
-_CHECKS: Mapping[str, Check] = {
+_READERS: Mapping[str, Reader] = {
     "type": _one_of("directory", "image"),
     "quota": _one_of("required", "none"),
     "allocation": _one_of("thin", "thick"),
-    **MUTABLE,
+    "mkfsOptions": mkfsoptions.split,
+    "uid": rootdirectory.read_id,
+    "gid": rootdirectory.read_id,
+    "mode": rootdirectory.read_mode,
+    "lostAndFound": _one_of("true", "false"),
+    **_MUTABLE,
 }
-_SNAPSHOT_CHECKS: Mapping[str, Check] = {"consistency": _one_of("point-in-time", "files")}
+_SNAPSHOT_READERS: Mapping[str, Reader] = {"consistency": _one_of("point-in-time", "files")}
+_KEYS = ("pool", "type", "quota", "allocation", "mkfsOptions", *rootdirectory.KEYS, *_MUTABLE)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Parameters:
-    """The checked parameters of a StorageClass; None for those that it does not set."""
+    """The checked parameters of a StorageClass; None for those that it does not set.
 
-    pool: str | None = None
-    type: VolumeType | None = None
-    filesystem: str | None = None
-    quota: str | None = None
-    allocation: str | None = None
-    mkfs_options: tuple[str, ...] = ()
-    fsck: bool = False
-    root: RootDirectory = AS_MADE
-    trims: bool = False
+    `root` is None unless a parameter for the root directory is set. `settings` are all mutable
+    parameters of the new volume. `fsck` and `trims` tell what follows from them: the filesystem is
+    to be checked, and trimmed.
+    """
+
+    pool: str | None
+    type: VolumeType | None
+    filesystem: str | None
+    quota: str | None
+    allocation: str | None
+    mkfs_options: tuple[str, ...]
+    root: RootDirectory | None
+    settings: Mapping[str, str]
+    fsck: bool
+    trims: bool
 
 
 def deciding(raw: Mapping[str, str]) -> dict[str, str]:
@@ -75,16 +85,22 @@ def deciding(raw: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-def _check(given: Mapping[str, str], keys: Iterable[str], checks: Mapping[str, Check]) -> None:
-    allowed = tuple(keys)
-    for key, value in given.items():
-        if key not in allowed:
-            raise InvalidArgument(f"unknown parameter {key!r}; there are {', '.join(allowed)}")
-        if key in checks:
-            try:
-                checks[key](value)
-            except ValueError as why:
-                raise InvalidArgument(f"parameter {key} is {value!r}; {why}") from None
+def _read(
+    given: Mapping[str, str], keys: Collection[str], readers: Mapping[str, Reader]
+) -> dict[str, Any]:
+    """Return the values of parameters, each as its reader returns it, or else as it is.
+
+    A key that is not in `keys` and an invalid value raise `InvalidArgument`.
+    """
+    values: dict[str, Any] = {}
+    for key, text in given.items():
+        if key not in keys:
+            raise InvalidArgument(f"unknown parameter {key!r}; there are {', '.join(keys)}")
+        try:
+            values[key] = readers[key](text) if key in readers else text
+        except ValueError as why:
+            raise InvalidArgument(f"parameter {key} is {text!r}; {why}") from None
+    return values
 
 
 def settings(raw: Mapping[str, str], mutable: Mapping[str, str]) -> dict[str, str]:
@@ -92,9 +108,10 @@ def settings(raw: Mapping[str, str], mutable: Mapping[str, str]) -> dict[str, st
 
     An unknown key or an invalid value in `mutable` raises `InvalidArgument`.
     """
-    check_mutable(mutable)
-    given = {key: value for key, value in raw.items() if key in MUTABLE}
-    return {**DEFAULTS, **given, **mutable}
+    if mutable:
+        check_mutable(mutable)
+    given = {key: value for key, value in raw.items() if key in _MUTABLE}
+    return {**_DEFAULTS, **given, **mutable}
 
 
 def wants_check(now: Mapping[str, str]) -> bool:
@@ -107,7 +124,7 @@ def wants_check(now: Mapping[str, str]) -> bool:
 
 def check_mutable(mutable: Mapping[str, str]) -> None:
     """Raise `InvalidArgument` if a mutable parameter is unknown or has an invalid value."""
-    _check(mutable, MUTABLE, MUTABLE)
+    _read(mutable, _MUTABLE, _MUTABLE)
 
 
 def point_in_time(raw: Mapping[str, str]) -> bool:
@@ -116,14 +133,13 @@ def point_in_time(raw: Mapping[str, str]) -> bool:
     They do unless `consistency` is `files`. An unknown key or an invalid value raises
     `InvalidArgument`.
     """
-    own = deciding(raw)
-    _check(own, _SNAPSHOT_CHECKS, _SNAPSHOT_CHECKS)
-    return own.get("consistency") != "files"
+    given = _read(deciding(raw), _SNAPSHOT_READERS, _SNAPSHOT_READERS)
+    return given.get("consistency") != "files"
 
 
 def parse(
     raw: Mapping[str, str],
-    keys: Iterable[str] = _KEYS,
+    keys: Collection[str] = _KEYS,
     *,
     mutable: Mapping[str, str] | None = None,
 ) -> Parameters:
@@ -133,16 +149,26 @@ def parse(
     mutable parameters that the request gives separately; they take precedence over `raw`.
     """
     own = deciding(raw)
-    _check({key: own[key] for key in own.keys() - {FILESYSTEM}}, keys, _CHECKS)
+    filesystem = own.pop(FILESYSTEM, None)
+    given = _read(own, keys, _READERS)
     now = settings(own, mutable or {})
+    root = None
+    if not given.keys().isdisjoint(rootdirectory.KEYS):
+        root = RootDirectory(
+            uid=given.get("uid"),
+            gid=given.get("gid"),
+            mode=given.get("mode"),
+            lost_and_found=given.get("lostAndFound") != "false",
+        )
     return Parameters(
-        pool=own.get("pool"),
+        pool=given.get("pool"),
         type=VolumeType(own["type"]) if "type" in own else None,
-        filesystem=own.get(FILESYSTEM),
-        quota=own.get("quota"),
-        allocation=own.get("allocation"),
-        mkfs_options=mkfsoptions.split(own.get("mkfsOptions", "")),
-        fsck=wants_check(now),
-        root=RootDirectory.parse(own),
+        filesystem=filesystem,
+        quota=given.get("quota"),
+        allocation=given.get("allocation"),
+        mkfs_options=given.get("mkfsOptions", ()),
+        root=root,
+        settings=now,
+        fsck=now["fsck"] == "true",
         trims=now["trimInterval"] != triminterval.NEVER,
     )

@@ -6,10 +6,8 @@ import errno
 import os
 import re
 import stat
-from collections.abc import Mapping
-from typing import Self
 
-from pycsi.model.errors import FailedPrecondition, InvalidArgument
+from pycsi.model.errors import FailedPrecondition
 
 KEYS = ("uid", "gid", "mode", "lostAndFound")
 
@@ -18,29 +16,21 @@ _LARGEST_ID = 2**32 - 2
 
 _ID = re.compile(r"0|[1-9][0-9]{0,9}")
 _MODE = re.compile(r"0?[0-3]?[0-7]{3}")
-_LOST_AND_FOUND = {"true": True, "false": False}
 _REFUSALS = frozenset({errno.EINVAL, errno.EPERM, errno.EOVERFLOW})
 """The kernel's errors for an owner outside the user namespace, or for a missing capability."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class RootDirectory:
-    """The requested attributes of a new volume's root directory; None leaves the default."""
+    """The requested attributes of a new volume's root directory; None leaves the default.
+
+    Without `lost_and_found` the directory that mkfs makes is deleted.
+    """
 
     uid: int | None = None
     gid: int | None = None
     mode: int | None = None
-    lost_and_found: bool | None = None
-
-    @classmethod
-    def parse(cls, parameters: Mapping[str, str]) -> Self:
-        """Read the parameters `KEYS`; an invalid value raises `InvalidArgument`, naming the key."""
-        return cls(
-            uid=_id("uid", parameters),
-            gid=_id("gid", parameters),
-            mode=_mode(parameters),
-            lost_and_found=_lost_and_found(parameters),
-        )
+    lost_and_found: bool = True
 
     def differs(self, kind: str | None) -> bool:
         """Tell whether the root directory of a new volume has to be changed.
@@ -49,14 +39,14 @@ class RootDirectory:
         """
         has_lost_and_found = kind == "ext4"
         owned = (self.uid, self.gid, self.mode) != (None, None, None)
-        return owned or (has_lost_and_found and self.lost_and_found is False)
+        return owned or (has_lost_and_found and not self.lost_and_found)
 
     def apply(self, fd: int) -> None:
         """Give the empty root directory that is open as `fd` these attributes.
 
         `FailedPrecondition` if the kernel refuses the owner or the mode.
         """
-        if self.lost_and_found is False:
+        if not self.lost_and_found:
             with contextlib.suppress(FileNotFoundError):
                 os.rmdir("lost+found", dir_fd=fd)
         try:
@@ -84,39 +74,18 @@ class RootDirectory:
         )
 
 
-AS_MADE = RootDirectory()
-"""No attributes were requested."""
-
-
-def _id(key: str, parameters: Mapping[str, str]) -> int | None:
-    text = parameters.get(key)
-    if text is None:
-        return None
+def read_id(text: str) -> int:
+    """Return a user or group id; other text raises `ValueError` with the possible values."""
     if not _ID.fullmatch(text) or int(text) > _LARGEST_ID:
-        raise InvalidArgument(
-            f"parameter {key} is {text!r}; it can be a number from 0 to {_LARGEST_ID}"
-        )
+        raise ValueError(f"it can be a number from 0 to {_LARGEST_ID}")
     return int(text)
 
 
-def _mode(parameters: Mapping[str, str]) -> int | None:
-    text = parameters.get("mode")
-    if text is None:
-        return None
+def read_mode(text: str) -> int:
+    """Return the permission bits; other text raises `ValueError` with the possible values."""
     if not _MODE.fullmatch(text):
-        raise InvalidArgument(
-            f"parameter mode is {text!r}; it can be octal, from 0000 to 3777, as 0770 or 2775 "
-            "(setuid means nothing for a directory)"
+        raise ValueError(
+            "it can be octal, from 0000 to 3777, as 0770 or 2775 (setuid means nothing for a "
+            "directory)"
         )
     return int(text, 8)
-
-
-def _lost_and_found(parameters: Mapping[str, str]) -> bool | None:
-    text = parameters.get("lostAndFound")
-    if text is None:
-        return None
-    if text not in _LOST_AND_FOUND:
-        raise InvalidArgument(
-            f"parameter lostAndFound is {text!r}; it can be {' or '.join(_LOST_AND_FOUND)}"
-        )
-    return _LOST_AND_FOUND[text]

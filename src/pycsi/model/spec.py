@@ -1,7 +1,8 @@
 """The spec of a new volume, and its size: chosen from the request and the pool's abilities."""
 
 import dataclasses
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Callable, Collection, Iterable
 
 from pycsi.linux import filesystem
 from pycsi.model import mkfsoptions, mountflags, rootdirectory, triminterval
@@ -9,16 +10,22 @@ from pycsi.model.errors import FailedPrecondition, InvalidArgument, OutOfRange
 from pycsi.model.parameters import DEFAULT_FILESYSTEM, FILESYSTEM, Parameters
 from pycsi.model.records import Volume, VolumeType
 from pycsi.model.request import Access, Capability, CapacityRange, Request
-from pycsi.model.rootdirectory import AS_MADE
 from pycsi.model.size import BLOCK, DEFAULT_SIZE, LARGEST, MIB, round_down, round_up, show
 
-SMALLEST = MIB
+_SMALLEST = MIB
 """The smallest size in bytes of a directory or a raw block volume."""
+
+_LARGEST_EXT4 = 2**60
+_NARROW = re.compile(r"\^64bit\b")
+_BLOCK_SIZE = re.compile(r"(?:^| )-b ?(\d+)\b")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class VolumeSpec:
-    """How a new volume is to be stored; `reason` says why its type was chosen."""
+    """How a new volume is to be stored.
+
+    `reason` says why its type was chosen. `minimum` is the smallest size in bytes that it can have.
+    """
 
     type: VolumeType
     reason: str
@@ -27,80 +34,26 @@ class VolumeSpec:
     enforced: bool
     thick: bool
     mkfs_options: tuple[str, ...]
-
-    @property
-    def minimum(self) -> int:
-        """The smallest size in bytes that a volume of this spec can have."""
-        return filesystem.KINDS[self.filesystem].minimum if self.filesystem else SMALLEST
+    minimum: int = _SMALLEST
 
 
 def choose(
     wanted: Parameters,
-    capabilities: Iterable[Capability],
+    capabilities: Collection[Capability],
     *,
     limiter: str | None,
-    pool_filesystem: str,
+    directories: Collection[str],
     unlimited: Callable[[], str | None] = lambda: None,
-    source: Volume | None = None,
 ) -> VolumeSpec:
     """Return the spec of the volume that a request asks for.
 
     `limiter` names the pool's way to limit directories, None if it has none. `unlimited` is called
-    only if needed, and returns why that does not work at present, or None. `pool_filesystem` is the
-    pool's own filesystem, which directories use. Without capabilities (GetCapacity) the volume is a
-    mounted one. What the request leaves open is taken from `source`, the volume that is cloned or
-    whose snapshot is restored. A request that no volume can satisfy raises `InvalidArgument`; one
-    that this pool or node cannot satisfy at present raises `FailedPrecondition`.
+    only if needed, and returns why that does not work at present, or None. `directories` are the
+    filesystems that a directory may be asked for: the pool's own, which it uses. Without
+    capabilities (GetCapacity) the volume is a mounted one. A request that no volume can satisfy
+    raises `InvalidArgument`; one that this pool or node cannot satisfy at present raises
+    `FailedPrecondition`.
     """
-    capabilities = tuple(capabilities)
-    if source is None:
-        return _choose(wanted, capabilities, limiter, unlimited, {pool_filesystem})
-    like_source = dataclasses.replace(
-        wanted,
-        type=wanted.type or source.type,
-        filesystem=wanted.filesystem or source.filesystem,
-    )
-    filesystems = {pool_filesystem, *asked_for(source.request)}
-    spec = _choose(like_source, capabilities, limiter, unlimited, filesystems)
-    _check_source(spec, source)
-    return dataclasses.replace(spec, reason="as its source", mkfs_options=source.mkfs_options)
-
-
-def asked_for(request: Request) -> set[str]:
-    """Return the filesystems that a request names.
-
-    Earlier versions ignored them for directories, so a directory with such a request stays usable.
-    """
-    named = {item.filesystem for item in request.capabilities}
-    return {kind for kind in (*named, request.parameters.get(FILESYSTEM)) if kind}
-
-
-def _check_source(spec: VolumeSpec, source: Volume) -> None:
-    """Raise `InvalidArgument` if a volume of this spec cannot be filled from `source`."""
-    if spec.type is not source.type:
-        raise InvalidArgument(
-            f"the source is a volume of type {source.type}, this one would be of type {spec.type}; "
-            "leave the parameter type out, or copy the files from one volume to the other"
-        )
-    if spec.access is Access.MOUNT and source.access is Access.BLOCK:
-        raise InvalidArgument(
-            "the source is a raw block volume, on which anything may be: it is not mounted as a "
-            "filesystem; ask for a block volume"
-        )
-    if spec.filesystem and spec.filesystem != source.filesystem:
-        raise InvalidArgument(
-            f"the source has {source.filesystem}, not {spec.filesystem}; leave the fs_type out"
-        )
-
-
-def _choose(
-    wanted: Parameters,
-    capabilities: tuple[Capability, ...],
-    limiter: str | None,
-    unlimited: Callable[[], str | None],
-    directories: set[str],
-) -> VolumeSpec:
-    """Return the spec; `directories` are the filesystems that a directory may be asked for."""
     access = _one({item.access for item in capabilities}, "access type") or Access.MOUNT
     kind = _one({item.filesystem for item in capabilities} - {None}, "fs_type")
     kind = kind or wanted.filesystem
@@ -121,10 +74,51 @@ def _choose(
                 f"{' or '.join(sorted(directories))}; leave the fs_type out, or use type: image"
             )
     for item in capabilities:
-        mountflags.check(item, spec.type, spec.filesystem, thick=spec.thick)
+        if item.mount_flags:
+            mountflags.check(item.mount_flags, spec.type, spec.filesystem, thick=spec.thick)
     if wanted.trims:
         triminterval.check(spec.type, spec.access, thick=spec.thick)
     return spec
+
+
+def like(source: Volume, wanted: Parameters) -> Parameters:
+    """Return the parameters; what they leave open of a filled volume is that of its source."""
+    return dataclasses.replace(
+        wanted,
+        type=wanted.type or source.type,
+        filesystem=wanted.filesystem or source.filesystem,
+    )
+
+
+def asked_for(request: Request) -> set[str]:
+    """Return the filesystems that a request names.
+
+    Earlier versions ignored them for directories, so a directory with such a request stays usable.
+    """
+    named = {item.filesystem for item in request.capabilities}
+    return {kind for kind in (*named, request.parameters.get(FILESYSTEM)) if kind}
+
+
+def filled_from(source: Volume, spec: VolumeSpec) -> VolumeSpec:
+    """Return the spec of a volume that is filled from the volume `source`, or a snapshot of it.
+
+    `InvalidArgument` if a volume of this spec cannot be.
+    """
+    if spec.type is not source.type:
+        raise InvalidArgument(
+            f"the source is a volume of type {source.type}, this one would be of type {spec.type}; "
+            "leave the parameter type out, or copy the files from one volume to the other"
+        )
+    if spec.access is Access.MOUNT and source.access is Access.BLOCK:
+        raise InvalidArgument(
+            "the source is a raw block volume, on which anything may be: it is not mounted as a "
+            "filesystem; ask for a block volume"
+        )
+    if spec.filesystem and spec.filesystem != source.filesystem:
+        raise InvalidArgument(
+            f"the source has {source.filesystem}, not {spec.filesystem}; leave the fs_type out"
+        )
+    return dataclasses.replace(spec, reason="as its source", mkfs_options=source.mkfs_options)
 
 
 def _one(values: set[str | None] | set[Access], what: str) -> "str | None":
@@ -162,7 +156,7 @@ def _raw_block(wanted: Parameters) -> VolumeSpec:
         raise InvalidArgument("a raw block volume is not formatted; leave mkfsOptions out")
     if wanted.fsck:
         raise InvalidArgument("a raw block volume is its user's to check; leave fsck out")
-    if wanted.root != AS_MADE:
+    if wanted.root:
         raise InvalidArgument(
             f"a raw block volume has no root directory; leave {', '.join(rootdirectory.KEYS)} out"
         )
@@ -216,7 +210,8 @@ def _image(wanted: Parameters, reason: str, kind: str) -> VolumeSpec:
             f"fs_type is {kind!r}; that of an image can be {', '.join(filesystem.KINDS)}"
         )
     thick = _thick(wanted)
-    mkfsoptions.check(kind, wanted.mkfs_options)
+    if wanted.mkfs_options:
+        mkfsoptions.check(kind, wanted.mkfs_options)
     if missing := filesystem.missing_programs(kind):
         raise FailedPrecondition(f"{kind}: {', '.join(missing)} not installed on this node")
     return VolumeSpec(
@@ -227,6 +222,7 @@ def _image(wanted: Parameters, reason: str, kind: str) -> VolumeSpec:
         enforced=True,
         thick=thick,
         mkfs_options=wanted.mkfs_options,
+        minimum=filesystem.KINDS[kind].minimum,
     )
 
 
@@ -236,34 +232,41 @@ def _thick(wanted: Parameters) -> bool:
     return wanted.allocation == "thick"
 
 
-def size_from(wanted: CapacityRange | None, source: int, minimum: int) -> int:
-    """Return the size in bytes of a volume made from a source of `source` bytes.
+def size_for(wanted: CapacityRange | None, minimum: int, source: int = 0) -> int:
+    """Return the size in bytes for a capacity range; `OutOfRange` if no size fits.
 
-    It is at least the source's. `OutOfRange` if the capacity range demands less, or no size fits.
+    The size is the required one, or else the source's, or else the default within the limit. It is
+    rounded up to whole blocks and to `minimum`, the smallest size in bytes of this spec. `source`
+    are the bytes of the volume's source, 0 if it has none; no size below that fits.
     """
     wanted = wanted or CapacityRange()
-    limit = LARGEST if wanted.limit is None else wanted.limit
-    if source > limit or (wanted.required is not None and source > round_up(wanted.required)):
+    limit = LARGEST if wanted.limit is None else round_down(wanted.limit)
+    size = source or min(DEFAULT_SIZE, limit)
+    size = round_up(size if wanted.required is None else wanted.required)
+    if source > min(size, limit):
         raise OutOfRange(
             f"the source has {source} bytes ({show(source)}), and a volume made from it has no "
             "less; ask for at least as much"
         )
-    return size_for(CapacityRange(required=wanted.required or source, limit=wanted.limit), minimum)
-
-
-def size_for(wanted: CapacityRange | None, minimum: int) -> int:
-    """Return the size in bytes for a capacity range; `OutOfRange` if no size fits.
-
-    The size is the required one, or else the default within the limit, rounded up to whole blocks
-    and to `minimum`, the smallest size in bytes of this spec.
-    """
-    wanted = wanted or CapacityRange()
-    limit = LARGEST if wanted.limit is None else round_down(wanted.limit)
-    size = wanted.required if wanted.required is not None else min(DEFAULT_SIZE, limit)
-    size = max(round_up(size), minimum)
+    size = max(size, minimum)
     if size > limit:
         raise OutOfRange(
             f"no size fits: at least {show(size)} ({size} bytes: whole blocks of {BLOCK}, least "
             f"{show(minimum)}), at most {limit} bytes; raise limit_bytes or change required_bytes"
         )
     return size
+
+
+def largest(kind: str | None, words: Iterable[str]) -> int:
+    """Return the largest size in bytes of an image whose filesystem `kind` is made with `words`.
+
+    `kind` is None for a raw block volume. ext4 has at most 1 EiB, or 2**32 - 1 blocks if its
+    feature 64bit is switched off (ext4(5)).
+    """
+    if kind != "ext4":
+        return LARGEST
+    text = " ".join(words)
+    if not _NARROW.search(text):
+        return _LARGEST_EXT4
+    block = _BLOCK_SIZE.search(text)
+    return round_down((int(block[1]) if block else BLOCK) * (2**32 - 1))

@@ -24,7 +24,6 @@ from pycsi.linux.kernel import KernelView, Mount
 from pycsi.linux.location import Location
 from pycsi.linux.mount import syncfs
 from pycsi.linux.tree import refuse_listed
-from pycsi.model import mkfsoptions
 from pycsi.model.config import PoolConfig
 from pycsi.model.errors import FailedPrecondition, OutOfRange
 from pycsi.model.records import (
@@ -32,7 +31,9 @@ from pycsi.model.records import (
     Volume,
     VolumeType,
 )
+from pycsi.model.rootdirectory import RootDirectory
 from pycsi.model.size import LARGEST, round_down, show
+from pycsi.model.spec import largest
 from pycsi.pool import layout, trash
 from pycsi.pool.building import Build, build
 from pycsi.pool.capacity import Capacity
@@ -48,10 +49,6 @@ log = structlog.get_logger()
 
 _MOST_BLOCKS = 2**32 - 1
 """The number of blocks that a file on ext4 can have."""
-
-
-def _from_nothing(backend: Backend) -> int | None:
-    return backend.create()
 
 
 class Pool:
@@ -186,7 +183,7 @@ class Pool:
         """Raise `OutOfRange` for a size that an image in this pool can never have."""
         if volume.type is not VolumeType.IMAGE:
             return
-        most = mkfsoptions.largest(volume.filesystem, volume.mkfs_options)
+        most = largest(volume.filesystem, volume.mkfs_options)
         if volume.capacity > most:
             raise OutOfRange(
                 f"{show(volume.capacity)} wanted, and {volume.filesystem} as it would be made has "
@@ -245,15 +242,17 @@ class Pool:
     def create(
         self,
         volume: Volume,
-        fill: Callable[[Backend], int | None] = _from_nothing,
+        root: RootDirectory | None = None,
         *,
+        fill: Callable[[Backend], int | None] | None = None,
         more: int = 0,
     ) -> Volume:
         """Make a volume, durably, and return it as recorded.
 
-        `fill` makes its data and returns its project id, if it has one; while it runs, it needs
-        `more` bytes beside the volume's size. `OutOfRange` or `ResourceExhausted` for a size that
-        the pool cannot have, or has no room for.
+        Its root directory gets the attributes `root`. Or else `fill` makes its data from a source
+        and returns its project id, if it has one; that takes `more` bytes beside the volume's size.
+        `OutOfRange` or `ResourceExhausted` for a size that the pool cannot have, or has no room
+        for.
         """
         self._refuse_impossible(volume)
         thick = volume.thick or more > 0
@@ -262,7 +261,7 @@ class Pool:
             self._build(place, volume.capacity + more, thick=thick) as building,
         ):
             backend = self.backend_at(building.directory, volume)
-            project = fill(backend)
+            project = fill(backend) if fill else backend.create(root)
             if more:
                 building.reservation.resize(volume.capacity, thick=thick)
             made = dataclasses.replace(volume, project=project) if project else volume

@@ -102,10 +102,11 @@ def _create(pools: Pools, wanted: NodeRequest, own_id: str, target: str) -> tupl
         volume_id=own_id,
         name="/".join(filter(None, (wanted.context.get(key) for key in _POD))),
         size=size_for(_size(wanted.context), spec.minimum),
+        settings=given.settings,
         handle=wanted.volume_id,
         targets=(target,),
     )
-    return pool, pool.create(volume)
+    return pool, pool.create(volume, given.root)
 
 
 def unpublish(pools: Pools, pool: Pool, volume: Volume, target_path: str) -> None:

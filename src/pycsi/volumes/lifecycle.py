@@ -148,7 +148,8 @@ def check_fits(
                 f"volume {volume.id} is a directory on {pool_filesystem}, not {wanted.filesystem}; "
                 "leave the fs_type out"
             )
-    try:
-        mountflags.check(wanted, volume.type, volume.filesystem, thick=volume.thick)
-    except InvalidArgument as error:
-        raise refusal(str(error)) from None
+    if wanted.mount_flags:
+        try:
+            mountflags.check(wanted.mount_flags, volume.type, volume.filesystem, thick=volume.thick)
+        except InvalidArgument as error:
+            raise refusal(str(error)) from None

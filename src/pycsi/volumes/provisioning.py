@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from pycsi.backends import mkfs
 from pycsi.backends.privileges import image_refusal
-from pycsi.model import ids, mkfsoptions, parameters
+from pycsi.model import ids, parameters
 from pycsi.model.errors import (
     AlreadyExists,
     FailedPrecondition,
@@ -19,12 +19,12 @@ from pycsi.model.errors import (
 )
 from pycsi.model.records import Volume, VolumeType
 from pycsi.model.request import Capability, Request, VolumeRequest
-from pycsi.model.spec import VolumeSpec, choose, size_for, size_from
+from pycsi.model.spec import VolumeSpec, asked_for, choose, filled_from, largest, like, size_for
 from pycsi.model.topology import NodeInfo
 from pycsi.pool.pool import Pool
 from pycsi.volumes.locks import Locks
 from pycsi.volumes.pools import Pools
-from pycsi.volumes.sources import Origin, fill_from, find_source, room_to_fill
+from pycsi.volumes.sources import fill_from, find_source, room_to_fill
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,19 +89,28 @@ class Provisioner:
         given = parameters.parse(request.parameters, mutable=request.mutable)
         origin = find_source(self._pools, request.source) if request.source else None
         pool = origin.pool if origin and given.pool is None else self._pools.named(given.pool)
-        spec = specify(pool, given, request.capabilities, origin)
-        size = _size(request, spec, origin)
+        source = origin.volume if origin else None
+        spec = specify(pool, given, request.capabilities, source)
+        size = size_for(request.capacity, spec.minimum, source.capacity if source else 0)
         if not self._node.meets(wanted.topologies):
             raise ResourceExhausted(
                 f"accessibility_requirements name other nodes than {self._node.topology_key}="
                 f"{ids.segment(self._node.id)}; ask the driver on one of those"
             )
-        volume = new_volume(pool, spec, request, volume_id=volume_id, name=wanted.name, size=size)
+        volume = new_volume(
+            pool,
+            spec,
+            request,
+            volume_id=volume_id,
+            name=wanted.name,
+            size=size,
+            settings=given.settings,
+        )
         if request.source is None or origin is None:
-            return pool.create(volume)
+            return pool.create(volume, given.root)
         return pool.create(
             volume,
-            fill_from(self._pools, self._locks, request.source, origin),
+            fill=fill_from(self._pools, self._locks, request.source, origin),
             more=room_to_fill(request.source, origin),
         )
 
@@ -132,7 +141,7 @@ class Provisioner:
             return Offer(minimum=spec.minimum)
         available = pool.capacity().available(thick=spec.thick)
         if spec.type is VolumeType.IMAGE:
-            possible = mkfsoptions.largest(spec.filesystem, spec.mkfs_options)
+            possible = largest(spec.filesystem, spec.mkfs_options)
             available = min(available, pool.largest_file, possible)
         return Offer(available=available, minimum=spec.minimum)
 
@@ -152,23 +161,21 @@ def specify(
     pool: Pool,
     given: parameters.Parameters,
     capabilities: Sequence[Capability],
-    origin: Origin | None = None,
+    source: Volume | None = None,
 ) -> VolumeSpec:
-    """Return the specification of a volume in `pool`: see `spec.choose`."""
-    return choose(
+    """Return the spec of a volume in `pool`, filled from `source` if given: see `spec.choose`."""
+    directories = {pool.mount.fstype}
+    if source:
+        given = like(source, given)
+        directories |= asked_for(source.request)
+    spec = choose(
         given,
         capabilities,
         limiter=pool.limiter.name,
+        directories=directories,
         unlimited=pool.unlimited,
-        pool_filesystem=pool.mount.fstype,
-        source=origin.volume if origin else None,
     )
-
-
-def _size(request: Request, spec: VolumeSpec, origin: Origin | None) -> int:
-    if origin:
-        return size_from(request.capacity, origin.volume.capacity, spec.minimum)
-    return size_for(request.capacity, spec.minimum)
+    return filled_from(source, spec) if source else spec
 
 
 def new_volume(
@@ -179,6 +186,7 @@ def new_volume(
     volume_id: str,
     name: str,
     size: int,
+    settings: Mapping[str, str],
     handle: str | None = None,
     targets: tuple[str, ...] = (),
 ) -> Volume:
@@ -205,7 +213,7 @@ def new_volume(
         thick=spec.thick,
         mkfs_options=spec.mkfs_options,
         request=request,
-        settings=parameters.settings(request.parameters, request.mutable),
+        settings=settings,
         created=time.time(),
         handle=handle,
         targets=targets,
