@@ -28,8 +28,6 @@ from pycsi.linux.descriptor import (
 
 SCHEMA = 2
 
-_ENCODER = json.JSONEncoder(separators=(",", ":"))
-
 _PAGE = 4096
 """Records up to this size are overwritten whole: the kernel kills no process within a page."""
 
@@ -50,6 +48,14 @@ class RecordError(Exception):
     """A record cannot be read: it is damaged, or was written by a newer version."""
 
 
+def fields_of(item: Any) -> dict[str, Any]:
+    """Return the fields of a dataclass by name; `encoded` does that to dataclasses among them."""
+    return {name: getattr(item, name) for name in item.__dataclass_fields__}
+
+
+_ENCODER = json.JSONEncoder(separators=(",", ":"), default=fields_of)
+
+
 def encoded(data: Mapping[str, Any]) -> bytes:
     """Return the bytes of a record, including the schema number."""
     return _ENCODER.encode({"schema": SCHEMA, **data}).encode()
@@ -61,21 +67,18 @@ def write_record(path: Path, data: Mapping[str, Any]) -> None:
     sync_directory(path.parent)
 
 
-def write_new_record(path: Path | str, data: Mapping[str, Any]) -> None:
-    """Write the first record of an object that is being built, where no reader looks for it yet.
+def write_file(path: Path | str, text: bytes, *, durable: bool, existing: int = os.O_EXCL) -> None:
+    """Write an encoded record to a new file.
 
-    The content is durable; the name is not until the caller synchronises the directory.
-    `FileExistsError` if the file exists.
+    If it is `durable`, its content is; its name is not until the caller synchronises the directory.
+    `FileExistsError` if the file exists, unless `existing` is O_TRUNC, which empties it.
     """
-    _write(path, encoded(data), os.O_EXCL, durable=True)
-
-
-def write_unsynchronised(path: Path | str, text: bytes) -> None:
-    """Write a new encoded record that need not survive a power cut, as `rewrite_record` does.
-
-    `FileExistsError` if the file exists.
-    """
-    _write(path, text, os.O_EXCL, durable=False)
+    with opened(path, os.O_WRONLY | os.O_CREAT | existing) as fd:
+        left = memoryview(text)
+        while left:
+            left = left[os.write(fd, left) :]
+        if durable:
+            os.fsync(fd)
 
 
 def rewrite_record(path: Path | str, data: Mapping[str, Any]) -> None:
@@ -105,21 +108,12 @@ def _write_aside(path: Path | str, text: bytes, *, durable: bool) -> None:
     folder, name = os.path.split(path)
     aside = Path(folder, f".{name}.new")
     try:
-        _write(aside, text, os.O_TRUNC, durable=durable)
+        write_file(aside, text, durable=durable, existing=os.O_TRUNC)
         aside.rename(path)
     except BaseException:
         with contextlib.suppress(OSError):
             aside.unlink()
         raise
-
-
-def _write(path: Path | str, text: bytes, flag: int, *, durable: bool) -> None:
-    with opened(path, os.O_WRONLY | os.O_CREAT | flag) as fd:
-        left = memoryview(text)
-        while left:
-            left = left[os.write(fd, left) :]
-        if durable:
-            os.fsync(fd)
 
 
 def _write_over(path: Path | str, text: bytes, longest: int = sys.maxsize) -> bool:

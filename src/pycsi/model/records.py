@@ -5,23 +5,8 @@ import enum
 from collections.abc import Mapping
 from typing import Any, Self
 
+from pycsi.linux.record import fields_of
 from pycsi.model.request import Access, Capability, Request
-
-_PLAIN = (str, int, float, dict, type(None))
-
-
-def _plain(record: Any) -> dict[str, Any]:
-    """Return a dataclass as JSON data, like `dataclasses.asdict` but without copying."""
-    return {
-        name: value if isinstance(value := getattr(record, name), _PLAIN) else _plain_value(value)
-        for name in record.__dataclass_fields__
-    }
-
-
-def _plain_value(value: Any) -> Any:
-    if isinstance(value, tuple):
-        return [_plain_value(item) for item in value]
-    return _plain(value) if hasattr(value, "__dataclass_fields__") else value
 
 
 class VolumeType(enum.StrEnum):
@@ -40,7 +25,7 @@ class Attachment:
     readonly: bool
 
     def to_json(self) -> dict[str, Any]:
-        return _plain(self)
+        return fields_of(self)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
@@ -100,7 +85,7 @@ class Volume:
 
     def to_json(self) -> dict[str, Any]:
         # The attachment has a record of its own, which goes without a free block on the disk.
-        plain = _plain(self) | {"attachment": None}
+        plain = fields_of(self) | {"attachment": None}
         if not self.targets:
             del plain["targets"]  # older versions do not know the key
         return plain
@@ -149,7 +134,7 @@ class Snapshot:
         return self.volume.filesystem
 
     def to_json(self) -> dict[str, Any]:
-        return _plain(self)
+        return fields_of(self)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
@@ -173,7 +158,7 @@ class Group:
     created: float
 
     def to_json(self) -> dict[str, Any]:
-        return _plain(self)
+        return fields_of(self)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:

@@ -17,9 +17,8 @@ from pycsi.linux.record import (
     RecordError,
     encoded,
     read_record,
-    write_new_record,
+    write_file,
     write_record,
-    write_unsynchronised,
 )
 from pycsi.model.records import Attachment, Snapshot, Volume
 from pycsi.pool.catalog import Catalog
@@ -110,8 +109,9 @@ class Layout:
 
 def write_new_volume(place: str, volume: Volume) -> None:
     """Write the record and the first, empty notes of a volume that is being built."""
-    write_unsynchronised(f"{place}/{NOTES_RECORD}", _FIRST_NOTES)
-    write_new_record(f"{place}/{VOLUME_RECORD}", volume.to_json())
+    # Notes are of mounts, which a power cut ends.
+    write_file(f"{place}/{NOTES_RECORD}", _FIRST_NOTES, durable=False)
+    write_file(f"{place}/{VOLUME_RECORD}", encoded(volume.to_json()), durable=True)
 
 
 def never_noted(where: str) -> bool:
@@ -167,7 +167,7 @@ def _read_volume(layout: Layout, data: Mapping[str, Any]) -> Volume:
 
 def write_new_snapshot(place: Path, snapshot: Snapshot) -> None:
     """Write the record of a snapshot that is being built."""
-    write_new_record(f"{place}/{SNAPSHOT_RECORD}", snapshot.to_json())
+    write_file(f"{place}/{SNAPSHOT_RECORD}", encoded(snapshot.to_json()), durable=True)
 
 
 def volume_catalog(layout: Layout) -> Catalog[Volume]:
