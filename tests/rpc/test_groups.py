@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 import grpc
 import pytest
 from driver import MIB, Driver, from_snapshot, refused
-from rpc.conftest import code_of, on_disk
+from rpc.conftest import code_of, on_disk, on_node
 
 from pycsi.proto import csi_pb2 as csi
 
@@ -50,6 +50,8 @@ def test_group(shared: Driver, volumes: list[str]) -> None:
     assert {member.group_snapshot_id for member in group.snapshots} == {group.group_snapshot_id}
     assert {str(member.creation_time) for member in group.snapshots} == {str(group.creation_time)}
     assert all(member.ready_to_use for member in group.snapshots)
+    here = on_node("node-1").requisite
+    assert all(member.accessible_topology == here for member in group.snapshots)
     assert shared.snapshot_group("g", *volumes) == group
     assert shared.snapshot_group("g", *reversed(volumes)) == group
     shared.restart()

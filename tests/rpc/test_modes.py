@@ -28,12 +28,21 @@ NEEDS = {
     "ControllerExpandVolume": "EXPAND_VOLUME",
     "ControllerGetVolume": "GET_VOLUME",
     "ControllerModifyVolume": "MODIFY_VOLUME",
+    "ControllerGetVolumeHealth": "GET_VOLUME_HEALTH",
+    "ControllerListVolumeHealth": "LIST_VOLUME_HEALTH",
+}
+NODE_NEEDS = {
+    "NodeGetVolumeHealth": "GET_VOLUME_HEALTH",
+    "NodeGetStorageHealth": "GET_STORAGE_HEALTH",
 }
 OPTIONS: dict[str, tuple[str, ...]] = {
     "single-node": (),
     "single-node with attach": ("--enable-attach",),
     "node": ("--mode=node",),
     "controller": ("--mode=controller",),
+    "single-node, CSI 1.12": ("--csi-version=1.12", "--enable-attach"),
+    "node, CSI 1.12": ("--csi-version=1.12", "--mode=node"),
+    "controller, CSI 1.12": ("--csi-version=1.12", "--mode=controller"),
 }
 
 
@@ -81,9 +90,12 @@ def test_what_is_not_advertised(
     driver = serve(pool, options=options)
     has = rpc_types(driver.controller)
     services, expansions = plugin(driver)
-    for name, code in answers(driver.controller, "Controller").items():
-        if name in NEEDS:
-            assert (code is UNIMPLEMENTED) == (NEEDS[name] not in has), name
+    found = answers(driver.controller, "Controller")
+    for name, flag in NEEDS.items():
+        assert (found[name] is UNIMPLEMENTED) == (flag not in has), name
+    found = answers(driver.node, "Node")
+    for name, flag in NODE_NEEDS.items():
+        assert (found[name] is UNIMPLEMENTED) == (flag not in node_types(driver)), name
     for service, flag in (
         ("GroupController", "GROUP_CONTROLLER_SERVICE"),
         ("SnapshotMetadata", "SNAPSHOT_METADATA_SERVICE"),
@@ -94,6 +106,8 @@ def test_what_is_not_advertised(
     assert set(answers(driver.identity, "Identity").values()) == {OK}
     if expansions:
         assert "EXPAND_VOLUME" in has | node_types(driver)
+    if "LIST_VOLUME_HEALTH" in has:
+        assert "GET_VOLUME_HEALTH" in has
     if "LIST_VOLUMES_PUBLISHED_NODES" in has:
         assert "PUBLISH_UNPUBLISH_VOLUME" in has
     if "PUBLISH_READONLY" in has:

@@ -46,6 +46,7 @@ def test_variables(tmp_path: Path, pool: Path, endpoint: str) -> None:
             "PYCSI_POOL": f"default={pool}",
             "PYCSI_DRIVER_NAME": "storage.example.org",
             "PYCSI_MODE": "node",
+            "PYCSI_CSI_VERSION": "1.12",
             "PYCSI_ENABLE_ATTACH": "true",
             "PYCSI_MAX_VOLUMES_PER_NODE": "17",
             "PYCSI_METRICS_ADDRESS": f"127.0.0.1:{port}",

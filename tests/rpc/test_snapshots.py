@@ -13,7 +13,7 @@ from driver import (
     mount_capability,
     refused,
 )
-from rpc.conftest import code_of, on_disk
+from rpc.conftest import code_of, on_disk, on_node
 
 from pycsi.proto import csi_pb2 as csi
 
@@ -57,6 +57,77 @@ def test_snapshot(shared: Driver, volume: str) -> None:
     assert on_disk(shared) == before
     with refused(Code.NOT_FOUND, "s@node-1"):
         shared.controller.GetSnapshot(get)
+
+
+@pytest.fixture(scope="module")
+def v1_12(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Driver]:
+    """Return a driver that answers as CSI 1.12 has it."""
+    folder = tmp_path_factory.mktemp("1.12")
+    (folder / "pool").mkdir()
+    with Driver(folder / "driver", [f"default={folder}/pool"], ["--csi-version=1.12"]) as driver:
+        yield driver
+
+
+def on_nodes(volume_id: str, *nodes: str) -> csi.CreateSnapshotRequest:
+    """Return a request for a snapshot that has to be usable on one of the nodes."""
+    return csi.CreateSnapshotRequest(
+        name="s", source_volume_id=volume_id, accessibility_requirements=on_node(*nodes)
+    )
+
+
+def test_topology(shared: Driver, volume: str) -> None:
+    """Every answer says that a snapshot is usable where its data lies."""
+    snapshot = shared.snapshot("s", volume)
+    assert snapshot.accessible_topology == on_node("node-1").requisite
+    get = csi.GetSnapshotRequest(snapshot_id=snapshot.snapshot_id)
+    assert shared.controller.GetSnapshot(get).snapshot == snapshot
+    assert shared.snapshots() == [snapshot]
+
+
+@pytest.mark.parametrize(
+    "requirement",
+    [
+        csi.TopologyRequirement(),
+        on_node("node-1"),
+        on_node("node-2", "node-1"),
+        csi.TopologyRequirement(preferred=on_node("node-1").requisite),
+    ],
+)
+def test_snapshot_wanted_here(
+    shared: Driver, volume: str, requirement: csi.TopologyRequirement
+) -> None:
+    """A snapshot is taken, and found, if one of the topologies is this node."""
+    request = on_nodes(volume)
+    request.accessibility_requirements.CopyFrom(requirement)
+    taken = shared.controller.CreateSnapshot(request)
+    assert shared.controller.CreateSnapshot(request) == taken
+
+
+@pytest.mark.parametrize(
+    "requirement", [on_node("node-2"), csi.TopologyRequirement(preferred=on_node("x").requisite)]
+)
+def test_snapshot_wanted_elsewhere(
+    shared: Driver, volume: str, requirement: csi.TopologyRequirement
+) -> None:
+    """A snapshot that has to be usable on another node is not taken, and not found."""
+    request = on_nodes(volume)
+    request.accessibility_requirements.CopyFrom(requirement)
+    before = on_disk(shared)
+    with refused(Code.RESOURCE_EXHAUSTED, "accessibility_requirements", "node-1"):
+        shared.controller.CreateSnapshot(request)
+    assert on_disk(shared) == before
+    shared.snapshot("s", volume)
+    with refused(Code.RESOURCE_EXHAUSTED, "accessibility_requirements", "node-1"):
+        shared.controller.CreateSnapshot(request)
+
+
+def test_topology_in_1_12(v1_12: Driver) -> None:
+    """With CSI 1.12 a snapshot has no topology, and a request for one is not understood."""
+    volume_id = v1_12.create("source", 4 * MIB, parameters=FILES).volume_id
+    snapshot = v1_12.controller.CreateSnapshot(on_nodes(volume_id, "node-2")).snapshot
+    group = v1_12.snapshot_group("g", volume_id)
+    assert not any(item.accessible_topology for item in (snapshot, *group.snapshots))
+    assert not any(item.accessible_topology for item in v1_12.snapshots())
 
 
 def test_names(shared: Driver, volume: str) -> None:

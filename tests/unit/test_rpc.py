@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pycsi.model import errors, ids
-from pycsi.model.config import DriverMode
+from pycsi.model.config import CsiVersion, DriverMode
 from pycsi.proto import csi_pb2 as csi
 from pycsi.server.rpc import status_of
 from pycsi.services import request
@@ -175,7 +175,9 @@ def test_access_mode(mode: AccessMode.Mode) -> None:
     )
     name = AccessMode.Mode.Name(mode)
     for driver_mode, word in ((DriverMode.SINGLE_NODE, "SINGLE_NODE"), (DriverMode.NODE, "mode")):
-        served = driver_capabilities(driver_mode, attach=False).access_modes
+        served = driver_capabilities(
+            driver_mode, attach=False, version=CsiVersion.V1_13
+        ).access_modes
         if mode and (driver_mode is DriverMode.SINGLE_NODE or name.startswith("SINGLE_NODE")):
             assert request.capability(message, served).mode == name
         else:

@@ -79,6 +79,14 @@ def main() -> None:
     help="What to advertise: all; what works on one node of many; what a resizer needs.",
 )
 @click.option(
+    "--csi-version",
+    type=click.Choice(["1.12", "1.13"]),
+    default="1.13",
+    show_default=True,
+    help="1.12: advertise nothing that CSI 1.13 added, for callers that fail on what they do not "
+    "know.",
+)
+@click.option(
     "--enable-attach/--no-enable-attach",
     default=False,
     help="Serve ControllerPublishVolume, for orchestrators that attach.",
@@ -110,6 +118,7 @@ def serve(
     pools: tuple[str, ...],
     driver_name: str | None,
     mode: str,
+    csi_version: str,
     enable_attach: bool,
     max_volumes_per_node: int,
     metrics_address: str | None,
@@ -135,6 +144,7 @@ def serve(
             pools=tuple(map(config.PoolConfig.parse, pools)),
             driver_name=config.DRIVER_NAME if driver_name is None else driver_name,
             mode=config.DriverMode(mode),
+            csi_version=config.CsiVersion(csi_version),
             attach=enable_attach,
             max_volumes=max_volumes_per_node,
             metrics=config.parse_metrics_address(metrics_address) if metrics_address else None,

@@ -41,6 +41,13 @@ class DriverMode(enum.StrEnum):
     CONTROLLER = "controller"
 
 
+class CsiVersion(enum.StrEnum):
+    """The version of the CSI specification whose capabilities the process advertises."""
+
+    V1_12 = "1.12"
+    V1_13 = "1.13"
+
+
 def parse_size(text: str) -> int:
     """Return the bytes of `10Gi`, `1.5GiB`, `500M` or a plain number, rounded down.
 
@@ -229,6 +236,7 @@ class Config:
     pools: tuple[PoolConfig, ...]
     driver_name: str = DRIVER_NAME
     mode: DriverMode = DriverMode.SINGLE_NODE
+    csi_version: CsiVersion = CsiVersion.V1_13
     attach: bool = False
     max_volumes: int = 0
     metrics: tuple[str, int] | None = None

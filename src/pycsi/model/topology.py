@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 
 from pycsi.model import ids
+from pycsi.model.errors import ResourceExhausted
 
 _LONGEST_PREFIX = 63
 
@@ -39,3 +40,11 @@ class NodeInfo:
     def meets(self, topologies: Sequence[Mapping[str, str]] | None) -> bool:
         """Tell whether this node lies in one of `topologies` (TopologyRequirement), if any."""
         return not topologies or any(self.lies_in(segments) for segments in topologies)
+
+    def require(self, topologies: Sequence[Mapping[str, str]] | None) -> None:
+        """Raise `ResourceExhausted` unless this node `meets` a request's topologies."""
+        if not self.meets(topologies):
+            raise ResourceExhausted(
+                f"accessibility_requirements name other nodes than {self.topology_key}="
+                f"{ids.segment(self.id)}; ask the driver on one of those"
+            )

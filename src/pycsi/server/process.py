@@ -120,7 +120,9 @@ def _build(
     *,
     probers: ThreadPoolExecutor,
 ) -> grpc.Server:
-    capabilities = driver_capabilities(config.mode, attach=config.attach)
+    capabilities = driver_capabilities(
+        config.mode, attach=config.attach, version=config.csi_version
+    )
     node = NodeInfo(
         id=config.node_id,
         driver_name=config.driver_name,
@@ -138,7 +140,7 @@ def _build(
     csi_pb2_grpc.add_ControllerServicer_to_server(controller, interceptor)  # type: ignore[no-untyped-call]
     csi_pb2_grpc.add_NodeServicer_to_server(Node(capabilities, pools, locks, node), interceptor)  # type: ignore[no-untyped-call]
     csi_pb2_grpc.add_GroupControllerServicer_to_server(
-        GroupController(pools, locks, node), interceptor
+        GroupController(capabilities, pools, locks, node), interceptor
     )  # type: ignore[no-untyped-call]
     csi_pb2_grpc.add_SnapshotMetadataServicer_to_server(SnapshotMetadata(pools, locks), interceptor)  # type: ignore[no-untyped-call]
     return server

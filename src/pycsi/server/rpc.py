@@ -100,7 +100,9 @@ def _encoder(encode: Callable[[Message], bytes]) -> Callable[[Message | bytes], 
 
 def _refuse(name: str, *_: object) -> NoReturn:
     """Answer a method that the driver does not advertise."""
-    raise Unimplemented(f"{name} is not among the capabilities of this driver's mode")
+    raise Unimplemented(
+        f"{name} is not among the capabilities of this driver's --mode and --csi-version"
+    )
 
 
 class _Rpc(NamedTuple):

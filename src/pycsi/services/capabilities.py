@@ -1,13 +1,18 @@
-"""The capabilities advertised in each mode, and the RPCs that therefore answer UNIMPLEMENTED.
+"""The capabilities of each mode and CSI version, and the RPCs that therefore are UNIMPLEMENTED.
 
 The modes differ because not every CSI sidecar can work per node: a resizer that finds EXPAND_VOLUME
 on a controller sends every expansion to one node, whichever node has the volume. Without that
 capability, NodeExpandVolume on the volume's own node does the whole expansion.
+
+CSI 1.13 has four health RPCs in place of 1.12's VolumeCondition, and the topology of snapshots. It
+has reserved the numbers that it took away, so in version 1.13 those of both are advertised, and
+callers of both versions see the health of volumes. A caller that fails on a number that it does not
+know needs version 1.12.
 """
 
 import dataclasses
 
-from pycsi.model.config import DriverMode
+from pycsi.model.config import CsiVersion, DriverMode
 from pycsi.model.request import Mode
 from pycsi.proto import csi_pb2 as csi
 
@@ -60,6 +65,11 @@ class DriverCapabilities:
     serves_node: bool = True
 
     @property
+    def snapshot_topology(self) -> bool:
+        """Whether snapshots tell from where they are usable, and requests may ask for that."""
+        return _PLUGIN.SNAPSHOT_ACCESSIBILITY_CONSTRAINTS in self.plugin
+
+    @property
     def unimplemented(self) -> frozenset[str]:
         """The names of the RPCs that answer UNIMPLEMENTED."""
         off = {rpc for flag, rpcs in _RPCS.items() if flag not in self.controller for rpc in rpcs}
@@ -74,8 +84,10 @@ class DriverCapabilities:
         return frozenset(off)
 
 
-def driver_capabilities(mode: DriverMode, *, attach: bool) -> DriverCapabilities:
-    """Return the capabilities of `mode`.
+def driver_capabilities(
+    mode: DriverMode, *, attach: bool, version: CsiVersion
+) -> DriverCapabilities:
+    """Return the capabilities of `mode` in a version of CSI.
 
     `attach` adds ControllerPublishVolume and ControllerUnpublishVolume, but not in mode controller.
     """
@@ -114,6 +126,8 @@ def driver_capabilities(mode: DriverMode, *, attach: bool) -> DriverCapabilities
             _CONTROLLER.PUBLISH_READONLY,
             _CONTROLLER.LIST_VOLUMES_PUBLISHED_NODES,
         ]
+    if version is CsiVersion.V1_13:
+        plugin.append(_PLUGIN.SNAPSHOT_ACCESSIBILITY_CONSTRAINTS)
     return DriverCapabilities(
         plugin=tuple(plugin),
         expansion=(_EXPANSION.ONLINE,),

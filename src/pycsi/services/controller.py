@@ -4,7 +4,7 @@ import grpc
 
 from pycsi.model import ids, parameters
 from pycsi.model.errors import FailedPrecondition, InvalidArgument
-from pycsi.model.records import Attachment, Volume
+from pycsi.model.records import Attachment, Snapshot, Volume
 from pycsi.model.topology import NodeInfo
 from pycsi.pool.pool import Pool
 from pycsi.proto import csi_pb2 as csi
@@ -35,7 +35,8 @@ class Controller(csi_pb2_grpc.ControllerServicer):
         self._node = node
         self._provisioner = Provisioner(pools, locks, node)
         self._attacher = Attacher(pools, node)
-        self._snapshotter = Snapshotter(pools, locks)
+        self._snapshotter = Snapshotter(pools, locks, node)
+        self._snapshots_at = node if capabilities.snapshot_topology else None
 
     def ControllerGetCapabilities(
         self, request: csi.ControllerGetCapabilitiesRequest, context: grpc.ServicerContext
@@ -229,8 +230,9 @@ class Controller(csi_pb2_grpc.ControllerServicer):
                 volume_id=request.source_volume_id,
                 parameters=given,
                 point_in_time=point_in_time,
+                topologies=read.topologies(request) if self._snapshots_at else None,
             )
-        return csi.CreateSnapshotResponse(snapshot=reply.snapshot(snapshot))
+        return csi.CreateSnapshotResponse(snapshot=self._snapshot(snapshot))
 
     def DeleteSnapshot(
         self, request: csi.DeleteSnapshotRequest, context: grpc.ServicerContext
@@ -249,7 +251,7 @@ class Controller(csi_pb2_grpc.ControllerServicer):
         )
         kind = csi.ListSnapshotsResponse
         entries = (
-            (item.id, kind(entries=[kind.Entry(snapshot=reply.snapshot(item))]).SerializeToString())
+            (item.id, kind(entries=[kind.Entry(snapshot=self._snapshot(item))]).SerializeToString())
             for item in found
         )
         return reply.page(kind, entries, size)
@@ -259,7 +261,10 @@ class Controller(csi_pb2_grpc.ControllerServicer):
     ) -> csi.GetSnapshotResponse:
         read.require(request, "snapshot_id")
         _, snapshot = self._pools.need_snapshot(request.snapshot_id)
-        return csi.GetSnapshotResponse(snapshot=reply.snapshot(snapshot))
+        return csi.GetSnapshotResponse(snapshot=self._snapshot(snapshot))
+
+    def _snapshot(self, snapshot: Snapshot) -> csi.Snapshot:
+        return reply.snapshot(snapshot, self._snapshots_at)
 
 
 def _attached_to(volume: Volume) -> list[str]:

@@ -17,6 +17,7 @@ from pycsi.proto import csi_pb2 as csi
 from pycsi.proto import csi_pb2_grpc
 from pycsi.services import reply
 from pycsi.services import request as read
+from pycsi.services.capabilities import DriverCapabilities
 from pycsi.volumes.locks import Locks, group_key, snapshot_key
 from pycsi.volumes.pools import Pools
 from pycsi.volumes.snapshots import Member, take_group
@@ -25,10 +26,13 @@ from pycsi.volumes.snapshots import Member, take_group
 class GroupController(csi_pb2_grpc.GroupControllerServicer):
     """Take, delete and describe group snapshots."""
 
-    def __init__(self, pools: Pools, locks: Locks, node: NodeInfo) -> None:
+    def __init__(
+        self, capabilities: DriverCapabilities, pools: Pools, locks: Locks, node: NodeInfo
+    ) -> None:
         self._pools = pools
         self._locks = locks
         self._node = node
+        self._snapshots_at = node if capabilities.snapshot_topology else None
 
     def GroupControllerGetCapabilities(
         self, request: csi.GroupControllerGetCapabilitiesRequest, context: grpc.ServicerContext
@@ -78,7 +82,7 @@ class GroupController(csi_pb2_grpc.GroupControllerServicer):
 
     def _reply(self, group: Group) -> csi.VolumeGroupSnapshot:
         members = [self._pools.need_snapshot(member)[1] for member in group.members]
-        return reply.group(group, members)
+        return reply.group(group, members, self._snapshots_at)
 
     def DeleteVolumeGroupSnapshot(
         self, request: csi.DeleteVolumeGroupSnapshotRequest, context: grpc.ServicerContext

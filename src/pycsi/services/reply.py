@@ -118,8 +118,11 @@ def condition(found: Condition) -> csi.VolumeCondition:
     return csi.VolumeCondition(abnormal=found.abnormal, message=short(found.message))
 
 
-def snapshot(found: Snapshot) -> csi.Snapshot:
-    """Return a snapshot. It is always ready to use: it has a record only once its data is whole."""
+def snapshot(found: Snapshot, node: NodeInfo | None) -> csi.Snapshot:
+    """Return a snapshot on `node`, with its topology; None: without, as before CSI 1.13.
+
+    It is always ready to use: it has a record only once its data is whole.
+    """
     return csi.Snapshot(
         snapshot_id=found.id,
         source_volume_id=found.volume.id,
@@ -127,14 +130,15 @@ def snapshot(found: Snapshot) -> csi.Snapshot:
         size_bytes=found.size,
         ready_to_use=True,
         group_snapshot_id=found.group or "",
+        accessible_topology=[topology(node)] if node else None,
     )
 
 
-def group(found: Group, members: list[Snapshot]) -> csi.VolumeGroupSnapshot:
-    """Return a group snapshot with its member snapshots."""
+def group(found: Group, members: list[Snapshot], node: NodeInfo | None) -> csi.VolumeGroupSnapshot:
+    """Return a group snapshot with its member snapshots; `node` as in `snapshot`."""
     return csi.VolumeGroupSnapshot(
         group_snapshot_id=found.id,
-        snapshots=[snapshot(member) for member in members],
+        snapshots=[snapshot(member, node) for member in members],
         creation_time=_moment(found.created),
         ready_to_use=True,
     )

@@ -160,11 +160,14 @@ def create_volume(request: csi.CreateVolumeRequest, served: Collection[Mode]) ->
             mutable=string_map(request.mutable_parameters, "mutable_parameters"),
             source=source(request.volume_content_source) if filled else None,
         ),
-        topologies=_topologies(request),
+        topologies=topologies(request),
     )
 
 
-def _topologies(request: csi.CreateVolumeRequest) -> tuple[Mapping[str, str], ...] | None:
+def topologies(
+    request: csi.CreateVolumeRequest | csi.CreateSnapshotRequest,
+) -> tuple[Mapping[str, str], ...] | None:
+    """Return the accepted topologies, each by its segments: see `VolumeRequest`."""
     if not request.HasField("accessibility_requirements"):
         return None
     requirement = request.accessibility_requirements

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from pycsi.backends import mkfs
 from pycsi.backends.privileges import image_refusal
-from pycsi.model import ids, parameters
+from pycsi.model import parameters
 from pycsi.model.errors import (
     AlreadyExists,
     FailedPrecondition,
@@ -92,11 +92,7 @@ class Provisioner:
         source = origin.volume if origin else None
         spec = specify(pool, given, request.capabilities, source)
         size = size_for(request.capacity, spec.minimum, source.capacity if source else 0)
-        if not self._node.meets(wanted.topologies):
-            raise ResourceExhausted(
-                f"accessibility_requirements name other nodes than {self._node.topology_key}="
-                f"{ids.segment(self._node.id)}; ask the driver on one of those"
-            )
+        self._node.require(wanted.topologies)
         volume = new_volume(
             pool,
             spec,

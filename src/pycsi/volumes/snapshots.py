@@ -14,6 +14,7 @@ from pycsi.model.errors import (
     InvalidArgument,
 )
 from pycsi.model.records import Group, Snapshot, Volume
+from pycsi.model.topology import NodeInfo
 from pycsi.pool.building import Build
 from pycsi.pool.pool import Pool
 from pycsi.volumes.locks import Locks
@@ -57,9 +58,10 @@ class Member:
 class Snapshotter:
     """Takes, finds and deletes snapshots."""
 
-    def __init__(self, pools: Pools, locks: Locks) -> None:
+    def __init__(self, pools: Pools, locks: Locks, node: NodeInfo) -> None:
         self._pools = pools
         self._locks = locks
+        self._node = node
 
     def create(
         self,
@@ -69,18 +71,22 @@ class Snapshotter:
         volume_id: str,
         parameters: Mapping[str, str],
         point_in_time: bool,
+        topologies: Sequence[Mapping[str, str]] | None = None,
     ) -> Snapshot:
         """Return the snapshot of this id: the one that exists, or a new one, durable.
 
         Without `point_in_time` its files may be of different moments. `AlreadyExists` if the id's
-        snapshot is of another volume. The caller holds the snapshot's lock.
+        snapshot is of another volume; `ResourceExhausted` if `topologies`, where the snapshot has
+        to be usable, are all of other nodes. The caller holds the snapshot's lock.
         """
         if found := self._pools.find_snapshot(snapshot_id):
             _, snapshot = found
             self._compare(snapshot, volume_id)
+            self._node.require(topologies)
             return snapshot
         with self._locks.share(volume_id):
             pool, volume = self._pools.need(volume_id)
+            self._node.require(topologies)
             member = Member(
                 pool=pool,
                 volume=volume,
