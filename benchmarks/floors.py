@@ -14,7 +14,7 @@ from pathlib import Path
 import grpc
 from google.protobuf.wrappers_pb2 import BoolValue
 
-from pycsi.linux import loop, mount
+from pycsi.linux import losetup, mount
 from pycsi.linux.descriptor import opened
 from pycsi.linux.libc import StrPath
 from pycsi.proto import csi_pb2 as csi
@@ -180,7 +180,7 @@ def image_cycle(folder: Path, disk: Path, count: int) -> list[float]:
 
 
 def _mount_image(image: Path, staging: StrPath) -> None:
-    with loop.attach(image, autoclear=True) as device:
+    with losetup.attach(image, autoclear=True) as device:
         mount.mount("ext4", device.path, staging)
 
 

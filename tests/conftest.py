@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 from driver import Driver
 
-from pycsi.linux import kernel, loop, mount
+from pycsi.linux import kernel, loop, losetup, mount
 from pycsi.linux.libc import function
 
 IN_CI = bool(os.environ.get("CI"))
@@ -249,7 +249,7 @@ def _clean_up(folder: Path) -> None:
         device for image in folder.rglob("volumes/*/disk.img") for device in loop.find(image)
     ]
     for device in devices:
-        loop.detach(device)
+        losetup.detach(device)
     assert not left, f"mounts were left: {left}"
     assert not devices, f"loop devices were left: {devices}"
 

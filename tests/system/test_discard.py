@@ -11,7 +11,7 @@ import pytest
 from conftest import needs, run
 from driver import MIB, Driver, block_capability, mount_capability
 
-from pycsi.linux import discard, loop
+from pycsi.linux import discard, loop, losetup
 
 BLKDISCARD = 0x1277
 KINDS = ["ext4", "xfs", "btrfs", "block"]
@@ -127,12 +127,12 @@ def refusing_device(root: None, tmp_path: Path) -> Iterator[loop.LoopDevice]:
     file = tmp_path / "other.img"
     with file.open("wb") as made:
         made.truncate(MIB)
-    with loop.attach(file, autoclear=True) as device:
+    with losetup.attach(file, autoclear=True) as device:
         discard.refuse(device.number)
     if not refuses(device):
         pytest.skip("this kernel forgets what a device refused when its file goes")
     yield device
-    loop.remove_refusing()
+    losetup.remove_refusing()
 
 
 @pytest.mark.parametrize("kind", ["ext4", "block"])
@@ -189,7 +189,7 @@ def test_the_next_start_removes_what_a_crash_left(
     device = device_of(pool, volume_id)
     driver.stop(signal.SIGKILL)
     if kind == "block":
-        loop.detach(device)
+        losetup.detach(device)
     else:
         run("umount", staging)
     driver.start()

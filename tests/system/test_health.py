@@ -11,7 +11,7 @@ import grpc
 from conftest import FilesystemFactory, needs, run
 from driver import GIB, MIB, Driver, block_capability, mount_capability, refused
 
-from pycsi.linux import kernel, loop, mount
+from pycsi.linux import kernel, loop, losetup, mount
 from pycsi.proto import csi_pb2 as csi
 
 
@@ -145,7 +145,7 @@ def test_lost_loop_device(driver: Driver, root: None, tmp_path: Path, pool: Path
     image = pool / "volumes" / volume_id / "disk.img"
     with driver.published(volume_id, tmp_path, block_capability()) as target:
         (device,) = loop.find(image)
-        loop.detach(device)
+        losetup.detach(device)
         abnormal(driver, volume_id, "lost")
         assert driver.stats(volume_id, target).volume_condition.abnormal
 

@@ -16,6 +16,7 @@ from pycsi.linux import (
     filesystem,
     holders,
     loop,
+    losetup,
     mount,
 )
 from pycsi.linux.descriptor import DIRECTORY, opened
@@ -161,8 +162,8 @@ class FilesystemImage(GrowingImage):
         device twice is harmless, while two devices on one image would corrupt it.
         """
         for device in loop.find(self.image):
-            with loop.hold(device, self.image) as still:
-                if still and not device.readonly:
+            with loop.hold(device.number, self.image) as held:
+                if held == device and not device.readonly:
                     if device.partial:
                         raise self.attached_by_others(device)
                     self.keep_blocks(device)
@@ -210,7 +211,7 @@ class FilesystemImage(GrowingImage):
         try:
             with self.kernel.attach(
                 self.image,
-                sector=found.sector if found else loop.SMALLEST_SECTOR,
+                sector=found.sector if found else losetup.SMALLEST_SECTOR,
                 autoclear=True,
                 new=self.volume.thick,
                 name=self.volume.id,

@@ -18,6 +18,7 @@ from pycsi.linux import (
     fiemap,
     holders,
     loop,
+    losetup,
     nocow,
 )
 from pycsi.linux.descriptor import DISK_FAULTS, opened
@@ -107,7 +108,7 @@ class Image(Backend):
 
     def expose(self) -> None:
         for device in loop.find(self.image):
-            loop.set_capacity(device)
+            losetup.set_capacity(device)
 
     def is_own(self, device: loop.LoopDevice) -> bool:
         """Tell whether the driver itself attached this device to the image.
@@ -210,7 +211,7 @@ class Image(Backend):
         if self.devices():
             self.wait_until_free()
         if self.volume.thick:
-            loop.remove_refusing()
+            losetup.remove_refusing()
 
     def require_free(self) -> None:
         """Raise `FailedPrecondition` if a loop device of the driver on the image stays in use."""

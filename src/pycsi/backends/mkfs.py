@@ -18,7 +18,7 @@ import structlog
 
 from pycsi.linux import (
     filesystem,
-    loop,
+    losetup,
     mount,
     program,
 )
@@ -151,9 +151,9 @@ def _scratch(folder: Path) -> Iterator[Path]:
 def _mount_once(kind: str, image: Path) -> None:
     """Mount the filesystem in a file writable, detached from any path, and unmount it again."""
     found = filesystem.identify(image)
-    sector = found.sector if found else loop.SMALLEST_SECTOR
+    sector = found.sector if found else losetup.SMALLEST_SECTOR
     with (
-        loop.attach(image, sector=sector, autoclear=True, name="mkfs") as device,
+        losetup.attach(image, sector=sector, autoclear=True, name="mkfs") as device,
         mount.detached(kind, device.path),
     ):
         pass

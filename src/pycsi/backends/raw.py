@@ -4,7 +4,7 @@ import errno
 from pathlib import Path
 
 from pycsi.backends.image import Image
-from pycsi.linux import backing, loop
+from pycsi.linux import backing, loop, losetup
 from pycsi.linux.kernel import Mount
 from pycsi.model.errors import FailedPrecondition
 from pycsi.model.records import Usage
@@ -131,4 +131,4 @@ class RawImage(Image):
     def prepare_capture(self) -> None:
         """Write the loop device's cache to the image."""
         if device := self.written_at():
-            loop.flush(Path(device))
+            losetup.flush(Path(device))

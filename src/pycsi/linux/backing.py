@@ -42,7 +42,7 @@ def path_of(number: int) -> str | None:
 
 
 def is_named(number: int, name: str) -> bool:
-    """Tell whether `loop.attach` gave the device this name."""
+    """Tell whether `losetup.attach` gave the device this name."""
     status = loop.status_of(number)
     return status is not None and loop.described(status).is_named(name)
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from pycsi.linux import loop, mount
+from pycsi.linux import loop, losetup, mount
 from pycsi.linux.descriptor import opened, read_file
 from pycsi.linux.libc import StrPath
 
@@ -258,18 +258,18 @@ class KernelView:
 
     @contextlib.contextmanager
     def attach(self, file: Path, **how: Any) -> Iterator[loop.LoopDevice]:
-        """See `loop.attach`."""
+        """See `losetup.attach`."""
         try:
-            with loop.attach(file, **how) as device:
+            with losetup.attach(file, **how) as device:
                 self.invalidate()
                 yield device
         finally:
             self.invalidate()
 
     def detach(self, device: loop.LoopDevice) -> None:
-        """See `loop.detach`."""
+        """See `losetup.detach`."""
         self.invalidate()
-        loop.detach(device)
+        losetup.detach(device)
 
     def bind(
         self, source: StrPath, target: StrPath, change: mount.Attributes = mount.UNCHANGED

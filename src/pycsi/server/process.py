@@ -16,7 +16,7 @@ import structlog
 
 from pycsi import __version__
 from pycsi.backends import privileges
-from pycsi.linux import loop
+from pycsi.linux import losetup
 from pycsi.linux.program import pin
 from pycsi.model.config import Config, ConfigError, DriverMode
 from pycsi.model.topology import NodeInfo
@@ -95,7 +95,7 @@ def serve(config: Config) -> None:
 def _remove_changed_devices() -> None:
     """Remove loop devices that a killed driver has left with discards refused."""
     try:
-        loop.remove_refusing()
+        losetup.remove_refusing()
     except OSError as error:
         log.warning("loop devices cannot be looked at", error=str(error))
 

@@ -19,6 +19,7 @@ from pycsi.linux import (
     filesystem,
     kernel,
     loop,
+    losetup,
     mount,
 )
 from pycsi.model.size import GIB, show
@@ -78,7 +79,7 @@ def _free_devices(root: Path) -> None:
     """Detach the loop devices of raw block volumes that an interrupted demo has left."""
     for image in root.glob("*/volumes/*/disk.img"):
         for device in loop.find(image):
-            loop.detach(device)
+            losetup.detach(device)
 
 
 def _unmount_below(root: Path) -> None:
@@ -152,7 +153,7 @@ def _on_disk(name: str, root: Path) -> DemoPool:
     filesystem.make("btrfs", image, [])
     path = root / name
     path.mkdir(exist_ok=True)
-    with loop.attach(image, autoclear=True, name="pycsi-demo") as device:
+    with losetup.attach(image, autoclear=True, name="pycsi-demo") as device:
         # A commit gives back the room of what was deleted; by default there is one in 30 seconds.
         mount.mount("btrfs", device.path, path, ["commit=1"])
     return DemoPool(
