@@ -5,7 +5,6 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
-from pycsi.backends.choice import backend_for
 from pycsi.backends.enforcement import limiter_seen
 from pycsi.backends.limits import Limiter
 from pycsi.linux.descriptor import opened
@@ -17,6 +16,7 @@ from pycsi.model.records import Volume
 from pycsi.model.size import show
 from pycsi.pool.catalog import Catalog
 from pycsi.pool.layout import Layout, snapshot_catalog, volume_catalog
+from pycsi.pool.pool import backend_for
 from pycsi.pool.room import Room
 from pycsi.pool.trash import Trash, entries
 from pycsi.pool.written import Contents

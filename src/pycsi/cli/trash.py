@@ -9,13 +9,13 @@ import errno
 import os
 from collections.abc import Iterable, Iterator, Sequence
 
-from pycsi.backends.choice import backend_for
 from pycsi.cli.tables import InspectedPool, InspectionError
 from pycsi.linux.record import rename_durably
 from pycsi.linux.tree import refuse_mounts
 from pycsi.model.config import PoolConfig
 from pycsi.model.records import Volume
 from pycsi.pool.layout import Layout
+from pycsi.pool.pool import backend_for
 from pycsi.pool.trash import (
     Entry,
     Fate,

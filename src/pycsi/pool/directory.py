@@ -5,8 +5,7 @@ import fcntl
 import os
 import threading
 
-from pycsi.linux.descriptor import closing, opened
-from pycsi.linux.kernel import Mount
+from pycsi.linux.descriptor import closing
 from pycsi.linux.location import Location
 from pycsi.linux.record import RecordError
 from pycsi.model.config import ConfigError, PoolConfig
@@ -60,11 +59,15 @@ class PoolDirectory:
     """
 
     def __init__(self, config: PoolConfig, *, begin: bool) -> None:
-        self._config = config
-        self._record = str(Layout(config.path).record)
+        self.config = config
+        self.name = config.name
+        self.layout = Layout(config.path)
+        self._record = str(self.layout.record)
         self._reopening = threading.Lock()
         self._read: tuple[int, ...] = ()
         self._fd = _open(config)
+        # This link has the path by which the kernel knows the held directory.
+        self._held = f"/proc/self/fd/{self._fd}"
         try:
             _lock(self._fd, config)
             self._look()
@@ -79,53 +82,48 @@ class PoolDirectory:
 
     def _look(self) -> None:
         """Find the location of the held directory, which is the one at the pool's path."""
-        with closing(_open(self._config)) as fd:
-            location = Location.of(self._config.path, fd)
-        directory, named = _identity(self._fd), self._name_of_held()
+        with closing(_open(self.config)) as fd:
+            location = Location.of(self.config.path, fd)
+        directory, named = _identity(self._fd), os.readlink(self._held)
         # Assigned last, when nothing can fail any more, and in this order: `_in_place` compares the
         # identity, so it must not be newer than the location.
         self.location = location
         self._directory, self._named = directory, named
 
-    def _name_of_held(self) -> str:
-        """Return the path under which the kernel knows the held directory."""
-        return os.readlink(f"/proc/self/fd/{self._fd}")
-
     def _refuse_unfit(self) -> None:
-        name, path = self._config.name, self._config.path
+        name, path = self.name, self.config.path
         # Check first that this is the right disk: the properties of another one do not matter.
-        if self._config.require_mount and not self.location.is_disk:
+        if self.config.require_mount and not self.location.is_disk:
             raise MissingPoolError(
                 f"pool {name}: no filesystem of its own is mounted at {path}; mount its disk"
             )
-        if self._config.uuid and self._config.uuid != self._found():
+        if self.config.uuid and self.config.uuid != self._found():
             raise MissingPoolError(
-                f"pool {name}: {path} is not the pool {self._config.uuid}; mount its disk"
+                f"pool {name}: {path} is not the pool {self.config.uuid}; mount its disk"
             )
-        if self.mount.fstype in _VOLATILE and not self._config.allow_volatile:
+        filesystem = self.location.mount.fstype
+        if filesystem in _VOLATILE and not self.config.allow_volatile:
             raise ConfigError(
-                f"pool {name}: {path} is on {self.mount.fstype}, which a reboot empties; use a "
-                "disk, or accept that with allow-volatile"
+                f"pool {name}: {path} is on {filesystem}, which a reboot empties; use a disk, or "
+                "accept that with allow-volatile"
             )
         if self._readonly():
             raise MissingPoolError(f"pool {name}: {self._only_read()}")
 
     def _found(self) -> str | None:
         try:
-            return Layout(self._config.path).read_uuid()
+            return self.layout.read_uuid()
         except FileNotFoundError:
             return None
         except RecordError as error:
             raise MissingPoolError(
-                f"pool {self._config.name}: {error}; mount the pool's own disk, or restore the "
-                "record"
+                f"pool {self.name}: {error}; mount the pool's own disk, or restore the record"
             ) from None
 
     def _begin(self, *, begin: bool) -> str:
         """Make an empty directory a pool; return the new pool's UUID."""
-        name, path = self._config.name, self._config.path
-        layout = Layout(path)
-        if foreign := layout.foreign():
+        name, path = self.name, self.config.path
+        if foreign := self.layout.foreign():
             raise ConfigError(
                 f"pool {name}: {path} is neither a pool nor empty (it holds {foreign!r}); give an "
                 "empty directory, or the pool's own disk"
@@ -136,23 +134,18 @@ class PoolDirectory:
                 f"pool {name}: {path} is empty; mount its disk, or restart the driver for a new "
                 "pool: an empty directory becomes one only when the driver starts"
             )
-        return layout.make_uuid()
-
-    @property
-    def mount(self) -> Mount:
-        """The filesystem that the pool lies on."""
-        return self.location.mount
+        return self.layout.make_uuid()
 
     def close(self) -> None:
         """Close the directory, which releases the lock for another process."""
         os.close(self._fd)
 
-    def check(self, *, writable: bool) -> None:
+    def check(self, *, writable: bool = True) -> None:
         """Raise `PoolMissing` unless the pool that was opened is still at its path.
 
-        With `writable` it must also be on a filesystem that can be written to.
+        Unless `writable` is False it must also be on a filesystem that can be written to.
         """
-        name, path = self._config.name, self._config.path
+        name, path = self.name, self.config.path
         try:
             if not self._in_place():
                 with self._reopening:
@@ -173,22 +166,22 @@ class PoolDirectory:
         record, held = os.stat(self._record), self._directory
         version = *held, record.st_dev, record.st_ino, record.st_ctime_ns
         if version != self._read or record.st_nlink > 1:
-            now = self._config.path.stat()
+            now = self.config.path.stat()
             if (now.st_dev, now.st_ino) != held:
                 return False
-            if Layout(self._config.path).read_uuid() != self.uuid:
+            if self.layout.read_uuid() != self.uuid:
                 return False
             self._read = version
         # A directory that was renamed, and is reached through a symbolic link or another mount, has
         # another path in its filesystem, so its location must be found again.
-        return self._name_of_held() == self._named
+        return os.readlink(self._held) == self._named
 
     def _readonly(self) -> bool:
         return bool(os.fstatvfs(self._fd).f_flag & os.ST_RDONLY)
 
     def _only_read(self) -> str:
         return (
-            f"{self._config.path} is read-only; look at the kernel's log for the disk's errors, "
+            f"{self.config.path} is read-only; look at the kernel's log for the disk's errors, "
             "then mount it read-write"
         )
 
@@ -205,27 +198,28 @@ class PoolDirectory:
         Opening is the test because ext4 still answers stat(2) after a shutdown or an error.
         """
         try:
-            with opened(self._record, os.O_WRONLY if writable else os.O_RDONLY):
-                return True
+            flags = os.O_WRONLY if writable else os.O_RDONLY
+            os.close(os.open(self._record, flags | os.O_CLOEXEC))
         except PermissionError:  # the record is immutable (chattr +i)
             return not self._readonly()
         except OSError as error:
             if error.errno != errno.EROFS:
                 raise
             return False
+        return True
 
     def _reopen(self) -> None:
         """Switch to the directory that is at the pool's path now, if it is the same pool."""
-        path = self._config.path
-        found = Layout(path).read_uuid()
+        path = self.config.path
+        found = self.layout.read_uuid()
         if found != self.uuid:
             raise PoolMissing(
-                f"pool {self._config.name}: {path} holds pool {found}, not {self.uuid}; mount the "
-                "right disk"
+                f"pool {self.name}: {path} holds pool {found}, not {self.uuid}; mount the right "
+                "disk"
             )
-        with closing(_open(self._config)) as fd:
+        with closing(_open(self.config)) as fd:
             if not self._holds(_identity(fd)):
-                _lock(fd, self._config)
+                _lock(fd, self.config)
                 # dup2 is atomic: other threads see the old directory or the new one.
                 os.dup2(fd, self._fd, inheritable=False)
         self._look()

@@ -165,7 +165,7 @@ def _read_volume(layout: Layout, data: Mapping[str, Any]) -> Volume:
         return volume
 
 
-def write_new_snapshot(place: Path, snapshot: Snapshot) -> None:
+def write_new_snapshot(place: str, snapshot: Snapshot) -> None:
     """Write the record of a snapshot that is being built."""
     write_file(f"{place}/{SNAPSHOT_RECORD}", encoded(snapshot.to_json()), durable=True)
 

@@ -1,6 +1,8 @@
 """The room in a pool: bytes promised to what it holds, and reserved for what is being made."""
 
 import contextlib
+import dataclasses
+import functools
 import os
 import threading
 import time
@@ -8,29 +10,25 @@ from collections.abc import Iterator
 
 from pycsi.linux.descriptor import NO_ROOM
 from pycsi.model.config import PoolConfig
-from pycsi.model.errors import ResourceExhausted
-from pycsi.model.size import show
+from pycsi.model.errors import OutOfRange, ResourceExhausted
+from pycsi.model.records import Volume, VolumeType
+from pycsi.model.size import LARGEST, round_down, show
+from pycsi.model.spec import largest
 from pycsi.pool.capacity import Capacity
 from pycsi.pool.written import Contents, Written
 
 _PATIENCE = 2.0
 """Seconds to wait for room while the trash is being emptied."""
 
+_MOST_BLOCKS = 2**32 - 1
+"""The number of blocks that a file on ext4 can have."""
 
+
+@dataclasses.dataclass(slots=True)
 class Reservation:
-    """Bytes that are promised to a volume or snapshot that is being made, or that grows."""
+    """The `size`, in bytes, that is promised to an object that is being made, or that grows."""
 
-    def __init__(self, room: "Room") -> None:
-        self._room = room
-        self.size = 0
-
-    def resize(self, size: int, *, thick: bool) -> None:
-        """Change the reservation to `size` bytes, or raise `ResourceExhausted`."""
-        self._room.reserve(self, size, thick=thick)
-
-    def replaced(self) -> contextlib.AbstractContextManager[None]:
-        """End the reservation in one step with the `with` block, which indexes what it was for."""
-        return self._room.replaced(self)
+    size: int = 0
 
 
 class Room:
@@ -42,6 +40,30 @@ class Room:
         self._written = Written(contents)
         self._mutex = threading.Lock()
         self._reserved = 0
+
+    @functools.cached_property
+    def largest_file(self) -> int:
+        """The largest size of a file on the pool's filesystem, in bytes."""
+        if self._contents.filesystem != "ext4":
+            return LARGEST
+        return round_down(_MOST_BLOCKS * os.statvfs(self._contents.layout.root).f_bsize)
+
+    def refuse_impossible(self, volume: Volume) -> None:
+        """Raise `OutOfRange` for a size that an image in this pool can never have."""
+        if volume.type is not VolumeType.IMAGE:
+            return
+        most = largest(volume.filesystem, volume.mkfs_options)
+        if volume.capacity > most:
+            raise OutOfRange(
+                f"{show(volume.capacity)} wanted, and {volume.filesystem} as it would be made has "
+                f"at most {most} bytes ({show(most)}); ask for less, or change mkfsOptions"
+            )
+        if volume.capacity > self.largest_file:
+            raise OutOfRange(
+                f"pool {self._config.name}: {show(volume.capacity)} wanted, and a file on its "
+                f"{self._contents.filesystem} has at most {self.largest_file} bytes "
+                f"({show(self.largest_file)}); ask for less, or use a pool on XFS"
+            )
 
     def capacity(self) -> Capacity:
         """Return the pool's capacity, measured now."""
@@ -75,7 +97,7 @@ class Room:
     @contextlib.contextmanager
     def reserved(self, size: int, *, thick: bool) -> Iterator[Reservation]:
         """Reserve `size` bytes for the `with` block, or raise `ResourceExhausted`."""
-        reservation = Reservation(self)
+        reservation = Reservation()
         self.reserve(reservation, size, thick=thick)
         try:
             yield reservation
@@ -156,7 +178,7 @@ class Room:
 
     @contextlib.contextmanager
     def replaced(self, reservation: Reservation) -> Iterator[None]:
-        """See `Reservation.replaced`."""
+        """End a reservation in one step with the `with` block, which indexes what it was for."""
         with self._mutex:
             self._reserved -= reservation.size
             reservation.size = 0

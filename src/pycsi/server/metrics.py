@@ -106,7 +106,7 @@ class _PoolCollector(Collector):
             try:
                 if not is_up:
                     pool.check(writable=False)  # a read-only pool still has samples
-                capacity = pool.capacity()
+                capacity = pool.room.capacity()
             except (OSError, FailedPrecondition):
                 continue  # the pool is missing: better no sample than a wrong one
             for key, gauge in gauges.items():

@@ -10,7 +10,7 @@ from pycsi.linux.descriptor import NO_ROOM
 from pycsi.model.errors import AlreadyExists, NotFound, ResourceExhausted
 from pycsi.model.records import Attachment, Volume
 from pycsi.model.topology import NodeInfo
-from pycsi.pool import layout
+from pycsi.pool import changing, layout
 from pycsi.pool.pool import Pool
 from pycsi.volumes.pools import Pools
 
@@ -83,7 +83,7 @@ def _delete_record(pool: Pool, volume: Volume) -> None:
     place = pool.volumes.place(volume.id)
     detached = dataclasses.replace(volume, attachment=None)
     if layout.is_attached_by_record(place):
-        pool.update(detached)
+        changing.update(pool, detached)
     try:
         layout.delete_attachment(place)
     except BaseException:

@@ -8,6 +8,7 @@ import structlog
 
 from pycsi.model.errors import CsiError, retry
 from pycsi.model.records import Group
+from pycsi.pool.changing import delete_snapshot
 from pycsi.pool.pool import Pool
 
 log = structlog.get_logger()
@@ -34,7 +35,7 @@ def delete_partial(pools: list[Pool], of: Pool | None = None) -> None:
             for snapshot in pool.snapshots:
                 # An unreadable record counts too: it is no reason to delete the members.
                 if snapshot.group and not pool.groups.is_recorded(snapshot.group):
-                    pool.delete_snapshot(snapshot.id)
+                    delete_snapshot(pool, snapshot.id)
     except (OSError, CsiError) as error:
         log.warning("parts of group snapshots cannot be deleted now", error=str(error))
 
@@ -53,7 +54,7 @@ def delete(group: Group, pools: Iterable[Pool]) -> None:
             pool.deletions.note("group", group.id, pool.missing())
             pool.groups.delete(group.id)
         for number, (pool, member) in enumerate(members):
-            delete = functools.partial(pool.delete_snapshot, member)
+            delete = functools.partial(delete_snapshot, pool, member)
             if number:
                 retry(delete)  # the first member is deleted, so the others have to follow
             else:

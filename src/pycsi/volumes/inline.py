@@ -15,6 +15,7 @@ from pycsi.model.request import (
     Request,
 )
 from pycsi.model.spec import size_for
+from pycsi.pool import changing
 from pycsi.pool.pool import Pool
 from pycsi.volumes.lifecycle import (
     check_usable,
@@ -78,7 +79,7 @@ def _record_target(pool: Pool, volume: Volume, target: str) -> None:
     """
     if target not in volume.targets:
         try:
-            pool.update(dataclasses.replace(volume, targets=(*volume.targets, target)))
+            changing.update(pool, dataclasses.replace(volume, targets=(*volume.targets, target)))
         except (OSError, ResourceExhausted):
             if volume.targets:
                 raise

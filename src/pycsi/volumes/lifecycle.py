@@ -17,6 +17,7 @@ from pycsi.model.errors import (
 from pycsi.model.records import Volume, VolumeType
 from pycsi.model.request import Access, Capability, CapacityRange
 from pycsi.model.spec import asked_for, size_for
+from pycsi.pool import changing
 from pycsi.pool.pool import Pool
 from pycsi.pool.trash import Fate
 from pycsi.volumes.staging import Staging
@@ -36,7 +37,7 @@ def delete(pool: Pool, volume: Volume) -> None:
         )
     staging.backend.release()
     retained = volume.settings["onDelete"] == "retain" and volume.handle is None
-    pool.delete(staging.backend, Fate.KEPT if retained else Fate.GONE)
+    changing.delete(pool, staging.backend, Fate.KEPT if retained else Fate.GONE)
 
 
 def undoing(pool: Pool, volume: Volume) -> Staging:
@@ -75,7 +76,7 @@ def modify(pool: Pool, volume: Volume, mutable: Mapping[str, str]) -> None:
     changed = dataclasses.replace(volume, settings={**volume.settings, **mutable})
     if triminterval.of(changed) is not None:
         triminterval.check(changed.type, changed.access, thick=changed.thick)
-    pool.update(changed)
+    changing.update(pool, changed)
 
 
 def expand(pool: Pool, volume: Volume, wanted: CapacityRange) -> Volume:
@@ -90,7 +91,7 @@ def expand(pool: Pool, volume: Volume, wanted: CapacityRange) -> Volume:
             "volume cannot shrink"
         )
     # Even if the size is right already: an earlier call may have ended half way.
-    return pool.resize(volume, size)
+    return changing.resize(pool, volume, size)
 
 
 def check_echo(
@@ -142,7 +143,7 @@ def check_fits(
                 f"volume {volume.id} has {volume.filesystem}, not {wanted.filesystem}; change "
                 "fs_type"
             )
-        pool_filesystem = pool.mount.fstype
+        pool_filesystem = pool.location.mount.fstype
         if wanted.filesystem not in {pool_filesystem, *asked_for(volume.request)}:
             raise refusal(
                 f"volume {volume.id} is a directory on {pool_filesystem}, not {wanted.filesystem}; "

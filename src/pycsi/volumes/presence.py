@@ -15,6 +15,7 @@ import structlog
 
 from pycsi.model.config import ConfigError, PoolConfig
 from pycsi.model.errors import CsiError
+from pycsi.pool import opening
 from pycsi.pool.directory import MissingPoolError, closed
 from pycsi.pool.pool import Pool
 from pycsi.volumes.enforcement import Enforcement
@@ -87,7 +88,7 @@ class Presence:
         refusals = []
         for pool in list(self.open.values()):
             try:
-                self._attempt(pool.config, pool.load)
+                self._attempt(pool.config, functools.partial(opening.load, pool))
             except ConfigError as error:
                 refusals.append(str(error))
         if refusals:
@@ -96,7 +97,7 @@ class Presence:
     def recover(self) -> None:
         """Clean up after a crash in the open pools; call it after `load`."""
         for pool in list(self.open.values()):
-            self._attempt(pool.config, pool.recover)
+            self._attempt(pool.config, functools.partial(opening.recover, pool))
 
     def start(self) -> None:
         """Start emptying the pools' trash, trimming their images, and looking for missing pools."""
@@ -144,8 +145,8 @@ class Presence:
             pool = Pool(config, begin=False)
             try:
                 _refuse_nested(pool, self.open.values())
-                pool.load()
-                pool.recover()
+                opening.load(pool)
+                opening.recover(pool)
                 self._admit(pool)
             except BaseException:
                 pool.close()

@@ -135,10 +135,10 @@ class Provisioner:
             return Offer(minimum=spec.minimum)
         if mkfs.refusal(spec.filesystem, spec.mkfs_options, pool.layout.tmp):
             return Offer(minimum=spec.minimum)
-        available = pool.capacity().available(thick=spec.thick)
+        available = pool.room.capacity().available(thick=spec.thick)
         if spec.type is VolumeType.IMAGE:
             possible = largest(spec.filesystem, spec.mkfs_options)
-            available = min(available, pool.largest_file, possible)
+            available = min(available, pool.room.largest_file, possible)
         return Offer(available=available, minimum=spec.minimum)
 
 
@@ -160,7 +160,7 @@ def specify(
     source: Volume | None = None,
 ) -> VolumeSpec:
     """Return the spec of a volume in `pool`, filled from `source` if given: see `spec.choose`."""
-    directories = {pool.mount.fstype}
+    directories = {pool.location.mount.fstype}
     if source:
         given = like(source, given)
         directories |= asked_for(source.request)

@@ -48,7 +48,7 @@ def _to_freeze(pools: Pools, sources: Sequence[Backend]) -> Iterator[Frozen]:
 
 
 def _overdue(pools: Pools, sources: Sequence[Backend], limit: float) -> str:
-    quick = [f"{pool.name} ({pool.mount.fstype})" for pool in pools if pool.reflinks]
+    quick = [f"{pool.name} ({pool.location.mount.fstype})" for pool in pools if pool.reflinks]
     sizes = ", ".join(f"{item.volume.id} ({show(item.occupied())})" for item in sources)
     there = f"{' or '.join(quick)} would" if quick else "one on XFS or btrfs would"
     return (

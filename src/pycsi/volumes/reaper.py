@@ -88,7 +88,7 @@ class Reaper:
             self._pool.check()
             before = self._pool.trash.changed
             wait = self._pool.trash.reap(self._pool.limiter, self._stopping.is_set)
-            if self._pool.mount.fstype == "btrfs" and self._pool.trash.changed != before:
+            if self._pool.location.mount.fstype == "btrfs" and self._pool.trash.changed != before:
                 syncfs(self._pool.layout.root)  # btrfs frees deleted blocks with the next commit
         except (FailedPrecondition, OSError) as error:
             log.warning("cannot empty the trash now", pool=self._pool.name, error=str(error))

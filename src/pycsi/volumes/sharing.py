@@ -26,7 +26,7 @@ def warn_of_shared_room(pools: Iterable[Pool], late: Pool | None = None) -> None
                     "pools on one filesystem promise the same room; give each a reserve that "
                     "leaves the others their part, or make one pool of them",
                     pools=", ".join(pool.name for pool in together),
-                    filesystem=together[0].mount.source,
+                    filesystem=together[0].location.mount.source,
                 )
 
 

@@ -15,8 +15,8 @@ from pycsi.model.errors import (
 )
 from pycsi.model.records import Group, Snapshot, Volume
 from pycsi.model.topology import NodeInfo
-from pycsi.pool.building import Build
-from pycsi.pool.pool import Pool
+from pycsi.pool.changing import delete_snapshot
+from pycsi.pool.pool import Build, Pool
 from pycsi.volumes.locks import Locks
 from pycsi.volumes.pools import Pools
 from pycsi.volumes.quiescing import quiesced
@@ -124,7 +124,7 @@ class Snapshotter:
                     f"snapshot {snapshot.id} belongs to the group snapshot {snapshot.group}; "
                     "delete that"
                 )
-            pool.delete_snapshot(snapshot.id)
+            delete_snapshot(pool, snapshot.id)
         else:
             self._pools.refuse_elsewhere("snapshot", snapshot_id)
 
@@ -174,7 +174,7 @@ def _take(pools: Pools, members: Sequence[Member], group: Group | None) -> list[
             for member, source in zip(members, sources, strict=True)
         ]
         copies = [
-            member.pool.backend_at(build.directory, member.snapshot(0, 0).volume)
+            member.pool.backend(member.snapshot(0, 0).volume, place=build.directory)
             for member, build in zip(members, builds, strict=True)
         ]
         limit = min(member.pool.config.freeze_limit for member in members)
@@ -216,12 +216,12 @@ def _commit(
     except BaseException:
         for (member, _, _), snapshot in zip(copied, committed, strict=False):
             try:
-                member.pool.delete_snapshot(snapshot.id)
+                delete_snapshot(member.pool, snapshot.id)
             except (OSError, CsiError) as error:
                 log.warning("cannot be taken back now", snapshot=snapshot.id, error=str(error))
         raise
     for (member, build, _), snapshot in zip(copied, committed, strict=True):
-        build.index(member.pool.snapshots, snapshot)
+        member.pool.index_snapshot(build, snapshot)
     if group:
         for pool in pools.of_group(group):
             pool.groups.index(group)
