@@ -8,6 +8,7 @@
 """
 
 import abc
+import dataclasses
 import functools
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +25,7 @@ from pycsi.model.request import Capability
 from pycsi.model.rootdirectory import RootDirectory
 
 
+@dataclasses.dataclass(eq=False)
 class Backend(abc.ABC):
     """The data of `volume` or of a snapshot, in the directory `where` of the pool at `location`.
 
@@ -31,34 +33,26 @@ class Backend(abc.ABC):
     """
 
     NAME: ClassVar[str]
-    """The name of `content` within `place`."""
+    """The name of `content` within `where`."""
 
-    target_is_file = False
+    target_is_file: ClassVar[bool] = False
     """Whether the target path is a file, for a device node; otherwise it is a directory."""
 
-    def __init__(
-        self, where: str, volume: Volume, limiter: Limiter, location: Location, kernel: KernelView
-    ) -> None:
-        self.where = where
-        self.volume = volume
-        self.limiter = limiter
-        self.location = location
-        self.kernel = kernel
-
-    @functools.cached_property
-    def place(self) -> Path:
-        """`where` as a `Path`, built only on use: a pool may have thousands of volumes."""
-        return Path(self.where)
-
-    @property
-    def inside(self) -> str:
-        """The path of `content` as a string."""
-        return f"{self.where}/{self.NAME}"
+    where: str
+    volume: Volume
+    limiter: Limiter
+    location: Location
+    kernel: KernelView
 
     @functools.cached_property
     def content(self) -> Path:
         """The directory or file that contains the data."""
-        return Path(self.inside)
+        return Path(f"{self.where}/{self.NAME}")
+
+    @property
+    def inside(self) -> str:
+        """The path of `content` as a string: a pool may have thousands of volumes."""
+        return f"{self.where}/{self.NAME}"
 
     @abc.abstractmethod
     def create(self, root: RootDirectory | None) -> int | None:

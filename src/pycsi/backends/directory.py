@@ -32,7 +32,7 @@ _ATTEMPTS = 3
 
 
 class Directory(Backend):
-    """`<place>/data`: a subvolume on btrfs, a plain directory elsewhere."""
+    """`<where>/data`: a subvolume on btrfs, a plain directory elsewhere."""
 
     NAME = "data"
 

@@ -53,14 +53,18 @@ class FilesystemImage(GrowingImage):
     The kernel frees its loop device together with the last mount, so a crash cannot leak one.
     """
 
+    @property
+    def kind(self) -> str:
+        return self.volume.filesystem or parameters.DEFAULT_FILESYSTEM
+
     def format(self, root: RootDirectory | None) -> None:
         options = list(self.volume.mkfs_options)
-        fit = mkfs.fit(self.kind, self.place)
+        fit = mkfs.fit(self.kind, self.where)
         if fit.refusal and not options:
             raise self._unmountable(fit.refusal)
         try:
             words = mkfs.merged(fit.options, options)
-            filesystem.make(self.kind, self.image, words, keep_blocks=self.volume.thick)
+            filesystem.make(self.kind, self.content, words, keep_blocks=self.volume.thick)
         except ProgramError as error:
             if options and not self.pool_is_full():
                 raise InvalidArgument(f"{error}; correct the parameter mkfsOptions") from None
@@ -134,7 +138,7 @@ class FilesystemImage(GrowingImage):
         # Without journal replay nothing may be written to the image, and a check would write.
         check = parameters.wants_check(self.volume.settings) and not _UNREPLAYED & {*options}
         with self._held_device(check=check) as device:
-            grown = self.is_grown(self.image)
+            grown = self.is_grown(self.content)
             try:
                 self.kernel.mount(self.kind, device.path, path, options, bits)
             except OSError as error:
@@ -161,8 +165,8 @@ class FilesystemImage(GrowingImage):
         since the filesystem may be mounted in another mount namespace, unseen: mounting the same
         device twice is harmless, while two devices on one image would corrupt it.
         """
-        for device in loop.find(self.image):
-            with loop.hold(device.number, self.image) as held:
+        for device in loop.find(self.content):
+            with loop.hold(device.number, self.content) as held:
                 if held == device and not device.readonly:
                     if device.partial:
                         raise self.attached_by_others(device)
@@ -191,13 +195,13 @@ class FilesystemImage(GrowingImage):
             log.warning("a filesystem is not checked: the pool is full", volume=self.volume.id)
             return
         try:
-            said = filesystem.check_unmounted_ext4(self.image)
+            said = filesystem.check_unmounted_ext4(self.content)
         except ProgramError as error:
             if self.lacks_room():
                 raise self._program_failed(error) from None
             raise FailedPrecondition(
                 f"volume {self.volume.id}: the check of its ext4 did not pass, so it is not "
-                f"mounted: {error}. On this node run: e2fsck -f {self.image}"
+                f"mounted: {error}. On this node run: e2fsck -f {self.content}"
             ) from None
         if len(said.splitlines()) > 1:  # a clean filesystem has a single line
             log.info(
@@ -207,10 +211,10 @@ class FilesystemImage(GrowingImage):
     @contextlib.contextmanager
     def _attached(self) -> Iterator[loop.LoopDevice]:
         """Attach a loop device to the image; the kernel frees it together with its last mount."""
-        found = filesystem.identify(self.image)
+        found = filesystem.identify(self.content)
         try:
             with self.kernel.attach(
-                self.image,
+                self.content,
                 sector=found.sector if found else losetup.SMALLEST_SECTOR,
                 autoclear=True,
                 new=self.volume.thick,
@@ -223,10 +227,10 @@ class FilesystemImage(GrowingImage):
                 self.release()
 
     def _refuse_unknown(self) -> None:
-        found = filesystem.identify(self.image)
+        found = filesystem.identify(self.content)
         if found is None or found.kind != self.kind:
             raise FailedPrecondition(
-                f"volume {self.volume.id}: {self.image} holds "
+                f"volume {self.volume.id}: {self.content} holds "
                 f"{found.kind if found else 'no filesystem that we know'}, not {self.kind}; "
                 "nothing was formatted; restore the image"
             )
@@ -236,8 +240,8 @@ class FilesystemImage(GrowingImage):
     def faults(self) -> Iterator[str]:
         yield from super().faults()
         mounted = self.mounts()
-        if not mounted and self.image.exists():
-            found = filesystem.identify(self.image)
+        if not mounted and self.content.exists():
+            found = filesystem.identify(self.content)
             if found is None or found.kind != self.kind:
                 yield f"its image holds {found.kind if found else 'foreign data'}, not {self.kind}"
             elif found.errors:
@@ -306,7 +310,7 @@ class FilesystemImage(GrowingImage):
             return error
         if error.errno == errno.EIO and self.pool_is_full():
             return ResourceExhausted(
-                f"the pool's disk is full: the kernel cannot write to {self.image} to mount it"
+                f"the pool's disk is full: the kernel cannot write to {self.content} to mount it"
             )
         if relics := self.relics():
             return FailedPrecondition(
@@ -315,7 +319,7 @@ class FilesystemImage(GrowingImage):
             )
         return FailedPrecondition(
             f"volume {self.volume.id}: its {self.kind} cannot be mounted ({error.strerror}); look "
-            f"at the kernel's log and check {self.image}"
+            f"at the kernel's log and check {self.content}"
         )
 
     def adapt(self, source: Volume, project: int | None) -> None:
@@ -335,12 +339,12 @@ class FilesystemImage(GrowingImage):
         failure = self.grow_unmounted() or failure
         if failure and self.volume.capacity > source.capacity:
             raise failure
-        with opened(self.image) as fd:
+        with opened(self.content) as fd:
             os.fsync(fd)
 
     def _renew_uuid(self) -> None:
         try:
-            filesystem.renew_uuid(self.kind, self.image)
+            filesystem.renew_uuid(self.kind, self.content)
         except ProgramError as error:
             raise self._program_failed(error) from None
 

@@ -20,7 +20,6 @@ from pycsi.linux.kernel import Mount
 from pycsi.linux.mount import answers
 from pycsi.linux.program import ProgramError
 from pycsi.model.errors import CsiError, FailedPrecondition, ResourceExhausted
-from pycsi.model.parameters import DEFAULT_FILESYSTEM
 from pycsi.model.size import MIB, show
 
 log = structlog.get_logger()
@@ -42,18 +41,18 @@ class GrowingImage(Image):
     """An image whose filesystem may be smaller than the volume, temporarily or permanently."""
 
     @property
+    @abc.abstractmethod
     def kind(self) -> str:
         """The type of the filesystem, such as "ext4"."""
-        return self.volume.filesystem or DEFAULT_FILESYSTEM
 
     @property
     def _undo(self) -> Path:
-        return self.place / "resize.undo"
+        return Path(self.where, "resize.undo")
 
     @property
     def _failed(self) -> Path:
         """The file with the reason why the last growth failed; losing it does no harm."""
-        return self.place / "growth.failed"
+        return Path(self.where, "growth.failed")
 
     @abc.abstractmethod
     def holder(self) -> str | None:
@@ -64,7 +63,7 @@ class GrowingImage(Image):
         return self._has_less_than(_FULL)
 
     def _has_less_than(self, size: int) -> bool:
-        pool = os.statvfs(self.place)
+        pool = os.statvfs(self.where)
         return pool.f_bavail * pool.f_frsize < size or bool(pool.f_files and not pool.f_favail)
 
     # Size
@@ -75,8 +74,8 @@ class GrowingImage(Image):
 
         On a mounted filesystem only the device has the kernel's current data.
         """
-        devices = self.kernel.loops(self.image)
-        return devices[0].path if devices else self.image
+        devices = self.kernel.loops(self.content)
+        return devices[0].path if devices else self.content
 
     def _shortfall(self, disk: Path) -> int:
         """Return the number of bytes by which the filesystem on `disk` is smaller than the volume.
@@ -188,7 +187,7 @@ class GrowingImage(Image):
             return self._failure(OSError(errno.EBUSY, f"it is in use as {holder}"))
         try:
             self._require_room()
-            filesystem.grow_unmounted_ext4(self.image, self._undo)
+            filesystem.grow_unmounted_ext4(self.content, self._undo)
         except BlockingIOError:
             raise
         except (OSError, ProgramError) as error:
@@ -202,7 +201,7 @@ class GrowingImage(Image):
 
     def _require_room(self) -> None:
         if self.lacks_room():
-            pool = os.statvfs(self.place)
+            pool = os.statvfs(self.where)
             lacking = "no inode" if pool.f_files and not pool.f_favail else None
             lacking = lacking or f"less than {show(_LEAST_ROOM)}"
             raise OSError(errno.ENOSPC, f"the pool's disk has {lacking} free")
@@ -227,7 +226,7 @@ class GrowingImage(Image):
         is too full for that, `FailedPrecondition` if e2undo(8) fails otherwise.
         """
         try:
-            filesystem.undo_growth(self.image, self._undo)
+            filesystem.undo_growth(self.content, self._undo)
         except ProgramError as error:
             text = (
                 f"volume {self.volume.id}: a growth of its {self.kind} was cut off, and cannot be "

@@ -5,7 +5,6 @@ import os
 import stat
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import structlog
 
@@ -51,17 +50,14 @@ def _refuse_restless(source: Backend) -> None:
 
 
 class Image(Backend):
-    """An image file `<place>/disk.img`: sparse, or fully allocated for a thick volume."""
+    """An image file `<where>/disk.img`: sparse, or fully allocated for a thick volume."""
 
     NAME = "disk.img"
 
-    @property
-    def image(self) -> Path:
-        return self.content
-
     def create(self, root: RootDirectory | None) -> int | None:
-        with opened(self.image, os.O_RDWR | os.O_CREAT | os.O_EXCL) as fd:
-            self._write_in_place(fd)
+        with opened(self.content, os.O_RDWR | os.O_CREAT | os.O_EXCL) as fd:
+            if self._on_btrfs:
+                self._write_in_place(fd)
             self._extend(fd, 0)
             self.format(root)
             if self.volume.thick and os.fstat(fd).st_blocks * 512 < self.volume.capacity:
@@ -70,13 +66,13 @@ class Image(Backend):
         return None
 
     def _write_in_place(self, fd: int) -> None:
-        """Switch copy-on-write off for an image that is still empty, if the pool is on btrfs.
+        """Switch copy-on-write off for an image on btrfs that is still empty.
 
         With copy-on-write, rewriting takes new blocks while old ones are still held, so that the
         image could occupy more than its size. `FailedPrecondition` if a thick volume needs this
         and btrfs refuses.
         """
-        if self._on_btrfs and not nocow.set_nocow(fd, nocow=True) and self.volume.thick:
+        if not nocow.set_nocow(fd, nocow=True) and self.volume.thick:
             raise FailedPrecondition(
                 f"volume {self.volume.id}: allocation: thick needs files that btrfs writes in "
                 "place (chattr +C), and this btrfs refuses that; use allocation: thin, or a pool "
@@ -91,7 +87,7 @@ class Image(Backend):
         """Make the volume's filesystem; a raw image has none."""
 
     def resize(self, size: int) -> None:
-        with opened(self.image, os.O_RDWR) as fd:
+        with opened(self.content, os.O_RDWR) as fd:
             before = os.fstat(fd).st_size
             if before > size:
                 os.ftruncate(fd, size)  # an earlier call extended it, and did not record that
@@ -107,7 +103,7 @@ class Image(Backend):
             os.ftruncate(fd, end)
 
     def expose(self) -> None:
-        for device in loop.find(self.image):
+        for device in loop.find(self.content):
             losetup.set_capacity(device)
 
     def is_own(self, device: loop.LoopDevice) -> bool:
@@ -142,7 +138,7 @@ class Image(Backend):
         If the image's disk has failed, they are found by the path that the kernel recorded.
         """
         try:
-            return self.kernel.loops(self.image)
+            return self.kernel.loops(self.content)
         except OSError as error:
             if error.errno not in DISK_FAULTS:
                 raise
@@ -182,8 +178,8 @@ class Image(Backend):
 
     def forget_unrecorded(self) -> None:
         """Undo a resize that was not recorded; no device has shown the added bytes yet."""
-        if self.image.stat().st_size > self.volume.capacity:
-            os.truncate(self.image, self.volume.capacity)
+        if self.content.stat().st_size > self.volume.capacity:
+            os.truncate(self.content, self.volume.capacity)
 
     def keep_blocks(self, device: loop.LoopDevice) -> None:
         """Make the loop device refuse discards if the volume is thick, so that it keeps its blocks.
@@ -254,15 +250,15 @@ class Image(Backend):
 
     def faults(self) -> Iterator[str]:
         try:
-            status = self.image.lstat()
+            status = self.content.lstat()
         except FileNotFoundError:
-            yield f"its image is missing: {self.image}"
+            yield f"its image is missing: {self.content}"
             return
         yield from self._exposed()
         if not stat.S_ISREG(status.st_mode) or status.st_size < self.volume.capacity:
-            yield f"its image is not a file of {show(self.volume.capacity)}: {self.image}"
+            yield f"its image is not a file of {show(self.volume.capacity)}: {self.content}"
         elif self.volume.thick and self._on_btrfs:
-            with opened(self.image) as fd:
+            with opened(self.content) as fd:
                 if not nocow.is_nocow(fd):
                     yield (
                         "its blocks are copied when they are written again, as btrfs does unless "
@@ -271,7 +267,7 @@ class Image(Backend):
 
     def _exposed(self) -> Iterator[str]:
         """Yield a fault if a loop device of a thick volume accepts discards."""
-        devices = self.kernel.loops(self.image) if self.volume.thick else []
+        devices = self.kernel.loops(self.content) if self.volume.thick else []
         if any(not item.readonly and discard.is_taken(item.number) for item in devices):
             yield "thick, but open to discards: let the driver write to /sys, and stage it anew"
 
@@ -279,17 +275,17 @@ class Image(Backend):
 
     @property
     def shares(self) -> bool:
-        return clone.can_share(self.image)
+        return clone.can_share(self.content)
 
     def occupied(self) -> int:
-        return self.image.stat().st_blocks * 512
+        return self.content.stat().st_blocks * 512
 
     def owned(self, *, shares: bool) -> int:
         if self.volume.thick:
             return self.volume.capacity
         if not self._on_btrfs and (not shares or self.location.mount.fstype == "ext4"):
             return min(os.stat(self.inside).st_blocks * 512, self.volume.capacity)
-        with opened(self.image) as fd:
+        with opened(self.content) as fd:
             if self._on_btrfs and not nocow.is_nocow(fd):
                 return 0
             blocks = fiemap.unshared(fd) if shares else os.fstat(fd).st_blocks * 512
@@ -298,13 +294,14 @@ class Image(Backend):
     def capture(self, source: Backend, progress: Progress, *, point_in_time: bool) -> None:
         with (
             opened(source.content) as old,
-            opened(self.image, os.O_RDWR | os.O_CREAT | os.O_EXCL) as new,
+            opened(self.content, os.O_RDWR | os.O_CREAT | os.O_EXCL) as new,
         ):
             if self._on_btrfs:
                 nocow.set_nocow(new, nocow=self._is_nocow(source, old))
             if not clone.share(old, new):
                 _refuse_restless(source)
-                self._write_in_place(new)
+                if self._on_btrfs:
+                    self._write_in_place(new)
                 clone.copy(old, new, progress)
             os.ftruncate(new, source.volume.capacity)  # drop a growth that is not recorded yet
 
@@ -320,7 +317,7 @@ class Image(Backend):
     def adapt(self, source: Volume, project: int | None) -> None:
         if (self.volume.thick or source.thick) and self.shares:
             self._own_blocks()
-        with opened(self.image, os.O_RDWR) as fd:
+        with opened(self.content, os.O_RDWR) as fd:
             self._extend(fd, 0 if self.volume.thick else os.fstat(fd).st_size)
             os.fsync(fd)
 
@@ -329,17 +326,18 @@ class Image(Backend):
 
         Writing to a shared block takes a new one, and in a full pool a thick volume would get none.
         """
-        aside = self.image.with_suffix(".new")
+        aside = self.content.with_suffix(".new")
         with (
-            opened(self.image) as old,
+            opened(self.content) as old,
             opened(aside, os.O_RDWR | os.O_CREAT | os.O_EXCL) as new,
         ):
-            self._write_in_place(new)
+            if self._on_btrfs:
+                self._write_in_place(new)
             clone.copy(old, new, lambda: None)
-        aside.rename(self.image)
+        aside.rename(self.content)
 
     def make_durable(self) -> None:
         if self.volume.thick and self.shares:
             self._own_blocks()
-        with opened(self.image) as fd:
+        with opened(self.content) as fd:
             os.fsync(fd)

@@ -35,7 +35,7 @@ class RawImage(Image):
         closed, and reuses its number. `FailedPrecondition` if such a device, or another program's,
         could still write to the image, since two writable devices would corrupt it.
         """
-        devices = [device for device in loop.find(self.image) if device.readonly is readonly]
+        devices = [device for device in loop.find(self.content) if device.readonly is readonly]
         for device in devices if not readonly else ():
             if not self.is_own(device):
                 raise self.attached_by_others(device)
@@ -60,7 +60,7 @@ class RawImage(Image):
     def _attach(self, *, readonly: bool) -> loop.LoopDevice:
         new = self.volume.thick and not readonly
         name = self.volume.id
-        with self.kernel.attach(self.image, readonly=readonly, new=new, name=name) as device:
+        with self.kernel.attach(self.content, readonly=readonly, new=new, name=name) as device:
             return device
 
     def is_relic(self, mounted: Mount) -> bool:
@@ -119,13 +119,13 @@ class RawImage(Image):
                 self.kernel.detach(device)
 
     def usage(self, path: Path) -> Usage:
-        return Usage(total=self.image.stat().st_size)
+        return Usage(total=self.content.stat().st_size)
 
     # Snapshots
 
     def written_at(self) -> str | None:
         """Return the path of the writable loop device, which any program may have open; or None."""
-        writable = [device.path for device in loop.find(self.image) if not device.readonly]
+        writable = [device.path for device in loop.find(self.content) if not device.readonly]
         return str(writable[0]) if writable else None
 
     def prepare_capture(self) -> None:
