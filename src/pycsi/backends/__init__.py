@@ -17,7 +17,7 @@ from typing import ClassVar
 from pycsi.backends.limits import Limiter, Progress
 from pycsi.linux.kernel import KernelView, Mount
 from pycsi.linux.location import Location
-from pycsi.linux.mount import MOUNT_ATTR_RDONLY, Attributes, attributes_of
+from pycsi.linux.mount import MOUNT_ATTR_RDONLY, UNCHANGED, Attributes, attributes_of
 from pycsi.model import mountflags
 from pycsi.model.errors import FailedPrecondition
 from pycsi.model.records import Usage, Volume
@@ -224,7 +224,8 @@ def attributes(capability: Capability, *, readonly: bool) -> Attributes:
 
     Read-only takes precedence over the flag `rw`.
     """
-    change = attributes_of(mountflags.split(capability.mount_flags))
-    if readonly or capability.readonly:
+    flags = capability.mount_flags
+    change = attributes_of(mountflags.split(flags)) if flags else UNCHANGED
+    if readonly or capability.mode.readonly:
         return change._replace(set=change.set | MOUNT_ATTR_RDONLY)
     return change

@@ -87,7 +87,7 @@ class RawImage(Image):
         self.forget_devices()
 
     def publish(self, source: str, target: str, capability: Capability, *, readonly: bool) -> None:
-        readonly = readonly or capability.readonly
+        readonly = readonly or capability.mode.readonly
         device = self._device(readonly=readonly) or self._attach(readonly=readonly)
         self.kernel.bind(device.path, target)
 

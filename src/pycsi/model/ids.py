@@ -1,16 +1,23 @@
-"""Ids of volumes and snapshots: `<key>@<node>`, safe as file names, at most 128 bytes.
+"""Ids of volumes and snapshots, and the node that they name: its id and its topology segment.
 
-The key is the name itself if that is a safe file name, so that `ls volumes/` shows names; any other
-legal name is replaced by a digest. The same name always gives the same id, so a retry takes the
-same lock and finds the same directory. The node part tells on which node the data lies.
+An id is `<key>@<node>`, safe as a file name, and has at most 128 bytes. The key is the name itself
+if that is a safe file name, so that `ls volumes/` shows names; any other legal name is replaced by
+a digest. The same name always gives the same id, so a retry takes the same lock and finds the same
+directory. The node part tells on which node the data lies.
 """
 
+import dataclasses
+import functools
 import hashlib
 import re
+from collections.abc import Mapping, Sequence
+
+from pycsi.model.errors import ResourceExhausted
 
 _SAFE = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
 _ID = re.compile(rf"(?P<key>{_SAFE.pattern})@(?P<node>{_SAFE.pattern})")
 _DIGITS = 40
+_LONGEST_PREFIX = 63
 
 DIGESTED = "sha256-"
 """The prefix of a digest that replaces a name which is not safe as a file name."""
@@ -37,16 +44,10 @@ def segment(node: str) -> str:
     return DIGESTED + _digest(node)
 
 
-def key(name: str) -> str:
-    """Return the key for `name`: the name itself, or a digest of it."""
-    if _SAFE.fullmatch(name) and not name.startswith((DIGESTED, EPHEMERAL, MEMBER)):
-        return name
-    return DIGESTED + _digest(name)
-
-
 def object_id(name: str, node: str) -> str:
     """Return the id of the volume, snapshot or group snapshot called `name` on `node`."""
-    return f"{key(name)}@{segment(node)}"
+    is_key = _SAFE.fullmatch(name) and not name.startswith((DIGESTED, EPHEMERAL, MEMBER))
+    return f"{name if is_key else DIGESTED + _digest(name)}@{segment(node)}"
 
 
 def ephemeral_id(handle: str, node: str) -> str:
@@ -63,3 +64,42 @@ def node_of(text: str) -> str | None:
     """Return the node part of an id, or None if `text` does not have the form of an id."""
     match = _ID.fullmatch(text)
     return match["node"] if match else None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NodeInfo:
+    """The node's id and topology segment; `max_volumes` is its volume limit (0: any number)."""
+
+    id: str
+    driver_name: str
+    max_volumes: int
+
+    @functools.cached_property
+    def topology_key(self) -> str:
+        """The key of the segment: a DNS prefix in lower case, at most 63 bytes, and a name."""
+        prefix = f"topology.{self.driver_name.lower().replace('_', '-')}"
+        if len(prefix) > _LONGEST_PREFIX:
+            prefix = f"topology.{hashlib.sha256(self.driver_name.encode()).hexdigest()[:40]}"
+        return f"{prefix}/node"
+
+    @functools.cached_property
+    def segments(self) -> dict[str, str]:
+        """The topology of this node and of its volumes: one segment, as key and value."""
+        return {self.topology_key: segment(self.id)}
+
+    def lies_in(self, segments: Mapping[str, str]) -> bool:
+        """Tell whether this node lies in the topology `segments`; the case of keys is ignored."""
+        wanted = {key.lower(): value for key, value in segments.items()}
+        return wanted in ({}, {key.lower(): value for key, value in self.segments.items()})
+
+    def meets(self, topologies: Sequence[Mapping[str, str]] | None) -> bool:
+        """Tell whether this node lies in one of `topologies` (TopologyRequirement), if any."""
+        return not topologies or any(self.lies_in(segments) for segments in topologies)
+
+    def require(self, topologies: Sequence[Mapping[str, str]] | None) -> None:
+        """Raise `ResourceExhausted` unless this node `meets` a request's topologies."""
+        if not self.meets(topologies):
+            raise ResourceExhausted(
+                f"accessibility_requirements name other nodes than {self.topology_key}="
+                f"{segment(self.id)}; ask the driver on one of those"
+            )

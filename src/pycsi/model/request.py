@@ -56,10 +56,6 @@ class Capability:
     filesystem: str | None = None
     mount_flags: tuple[str, ...] = ()
 
-    @property
-    def readonly(self) -> bool:
-        return self.mode.readonly
-
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
         return cls(

@@ -19,7 +19,7 @@ from pycsi.backends import privileges
 from pycsi.linux import losetup
 from pycsi.linux.program import pin
 from pycsi.model.config import Config, ConfigError, DriverMode
-from pycsi.model.topology import NodeInfo
+from pycsi.model.ids import NodeInfo
 from pycsi.proto import csi_pb2_grpc
 from pycsi.server.metrics import Metrics
 from pycsi.server.rpc import Interceptor, Observer

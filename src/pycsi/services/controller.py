@@ -4,8 +4,8 @@ import grpc
 
 from pycsi.model import ids, parameters
 from pycsi.model.errors import FailedPrecondition, InvalidArgument
+from pycsi.model.ids import NodeInfo
 from pycsi.model.records import Attachment, Snapshot, Volume
-from pycsi.model.topology import NodeInfo
 from pycsi.pool.pool import Pool
 from pycsi.proto import csi_pb2 as csi
 from pycsi.proto import csi_pb2_grpc
@@ -222,6 +222,8 @@ class Controller(csi_pb2_grpc.ControllerServicer):
         name = read.name(request.name)
         given = read.string_map(request.parameters, "parameters")
         point_in_time = parameters.point_in_time(given)
+        required = request.accessibility_requirements
+        wanted = read.topologies(required) if self._snapshots_at else None
         snapshot_id = ids.object_id(name, self._node.id)
         with self._locks.hold(snapshot_key(snapshot_id)):
             snapshot = self._snapshotter.create(
@@ -230,7 +232,7 @@ class Controller(csi_pb2_grpc.ControllerServicer):
                 volume_id=request.source_volume_id,
                 parameters=given,
                 point_in_time=point_in_time,
-                topologies=read.topologies(request) if self._snapshots_at else None,
+                topologies=wanted,
             )
         return csi.CreateSnapshotResponse(snapshot=self._snapshot(snapshot))
 

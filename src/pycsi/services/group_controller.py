@@ -11,8 +11,8 @@ from pycsi.model.errors import (
     InvalidArgument,
     NotFound,
 )
+from pycsi.model.ids import NodeInfo
 from pycsi.model.records import Group
-from pycsi.model.topology import NodeInfo
 from pycsi.proto import csi_pb2 as csi
 from pycsi.proto import csi_pb2_grpc
 from pycsi.services import reply

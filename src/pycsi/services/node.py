@@ -5,7 +5,7 @@ from pathlib import Path
 import grpc
 
 from pycsi.model.errors import InvalidArgument
-from pycsi.model.topology import NodeInfo
+from pycsi.model.ids import NodeInfo
 from pycsi.proto import csi_pb2 as csi
 from pycsi.proto import csi_pb2_grpc
 from pycsi.services import reply
@@ -43,7 +43,7 @@ class Node(csi_pb2_grpc.NodeServicer):
         return csi.NodeGetInfoResponse(
             node_id=self._node.id,
             max_volumes_per_node=self._node.max_volumes,
-            accessible_topology=reply.topology(self._node),
+            accessible_topology=csi.Topology(segments=self._node.segments),
         )
 
     def NodeStageVolume(

@@ -6,9 +6,9 @@ from typing import NewType, TypeVar
 from google.protobuf.timestamp_pb2 import Timestamp
 from google.protobuf.wrappers_pb2 import Int64Value
 
+from pycsi.model.ids import NodeInfo
 from pycsi.model.records import Group, Snapshot, Usage, Volume
 from pycsi.model.request import Source, SourceKind
-from pycsi.model.topology import NodeInfo
 from pycsi.proto import csi_pb2 as csi
 from pycsi.services import request as read
 from pycsi.volumes.health import Condition
@@ -48,18 +48,13 @@ def encoded_page(kind: type[Page], entries: Iterable[tuple[str, bytes]], size: i
     return Encoded(b"".join(shown))
 
 
-def topology(node: NodeInfo) -> csi.Topology:
-    """Return the topology segment of a node and its volumes."""
-    return csi.Topology(segments=node.segments)
-
-
 def volume(found: Volume, node: NodeInfo) -> csi.Volume:
     """Return a volume on `node`, with its capacity in bytes, topology and content source."""
     return csi.Volume(
         volume_id=found.id,
         capacity_bytes=found.capacity,
         volume_context=found.context,
-        accessible_topology=[topology(node)],
+        accessible_topology=[csi.Topology(segments=node.segments)],
         content_source=None if found.request.source is None else _source(found.request.source),
     )
 
@@ -130,7 +125,7 @@ def snapshot(found: Snapshot, node: NodeInfo | None) -> csi.Snapshot:
         size_bytes=found.size,
         ready_to_use=True,
         group_snapshot_id=found.group or "",
-        accessible_topology=[topology(node)] if node else None,
+        accessible_topology=[csi.Topology(segments=node.segments)] if node else None,
     )
 
 

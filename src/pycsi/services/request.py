@@ -33,7 +33,7 @@ LONGEST_MAP = 4096
 _FORBIDDEN = re.compile("[\0-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 _AFTER = ">"
 _ENCODER = json.JSONEncoder(sort_keys=True)
-_MODES = {number: name for name, number in csi.VolumeCapability.AccessMode.Mode.items()}
+_MODES = {csi.VolumeCapability.AccessMode.Mode.Value(mode): mode for mode in Mode}
 
 
 class UnsupportedCapability(InvalidArgument):
@@ -71,12 +71,15 @@ def string_map(value: Mapping[str, str], field: str) -> dict[str, str]:
 
 
 def capability(
-    message: csi.VolumeCapability, served: Collection[Mode], field: str = "volume_capability"
+    message: csi.VolumeCapability,
+    served: Collection[Mode],
+    field: str = "volume_capability",
+    refusal: type[InvalidArgument | FailedPrecondition] = UnsupportedCapability,
 ) -> Capability:
     """Return one volume capability.
 
     `served` are the access modes that the driver supports in its mode. Another access mode, or a
-    volume_mount_group, raises `UnsupportedCapability`.
+    volume_mount_group, raises `refusal`.
     """
     access = message.WhichOneof("access_type")
     if access is None:
@@ -90,9 +93,11 @@ def capability(
         raise InvalidArgument(f"{field}: mount_flags hold over {LONGEST_MAP} bytes")
     if "\0" in text:
         raise InvalidArgument(f"{field}: a mount flag holds a NUL byte")
-    mode = _mode(message.access_mode.mode, served, field)
+    mode = _MODES.get(message.access_mode.mode)
+    if mode is None or mode not in served:
+        raise refusal(f"{field}: access mode {_not_served(message.access_mode.mode, served)}")
     if mount.volume_mount_group:
-        raise UnsupportedCapability(
+        raise refusal(
             f"{field}: volume_mount_group is not supported; let fsGroup change the volume's group"
         )
     return Capability(
@@ -103,16 +108,11 @@ def capability(
     )
 
 
-def _mode(number: int, served: Collection[Mode], field: str) -> Mode:
-    name = _MODES.get(number, str(number))
-    mode = Mode.__members__.get(name)
-    if mode and mode in served:
-        return mode
-    reason = ": data lies on one node, and only mode single-node has no other" if mode else ""
-    raise UnsupportedCapability(
-        f"{field}: access mode {name}{reason}; use one of "
-        f"{', '.join(item for item in Mode if item in served)}"
-    )
+def _not_served(mode: int, served: Collection[Mode]) -> str:
+    """Return the name of an access mode, and why it is not served."""
+    reason = ": data lies on one node, and only mode single-node has no other"
+    known = f"{_MODES[mode]}{reason}" if mode in _MODES else str(mode)
+    return f"{known}; use one of {', '.join(item for item in Mode if item in served)}"
 
 
 def capabilities(
@@ -151,6 +151,7 @@ def create_volume(request: csi.CreateVolumeRequest, served: Collection[Mode]) ->
     require(request, "volume_capabilities")
     ranged = request.HasField("capacity_range")
     filled = request.HasField("volume_content_source")
+    placed = request.HasField("accessibility_requirements")
     return VolumeRequest(
         name=checked,
         request=Request(
@@ -160,17 +161,12 @@ def create_volume(request: csi.CreateVolumeRequest, served: Collection[Mode]) ->
             mutable=string_map(request.mutable_parameters, "mutable_parameters"),
             source=source(request.volume_content_source) if filled else None,
         ),
-        topologies=topologies(request),
+        topologies=topologies(request.accessibility_requirements) if placed else None,
     )
 
 
-def topologies(
-    request: csi.CreateVolumeRequest | csi.CreateSnapshotRequest,
-) -> tuple[Mapping[str, str], ...] | None:
+def topologies(requirement: csi.TopologyRequirement) -> tuple[Mapping[str, str], ...]:
     """Return the accepted topologies, each by its segments: see `VolumeRequest`."""
-    if not request.HasField("accessibility_requirements"):
-        return None
-    requirement = request.accessibility_requirements
     accepted = requirement.requisite or requirement.preferred
     return tuple(dict(topology.segments) for topology in accepted)
 
@@ -192,9 +188,9 @@ def stage(request: csi.NodeStageVolumeRequest, served: Collection[Mode]) -> Node
     return NodeRequest(
         volume_id=request.volume_id,
         path=request.staging_target_path,
-        capability=_capability_on_node(request.volume_capability, served),
+        capability=capability(request.volume_capability, served, refusal=FailedPrecondition),
         context=dict(request.volume_context),
-        arguments=_digest(_arguments(request)),
+        arguments=_digest(request),
     )
 
 
@@ -202,33 +198,27 @@ def publish(request: csi.NodePublishVolumeRequest, served: Collection[Mode]) -> 
     """Return the checked content of a NodePublishVolume request."""
     require(request, "volume_id", "target_path", "volume_capability")
     staged = os.path.normpath(request.staging_target_path)
-    arguments = _arguments(request) | {"readonly": request.readonly, "staged": staged}
     return NodeRequest(
         volume_id=request.volume_id,
         path=request.target_path,
-        capability=_capability_on_node(request.volume_capability, served),
+        capability=capability(request.volume_capability, served, refusal=FailedPrecondition),
         context=dict(request.volume_context),
-        arguments=_digest(arguments),
+        arguments=_digest(request, readonly=request.readonly, staged=staged),
         readonly=request.readonly,
         staging_path=request.staging_target_path,
     )
 
 
-def _capability_on_node(message: csi.VolumeCapability, served: Collection[Mode]) -> Capability:
-    """Return a capability; on the node an unsupported one is FAILED_PRECONDITION."""
-    try:
-        return capability(message, served)
-    except UnsupportedCapability as error:
-        raise FailedPrecondition(str(error)) from None
+def _digest(
+    request: csi.NodeStageVolumeRequest | csi.NodePublishVolumeRequest, **more: object
+) -> str:
+    """Return a digest of the arguments that a retry must repeat, and of `more`.
 
-
-def _arguments(
-    request: csi.NodeStageVolumeRequest | csi.NodePublishVolumeRequest,
-) -> dict[str, object]:
-    """Return the arguments that a retry must repeat: all but secrets and orchestrator keys."""
+    These are all but secrets and orchestrator keys.
+    """
     wanted = request.volume_capability
     published, context = request.publish_context, request.volume_context
-    return {
+    arguments = {
         "access": wanted.WhichOneof("access_type"),
         "mode": wanted.access_mode.mode,
         "filesystem": wanted.mount.fs_type,
@@ -237,10 +227,8 @@ def _arguments(
         "volume_context": {
             key: context[key] for key in context if not key.startswith(ORCHESTRATOR)
         },
+        **more,
     }
-
-
-def _digest(arguments: dict[str, object]) -> str:
     return hashlib.sha256(_ENCODER.encode(arguments).encode()).hexdigest()
 
 

@@ -8,8 +8,8 @@ import structlog
 
 from pycsi.linux.descriptor import NO_ROOM
 from pycsi.model.errors import AlreadyExists, NotFound, ResourceExhausted
+from pycsi.model.ids import NodeInfo
 from pycsi.model.records import Attachment, Volume
-from pycsi.model.topology import NodeInfo
 from pycsi.pool import changing, layout
 from pycsi.pool.pool import Pool
 from pycsi.volumes.pools import Pools

@@ -17,10 +17,10 @@ from pycsi.model.errors import (
     PoolMissing,
     ResourceExhausted,
 )
+from pycsi.model.ids import NodeInfo
 from pycsi.model.records import Volume, VolumeType
 from pycsi.model.request import Capability, Request, VolumeRequest
 from pycsi.model.spec import VolumeSpec, asked_for, choose, filled_from, largest, like, size_for
-from pycsi.model.topology import NodeInfo
 from pycsi.pool.pool import Pool
 from pycsi.volumes.locks import Locks
 from pycsi.volumes.pools import Pools

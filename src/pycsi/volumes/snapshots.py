@@ -13,8 +13,8 @@ from pycsi.model.errors import (
     CsiError,
     InvalidArgument,
 )
+from pycsi.model.ids import NodeInfo
 from pycsi.model.records import Group, Snapshot, Volume
-from pycsi.model.topology import NodeInfo
 from pycsi.pool.changing import delete_snapshot
 from pycsi.pool.pool import Build, Pool
 from pycsi.volumes.locks import Locks

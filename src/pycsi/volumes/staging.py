@@ -278,7 +278,8 @@ class Staging:
 
 
 def _note(capability: Capability, arguments: str) -> Note:
-    options = mountflags.of_filesystem(capability.mount_flags)
+    flags = capability.mount_flags
+    options = mountflags.of_filesystem(flags) if flags else ""
     return Note(arguments=arguments, mode=capability.mode, options=options)
 
 
