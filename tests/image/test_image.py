@@ -19,7 +19,7 @@ import pytest
 from conftest import needs, run
 
 import pycsi
-from pycsi.linux import filesystem
+from pycsi.linux import mkfs
 from pycsi.proto import csi_pb2 as csi
 from pycsi.proto import csi_pb2_grpc
 
@@ -163,7 +163,7 @@ def test_what_is_not_in_it(image: Image) -> None:
 
 def test_programs(image: Image, tmp_path: Path) -> None:
     """They are there, and packages that are not have taken no library away from any of them."""
-    for kind, facts in filesystem.KINDS.items():
+    for kind, facts in mkfs.KINDS.items():
         for program in facts.programs:
             assert list(image.root.glob(f"usr/*bin/{program}")), f"{program} for {kind}"
     linked = "ldd /usr/bin/* /usr/sbin/* 2>/dev/null | grep 'not found' || true"

@@ -13,7 +13,7 @@ from driver import Driver, refused
 from rpc.conftest import OK, code_of
 
 from pycsi import __version__
-from pycsi.linux import filesystem
+from pycsi.linux import mkfs
 from pycsi.proto import csi_pb2 as csi
 
 FAILED = grpc.StatusCode.FAILED_PRECONDITION
@@ -71,7 +71,7 @@ def test_odd_node_id(serve: Callable[..., Driver], pool: Path, node: str) -> Non
 @pytest.mark.usefixtures("root")
 def test_probe_without_a_program(serve: Callable[..., Driver], pool: Path, tmp_path: Path) -> None:
     """A missing mkfs.ext4 is FAILED_PRECONDITION, and named."""
-    programs = [name for kind in filesystem.KINDS.values() for name in kind.programs]
+    programs = [name for kind in mkfs.KINDS.values() for name in kind.programs]
     folder = tmp_path / "bin"
     folder.mkdir()
     for name in programs:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pycsi.backends import mkfs
+from pycsi.linux import mkfs
 
 NREXT64 = {"-i": "exchange=0,nrext64=0"}
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from pycsi.linux import filesystem
+from pycsi.linux import mkfs
 from pycsi.model import mountflags, parameters, spec
 from pycsi.model.errors import InvalidArgument, OutOfRange
 from pycsi.model.records import VolumeType
@@ -41,8 +41,8 @@ def choose(
 
 @pytest.fixture(autouse=True)
 def _programs() -> None:
-    for kind in filesystem.KINDS:
-        if missing := filesystem.missing_programs(kind):
+    for kind in mkfs.KINDS:
+        if missing := mkfs.missing_programs(kind):
             pytest.skip(f"needs {missing}")
 
 

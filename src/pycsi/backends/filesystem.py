@@ -8,7 +8,7 @@ from pathlib import Path
 
 import structlog
 
-from pycsi.backends import attributes, mkfs
+from pycsi.backends import attributes
 from pycsi.backends.growth import GrowingImage
 from pycsi.backends.limits import filesystem_usage
 from pycsi.linux import (
@@ -17,6 +17,7 @@ from pycsi.linux import (
     holders,
     loop,
     losetup,
+    mkfs,
     mount,
 )
 from pycsi.linux.descriptor import DIRECTORY, opened
@@ -58,13 +59,14 @@ class FilesystemImage(GrowingImage):
         return self.volume.filesystem or parameters.DEFAULT_FILESYSTEM
 
     def format(self, root: RootDirectory | None) -> None:
-        options = list(self.volume.mkfs_options)
+        options = self.volume.mkfs_options
         fit = mkfs.fit(self.kind, self.where)
         if fit.refusal and not options:
             raise self._unmountable(fit.refusal)
         try:
-            words = mkfs.merged(fit.options, options)
-            filesystem.make(self.kind, self.content, words, keep_blocks=self.volume.thick)
+            mkfs.make(
+                self.kind, self.content, options, base=fit.options, keep_blocks=self.volume.thick
+            )
         except ProgramError as error:
             if options and not self.pool_is_full():
                 raise InvalidArgument(f"{error}; correct the parameter mkfsOptions") from None

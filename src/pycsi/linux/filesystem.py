@@ -1,7 +1,7 @@
-"""Filesystems in image files: make, identify, check and grow ext4, XFS and btrfs.
+"""Filesystems in image files: identify, check and grow ext4, XFS and btrfs.
 
-Filesystems are made and checked by their own programs, identified by their superblock, and grown
-through an ioctl while they are mounted.
+They are identified by their superblock, checked by their own programs, and grown through an ioctl
+while they are mounted.
 """
 
 import contextlib
@@ -29,8 +29,6 @@ XFS_IOC_FSGROWFSDATA = 0x4010586E
 
 EXT_MAGIC = 0xEF53
 
-MIB = 1024 * 1024
-
 _BTRFS_SUPERBLOCK = 64 * 1024
 _EXT_SUPERBLOCK = 1024
 _EXT_LARGEST_LOG_SIZE = 6
@@ -57,53 +55,6 @@ _E2FSCK_SETTINGS = b"""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Kind:
-    """The properties of one kind of filesystem.
-
-    `programs` are those that it needs, `make` the arguments that mkfs always gets, and
-    `keep_blocks` those that keep mkfs from discarding the file's blocks. `options` are the mkfs
-    options that users may give; those that take a value map to True. `minimum` is the smallest size
-    in bytes.
-    """
-
-    programs: tuple[str, ...]
-    make: tuple[str, ...]
-    keep_blocks: tuple[str, ...]
-    options: dict[str, bool]
-    minimum: int
-
-
-KINDS = {
-    "ext4": Kind(
-        programs=("mkfs.ext4", "e2fsck", "resize2fs", "e2undo"),
-        # -m 0: blocks reserved for root are of no use in a volume.
-        # -b 4096: smaller blocks do not work on a disk with sectors of 4 KiB.
-        make=("-F", "-q", "-m", "0", "-b", "4096"),
-        keep_blocks=("-E", "nodiscard"),
-        options=dict.fromkeys(("-b", "-C", "-E", "-g", "-G", "-i", "-I", "-m", "-N"), True)
-        | dict.fromkeys(("-O", "-r", "-T"), True),
-        minimum=16 * MIB,
-    ),
-    "xfs": Kind(
-        programs=("mkfs.xfs", "xfs_db"),
-        make=("-f", "-q"),
-        keep_blocks=("-K",),
-        options=dict.fromkeys(("-b", "-d", "-i", "-l", "-m", "-n", "-s"), True) | {"-K": False},
-        minimum=300 * MIB,
-    ),
-    "btrfs": Kind(
-        programs=("mkfs.btrfs", "btrfstune"),
-        make=("-f", "-q"),
-        keep_blocks=("-K",),
-        options=dict.fromkeys(("-d", "-m", "-n", "-s", "-O", "-R"), True)
-        | dict.fromkeys(("--csum", "--data", "--features", "--metadata", "--nodesize"), True)
-        | dict.fromkeys(("-K", "-M", "--mixed", "--nodiscard"), False),
-        minimum=256 * MIB,  # the kernel refuses to resize a btrfs to less
-    ),
-}
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Identity:
     """The content of a superblock: the kind of filesystem, its UUID, and its size in bytes.
 
@@ -118,26 +69,8 @@ class Identity:
     errors: int = 0
 
 
-def missing_programs(kind: str) -> list[str]:
-    """Return the names of the programs that `kind` needs but that are not installed."""
-    return [name for name in KINDS[kind].programs if program.find(name) is None]
-
-
-def make(kind: str, image: Path, options: list[str], *, keep_blocks: bool = False) -> None:
-    """Make a filesystem that fills the file `image`, with the mkfs `options`.
-
-    With `keep_blocks`, mkfs does not discard the blocks that are allocated to the file.
-    """
-    facts = KINDS[kind]
-    kept = facts.keep_blocks if keep_blocks else ()
-    # A file that shares blocks takes direct I/O in whole blocks only.
-    sectors = ("-s", f"size={_SECTOR}") if kind == "xfs" and "-s" not in options else ()
-    execute = btrfsprogs.run if kind == "btrfs" else program.run
-    execute(f"mkfs.{kind}", *facts.make, *sectors, *kept, *options, image)
-
-
 def identify(image: Path) -> Identity | None:
-    """Return the superblock's content in a file or device; None if it is none of `KINDS`."""
+    """Return the superblock's content in a file or device; None if it is none of the three."""
     with opened(image) as fd:
         head = os.pread(fd, _BLOCK, 0)
         block = os.pread(fd, _BLOCK, _BTRFS_SUPERBLOCK)

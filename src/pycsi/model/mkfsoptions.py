@@ -4,7 +4,7 @@ import re
 import shlex
 from collections.abc import Iterable
 
-from pycsi.linux import filesystem
+from pycsi.linux import mkfs
 from pycsi.model.errors import InvalidArgument
 
 _VALUE = re.compile(r"[A-Za-z0-9_^=,.:%+-]+")
@@ -27,7 +27,7 @@ def check(kind: str, words: Iterable[str]) -> None:
     Options that name another file or device are refused: a user who may create volumes must not be
     able to read the node's files, and `mkfs.ext4 -d /etc` would copy them into the volume.
     """
-    options = filesystem.KINDS[kind].options
+    options = mkfs.KINDS[kind].options
     rest = list(words)
     while rest:
         word = rest.pop(0)

@@ -4,7 +4,7 @@ import dataclasses
 import re
 from collections.abc import Callable, Collection, Iterable
 
-from pycsi.linux import filesystem
+from pycsi.linux import mkfs
 from pycsi.model import mkfsoptions, mountflags, rootdirectory, triminterval
 from pycsi.model.errors import FailedPrecondition, InvalidArgument, OutOfRange
 from pycsi.model.parameters import DEFAULT_FILESYSTEM, FILESYSTEM, Parameters
@@ -58,8 +58,8 @@ def choose(
     kind = _one({item.filesystem for item in capabilities} - {None}, "fs_type")
     kind = kind or wanted.filesystem
     fits = kind is None or kind in directories
-    if kind not in filesystem.KINDS and not fits:
-        raise InvalidArgument(f"fs_type is {kind!r}; it can be {', '.join(filesystem.KINDS)}")
+    if kind not in mkfs.KINDS and not fits:
+        raise InvalidArgument(f"fs_type is {kind!r}; it can be {', '.join(mkfs.KINDS)}")
     if access is Access.BLOCK:
         spec = _raw_block(wanted)
     else:
@@ -205,14 +205,14 @@ def _directory(
 
 
 def _image(wanted: Parameters, reason: str, kind: str) -> VolumeSpec:
-    if kind not in filesystem.KINDS:
+    if kind not in mkfs.KINDS:
         raise InvalidArgument(
-            f"fs_type is {kind!r}; that of an image can be {', '.join(filesystem.KINDS)}"
+            f"fs_type is {kind!r}; that of an image can be {', '.join(mkfs.KINDS)}"
         )
     thick = _thick(wanted)
     if wanted.mkfs_options:
         mkfsoptions.check(kind, wanted.mkfs_options)
-    if missing := filesystem.missing_programs(kind):
+    if missing := mkfs.missing_programs(kind):
         raise FailedPrecondition(f"{kind}: {', '.join(missing)} not installed on this node")
     return VolumeSpec(
         type=VolumeType.IMAGE,
@@ -222,7 +222,7 @@ def _image(wanted: Parameters, reason: str, kind: str) -> VolumeSpec:
         enforced=True,
         thick=thick,
         mkfs_options=wanted.mkfs_options,
-        minimum=filesystem.KINDS[kind].minimum,
+        minimum=mkfs.KINDS[kind].minimum,
     )
 
 

@@ -6,7 +6,7 @@ import grpc
 from google.protobuf.wrappers_pb2 import BoolValue
 
 from pycsi import __version__
-from pycsi.linux import filesystem
+from pycsi.linux import mkfs
 from pycsi.model.errors import FailedPrecondition
 from pycsi.model.parameters import DEFAULT_FILESYSTEM
 from pycsi.proto import csi_pb2 as csi
@@ -61,7 +61,7 @@ class Identity(csi_pb2_grpc.IdentityServicer):
         if not self._capabilities.serves_node:
             return
         for kind in {DEFAULT_FILESYSTEM, *self._pools.filesystems()}:
-            if missing := filesystem.missing_programs(kind):
+            if missing := mkfs.missing_programs(kind):
                 raise FailedPrecondition(
                     f"{', '.join(missing)}: not installed, and {kind} images need it; install it"
                 )

@@ -8,8 +8,8 @@ import dataclasses
 import time
 from collections.abc import Mapping, Sequence
 
-from pycsi.backends import mkfs
 from pycsi.backends.privileges import image_refusal
+from pycsi.linux import mkfs
 from pycsi.model import parameters
 from pycsi.model.errors import (
     AlreadyExists,

@@ -16,10 +16,10 @@ from pycsi.backends.enforcement import limiter_name
 from pycsi.backends.quotagroups import SubvolumeLimiter
 from pycsi.linux import (
     clone,
-    filesystem,
     kernel,
     loop,
     losetup,
+    mkfs,
     mount,
 )
 from pycsi.model.size import GIB, show
@@ -102,7 +102,7 @@ def lacking(kind: str, root: Path) -> str | None:
 
     `root` is any existing directory.
     """
-    if missing := filesystem.missing_programs(kind):
+    if missing := mkfs.missing_programs(kind):
         return f"{', '.join(missing)} not found; install {PACKAGES[kind]}"
     try:
         # This mount always fails, but with ENODEV if the kernel does not have the filesystem.
@@ -150,7 +150,7 @@ def _on_disk(name: str, root: Path) -> DemoPool:
     image = root / f"{name}.img"
     with image.open("xb") as file:
         file.truncate(_DISK)
-    filesystem.make("btrfs", image, [])
+    mkfs.make("btrfs", image)
     path = root / name
     path.mkdir(exist_ok=True)
     with losetup.attach(image, autoclear=True, name="pycsi-demo") as device:

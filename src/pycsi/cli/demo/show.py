@@ -18,7 +18,7 @@ from pycsi.cli.demo.scratch import (
 from pycsi.cli.demo.screen import Screen
 from pycsi.cli.demo.stages import Stage, stages
 from pycsi.cli.demo.volume import Volume
-from pycsi.linux import filesystem
+from pycsi.linux import mkfs
 from pycsi.linux.program import ProgramError
 from pycsi.model.parameters import DEFAULT_FILESYSTEM
 from pycsi.model.size import show as shown
@@ -113,7 +113,7 @@ class Performance:
     def _probe(self) -> None:
         request = csi.ProbeRequest()
         # The driver needs the programs of its default filesystem, and Probe fails without them.
-        if filesystem.missing_programs(DEFAULT_FILESYSTEM):
+        if mkfs.missing_programs(DEFAULT_FILESYSTEM):
             self._screen.answer(
                 self._client.refused("Probe", request, "FAILED_PRECONDITION", "as it should")
             )

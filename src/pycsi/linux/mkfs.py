@@ -1,4 +1,4 @@
-"""Finding mkfs options that make filesystems which this node's kernel can mount.
+"""Making filesystems in image files, by mkfs: ext4, XFS and btrfs that this kernel can mount.
 
 A newer mkfs may switch on features that an older kernel does not know: xfsprogs 6.5 does so with
 nrext64, which Linux has since 5.19. A node's programs are often newer than its kernel, because they
@@ -16,15 +16,61 @@ from pathlib import Path
 
 import structlog
 
-from pycsi.linux import (
-    filesystem,
-    losetup,
-    mount,
-    program,
-)
+from pycsi.linux import btrfsprogs, filesystem, losetup, mount, program
 from pycsi.linux.descriptor import opened
 
 log = structlog.get_logger()
+
+MIB = 1024 * 1024
+
+_SECTOR = 4096
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Kind:
+    """The properties of one kind of filesystem.
+
+    `programs` are those that it needs, `make` the arguments that mkfs always gets, and
+    `keep_blocks` those that keep mkfs from discarding the file's blocks. `options` are the mkfs
+    options that users may give; those that take a value map to True. `minimum` is the smallest size
+    in bytes.
+    """
+
+    programs: tuple[str, ...]
+    make: tuple[str, ...]
+    keep_blocks: tuple[str, ...]
+    options: dict[str, bool]
+    minimum: int
+
+
+KINDS = {
+    "ext4": Kind(
+        programs=("mkfs.ext4", "e2fsck", "resize2fs", "e2undo"),
+        # -m 0: blocks reserved for root are of no use in a volume.
+        # -b 4096: smaller blocks do not work on a disk with sectors of 4 KiB.
+        make=("-F", "-q", "-m", "0", "-b", "4096"),
+        keep_blocks=("-E", "nodiscard"),
+        options=dict.fromkeys(("-b", "-C", "-E", "-g", "-G", "-i", "-I", "-m", "-N"), True)
+        | dict.fromkeys(("-O", "-r", "-T"), True),
+        minimum=16 * MIB,
+    ),
+    "xfs": Kind(
+        programs=("mkfs.xfs", "xfs_db"),
+        make=("-f", "-q"),
+        keep_blocks=("-K",),
+        options=dict.fromkeys(("-b", "-d", "-i", "-l", "-m", "-n", "-s"), True) | {"-K": False},
+        minimum=300 * MIB,
+    ),
+    "btrfs": Kind(
+        programs=("mkfs.btrfs", "btrfstune"),
+        make=("-f", "-q"),
+        keep_blocks=("-K",),
+        options=dict.fromkeys(("-d", "-m", "-n", "-s", "-O", "-R"), True)
+        | dict.fromkeys(("--csum", "--data", "--features", "--metadata", "--nodesize"), True)
+        | dict.fromkeys(("-K", "-M", "--mixed", "--nodiscard"), False),
+        minimum=256 * MIB,  # the kernel refuses to resize a btrfs to less
+    ),
+}
 
 _RETREATS: Mapping[str, tuple[tuple[str, str], ...]] = {
     "ext4": (("-O", "^orphan_file"), ("-O", "^metadata_csum_seed")),
@@ -55,7 +101,12 @@ class Fit:
 _Version = tuple[str, int, int] | None
 
 _known: dict[str, tuple[_Version, Fit]] = {}
-_trying = {kind: threading.Lock() for kind in filesystem.KINDS}
+_trying = {kind: threading.Lock() for kind in KINDS}
+
+
+def missing_programs(kind: str) -> list[str]:
+    """Return the names of the programs that `kind` needs but that are not installed."""
+    return [name for name in KINDS[kind].programs if program.find(name) is None]
 
 
 def fit(kind: str, folder: Path | str) -> Fit:
@@ -124,8 +175,8 @@ def _try(kind: str, folder: Path, options: Mapping[str, str]) -> str | None:
     """Make a filesystem and mount it for trial; return why the kernel refuses, or None."""
     with _scratch(folder) as image:
         with opened(image, os.O_RDWR | os.O_CREAT | os.O_EXCL) as fd:
-            os.ftruncate(fd, filesystem.KINDS[kind].minimum)
-        filesystem.make(kind, image, merged(options, ()))
+            os.ftruncate(fd, KINDS[kind].minimum)
+        make(kind, image, base=options)
         try:
             _mount_once(kind, image)
         except OSError as error:
@@ -146,6 +197,27 @@ def _scratch(folder: Path) -> Iterator[Path]:
         with contextlib.suppress(OSError):
             os.truncate(image, 0)  # frees the blocks now; XFS does so a moment after unlink(2)
         shutil.rmtree(place, ignore_errors=True)
+
+
+def make(
+    kind: str,
+    image: Path,
+    options: Sequence[str] = (),
+    *,
+    base: Mapping[str, str] | None = None,
+    keep_blocks: bool = False,
+) -> None:
+    """Make a filesystem that fills the file `image`, with the mkfs `options` merged over `base`.
+
+    With `keep_blocks`, mkfs does not discard the blocks that are allocated to the file.
+    """
+    facts = KINDS[kind]
+    words = merged(base, options) if base else options
+    kept = facts.keep_blocks if keep_blocks else ()
+    # A file that shares blocks takes direct I/O in whole blocks only.
+    sectors = ("-s", f"size={_SECTOR}") if kind == "xfs" and "-s" not in words else ()
+    execute = btrfsprogs.run if kind == "btrfs" else program.run
+    execute(f"mkfs.{kind}", *facts.make, *sectors, *kept, *words, image)
 
 
 def _mount_once(kind: str, image: Path) -> None:
