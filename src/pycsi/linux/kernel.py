@@ -228,15 +228,15 @@ def mount_under(path: Path) -> Mount:
         return mount_of(fd)
 
 
+@dataclasses.dataclass(eq=False)
 class KernelView:
     """The mounts and loop devices, cached for one operation.
 
     They are read on first use, and read again after a change through this object.
     """
 
-    def __init__(self) -> None:
-        self._mounts: MountTable | None = None
-        self._loops: dict[Path, list[loop.LoopDevice]] = {}
+    _mounts: MountTable | None = dataclasses.field(default=None, init=False)
+    _loops: dict[Path, list[loop.LoopDevice]] = dataclasses.field(default_factory=dict, init=False)
 
     def invalidate(self) -> None:
         """Forget the mounts and loop devices, so that the next use reads them again."""
