@@ -14,12 +14,12 @@ from pycsi.linux.record import RecordError
 from pycsi.model.config import PoolConfig
 from pycsi.model.records import Volume
 from pycsi.model.size import show
+from pycsi.pool.capacity import Contents
 from pycsi.pool.catalog import Catalog
 from pycsi.pool.layout import Layout, snapshot_catalog, volume_catalog
 from pycsi.pool.pool import backend_for
 from pycsi.pool.room import Room
 from pycsi.pool.trash import Trash, entries
-from pycsi.pool.written import Contents
 from pycsi.volumes.health import HealthCheck
 from pycsi.volumes.staging import Staging
 

@@ -29,12 +29,12 @@ from pycsi.model.records import Snapshot, Volume, VolumeType
 from pycsi.model.request import Access
 from pycsi.model.rootdirectory import RootDirectory
 from pycsi.pool import layout, trash
+from pycsi.pool.capacity import Contents
 from pycsi.pool.deletions import Deletions
 from pycsi.pool.directory import PoolDirectory
 from pycsi.pool.freezing import Frozen
 from pycsi.pool.groups import Groups
 from pycsi.pool.room import Reservation, Room
-from pycsi.pool.written import Contents
 
 log = structlog.get_logger()
 

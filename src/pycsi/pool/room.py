@@ -14,11 +14,13 @@ from pycsi.model.errors import OutOfRange, ResourceExhausted
 from pycsi.model.records import Volume, VolumeType
 from pycsi.model.size import LARGEST, round_down, show
 from pycsi.model.spec import largest
-from pycsi.pool.capacity import Capacity
-from pycsi.pool.written import Contents, Written
+from pycsi.pool.capacity import Capacity, Contents, Written
 
 _PATIENCE = 2.0
 """Seconds to wait for room while the trash is being emptied."""
+
+_INODES = 8
+"""More inodes than a new volume or snapshot takes for its directories, records and data."""
 
 _MOST_BLOCKS = 2**32 - 1
 """The number of blocks that a file on ext4 can have."""
@@ -83,15 +85,20 @@ class Room:
         return facts, self._written.usable(facts.f_bavail * facts.f_frsize, exact=exact)
 
     def _counting_promises(self, facts: os.statvfs_result, usable: int) -> Capacity:
+        """Return the capacity with what is promised at this moment; the caller holds the lock."""
         held = (
             self._contents.volumes.held + self._contents.snapshots.held + self._contents.trash.held
         )
-        return Capacity.of(
-            self._config,
-            facts,
-            self._contents.filesystem,
+        size = facts.f_blocks * facts.f_frsize
+        return Capacity(
+            filesystem=self._contents.filesystem,
+            size=size,
+            free=facts.f_bavail * facts.f_frsize,
+            reserve=self._config.reserve.of(size),
+            overcommit=self._config.overcommit,
             committed=held + self._reserved,
             usable=usable,
+            lacks_inodes=bool(facts.f_files) and facts.f_favail < _INODES,
         )
 
     @contextlib.contextmanager
