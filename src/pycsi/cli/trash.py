@@ -1,7 +1,7 @@
 """Commands for the trash and for inline volumes, which work whether the driver runs or not.
 
 A volume is restored by one rename, so if a driver reaps it at the same time, only one of the two
-succeeds. A running driver is notified by the pool's change counter.
+succeeds. A running driver is told by an announcement in the pool.
 """
 
 import contextlib
@@ -54,11 +54,11 @@ def _announced(layout: Layout) -> Iterator[None]:
 
     The first notification is for the case that this process is killed before the second.
     """
-    layout.count_change()
+    layout.changes.announce()
     try:
         yield
     finally:
-        layout.count_change()
+        layout.changes.announce()
 
 
 def _there_again(entry: Entry) -> InspectionError:

@@ -138,8 +138,8 @@ class Catalog(Index[T]):
     """The directories in `folder`; `parse` reads the record called `record` in each of them.
 
     If `adopts` is set, directories that other processes have put there are found too, and adopted
-    if `adopts` agrees: `pycsi trash restore` puts one there while the driver runs. Each such change
-    also changes the number that `change_count_of` returns.
+    if `adopts` agrees: `pycsi trash restore` puts one there while the driver runs. `catch_up` calls
+    `look` if there may be such.
     """
 
     def __init__(self, folder: Path, record: str, parse: Callable[[Mapping[str, Any]], T]) -> None:
@@ -149,11 +149,10 @@ class Catalog(Index[T]):
         self._record = record
         self._parse = parse
         self.adopts: Callable[[T], bool] | None = None
-        self.change_count_of: Callable[[], int] = int
+        self.catch_up: Callable[[], None] = lambda: None
         self._unreadable: dict[str, str] = {}
         self._creating: set[str] = set()
         self._ignored: set[str] = set()
-        self._seen = 0
 
     def place(self, object_id: str) -> str:
         """Return the path of an item's directory."""
@@ -237,22 +236,17 @@ class Catalog(Index[T]):
         return item
 
     def __len__(self) -> int:
-        self.refresh(self.change_count_of())
+        self.catch_up()
         return super().__len__()
 
     def following(self, after: str) -> Iterator[T]:
-        self.refresh(self.change_count_of())
+        self.catch_up()
         return super().following(after)
-
-    def refresh(self, change_count: int) -> None:
-        """Look for new directories if the number of changes differs from the last time."""
-        if self.adopts and change_count != self._seen and self.look():
-            self._seen = change_count
 
     def look(self) -> bool:
         """Look for new directories; return False if not all of them could be examined."""
         if self.adopts is None:
-            return True
+            return False
         try:
             names = os.listdir(self.folder)
         except OSError:  # the pool's disk is away, which `Pool.check` reports

@@ -6,7 +6,7 @@ import functools
 import os
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,42 @@ _FIRST_NOTES = encoded(NO_NOTES)
 _HARMLESS = frozenset({"lost+found", f".{_POOL_RECORD}.new"})
 
 
+class Changes:
+    """The changes of a pool's content by other processes, which touch the file `announcement`.
+
+    What keeps a part of the content in memory is a follower: a function that looks at it again.
+    """
+
+    def __init__(self, announcement: Path) -> None:
+        self._announcement = announcement
+        self._followers: list[Callable[[], bool]] = []
+        self._seen: dict[Callable[[], bool], int] = {}
+
+    def announce(self) -> None:
+        """Tell a running driver that this process has changed the pool's content."""
+        with opened(self._announcement, os.O_WRONLY | os.O_CREAT):
+            now = time.time_ns()
+            os.utime(self._announcement, ns=(now, now))
+
+    def follow(self, look: Callable[[], bool]) -> None:
+        """Have `catch_up` call `look`, which returns False if it has to be called again."""
+        self._followers.append(look)
+
+    def catch_up(self) -> None:
+        """Call the followers that have not looked since the last announcement, or never."""
+        try:
+            announced = os.stat(self._announcement).st_mtime_ns
+        except OSError:
+            announced = 0
+        for look in self._followers:
+            if self._seen.get(look) != announced and look():
+                self._seen[look] = announced
+
+    def look_again(self, look: Callable[[], bool]) -> None:
+        """Have the next `catch_up` call the follower `look`, whatever is announced."""
+        self._seen.pop(look, None)
+
+
 class Layout:
     """The paths in the pool at `root`."""
 
@@ -53,7 +89,7 @@ class Layout:
         self.tmp = root / "tmp"
         self.trash = root / "trash"
         self.deletions = root / "deletions"
-        self._announcement = root / "announcement"
+        self.changes = Changes(root / "announcement")
 
     @property
     def folders(self) -> tuple[Path, ...]:
@@ -71,19 +107,6 @@ class Layout:
     def group(self, group_id: str) -> Path:
         """Return the path of a group snapshot's record."""
         return self.groups / f"{group_id}.json"
-
-    def count_change(self) -> None:
-        """Tell a running driver that another process has changed the pool's content."""
-        with opened(self._announcement, os.O_WRONLY | os.O_CREAT):
-            now = time.time_ns()
-            os.utime(self._announcement, ns=(now, now))
-
-    def change_count(self) -> int:
-        """Return the time of the last `count_change`, in nanoseconds since the epoch; 0: never."""
-        try:
-            return os.stat(self._announcement).st_mtime_ns
-        except OSError:
-            return 0
 
     def read_uuid(self) -> str:
         """Return the pool's UUID from its record.
@@ -174,7 +197,8 @@ def volume_catalog(layout: Layout) -> Catalog[Volume]:
     """Return the catalog of the pool's volumes, still to be loaded."""
     read = functools.partial(_read_volume, layout)
     catalog = Catalog(layout.volumes, VOLUME_RECORD, read)
-    catalog.change_count_of = layout.change_count
+    catalog.catch_up = layout.changes.catch_up
+    layout.changes.follow(catalog.look)
     return catalog
 
 

@@ -78,9 +78,7 @@ class Room:
 
         The caller does not hold the lock, for this may take long.
         """
-        change_count = self._contents.layout.change_count()
-        self._contents.volumes.refresh(change_count)
-        self._contents.trash.refresh(change_count)
+        self._contents.layout.changes.catch_up()
         facts = os.statvfs(self._contents.layout.root)
         return facts, self._written.usable(facts.f_bavail * facts.f_frsize, exact=exact)
 

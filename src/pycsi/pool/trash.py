@@ -205,18 +205,16 @@ class Trash:
         """The bytes of the pool that the entries count for."""
         self.changed = float("-inf")
         """The time at which an entry last came or went, in seconds of the monotonic clock."""
-        self._seen: int | None = None
         self.notices: Callable[[str], None] = lambda _id: None
         """Called with the id of each volume or snapshot that another process may have deleted."""
+        layout.changes.follow(self._read)
 
     def look(self) -> None:
-        """Make the next `refresh` read the trash again."""
-        self._seen = None
+        """Have the trash read again before its content is used next."""
+        self._layout.changes.look_again(self._read)
 
-    def refresh(self, change_count: int) -> None:
-        """Read the trash if it was not read yet, or `change_count` has changed since."""
-        if change_count == self._seen:
-            return
+    def _read(self) -> bool:
+        """Read the trash; return False if that fails."""
         with self._mutex, contextlib.suppress(OSError):  # the pool's disk is away
             found = {_name(entry): entry for entry in entries(self._layout)}
             sizes = self._sizes
@@ -231,7 +229,8 @@ class Trash:
             self._kept = {name: entry for name, entry in found.items() if name not in self._gone}
             self.changed = time.monotonic()
             self.held = sum(self._sizes.values())  # in one step: it is read without the lock
-            self._seen = change_count
+            return True
+        return False
 
     def written(self) -> int:
         """Return how many of the `held` bytes are known to be on the disk: those of images."""
@@ -261,7 +260,7 @@ class Trash:
 
     def _due(self) -> tuple[list[Entry], float]:
         """Return the entries that are due, and the seconds until the next one is, or infinity."""
-        self.refresh(self._layout.change_count())
+        self._layout.changes.catch_up()
         with self._mutex:
             due = list(self._gone.values())
             for entry in self._kept.values():  # the oldest first
