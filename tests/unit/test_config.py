@@ -12,11 +12,10 @@ from pycsi.model.config import (
     ConfigError,
     DriverMode,
     PoolConfig,
-    Reserve,
     parse_endpoint,
     parse_metrics_address,
-    parse_size,
 )
+from pycsi.model.size import Reserve, parse_size
 
 KI, MI, GI, TI, PI = (1024**power for power in range(1, 6))
 

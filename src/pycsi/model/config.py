@@ -1,6 +1,5 @@
 """The operator's configuration, checked once at start."""
 
-import contextlib
 import dataclasses
 import enum
 import itertools
@@ -8,23 +7,19 @@ import os
 import re
 import uuid
 from collections.abc import Callable, Iterable, Mapping
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from pycsi.model.size import KIB
+from pycsi.model.size import Reserve, parse_number
 
 DRIVER_NAME = "pycsi.storage"
 DEFAULT_POOL = "default"
 
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
-_SIZE = re.compile(r"(\d{1,20}(?:\.\d{1,20})?)\s*([KMGTP]i?)?B?", re.ASCII)
-_POWERS = "KMGTP"
 _DURATION = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)([smhd]?)", re.ASCII)
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 60 * 60, "d": 24 * 60 * 60}
 _LONGEST_DURATION = 100 * 365 * _SECONDS["d"]
 _PORT = re.compile(r"\d{1,5}", re.ASCII)
-_LARGEST_NUMBER = 2**63 - 1
 _LONGEST_SOCKET_PATH = 107
 _LONGEST_NODE_ID = 256
 
@@ -48,23 +43,6 @@ class CsiVersion(enum.StrEnum):
     V1_13 = "1.13"
 
 
-def parse_size(text: str) -> int:
-    """Return the bytes of `10Gi`, `1.5GiB`, `500M` or a plain number, rounded down.
-
-    Other text, and sizes of 2**63 bytes and more, raise `ValueError`.
-    """
-    match = _SIZE.fullmatch(text.strip())
-    if match is None:
-        raise ValueError(f"{text!r} is no size; write bytes or a number with Ki, Mi, Gi, Ti")
-    number, unit = match.groups()
-    step = KIB if unit and unit.endswith("i") else 1000
-    factor = step ** (_POWERS.index(unit[0]) + 1) if unit else 1
-    size = int(Fraction(number) * factor)
-    if size > _LARGEST_NUMBER:
-        raise ValueError(f"{text!r} is over {_LARGEST_NUMBER} bytes")
-    return size
-
-
 def parse_duration(text: str) -> float:
     """Return the seconds of `10s`, `5m`, `12h`, `7d` or a plain number.
 
@@ -79,31 +57,6 @@ def parse_duration(text: str) -> float:
     if seconds > _LONGEST_DURATION:
         raise ValueError(f"{text!r} is over 100 years")
     return seconds
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Reserve:
-    """The part of a pool's filesystem kept from volumes: bytes, or a share (0 to 1) of its size."""
-
-    size: int = 0
-    share: float = 0.0
-
-    def of(self, total: int) -> int:
-        """Return the reserve in bytes on a filesystem of `total` bytes."""
-        return self.size + int(total * self.share)
-
-    @classmethod
-    def parse(cls, text: str) -> "Reserve":
-        """Parse a size such as `10Gi`, or a percentage such as `5%`; `ValueError` for others."""
-        if not text.endswith("%"):
-            try:
-                return cls(size=parse_size(text))
-            except ValueError as error:
-                raise ValueError(f"reserve: {error}; or write a percentage such as 10%") from None
-        share = _number(text[:-1])
-        if share is None or share >= 100:  # noqa: PLR2004
-            raise ValueError(f"reserve: {text!r} is not between 0% and 100%")
-        return cls(share=share / 100)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,17 +124,8 @@ def _pool_option(setting: tuple[str, str, str]) -> tuple[str, Any]:
     return key.replace("-", "_"), _POOL_OPTIONS[key](text)
 
 
-def _number(text: str) -> float | None:
-    """Return a finite number of 0 or more; None for any other text."""
-    with contextlib.suppress(ValueError):
-        number = float(text)
-        if 0 <= number < float("inf") and "_" not in text:
-            return number
-    return None
-
-
 def _ratio(text: str) -> float:
-    ratio = _number(text)
+    ratio = parse_number(text)
     if not ratio:
         raise ValueError(f"overcommit: {text!r} is not a positive ratio such as 1.5")
     return ratio

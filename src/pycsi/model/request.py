@@ -17,7 +17,8 @@ class Mode(enum.StrEnum):
     """The access modes of the CSI specification (VolumeCapability.AccessMode).
 
     A volume's data lies on one node, so the multi-node modes are for a driver that serves the only
-    node.
+    node. Each tells whether the volume may be published on several nodes, only for reading, and at
+    only one target path.
     """
 
     SINGLE_NODE_WRITER = "SINGLE_NODE_WRITER"
@@ -28,20 +29,14 @@ class Mode(enum.StrEnum):
     MULTI_NODE_SINGLE_WRITER = "MULTI_NODE_SINGLE_WRITER"
     MULTI_NODE_MULTI_WRITER = "MULTI_NODE_MULTI_WRITER"
 
-    @property
-    def many_nodes(self) -> bool:
-        """Whether the volume may be published on several nodes."""
-        return self.value.startswith("MULTI_NODE_")
+    many_nodes: bool
+    readonly: bool
+    one_target: bool
 
-    @property
-    def readonly(self) -> bool:
-        """Whether the volume may be published only for reading."""
-        return self in {Mode.SINGLE_NODE_READER_ONLY, Mode.MULTI_NODE_READER_ONLY}
-
-    @property
-    def one_target(self) -> bool:
-        """Whether the volume may be published at only one target path."""
-        return not self.many_nodes and self is not Mode.SINGLE_NODE_MULTI_WRITER
+    def __init__(self, name: str) -> None:
+        self.many_nodes = name.startswith("MULTI_NODE_")
+        self.readonly = name.endswith("_READER_ONLY")
+        self.one_target = not self.many_nodes and name != "SINGLE_NODE_MULTI_WRITER"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,7 +139,8 @@ class NodeRequest:
     """A NodeStageVolume or NodePublishVolume request.
 
     `path` is the staging path or the target path. `arguments` is a digest of the arguments that a
-    retry must repeat. `staging_path` is where a volume to be published is staged; "" if it is not.
+    retry must repeat. `inline`: the volume is described by `context`, and created when published.
+    `staging_path` is where a volume to be published is staged; "" if it is not.
     """
 
     volume_id: str
@@ -153,4 +149,5 @@ class NodeRequest:
     context: Mapping[str, str]
     arguments: str
     readonly: bool = False
+    inline: bool = False
     staging_path: str = ""

@@ -1,4 +1,9 @@
-"""Sizes in bytes: units, the block size, rounding, and display."""
+"""Sizes in bytes: units, the block size, parsing, rounding, and display."""
+
+import contextlib
+import dataclasses
+import re
+from fractions import Fraction
 
 KIB = 1024
 
@@ -14,6 +19,10 @@ LARGEST = 2**63 - BLOCK
 
 DEFAULT_SIZE = GIB
 """The size of a volume whose request gives none."""
+
+_SIZE = re.compile(r"(\d{1,20}(?:\.\d{1,20})?)\s*([KMGTP]i?)?B?", re.ASCII)
+_POWERS = "KMGTP"
+_LARGEST_NUMBER = 2**63 - 1
 
 
 def round_up(size: int) -> int:
@@ -34,3 +43,54 @@ def show(size: int) -> str:
             return f"{value:.4g} {unit}"
         value /= KIB
     return f"{value:.4g} TiB"
+
+
+def parse_size(text: str) -> int:
+    """Return the bytes of `10Gi`, `1.5GiB`, `500M` or a plain number, rounded down.
+
+    Other text, and sizes of 2**63 bytes and more, raise `ValueError`.
+    """
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise ValueError(f"{text!r} is no size; write bytes or a number with Ki, Mi, Gi, Ti")
+    number, unit = match.groups()
+    step = KIB if unit and unit.endswith("i") else 1000
+    factor = step ** (_POWERS.index(unit[0]) + 1) if unit else 1
+    size = int(Fraction(number) * factor)
+    if size > _LARGEST_NUMBER:
+        raise ValueError(f"{text!r} is over {_LARGEST_NUMBER} bytes")
+    return size
+
+
+def parse_number(text: str) -> float | None:
+    """Return a finite number of 0 or more; None for any other text."""
+    with contextlib.suppress(ValueError):
+        number = float(text)
+        if 0 <= number < float("inf") and "_" not in text:
+            return number
+    return None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Reserve:
+    """The part of a pool's filesystem kept from volumes: bytes, or a share (0 to 1) of its size."""
+
+    size: int = 0
+    share: float = 0.0
+
+    def of(self, total: int) -> int:
+        """Return the reserve in bytes on a filesystem of `total` bytes."""
+        return self.size + int(total * self.share)
+
+    @classmethod
+    def parse(cls, text: str) -> "Reserve":
+        """Parse a size such as `10Gi`, or a percentage such as `5%`; `ValueError` for others."""
+        if not text.endswith("%"):
+            try:
+                return cls(size=parse_size(text))
+            except ValueError as error:
+                raise ValueError(f"reserve: {error}; or write a percentage such as 10%") from None
+        share = parse_number(text[:-1])
+        if share is None or share >= 100:  # noqa: PLR2004
+            raise ValueError(f"reserve: {text!r} is not between 0% and 100%")
+        return cls(share=share / 100)

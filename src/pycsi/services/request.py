@@ -32,6 +32,7 @@ LONGEST_STRING = 128
 LONGEST_MAP = 4096
 _FORBIDDEN = re.compile("[\0-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 _AFTER = ">"
+_EPHEMERAL = "csi.storage.k8s.io/ephemeral"
 _ENCODER = json.JSONEncoder(sort_keys=True)
 _MODES = {csi.VolumeCapability.AccessMode.Mode.Value(mode): mode for mode in Mode}
 
@@ -198,13 +199,15 @@ def publish(request: csi.NodePublishVolumeRequest, served: Collection[Mode]) -> 
     """Return the checked content of a NodePublishVolume request."""
     require(request, "volume_id", "target_path", "volume_capability")
     staged = os.path.normpath(request.staging_target_path)
+    context = dict(request.volume_context)
     return NodeRequest(
         volume_id=request.volume_id,
         path=request.target_path,
         capability=capability(request.volume_capability, served, refusal=FailedPrecondition),
-        context=dict(request.volume_context),
+        context=context,
         arguments=_digest(request, readonly=request.readonly, staged=staged),
         readonly=request.readonly,
+        inline=context.get(_EPHEMERAL) == "true",
         staging_path=request.staging_target_path,
     )
 

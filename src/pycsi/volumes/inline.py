@@ -5,7 +5,6 @@ import dataclasses
 from collections.abc import Mapping
 
 from pycsi.model import ids, parameters, rootdirectory
-from pycsi.model.config import parse_size
 from pycsi.model.errors import AlreadyExists, InvalidArgument, PoolMissing, ResourceExhausted
 from pycsi.model.records import Volume
 from pycsi.model.request import (
@@ -14,6 +13,7 @@ from pycsi.model.request import (
     NodeRequest,
     Request,
 )
+from pycsi.model.size import parse_size
 from pycsi.model.spec import size_for
 from pycsi.pool import changing
 from pycsi.pool.pool import Pool
@@ -26,15 +26,9 @@ from pycsi.volumes.lifecycle import (
 from pycsi.volumes.pools import Pools
 from pycsi.volumes.provisioning import new_volume, specify
 
-_EPHEMERAL = "csi.storage.k8s.io/ephemeral"
 _POD = ("csi.storage.k8s.io/pod.namespace", "csi.storage.k8s.io/pod.name")
 _KEYS = ("pool", "type", "size", *rootdirectory.KEYS)
 """The attributes that a pod may give: neither mkfs options nor a directory without a limit."""
-
-
-def is_wanted(wanted: NodeRequest) -> bool:
-    """Tell whether NodePublishVolume is called for an inline volume."""
-    return wanted.context.get(_EPHEMERAL) == "true"
 
 
 def publish(pools: Pools, wanted: NodeRequest, own_id: str) -> None:

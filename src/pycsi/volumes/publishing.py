@@ -69,7 +69,7 @@ class Publisher:
 
     def publish(self, wanted: NodeRequest) -> None:
         """Publish a volume; a repeated call does nothing. An inline volume is created first."""
-        if inline.is_wanted(wanted):
+        if wanted.inline:
             inline.publish(self._pools, wanted, self._pools.own_id(wanted.volume_id))
             return
         pool, volume = self._pools.need(wanted.volume_id)
