@@ -41,17 +41,35 @@ class Locks:
         self._lent: set[str] = set()
         self._mutex = threading.Condition()
 
-    def hold(self, key: str) -> contextlib.AbstractContextManager[None]:
+    @contextlib.contextmanager
+    def hold(self, key: str, *, shared: bool = False) -> Iterator[None]:
         """Hold `key` for the `with` block, or raise `Aborted` at once if it is held or shared.
 
         The specification wants no waiting: "another operation pending for volume" is ABORTED, and
-        the orchestrator tries again with a back-off. Only for a lent key does this wait.
+        the orchestrator tries again with a back-off. Only for a lent key does this wait. With
+        `shared` the key may be shared: see `share`.
         """
-        return self._taken(key, alone=True)
+        with self._mutex:
+            returned = self._mutex.wait_for(lambda: key not in self._lent, _PATIENCE)
+            sharing = self._held.get(key, 0)
+            if not returned or sharing == _ALONE or (not shared and sharing):
+                raise _pending(key)
+            self._held[key] = sharing + 1 if shared else _ALONE
+            for watch in self._watches.get(key, ()):
+                watch.disturbed = True
+        try:
+            yield
+        finally:
+            with self._mutex:
+                left = self._held[key] - 1 if shared else 0
+                if left:
+                    self._held[key] = left
+                else:
+                    del self._held[key]
 
     def share(self, key: str) -> contextlib.AbstractContextManager[None]:
         """Share `key` with other operations that only read, or raise `Aborted` if it is held."""
-        return self._taken(key, alone=False)
+        return self.hold(key, shared=True)
 
     @contextlib.contextmanager
     def lend(self, key: str) -> Iterator[None]:
@@ -84,26 +102,6 @@ class Locks:
                 self._watches[key].remove(watch)
                 if not self._watches[key]:
                     del self._watches[key]
-
-    @contextlib.contextmanager
-    def _taken(self, key: str, *, alone: bool) -> Iterator[None]:
-        with self._mutex:
-            returned = self._mutex.wait_for(lambda: key not in self._lent, _PATIENCE)
-            sharing = self._held.get(key, 0)
-            if not returned or sharing == _ALONE or (alone and sharing):
-                raise _pending(key)
-            self._held[key] = _ALONE if alone else sharing + 1
-            for watch in self._watches.get(key, ()):
-                watch.disturbed = True
-        try:
-            yield
-        finally:
-            with self._mutex:
-                left = 0 if alone else self._held[key] - 1
-                if left:
-                    self._held[key] = left
-                else:
-                    del self._held[key]
 
 
 def _pending(key: str) -> Aborted:
