@@ -14,11 +14,12 @@ from pycsi.services import request as read
 from pycsi.services.capabilities import DriverCapabilities
 from pycsi.volumes.attaching import Attacher
 from pycsi.volumes.health import HEALTHY, Condition, condition_of, examine
-from pycsi.volumes.lifecycle import check_echo, check_fits, delete, expand, modify
+from pycsi.volumes.lifecycle import check_echo, delete, expand, modify
 from pycsi.volumes.locks import Locks, snapshot_key
 from pycsi.volumes.pools import Pools
 from pycsi.volumes.provisioning import Provisioner
 from pycsi.volumes.snapshots import Snapshotter
+from pycsi.volumes.staging import check_fits
 
 _ATTACHES = csi.ControllerServiceCapability.RPC.PUBLISH_UNPUBLISH_VOLUME
 

@@ -12,10 +12,11 @@ from pycsi.services import reply
 from pycsi.services import request as read
 from pycsi.services.capabilities import DriverCapabilities
 from pycsi.volumes.health import condition_of
-from pycsi.volumes.lifecycle import check_fits, expand
+from pycsi.volumes.lifecycle import expand
 from pycsi.volumes.locks import Locks
 from pycsi.volumes.pools import Pools
 from pycsi.volumes.publishing import Publisher
+from pycsi.volumes.staging import check_fits
 
 
 class Node(csi_pb2_grpc.NodeServicer):

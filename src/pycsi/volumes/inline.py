@@ -17,14 +17,10 @@ from pycsi.model.size import parse_size
 from pycsi.model.spec import size_for
 from pycsi.pool import changing
 from pycsi.pool.pool import Pool
-from pycsi.volumes.lifecycle import (
-    check_usable,
-    delete,
-    noting,
-    undoing,
-)
+from pycsi.volumes.lifecycle import delete
 from pycsi.volumes.pools import Pools
 from pycsi.volumes.provisioning import new_volume, specify
+from pycsi.volumes.staging import check_usable, noting, undoing
 
 _POD = ("csi.storage.k8s.io/pod.namespace", "csi.storage.k8s.io/pod.name")
 _KEYS = ("pool", "type", "size", *rootdirectory.KEYS)

@@ -1,22 +1,20 @@
-"""Deleting, modifying and growing volumes, and checking how they are to be used.
+"""Deleting, modifying and growing volumes, and comparing what a caller takes them for.
 
 Callers hold the volume's lock.
 """
 
-import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
-from pycsi.model import mountflags, parameters, triminterval
+from pycsi.model import parameters, triminterval
 from pycsi.model.errors import (
-    AlreadyExists,
     FailedPrecondition,
     InvalidArgument,
     OutOfRange,
 )
-from pycsi.model.records import Volume, VolumeType
-from pycsi.model.request import Access, Capability, CapacityRange
-from pycsi.model.spec import asked_for, size_for
+from pycsi.model.records import Volume
+from pycsi.model.request import Access, CapacityRange
+from pycsi.model.spec import size_for
 from pycsi.pool import changing
 from pycsi.pool.pool import Pool
 from pycsi.pool.trash import Fate
@@ -38,27 +36,6 @@ def delete(pool: Pool, volume: Volume) -> None:
     staging.backend.release()
     retained = volume.settings["onDelete"] == "retain" and volume.handle is None
     changing.delete(pool, staging.backend, Fate.KEPT if retained else Fate.GONE)
-
-
-def undoing(pool: Pool, volume: Volume) -> Staging:
-    """Return a volume's staging for undoing a stage or publish call, also if its pool is away.
-
-    Unmounting does not need the pool's disk.
-    """
-    try:
-        pool.check(writable=False)
-    except FailedPrecondition:
-        return Staging(pool.backend(volume), away=True)
-    return Staging(pool.backend(volume))
-
-
-@contextlib.contextmanager
-def noting(pool: Pool, volume: Volume) -> Iterator[Staging]:
-    """Yield a volume's staging to a caller that may write its notes, and drop cached results."""
-    try:
-        yield Staging(pool.backend(volume))
-    finally:
-        pool.volumes.touch(volume.id)
 
 
 def modify(pool: Pool, volume: Volume, mutable: Mapping[str, str]) -> None:
@@ -113,44 +90,3 @@ def check_echo(
         raise InvalidArgument("parameters are not those that the volume was created with")
     if mutable and dict(mutable) != volume.request.mutable:
         raise InvalidArgument("mutable_parameters are not those of the volume's creation")
-
-
-def check_usable(pool: Pool, volume: Volume, wanted: Capability, path: str) -> None:
-    """Raise `FailedPrecondition` if a volume cannot be staged or published with a capability.
-
-    `AlreadyExists` if the volume is at `path` already, which is with another capability.
-    """
-    try:
-        check_fits(pool, volume, wanted, FailedPrecondition)
-    except FailedPrecondition as refusal:
-        if Staging(pool.backend(volume)).holds(path):
-            raise AlreadyExists(f"{refusal}; it is at {path} with another capability") from None
-        raise
-
-
-def check_fits(
-    pool: Pool,
-    volume: Volume,
-    wanted: Capability,
-    refusal: type[InvalidArgument | FailedPrecondition],
-) -> None:
-    """Raise `refusal` if a volume cannot be used with a capability."""
-    if wanted.access is not volume.access:
-        raise refusal(f"volume {volume.id} is a {volume.access} volume, not {wanted.access}")
-    if wanted.filesystem and wanted.filesystem != volume.filesystem:
-        if volume.type is VolumeType.IMAGE:
-            raise refusal(
-                f"volume {volume.id} has {volume.filesystem}, not {wanted.filesystem}; change "
-                "fs_type"
-            )
-        pool_filesystem = pool.location.mount.fstype
-        if wanted.filesystem not in {pool_filesystem, *asked_for(volume.request)}:
-            raise refusal(
-                f"volume {volume.id} is a directory on {pool_filesystem}, not {wanted.filesystem}; "
-                "leave the fs_type out"
-            )
-    if wanted.mount_flags:
-        try:
-            mountflags.check(wanted.mount_flags, volume.type, volume.filesystem, thick=volume.thick)
-        except InvalidArgument as error:
-            raise refusal(str(error)) from None

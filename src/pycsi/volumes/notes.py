@@ -46,9 +46,6 @@ class Note:
         """Tell whether the noted call may have mounted the filesystem with these options."""
         return self.options in {None, options}
 
-    def to_json(self) -> dict[str, Any]:
-        return {"arguments": self.arguments, "mode": self.mode, "options": self.options}
-
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
         return cls(
@@ -69,21 +66,19 @@ class Notes:
 
     def __init__(self, where: str, *, away: bool = False) -> None:
         self._file = f"{where}/{NOTES_RECORD}"
-        data = None if away else self._read()
-        self.lost = data is None
-        data = data or dict(NO_NOTES)
-        self.staged = {path: Note.from_json(note) for path, note in data["staged"].items()}
-        self.published = {path: Note.from_json(note) for path, note in data["published"].items()}
-
-    def _read(self) -> dict[str, Any] | None:
+        self.lost = away
+        data = NO_NOTES
         try:
-            return read_rewritten(self._file)
+            if not away:
+                data = read_rewritten(self._file)
         except (FileNotFoundError, NotADirectoryError, RecordError):
-            return None
+            self.lost = True
         except OSError as error:
             if error.errno not in DISK_FAULTS:
                 raise
-            return None
+            self.lost = True
+        self.staged = {path: Note.from_json(note) for path, note in data["staged"].items()}
+        self.published = {path: Note.from_json(note) for path, note in data["published"].items()}
 
     def save_if_possible(self) -> None:
         """Save after a stage or publish call was undone; errors are ignored.
@@ -93,7 +88,7 @@ class Notes:
         """
         if not self.lost:
             with contextlib.suppress(OSError):
-                self._write()
+                rewrite_record(self._file, {"staged": self.staged, "published": self.published})
 
     def save(self) -> None:
         """Save before the volume is mounted.
@@ -102,17 +97,10 @@ class Notes:
         notes in it would be taken for complete.
         """
         try:
-            self._write()
+            rewrite_record(self._file, {"staged": self.staged, "published": self.published})
         except OSError as error:
             if error.errno not in _UNWRITABLE:
                 raise
             self.lost = True
             log.warning("goes on without notes", path=self._file, error=str(error))
             Path(self._file).unlink(missing_ok=True)
-
-    def _write(self) -> None:
-        data = {
-            "staged": {path: note.to_json() for path, note in self.staged.items()},
-            "published": {path: note.to_json() for path, note in self.published.items()},
-        }
-        rewrite_record(self._file, data)

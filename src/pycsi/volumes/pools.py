@@ -27,9 +27,9 @@ from pycsi.model.records import Group, Snapshot, Volume
 from pycsi.pool.pool import Pool
 from pycsi.volumes import groups
 from pycsi.volumes.locks import Locks
+from pycsi.volumes.paths import resolved
 from pycsi.volumes.presence import Presence
 from pycsi.volumes.sharing import warn_of_shared_room
-from pycsi.volumes.staging import resolved
 from pycsi.volumes.turns import Turns
 
 log = structlog.get_logger()

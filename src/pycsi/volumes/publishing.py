@@ -13,9 +13,9 @@ from pycsi.model.records import Volume
 from pycsi.model.request import NodeRequest
 from pycsi.pool.pool import Pool
 from pycsi.volumes import inline, remains
-from pycsi.volumes.lifecycle import check_usable, noting, undoing
+from pycsi.volumes.paths import remove_unused, resolved
 from pycsi.volumes.pools import Pools
-from pycsi.volumes.staging import remove_unused, resolved
+from pycsi.volumes.staging import check_usable, noting, undoing
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

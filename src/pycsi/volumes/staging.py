@@ -1,54 +1,24 @@
-"""Staging and publishing one volume: compare with what the kernel has mounted, then act.
+"""Staging and publishing one volume: check, compare with what the kernel has mounted, then act.
 
 What is mounted is always read from the kernel. The arguments of a call, which the kernel does not
 keep, are in the volume's notes; if they are not known, any call may be a repeated one.
 """
 
 import contextlib
-import errno
 import os
-import stat
 from collections.abc import Iterator
-from pathlib import Path
 
 from pycsi.backends import Backend
-from pycsi.linux.descriptor import is_directory, no_symlinks, opened
-from pycsi.linux.kernel import Mount, topmost
+from pycsi.linux.kernel import Mount
 from pycsi.model import mountflags
 from pycsi.model.errors import AlreadyExists, FailedPrecondition, InvalidArgument
+from pycsi.model.records import Volume, VolumeType
 from pycsi.model.request import Capability, Mode
+from pycsi.model.spec import asked_for
+from pycsi.pool.pool import Pool
+from pycsi.volumes import paths
 from pycsi.volumes.notes import UNKNOWN, Note, Notes
 from pycsi.volumes.unmounting import unmount
-
-_LONGEST_PATH = 4095
-_LONGEST_NAME = 255
-
-
-def resolved(text: str, field: str) -> str:
-    """Return a path of a request in the form in which the kernel lists mounts.
-
-    Symbolic links are refused, not followed: a user who can plant one must not choose where a
-    volume is mounted. The system calls that use the path refuse them again. `InvalidArgument` for
-    links, '..', a relative or an overlong path.
-    """
-    names = [name for name in text.split("/") if name not in {"", "."}]
-    raw = os.fsencode(text)
-    if b"\0" in raw or len(raw) > _LONGEST_PATH or max(map(len, raw.split(b"/"))) > _LONGEST_NAME:
-        raise InvalidArgument(
-            f"{field} holds a NUL byte, or is over {_LONGEST_PATH} bytes long, or a name in it is "
-            f"over {_LONGEST_NAME}"
-        )
-    if not text.startswith("/") or ".." in names or not names:
-        raise InvalidArgument(f"{field} {text!r}: give an absolute path without '..'")
-    path, folder = f"/{'/'.join(names)}", f"/{'/'.join(names[:-1])}"
-    with contextlib.suppress(OSError), no_symlinks(folder):
-        return path
-    for parent in reversed(Path(path).parents):
-        if os.path.islink(parent):  # a path that cannot be examined counts as no link
-            raise InvalidArgument(
-                f"{field} {text!r}: {parent} is a symbolic link; give the real path"
-            )
-    return path
 
 
 class Staging:
@@ -117,7 +87,7 @@ class Staging:
                 )
             return
         self._refuse_mounted(path)
-        if not _is_empty_directory(path):
+        if not paths.is_empty_directory(path):
             raise FailedPrecondition(
                 f"staging_target_path {path} is not an empty directory; create one"
             )
@@ -176,7 +146,7 @@ class Staging:
             there = [self.notes.published[path] for path in published]
             self._refuse_other_options(note, [self.notes.staged[source]] if source else there)
         self._refuse_mounted(target)
-        _refuse_unfit(target, is_file=self.backend.target_is_file)
+        paths.refuse_unfit(target, is_file=self.backend.target_is_file)
         # Notes of targets that are gone, after a reboot or an unmount by hand, are outdated.
         for path in self.notes.published.keys() - published:
             if not os.path.lexists(path):
@@ -230,24 +200,24 @@ class Staging:
         self._unmount(target)
         self.backend.withdraw()
         if target in self.notes.published:
-            _remove_target(target)
+            paths.remove_target(target)
             del self.notes.published[target]
             self.notes.save_if_possible()
         elif self.notes.lost:
             with contextlib.suppress(FailedPrecondition):  # not empty, so not made by the driver
-                _remove_target(target)
+                paths.remove_target(target)
 
     @contextlib.contextmanager
     def _target(self, target: str) -> Iterator[None]:
         """Make the target for the `with` block; if that fails, remove the target and its note."""
         made = False
         try:
-            made = _make_target(target, is_file=self.backend.target_is_file)
+            made = paths.make_target(target, is_file=self.backend.target_is_file)
             yield
         except BaseException:
             self.backend.withdraw()
             if made:
-                _remove_target(target)
+                paths.remove_target(target)
             del self.notes.published[target]
             self.notes.save_if_possible()
             raise
@@ -290,72 +260,63 @@ def _foreign(mounted: Mount) -> FailedPrecondition:
     )
 
 
-def _refuse_unfit(target: str, *, is_file: bool) -> None:
-    """Raise `FailedPrecondition` if a target cannot be made, and does not exist as an empty one."""
-    folder, _ = os.path.split(target)
-    if not is_directory(folder):
-        raise FailedPrecondition(f"target_path: {folder} is not a directory; create it")
-    try:
-        mode = os.lstat(target).st_mode
-    except OSError:
-        return
-    if not (stat.S_ISREG(mode) if is_file else _is_empty_directory(target)):
-        kind = "a file" if is_file else "an empty directory"
-        raise FailedPrecondition(f"target_path {target} exists and is not {kind}")
+def undoing(pool: Pool, volume: Volume) -> Staging:
+    """Return a volume's staging for undoing a stage or publish call, also if its pool is away.
 
-
-def _is_empty_directory(path: str) -> bool:
-    """Tell whether `path` is an empty directory; False if it is removed meanwhile."""
-    with contextlib.suppress(OSError):
-        return is_directory(path) and not os.listdir(path)
-    return False
-
-
-def _make_target(target: str, *, is_file: bool) -> bool:
-    """Make a directory, or a file for a device, at `target`; return False if it existed."""
-    folder, name = os.path.split(target)
-    with no_symlinks(folder, os.O_DIRECTORY) as parent:
-        try:
-            if is_file:
-                with opened(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, at=parent):
-                    pass
-            else:
-                os.mkdir(name, 0o750, dir_fd=parent)
-        except FileExistsError:
-            return False
-    return True
-
-
-def remove_unused(target: str) -> bool:
-    """Remove a target, and return True; False if it does not exist, or something is mounted there.
-
-    `FailedPrecondition` if the target is not empty.
+    Unmounting does not need the pool's disk.
     """
-    if topmost(target) or not os.path.lexists(target):
-        return False
-    _remove_target(target)
-    return True
-
-
-def _remove_target(target: str) -> None:
-    """Remove an unmounted target, if it exists; `FailedPrecondition` if it is not empty."""
-    folder, name = os.path.split(target)
     try:
-        with no_symlinks(folder, os.O_DIRECTORY) as parent:
-            status = os.stat(name, dir_fd=parent, follow_symlinks=False)
-            if stat.S_ISDIR(status.st_mode):
-                os.rmdir(name, dir_fd=parent)
-            elif stat.S_ISREG(status.st_mode) and status.st_size == 0:
-                os.unlink(name, dir_fd=parent)
-            else:
-                raise FailedPrecondition(
-                    f"target_path {target} is not what was made there; remove it"
-                )
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        if error.errno != errno.ENOTEMPTY:
-            raise
-        raise FailedPrecondition(
-            f"target_path {target} holds files that are not the volume's; move them away"
-        ) from None
+        pool.check(writable=False)
+    except FailedPrecondition:
+        return Staging(pool.backend(volume), away=True)
+    return Staging(pool.backend(volume))
+
+
+@contextlib.contextmanager
+def noting(pool: Pool, volume: Volume) -> Iterator[Staging]:
+    """Yield a volume's staging to a caller that may write its notes, and drop cached results."""
+    try:
+        yield Staging(pool.backend(volume))
+    finally:
+        pool.volumes.touch(volume.id)
+
+
+def check_usable(pool: Pool, volume: Volume, wanted: Capability, path: str) -> None:
+    """Raise `FailedPrecondition` if a volume cannot be staged or published with a capability.
+
+    `AlreadyExists` if the volume is at `path` already, which is with another capability.
+    """
+    try:
+        check_fits(pool, volume, wanted, FailedPrecondition)
+    except FailedPrecondition as refusal:
+        if Staging(pool.backend(volume)).holds(path):
+            raise AlreadyExists(f"{refusal}; it is at {path} with another capability") from None
+        raise
+
+
+def check_fits(
+    pool: Pool,
+    volume: Volume,
+    wanted: Capability,
+    refusal: type[InvalidArgument | FailedPrecondition],
+) -> None:
+    """Raise `refusal` if a volume cannot be used with a capability."""
+    if wanted.access is not volume.access:
+        raise refusal(f"volume {volume.id} is a {volume.access} volume, not {wanted.access}")
+    if wanted.filesystem and wanted.filesystem != volume.filesystem:
+        if volume.type is VolumeType.IMAGE:
+            raise refusal(
+                f"volume {volume.id} has {volume.filesystem}, not {wanted.filesystem}; change "
+                "fs_type"
+            )
+        pool_filesystem = pool.location.mount.fstype
+        if wanted.filesystem not in {pool_filesystem, *asked_for(volume.request)}:
+            raise refusal(
+                f"volume {volume.id} is a directory on {pool_filesystem}, not {wanted.filesystem}; "
+                "leave the fs_type out"
+            )
+    if wanted.mount_flags:
+        try:
+            mountflags.check(wanted.mount_flags, volume.type, volume.filesystem, thick=volume.thick)
+        except InvalidArgument as error:
+            raise refusal(str(error)) from None
