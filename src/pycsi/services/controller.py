@@ -2,42 +2,37 @@
 
 import grpc
 
-from pycsi.model import ids, parameters
+from pycsi.model import ids
 from pycsi.model.errors import FailedPrecondition, InvalidArgument
 from pycsi.model.ids import NodeInfo
-from pycsi.model.records import Attachment, Snapshot, Volume
+from pycsi.model.records import Attachment, Volume
 from pycsi.pool.pool import Pool
 from pycsi.proto import csi_pb2 as csi
-from pycsi.proto import csi_pb2_grpc
 from pycsi.services import reply
 from pycsi.services import request as read
 from pycsi.services.capabilities import DriverCapabilities
+from pycsi.services.snapshot_controller import SnapshotController
 from pycsi.volumes.attaching import Attacher
 from pycsi.volumes.health import HEALTHY, Condition, condition_of, examine
 from pycsi.volumes.lifecycle import check_echo, delete, expand, modify
-from pycsi.volumes.locks import Locks, snapshot_key
+from pycsi.volumes.locks import Locks
 from pycsi.volumes.pools import Pools
 from pycsi.volumes.provisioning import Provisioner
-from pycsi.volumes.snapshots import Snapshotter
 from pycsi.volumes.staging import check_fits
 
 _ATTACHES = csi.ControllerServiceCapability.RPC.PUBLISH_UNPUBLISH_VOLUME
 
 
-class Controller(csi_pb2_grpc.ControllerServicer):
-    """Create, delete, grow, modify, list, attach and snapshot volumes."""
+class Controller(SnapshotController):
+    """Create, delete, grow, modify, list and attach volumes; inherit what is about snapshots."""
 
     def __init__(
         self, capabilities: DriverCapabilities, pools: Pools, locks: Locks, node: NodeInfo
     ) -> None:
+        super().__init__(capabilities, pools, locks, node)
         self._capabilities = capabilities
-        self._pools = pools
-        self._locks = locks
-        self._node = node
         self._provisioner = Provisioner(pools, locks, node)
         self._attacher = Attacher(pools, node)
-        self._snapshotter = Snapshotter(pools, locks, node)
-        self._snapshots_at = node if capabilities.snapshot_topology else None
 
     def ControllerGetCapabilities(
         self, request: csi.ControllerGetCapabilitiesRequest, context: grpc.ServicerContext
@@ -213,61 +208,6 @@ class Controller(csi_pb2_grpc.ControllerServicer):
         with self._locks.hold(request.volume_id):
             self._attacher.detach(request.volume_id, request.node_id)
         return csi.ControllerUnpublishVolumeResponse()
-
-    # Snapshots
-
-    def CreateSnapshot(
-        self, request: csi.CreateSnapshotRequest, context: grpc.ServicerContext
-    ) -> csi.CreateSnapshotResponse:
-        read.require(request, "source_volume_id")
-        name = read.name(request.name)
-        given = read.string_map(request.parameters, "parameters")
-        point_in_time = parameters.point_in_time(given)
-        required = request.accessibility_requirements
-        wanted = read.topologies(required) if self._snapshots_at else None
-        snapshot_id = ids.object_id(name, self._node.id)
-        with self._locks.hold(snapshot_key(snapshot_id)):
-            snapshot = self._snapshotter.create(
-                snapshot_id,
-                name,
-                volume_id=request.source_volume_id,
-                parameters=given,
-                point_in_time=point_in_time,
-                topologies=wanted,
-            )
-        return csi.CreateSnapshotResponse(snapshot=self._snapshot(snapshot))
-
-    def DeleteSnapshot(
-        self, request: csi.DeleteSnapshotRequest, context: grpc.ServicerContext
-    ) -> csi.DeleteSnapshotResponse:
-        read.require(request, "snapshot_id")
-        with self._locks.hold(snapshot_key(request.snapshot_id)):
-            self._snapshotter.delete(request.snapshot_id)
-        return csi.DeleteSnapshotResponse()
-
-    def ListSnapshots(
-        self, request: csi.ListSnapshotsRequest, context: grpc.ServicerContext
-    ) -> csi.ListSnapshotsResponse:
-        size, after = read.page(request.max_entries, request.starting_token)
-        found = self._snapshotter.listed(
-            after, snapshot_id=request.snapshot_id, volume_id=request.source_volume_id
-        )
-        kind = csi.ListSnapshotsResponse
-        entries = (
-            (item.id, kind(entries=[kind.Entry(snapshot=self._snapshot(item))]).SerializeToString())
-            for item in found
-        )
-        return reply.page(kind, entries, size)
-
-    def GetSnapshot(
-        self, request: csi.GetSnapshotRequest, context: grpc.ServicerContext
-    ) -> csi.GetSnapshotResponse:
-        read.require(request, "snapshot_id")
-        _, snapshot = self._pools.need_snapshot(request.snapshot_id)
-        return csi.GetSnapshotResponse(snapshot=self._snapshot(snapshot))
-
-    def _snapshot(self, snapshot: Snapshot) -> csi.Snapshot:
-        return reply.snapshot(snapshot, self._snapshots_at)
 
 
 def _attached_to(volume: Volume) -> list[str]:

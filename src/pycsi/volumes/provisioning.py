@@ -102,13 +102,10 @@ class Provisioner:
             size=size,
             settings=given.settings,
         )
-        if request.source is None or origin is None:
+        if origin is None:
             return pool.create(volume, given.root)
-        return pool.create(
-            volume,
-            fill=fill_from(self._pools, self._locks, request.source, origin),
-            more=room_to_fill(request.source, origin),
-        )
+        fill = fill_from(self._pools, self._locks, origin)
+        return pool.create(volume, fill=fill, more=room_to_fill(origin))
 
     def offer(
         self,

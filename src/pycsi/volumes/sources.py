@@ -15,8 +15,9 @@ from pycsi.volumes.quiescing import quiesced
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Origin:
-    """A source that was found: its pool, and the volume that is, or that a snapshot is of."""
+    """A source that was found: its pool, and the volume that it is, or that it is a snapshot of."""
 
+    source: Source
     pool: Pool
     volume: Volume
 
@@ -25,9 +26,9 @@ def find_source(pools: Pools, source: Source) -> Origin:
     """Return a source; `NotFound`, or `ResourceExhausted` if it is on another node."""
     if source.kind is SourceKind.SNAPSHOT:
         if found := pools.find_snapshot(source.id, sure=True):
-            return Origin(pool=found[0], volume=found[1].volume)
+            return Origin(source=source, pool=found[0], volume=found[1].volume)
     elif held := pools.find(source.id, sure=True):
-        return Origin(pool=held[0], volume=held[1])
+        return Origin(source=source, pool=held[0], volume=held[1])
     if node := pools.elsewhere(source.id):
         # On this status a scheduler tries another node.
         raise ResourceExhausted(
@@ -37,23 +38,24 @@ def find_source(pools: Pools, source: Source) -> Origin:
     raise NotFound(f"volume_content_source: there is no {source} on node {pools.node}")
 
 
-def room_to_fill(source: Source, origin: Origin) -> int:
-    """Return the bytes that a volume needs beside its size while it is made from `source`.
+def room_to_fill(origin: Origin) -> int:
+    """Return the bytes that a volume needs beside its size while it is made from its source.
 
     A thick source volume may be overwritten while the clone still shares its blocks, before they
     are copied, so it may need its own bytes twice.
     """
-    shared = source.kind is SourceKind.VOLUME and origin.volume.thick and origin.pool.reflinks
+    is_clone = origin.source.kind is SourceKind.VOLUME
+    shared = is_clone and origin.volume.thick and origin.pool.reflinks
     return origin.volume.capacity if shared else 0
 
 
-def fill_from(
-    pools: Pools, locks: Locks, source: Source, origin: Origin
-) -> Callable[[Backend], int | None]:
-    """Return a function that fills a new volume from `source`, which was found as `origin`.
+def fill_from(pools: Pools, locks: Locks, origin: Origin) -> Callable[[Backend], int | None]:
+    """Return a function that fills a new volume from its source.
 
-    The function returns the project id, and raises `Aborted` if the source has changed since.
+    The function returns the project id, and raises `Aborted` if the source has changed since it was
+    found.
     """
+    source = origin.source
 
     def from_snapshot(new: Backend) -> int | None:
         with locks.share(snapshot_key(source.id)):
