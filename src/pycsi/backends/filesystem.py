@@ -1,22 +1,19 @@
 """Volumes that are images with a filesystem of their own, mounted through a loop device."""
 
-import contextlib
 import errno
-import os
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 
-import structlog
-
 from pycsi.backends import attributes
-from pycsi.backends.growth import GrowingImage
+from pycsi.backends.growth import Growth, pool_is_full
+from pycsi.backends.image import Image
 from pycsi.backends.limits import filesystem_usage
+from pycsi.backends.offline import OfflineFilesystem
 from pycsi.linux import (
     btrfs,
     filesystem,
     holders,
-    loop,
-    losetup,
     mkfs,
     mount,
 )
@@ -28,27 +25,16 @@ from pycsi.model.errors import (
     CsiError,
     FailedPrecondition,
     InvalidArgument,
-    ResourceExhausted,
 )
 from pycsi.model.records import Usage, Volume
 from pycsi.model.request import Capability
 from pycsi.model.rootdirectory import RootDirectory
 
-_DAMAGED = frozenset(
-    {errno.EINVAL, errno.EUCLEAN, errno.EBADMSG, errno.EIO, errno.ENOSYS, errno.EFBIG}
-)
-"""The errors of mount(2) for a damaged or unknown filesystem; the last two are for XFS sizes."""
-
-_SAID = 4000
-"""The number of characters, from the end of e2fsck's output, that are logged."""
-
 _UNREPLAYED = frozenset({"noload", "norecovery"})
 """The mount options of ext4 that prevent the replay of its journal."""
 
-log = structlog.get_logger()
 
-
-class FilesystemImage(GrowingImage):
+class FilesystemImage(Image):
     """An image with a filesystem, which is formatted only once, when the volume is created.
 
     The kernel frees its loop device together with the last mount, so a crash cannot leak one.
@@ -56,7 +42,21 @@ class FilesystemImage(GrowingImage):
 
     @property
     def kind(self) -> str:
+        """The type of the filesystem, such as "ext4"."""
         return self.volume.filesystem or parameters.DEFAULT_FILESYSTEM
+
+    @functools.cached_property
+    def growth(self) -> Growth:
+        """The growth of the filesystem to the size of the volume."""
+        return Growth(self, self.kind)
+
+    @functools.cached_property
+    def offline(self) -> OfflineFilesystem:
+        """The filesystem, for what is done to it before it is mounted."""
+        return OfflineFilesystem(self, self.kind, self.growth)
+
+    def grow(self) -> None:
+        self.growth.grow()
 
     def format(self, root: RootDirectory | None) -> None:
         options = self.volume.mkfs_options
@@ -68,9 +68,9 @@ class FilesystemImage(GrowingImage):
                 self.kind, self.content, options, base=fit.options, keep_blocks=self.volume.thick
             )
         except ProgramError as error:
-            if options and not self.pool_is_full():
+            if options and not pool_is_full(self.where):
                 raise InvalidArgument(f"{error}; correct the parameter mkfsOptions") from None
-            raise self._program_failed(error) from None
+            raise self.offline.program_failed(error) from None
         if root and not root.differs(self.kind):
             root = None
         if options or root:
@@ -89,7 +89,7 @@ class FilesystemImage(GrowingImage):
         """
         try:
             with (
-                self._attached() as device,
+                self.offline.attached() as device,
                 mount.detached(self.kind, device.path) as mounted,
                 opened(Path(), DIRECTORY, at=mounted) as fd,
             ):
@@ -100,18 +100,18 @@ class FilesystemImage(GrowingImage):
             if fit.refusal:
                 raise self._unmountable(fit.refusal) from None
             if error.errno not in mkfs.REFUSALS or not self.volume.mkfs_options:
-                raise self._explained(error) from None
+                raise self.offline.explained(error) from None
             raise InvalidArgument(
                 f"parameter mkfsOptions: this kernel cannot mount such a {self.kind} writable "
                 f"({error.strerror}); correct it"
             ) from None
         finally:
-            self.wait_until_free()
+            self.devices.wait_until_free()
 
     def mounts(self) -> list[Mount]:
         mounts = self.kernel.mounts
         found: list[Mount] = []
-        for device in self.devices():
+        for device in self.devices.found():
             # A mounted btrfs has a device number of its own, so its source is compared instead.
             if self.kind == "btrfs":
                 found += mounts.of_source(str(device.path))
@@ -123,14 +123,14 @@ class FilesystemImage(GrowingImage):
         if self._mount(path, capability, readonly=readonly):
             return
         try:
-            usable = self.grow_staged(path)
+            usable = self.growth.grow_staged(path)
         except BaseException:
             self.kernel.unmount(path)
             self.release()
             raise
         if not usable:
             self.kernel.unmount(path)
-            self.grow_unmounted()
+            self.growth.grow_unmounted()
             self._mount(path, capability, readonly=readonly)
 
     def _mount(self, path: str, capability: Capability, *, readonly: bool) -> bool:
@@ -139,8 +139,8 @@ class FilesystemImage(GrowingImage):
         bits = attributes(capability, readonly=readonly).set
         # Without journal replay nothing may be written to the image, and a check would write.
         check = parameters.wants_check(self.volume.settings) and not _UNREPLAYED & {*options}
-        with self._held_device(check=check) as device:
-            grown = self.is_grown(self.content)
+        with self.offline.device(check=check) as device:
+            grown = self.growth.is_grown(self.content)
             try:
                 self.kernel.mount(self.kind, device.path, path, options, bits)
             except OSError as error:
@@ -149,7 +149,7 @@ class FilesystemImage(GrowingImage):
                         f"volume {self.volume.id}: {self.kind} refused the mount flags "
                         f"({error.strerror}); correct mountOptions"
                     ) from None
-                raise self._explained(error) from None
+                raise self.offline.explained(error) from None
             if not mount.tells_attributes(path):
                 self.kernel.unmount(path)
                 raise FailedPrecondition(
@@ -159,88 +159,11 @@ class FilesystemImage(GrowingImage):
                 )
         return grown
 
-    @contextlib.contextmanager
-    def _held_device(self, *, check: bool = False) -> Iterator[loop.LoopDevice]:
-        """Keep the image's loop device through the `with` block; if there is none, attach one.
-
-        With `check`, an ext4 is checked before it is attached. An existing device is used again,
-        since the filesystem may be mounted in another mount namespace, unseen: mounting the same
-        device twice is harmless, while two devices on one image would corrupt it.
-        """
-        for device in loop.find(self.content):
-            with loop.hold(device.number, self.content) as held:
-                if held == device and not device.readonly:
-                    if device.partial:
-                        raise self.attached_by_others(device)
-                    self.keep_blocks(device)
-                    yield device
-                    return
-        self.forget_unrecorded()
-        self.undo_growth()
-        self._refuse_unknown()
-        if check:
-            self._check()
-        with self._attached() as device:
-            yield device
-
-    def _check(self) -> None:
-        """Check and repair an unmounted ext4; `FailedPrecondition` if e2fsck needs a person.
-
-        XFS and btrfs recover when they are mounted: fsck.xfs(8) and fsck.btrfs(8) do nothing.
-        """
-        if self.kind != "ext4":
-            return
-        self.refuse_strangers()
-        self.require_free()
-        if self.lacks_room():
-            # A repair that stops halfway, for want of space, would be worse than none.
-            log.warning("a filesystem is not checked: the pool is full", volume=self.volume.id)
-            return
-        try:
-            said = filesystem.check_unmounted_ext4(self.content)
-        except ProgramError as error:
-            if self.lacks_room():
-                raise self._program_failed(error) from None
-            raise FailedPrecondition(
-                f"volume {self.volume.id}: the check of its ext4 did not pass, so it is not "
-                f"mounted: {error}. On this node run: e2fsck -f {self.content}"
-            ) from None
-        if len(said.splitlines()) > 1:  # a clean filesystem has a single line
-            log.info(
-                "a filesystem was recovered or mended", volume=self.volume.id, said=said[-_SAID:]
-            )
-
-    @contextlib.contextmanager
-    def _attached(self) -> Iterator[loop.LoopDevice]:
-        """Attach a loop device to the image; the kernel frees it together with its last mount."""
-        found = filesystem.identify(self.content)
-        try:
-            with self.kernel.attach(
-                self.content,
-                sector=found.sector if found else losetup.SMALLEST_SECTOR,
-                autoclear=True,
-                new=self.volume.thick,
-                name=self.volume.id,
-            ) as device:
-                self.keep_blocks(device)
-                yield device
-        finally:
-            if self.volume.thick:
-                self.release()
-
-    def _refuse_unknown(self) -> None:
-        found = filesystem.identify(self.content)
-        if found is None or found.kind != self.kind:
-            raise FailedPrecondition(
-                f"volume {self.volume.id}: {self.content} holds "
-                f"{found.kind if found else 'no filesystem that we know'}, not {self.kind}; "
-                "nothing was formatted; restore the image"
-            )
-
     # Health
 
     def faults(self) -> Iterator[str]:
         yield from super().faults()
+        yield from self.growth.faults()
         mounted = self.mounts()
         if not mounted and self.content.exists():
             found = filesystem.identify(self.content)
@@ -286,79 +209,17 @@ class FilesystemImage(GrowingImage):
             raise FailedPrecondition(
                 f"volume {self.volume.id} is in use by {holder}: it cannot be frozen from here"
             )
-        with self._held_device() as device:
-            self._recover(device.path)
-        self.require_free()
-
-    def _recover(self, device: Path, *options: str) -> CsiError | None:
-        """Mount the filesystem detached from any path, for recovery, and grow it meanwhile.
-
-        Return the reason if it cannot grow. None also stands for a kernel that does not let this
-        process grow a mounted filesystem: call `grow_unmounted` then.
-        """
-        try:
-            with (
-                mount.detached(self.kind, device, options) as mounted,
-                contextlib.suppress(PermissionError),
-            ):
-                return self.grow_at(Path(), at=mounted)
-        except OSError as error:
-            raise self._explained(error) from None
-        return None
-
-    def _explained(self, error: OSError) -> Exception:
-        """Return the exception to raise if the kernel could not mount the filesystem."""
-        if error.errno not in _DAMAGED:
-            return error
-        if error.errno == errno.EIO and self.pool_is_full():
-            return ResourceExhausted(
-                f"the pool's disk is full: the kernel cannot write to {self.content} to mount it"
-            )
-        if relics := self.relics():
-            return FailedPrecondition(
-                f"volume {self.volume.id}: its {self.kind} cannot be mounted ({error.strerror}), "
-                f"and is mounted yet from a disk that was lost: {self._held(relics[0])}; end that"
-            )
-        return FailedPrecondition(
-            f"volume {self.volume.id}: its {self.kind} cannot be mounted ({error.strerror}); look "
-            f"at the kernel's log and check {self.content}"
-        )
+        with self.offline.device() as device:
+            self.offline.recover(device.path)
+        self.devices.require_free()
 
     def adapt(self, source: Volume, project: int | None) -> None:
-        """Recover the copied filesystem, give it a UUID of its own, and grow it to the volume.
-
-        A btrfs gets its UUID first, because until then it must not be mounted beside its source; an
-        XFS gets it afterwards, because its log has to be empty for that.
-        """
         super().adapt(source, project)
-        if self.kind == "btrfs":
-            self._renew_uuid()
-        with self._attached() as device:
-            failure = self._recover(device.path, *(["nouuid"] if self.kind == "xfs" else []))
-        self.require_free()
-        if self.kind == "xfs":
-            self._renew_uuid()
-        failure = self.grow_unmounted() or failure
-        if failure and self.volume.capacity > source.capacity:
-            raise failure
-        with opened(self.content) as fd:
-            os.fsync(fd)
-
-    def _renew_uuid(self) -> None:
-        try:
-            filesystem.renew_uuid(self.kind, self.content)
-        except ProgramError as error:
-            raise self._program_failed(error) from None
-
-    def _program_failed(self, error: ProgramError) -> CsiError:
-        """Return the exception to raise if a program has failed."""
-        if self.pool_is_full():
-            return ResourceExhausted(f"the pool's disk is full: {error}")
-        return FailedPrecondition(f"volume {self.volume.id}: {error}")
+        self.offline.adapt(source)
 
     def holder(self) -> str | None:
-        own = self.wait_until_free()
-        devices = own or self.strangers()
+        own = self.devices.wait_until_free()
+        devices = own or self.devices.strangers()
         if not devices:
             return None
         seen = holders.of_device(devices[0].number)
@@ -368,11 +229,11 @@ class FilesystemImage(GrowingImage):
 
     def release(self) -> None:
         if not self.mounts():
-            self.forget_devices()
+            self.devices.forget()
 
     def publish(self, source: str, target: str, capability: Capability, *, readonly: bool) -> None:
         change = attributes(capability, readonly=readonly)
-        if change.clear & ~change.set & mount.MOUNT_ATTR_RDONLY and not self._writable():
+        if change.clear & ~change.set & mount.MOUNT_ATTR_RDONLY and not self.growth.writable():
             raise FailedPrecondition(
                 f"volume {self.volume.id} is staged read-only, and the mount flags ask for rw; "
                 "stage it without ro"

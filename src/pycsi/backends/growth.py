@@ -4,7 +4,6 @@ A volume's size is recorded before its filesystem grows, so a filesystem that ca
 usable as it is. The reason is kept in a file beside the image, for the volume's condition.
 """
 
-import abc
 import contextlib
 import errno
 import os
@@ -37,45 +36,37 @@ _WORTHWHILE = 4 * MIB
 """Growth by fewer bytes than this is not worth a full check; ext4 may not even use the space."""
 
 
-class GrowingImage(Image):
-    """An image whose filesystem may be smaller than the volume, temporarily or permanently."""
+def pool_is_full(folder: str) -> bool:
+    """Tell whether the pool of `folder` is so full that a failure just now was due to that."""
+    return _has_less_than(folder, _FULL)
 
-    @property
-    @abc.abstractmethod
-    def kind(self) -> str:
-        """The type of the filesystem, such as "ext4"."""
 
-    @property
-    def _undo(self) -> Path:
-        return Path(self.where, "resize.undo")
+def _has_less_than(folder: str, size: int) -> bool:
+    pool = os.statvfs(folder)
+    return pool.f_bavail * pool.f_frsize < size or bool(pool.f_files and not pool.f_favail)
 
-    @property
-    def _failed(self) -> Path:
-        """The file with the reason why the last growth failed; losing it does no harm."""
-        return Path(self.where, "growth.failed")
 
-    @abc.abstractmethod
-    def holder(self) -> str | None:
-        """Describe what uses the image other than the mounts in `mounts`; None if nothing does."""
+class Growth:
+    """The growth of the filesystem, a `kind`, in `image`; it may be smaller than the volume."""
 
-    def pool_is_full(self) -> bool:
-        """Tell whether the pool is so full that a failure just now was probably due to that."""
-        return self._has_less_than(_FULL)
-
-    def _has_less_than(self, size: int) -> bool:
-        pool = os.statvfs(self.where)
-        return pool.f_bavail * pool.f_frsize < size or bool(pool.f_files and not pool.f_favail)
+    def __init__(self, image: Image, kind: str) -> None:
+        self._image = image
+        self._file = image.content
+        self._volume = image.volume
+        self._kind = kind
+        self._undo = Path(image.where, "resize.undo")
+        self._failed = Path(image.where, "growth.failed")  # why it failed; losing it does no harm
 
     # Size
 
     @property
-    def disk(self) -> Path:
+    def _disk(self) -> Path:
         """The path to read the filesystem from: the loop device if there is one, else the image.
 
         On a mounted filesystem only the device has the kernel's current data.
         """
-        devices = self.kernel.loops(self.content)
-        return devices[0].path if devices else self.content
+        devices = self._image.kernel.loops(self._file)
+        return devices[0].path if devices else self._file
 
     def _shortfall(self, disk: Path) -> int:
         """Return the number of bytes by which the filesystem on `disk` is smaller than the volume.
@@ -83,25 +74,25 @@ class GrowingImage(Image):
         0 if `disk` has no filesystem; negative if the filesystem is larger.
         """
         found = filesystem.identify(disk)
-        return self.volume.capacity - found.size if found else 0
+        return self._volume.capacity - found.size if found else 0
 
     def is_grown(self, disk: Path) -> bool:
         """Tell whether the filesystem on `disk` has the volume's size, completely grown."""
         return self._shortfall(disk) <= 0 and filesystem.copies_agree(disk)
 
     def faults(self) -> Iterator[str]:
-        yield from super().faults()
+        """Yield a fault if the filesystem could not grow."""
         try:
             reason = self._failed.read_text()
         except OSError:
             return
-        if (short := self._shortfall(self.disk)) >= _WORTHWHILE:
+        if (short := self._shortfall(self._disk)) >= _WORTHWHILE:
             yield self._unable(short, reason or "the pool's disk was full")
 
     def _unable(self, short: int, reason: str) -> str:
-        capacity = self.volume.capacity
+        capacity = self._volume.capacity
         return (
-            f"its {self.kind} has {capacity - short} of {capacity} bytes "
+            f"its {self._kind} has {capacity - short} of {capacity} bytes "
             f"({show(capacity - short)} of {show(capacity)}), for it could not grow ({reason}); "
             "what it holds can be used, and the next staging tries again: remove the cause, or "
             "copy the files to a new volume"
@@ -110,30 +101,32 @@ class GrowingImage(Image):
     # Growing
 
     def grow(self) -> None:
-        if self.is_grown(self.disk):
+        """Grow the mounted filesystem to the size of the volume."""
+        if self.is_grown(self._disk):
             return
-        writable = self._writable()
+        writable = self.writable()
         if not writable:
             raise FailedPrecondition(
-                f"volume {self.volume.id} is mounted read-only; it grows when it is staged writable"
+                f"volume {self._volume.id} is mounted read-only; it grows when it is staged "
+                "writable"
             )
         try:
             if failure := self.grow_at(Path(writable[0].target)):
                 raise failure
         except PermissionError:
-            if self._shortfall(self.disk) < _WORTHWHILE:
+            if self._shortfall(self._disk) < _WORTHWHILE:
                 return
             raise FailedPrecondition(
-                f"volume {self.volume.id}: the kernel lets only CAP_SYS_RESOURCE grow a mounted "
-                f"{self.kind}, and none that has met errors; give the driver that capability, or "
+                f"volume {self._volume.id}: the kernel lets only CAP_SYS_RESOURCE grow a mounted "
+                f"{self._kind}, and none that has met errors; give the driver that capability, or "
                 "unpublish the volume: it grows when it is staged next"
             ) from None
 
-    def _writable(self) -> list[Mount]:
-        """Return the mounts through which the filesystem can be grown."""
+    def writable(self) -> list[Mount]:
+        """Return the mounts through which the filesystem can be written to, and grown."""
         return [
             item
-            for item in self.mounts()
+            for item in self._image.mounts()
             if item.root == "/" and not item.readonly and "ro" not in item.super_options
         ]
 
@@ -143,8 +136,8 @@ class GrowingImage(Image):
         False if the failure has shut the filesystem down, or if this process may not grow it while
         it is mounted: then unmount it, call `grow_unmounted`, and mount it again.
         """
-        writable = any(item.target == path for item in self._writable())
-        if not writable or self.is_grown(self.disk):
+        writable = any(item.target == path for item in self.writable())
+        if not writable or self.is_grown(self._disk):
             return True
         try:
             failure = self.grow_at(Path(path))
@@ -152,8 +145,8 @@ class GrowingImage(Image):
             return False
         if failure is None:
             return True
-        self.kernel.invalidate()
-        return any(item.target == path for item in self._writable()) and answers(path)
+        self._image.kernel.invalidate()
+        return any(item.target == path for item in self.writable()) and answers(path)
 
     def grow_at(self, mountpoint: Path, *, at: int | None = None) -> CsiError | None:
         """Grow the mounted filesystem; return the reason if that fails, or None.
@@ -162,9 +155,9 @@ class GrowingImage(Image):
         does not let this process grow a mounted filesystem.
         """
         try:
-            if self._shortfall(self.disk) > 0:
+            if self._shortfall(self._disk) > 0:
                 self._require_room()
-            filesystem.grow_mounted(self.kind, mountpoint, self.volume.capacity, at=at)
+            filesystem.grow_mounted(self._kind, mountpoint, self._volume.capacity, at=at)
         except PermissionError:
             raise
         except OSError as error:
@@ -178,16 +171,16 @@ class GrowingImage(Image):
         It is for kernels that do not let this process grow a mounted ext4; other filesystems are
         left alone. `BlockingIOError` while another process grows or checks it.
         """
-        if self.kind != "ext4":
+        if self._kind != "ext4":
             return None
-        holder = self.holder()  # first: it waits until the loop device is free
-        if self._shortfall(self.disk) < _WORTHWHILE:
+        holder = self._image.holder()  # first: it waits until the loop device is free
+        if self._shortfall(self._disk) < _WORTHWHILE:
             return None
         if holder:
             return self._failure(OSError(errno.EBUSY, f"it is in use as {holder}"))
         try:
             self._require_room()
-            filesystem.grow_unmounted_ext4(self.content, self._undo)
+            filesystem.grow_unmounted_ext4(self._file, self._undo)
         except BlockingIOError:
             raise
         except (OSError, ProgramError) as error:
@@ -197,11 +190,11 @@ class GrowingImage(Image):
 
     def lacks_room(self) -> bool:
         """Tell whether writes to the image may fail because the pool is full."""
-        return not self.volume.thick and self._has_less_than(_LEAST_ROOM)
+        return not self._volume.thick and _has_less_than(self._image.where, _LEAST_ROOM)
 
     def _require_room(self) -> None:
         if self.lacks_room():
-            pool = os.statvfs(self.where)
+            pool = os.statvfs(self._image.where)
             lacking = "no inode" if pool.f_files and not pool.f_favail else None
             lacking = lacking or f"less than {show(_LEAST_ROOM)}"
             raise OSError(errno.ENOSPC, f"the pool's disk has {lacking} free")
@@ -210,28 +203,28 @@ class GrowingImage(Image):
         """Record the reason for the volume's condition; return the exception to raise."""
         code = error.errno if isinstance(error, OSError) else None
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
-        full = code in NO_ROOM or self.pool_is_full()
+        full = code in NO_ROOM or pool_is_full(self._image.where)
         if full and code not in NO_ROOM:
             reason = f"the pool's disk is full: {reason}"
         with contextlib.suppress(OSError):
             self._failed.write_text(reason)
-        log.warning("a filesystem cannot grow", volume=self.volume.id, reason=reason)
-        text = f"volume {self.volume.id}: {self._unable(self._shortfall(self.disk), reason)}"
+        log.warning("a filesystem cannot grow", volume=self._volume.id, reason=reason)
+        text = f"volume {self._volume.id}: {self._unable(self._shortfall(self._disk), reason)}"
         return ResourceExhausted(text) if full else FailedPrecondition(text)
 
-    def undo_growth(self) -> None:
+    def undo(self) -> None:
         """Undo an interrupted growth; until then the filesystem must not be mounted.
 
         `BlockingIOError` while another process grows or checks it. `ResourceExhausted` if the pool
         is too full for that, `FailedPrecondition` if e2undo(8) fails otherwise.
         """
         try:
-            filesystem.undo_growth(self.content, self._undo)
+            filesystem.undo_growth(self._file, self._undo)
         except ProgramError as error:
             text = (
-                f"volume {self.volume.id}: a growth of its {self.kind} was cut off, and cannot be "
-                f"undone now ({error})"
+                f"volume {self._volume.id}: a growth of its {self._kind} was cut off, and cannot "
+                f"be undone now ({error})"
             )
-            if self.pool_is_full():
+            if pool_is_full(self._image.where):
                 raise ResourceExhausted(f"{text}; free space in the pool") from None
             raise FailedPrecondition(f"{text}; look at {self._undo} and e2undo(8)") from None

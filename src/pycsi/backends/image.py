@@ -1,10 +1,13 @@
 """The common part of both kinds of image volume: the image file, and the loop devices on it."""
 
+import dataclasses
 import errno
+import functools
 import os
 import stat
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import structlog
 
@@ -21,7 +24,8 @@ from pycsi.linux import (
     nocow,
 )
 from pycsi.linux.descriptor import DISK_FAULTS, opened
-from pycsi.linux.kernel import Mount
+from pycsi.linux.kernel import KernelView, Mount
+from pycsi.linux.location import Location
 from pycsi.model.errors import FailedPrecondition
 from pycsi.model.records import Volume
 from pycsi.model.rootdirectory import RootDirectory
@@ -47,6 +51,161 @@ def _refuse_restless(source: Backend) -> None:
             "copy of what is written meanwhile is no point in time; unstage it first, or copy it "
             "within one pool on XFS or btrfs"
         )
+
+
+@dataclasses.dataclass(eq=False)
+class Devices:
+    """The loop devices on the image `path` of `volume`, as `kernel` shows them.
+
+    The image is in the pool at `location`.
+    """
+
+    path: str
+    volume: Volume
+    location: Location
+    kernel: KernelView
+
+    def found(self) -> list[loop.LoopDevice]:
+        """Return the loop devices that are bound to the image.
+
+        If the image's disk has failed, they are found by the path that the kernel recorded.
+        """
+        try:
+            return self.kernel.loops(Path(self.path))
+        except OSError as error:
+            if error.errno not in DISK_FAULTS:
+                raise
+            return backing.devices_on({self.location.real(self.path)})
+
+    def is_own(self, device: loop.LoopDevice) -> bool:
+        """Tell whether the driver itself attached this device to the image.
+
+        Devices of other programs are never detached: their numbers could then be reused for other
+        files while those programs go on using them.
+        """
+        return device.is_named(self.volume.id)
+
+    def own(self) -> list[loop.LoopDevice]:
+        """Return the loop devices that the driver itself has put on the image."""
+        return [device for device in self.found() if self.is_own(device)]
+
+    def strangers(self) -> list[loop.LoopDevice]:
+        """Return the loop devices that other programs, not the driver, have put on the image."""
+        return [device for device in self.found() if not self.is_own(device)]
+
+    def refuse_strangers(self) -> None:
+        """Raise `FailedPrecondition` if another program has put a loop device on the image."""
+        for device in self.strangers():
+            raise self.foreign(device)
+
+    def foreign(self, device: loop.LoopDevice) -> FailedPrecondition:
+        """Return the exception to raise if another program's loop device is in the way."""
+        part = "a part of its image" if device.partial else "its image"
+        seen = holders.of_device(device.number)
+        used = f", and it is in use by {holders.named(seen)}" if seen else ""
+        return FailedPrecondition(
+            f"volume {self.volume.id}: somebody has attached {device.path} to {part}{used}; detach "
+            f"that: losetup -d {device.path}"
+        )
+
+    def relics(self) -> list[loop.LoopDevice]:
+        """Return the loop devices that are bound to this image on a disk that was lost or replaced.
+
+        Devices of another pool's volume with the same id are left out; their file still exists.
+        """
+        here = self.location.real(self.path)
+        lost = self.location.below_mount(self.path)
+        there = {here, lost} if here == lost or not os.path.exists(lost) else {here}
+        current = self.found()
+        found = [item for item in backing.devices_on(there) if item not in current]
+        return found or ([] if os.path.exists(self.path) else self._moved())
+
+    def _moved(self) -> list[loop.LoopDevice]:
+        """Return the loop devices bound to the image before its pool's directory was moved."""
+        statuses = [(number, loop.status_of(number)) for number in loop.numbers()]
+        return [
+            loop.described(status)
+            for number, status in statuses
+            if status and status.lo_device == self.location.device and self._is_path(number)
+        ]
+
+    def show_relic(self, mounted: Mount) -> bool:
+        """Tell whether a mount shows a relic: see `Backend.is_relic`."""
+        number = backing.number_shown(mounted)
+        if number is None:
+            return False
+        return self._is_path(number) or backing.is_named(number, self.volume.id)
+
+    def _is_path(self, number: int) -> bool:
+        """Tell whether a loop device's backing file has this image's path within some pool."""
+        inside = "/".join(self.path.split("/")[-3:])  # volumes/ID/disk.img
+        return (backing.path_of(number) or "").endswith(f"/{inside}")
+
+    def keep_blocks(self, device: loop.LoopDevice) -> None:
+        """Make the loop device refuse discards if the volume is thick, so that it keeps its blocks.
+
+        If /sys cannot be written to, only a warning is logged.
+        """
+        if self.volume.thick and not device.readonly:
+            try:
+                discard.refuse(device.number)
+            except OSError as error:
+                if error.errno not in _CLOSED:
+                    raise
+                log.warning(
+                    "the blocks of a thick volume can be discarded; mount /sys writable",
+                    volume=self.volume.id,
+                    error=str(error),
+                )
+
+    def forget(self) -> None:
+        """Wait for the kernel to free the devices; remove those that were set to refuse discards.
+
+        The kernel closes the device of an unmounted btrfs a moment after umount2(2) has returned.
+        Devices of a thick volume are removed because their next file would inherit the setting.
+        """
+        if self.found():
+            self.wait_until_free()
+        if self.volume.thick:
+            losetup.remove_refusing()
+
+    def require_free(self) -> None:
+        """Raise `FailedPrecondition` if a loop device of the driver on the image stays in use."""
+        if held := self.wait_until_free():
+            raise FailedPrecondition(f"volume {self.volume.id}: {self.in_use(held[0])}; end that")
+
+    @staticmethod
+    def in_use(device: loop.LoopDevice) -> str:
+        """Return a text that says what uses a loop device."""
+        return f"{device.path} is in use by {holders.named(holders.of_device(device.number))}"
+
+    def wait_until_free(self) -> list[loop.LoopDevice]:
+        """Wait for the kernel to free the driver's devices; return those that are still in use.
+
+        The wait is at most 5 seconds, and ends early if a user of a device is found.
+        """
+        begin = time.monotonic()
+        look = begin + _GRACE
+        while True:
+            self.kernel.invalidate()
+            devices, now = self.own(), time.monotonic()
+            if not devices or now > begin + _PATIENCE:
+                return devices
+            if now > look:
+                look = now + _GRACE
+                if any(self.is_held(device.number) for device in devices):
+                    return self.own()
+            time.sleep(0.01)
+
+    def is_held(self, number: int) -> bool:
+        """Tell whether a loop device that is to be freed is in use.
+
+        Unused loop devices on top of it, left by programs that were killed, are detached first.
+        """
+        for top in backing.on_top_of(number):
+            if not self.is_held(top.number):
+                self.kernel.detach(top)
+        return bool(holders.of_device(number))
 
 
 class Image(Backend):
@@ -106,145 +265,21 @@ class Image(Backend):
         for device in loop.find(self.content):
             losetup.set_capacity(device)
 
-    def is_own(self, device: loop.LoopDevice) -> bool:
-        """Tell whether the driver itself attached this device to the image.
-
-        Devices of other programs are never detached: their numbers could then be reused for other
-        files while those programs go on using them.
-        """
-        return device.is_named(self.volume.id)
-
-    def strangers(self) -> list[loop.LoopDevice]:
-        """Return the loop devices that other programs, not the driver, have put on the image."""
-        return [device for device in self.devices() if not self.is_own(device)]
+    @functools.cached_property
+    def devices(self) -> Devices:
+        """The loop devices on the image."""
+        return Devices(self.inside, self.volume, self.location, self.kernel)
 
     def refuse_strangers(self) -> None:
-        for device in self.strangers():
-            raise self.attached_by_others(device)
-
-    def attached_by_others(self, device: loop.LoopDevice) -> FailedPrecondition:
-        """Return the exception to raise if another program's loop device is in the way."""
-        part = "a part of its image" if device.partial else "its image"
-        seen = holders.of_device(device.number)
-        used = f", and it is in use by {holders.named(seen)}" if seen else ""
-        return FailedPrecondition(
-            f"volume {self.volume.id}: somebody has attached {device.path} to {part}{used}; detach "
-            f"that: losetup -d {device.path}"
-        )
-
-    def devices(self) -> list[loop.LoopDevice]:
-        """Return the loop devices that are bound to the image.
-
-        If the image's disk has failed, they are found by the path that the kernel recorded.
-        """
-        try:
-            return self.kernel.loops(self.content)
-        except OSError as error:
-            if error.errno not in DISK_FAULTS:
-                raise
-            return backing.devices_on({self.location.real(self.inside)})
-
-    def relics(self) -> list[loop.LoopDevice]:
-        """Return the loop devices that are bound to this image on a disk that was lost or replaced.
-
-        Devices of another pool's volume with the same id are left out; their file still exists.
-        """
-        here = self.location.real(self.inside)
-        lost = self.location.below_mount(self.inside)
-        there = {here, lost} if here == lost or not os.path.exists(lost) else {here}
-        current = self.devices()
-        found = [item for item in backing.devices_on(there) if item not in current]
-        return found or ([] if os.path.exists(self.inside) else self._moved())
-
-    def _moved(self) -> list[loop.LoopDevice]:
-        """Return the loop devices bound to the image before its pool's directory was moved."""
-        statuses = [(number, loop.status_of(number)) for number in loop.numbers()]
-        return [
-            loop.described(status)
-            for number, status in statuses
-            if status and status.lo_device == self.location.device and self._is_path(number)
-        ]
+        self.devices.refuse_strangers()
 
     def is_relic(self, mounted: Mount) -> bool:
-        number = backing.number_shown(mounted)
-        if number is None:
-            return False
-        return self._is_path(number) or backing.is_named(number, self.volume.id)
-
-    def _is_path(self, number: int) -> bool:
-        """Tell whether a loop device's backing file has this image's path within some pool."""
-        inside = "/".join(self.inside.split("/")[-3:])  # volumes/ID/disk.img
-        return (backing.path_of(number) or "").endswith(f"/{inside}")
+        return self.devices.show_relic(mounted)
 
     def forget_unrecorded(self) -> None:
         """Undo a resize that was not recorded; no device has shown the added bytes yet."""
         if self.content.stat().st_size > self.volume.capacity:
             os.truncate(self.content, self.volume.capacity)
-
-    def keep_blocks(self, device: loop.LoopDevice) -> None:
-        """Make the loop device refuse discards if the volume is thick, so that it keeps its blocks.
-
-        If /sys cannot be written to, only a warning is logged.
-        """
-        if self.volume.thick and not device.readonly:
-            try:
-                discard.refuse(device.number)
-            except OSError as error:
-                if error.errno not in _CLOSED:
-                    raise
-                log.warning(
-                    "the blocks of a thick volume can be discarded; mount /sys writable",
-                    volume=self.volume.id,
-                    error=str(error),
-                )
-
-    def forget_devices(self) -> None:
-        """Wait for the kernel to free the devices; remove those that were set to refuse discards.
-
-        The kernel closes the device of an unmounted btrfs a moment after umount2(2) has returned.
-        Devices of a thick volume are removed because their next file would inherit the setting.
-        """
-        if self.devices():
-            self.wait_until_free()
-        if self.volume.thick:
-            losetup.remove_refusing()
-
-    def require_free(self) -> None:
-        """Raise `FailedPrecondition` if a loop device of the driver on the image stays in use."""
-        if held := self.wait_until_free():
-            raise FailedPrecondition(f"volume {self.volume.id}: {self._held(held[0])}; end that")
-
-    @staticmethod
-    def _held(device: loop.LoopDevice) -> str:
-        return f"{device.path} is in use by {holders.named(holders.of_device(device.number))}"
-
-    def wait_until_free(self) -> list[loop.LoopDevice]:
-        """Wait for the kernel to free the driver's devices; return those that are still in use.
-
-        The wait is at most 5 seconds, and ends early if a user of a device is found.
-        """
-        begin = time.monotonic()
-        look = begin + _GRACE
-        while True:
-            self.kernel.invalidate()
-            devices, now = list(filter(self.is_own, self.devices())), time.monotonic()
-            if not devices or now > begin + _PATIENCE:
-                return devices
-            if now > look:
-                look = now + _GRACE
-                if any(self.is_held(device.number) for device in devices):
-                    return list(filter(self.is_own, self.devices()))
-            time.sleep(0.01)
-
-    def is_held(self, number: int) -> bool:
-        """Tell whether a loop device that is to be freed is in use.
-
-        Unused loop devices on top of it, left by programs that were killed, are detached first.
-        """
-        for top in backing.on_top_of(number):
-            if not self.is_held(top.number):
-                self.kernel.detach(top)
-        return bool(holders.of_device(number))
 
     # Health
 

@@ -23,7 +23,7 @@ class RawImage(Image):
     def mounts(self) -> list[Mount]:
         return [
             item
-            for device in self.devices()
+            for device in self.devices.found()
             for item in self.kernel.mounts.showing(f"/loop{device.number}")
             if item.fstype in {"devtmpfs", "tmpfs"}
         ]
@@ -37,17 +37,18 @@ class RawImage(Image):
         """
         devices = [device for device in loop.find(self.content) if device.readonly is readonly]
         for device in devices if not readonly else ():
-            if not self.is_own(device):
-                raise self.attached_by_others(device)
-            if device.autoclear and self.is_held(device.number):
+            if not self.devices.is_own(device):
+                raise self.devices.foreign(device)
+            if device.autoclear and self.devices.is_held(device.number):
+                used = self.devices.in_use(device)
                 raise FailedPrecondition(
-                    f"volume {self.volume.id} was detached, and {self._held(device)}; end that"
+                    f"volume {self.volume.id} was detached, and {used}; end that"
                 )
-        own = filter(self.is_own, devices)
+        own = filter(self.devices.is_own, devices)
         return next((device for device in own if not device.autoclear), None)
 
     def is_staged(self, path: str) -> bool:
-        own = filter(self.is_own, self.devices())
+        own = self.devices.own()
         return any(not (device.readonly or device.autoclear) for device in own)
 
     def stage(self, path: str, capability: Capability, *, readonly: bool = False) -> None:
@@ -55,7 +56,7 @@ class RawImage(Image):
         if device is None:
             self.forget_unrecorded()
             device = self._attach(readonly=False)
-        self.keep_blocks(device)
+        self.devices.keep_blocks(device)
 
     def _attach(self, *, readonly: bool) -> loop.LoopDevice:
         new = self.volume.thick and not readonly
@@ -80,11 +81,11 @@ class RawImage(Image):
 
     def release(self) -> None:
         self.kernel.invalidate()
-        relics = [item for item in self.relics() if not self._is_shown(item.number)]
-        for device in [*filter(self.is_own, self.devices()), *relics]:
+        relics = [item for item in self.devices.relics() if not self._is_shown(item.number)]
+        for device in [*self.devices.own(), *relics]:
             self.kernel.detach(device)
-        self.require_free()
-        self.forget_devices()
+        self.devices.require_free()
+        self.devices.forget()
 
     def publish(self, source: str, target: str, capability: Capability, *, readonly: bool) -> None:
         readonly = readonly or capability.mode.readonly
@@ -100,11 +101,11 @@ class RawImage(Image):
             # At the last target, an unused loop device on top of this one may be detached.
             if error.errno != errno.EBUSY or number is None or len(self.mounts()) > 1:
                 raise
-            self.is_held(number)
+            self.devices.is_held(number)
             super().unmount(path)
-        if number is None or any(device.number == number for device in self.devices()):
+        if number is None or any(device.number == number for device in self.devices.found()):
             return
-        for relic in self.relics():
+        for relic in self.devices.relics():
             if relic.number == number and not self._is_shown(number):
                 self.kernel.detach(relic)
 
@@ -114,7 +115,7 @@ class RawImage(Image):
 
     def withdraw(self) -> None:
         used = {item.root for item in self.mounts()}
-        for device in filter(self.is_own, self.devices()):
+        for device in self.devices.own():
             if device.readonly and f"/loop{device.number}" not in used:
                 self.kernel.detach(device)
 

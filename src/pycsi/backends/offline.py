@@ -1,0 +1,180 @@
+"""The filesystem in an image while it is not mounted at any path: attach, check and recover it."""
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import structlog
+
+from pycsi.backends.growth import Growth, pool_is_full
+from pycsi.backends.image import Image
+from pycsi.linux import filesystem, loop, losetup, mount
+from pycsi.linux.descriptor import opened
+from pycsi.linux.program import ProgramError
+from pycsi.model.errors import CsiError, FailedPrecondition, ResourceExhausted
+from pycsi.model.records import Volume
+
+_DAMAGED = frozenset(
+    {errno.EINVAL, errno.EUCLEAN, errno.EBADMSG, errno.EIO, errno.ENOSYS, errno.EFBIG}
+)
+"""The errors of mount(2) for a damaged or unknown filesystem; the last two are for XFS sizes."""
+
+_SAID = 4000
+"""The number of characters, from the end of e2fsck's output, that are logged."""
+
+log = structlog.get_logger()
+
+
+class OfflineFilesystem:
+    """The filesystem, a `kind`, in `image`, for what is done to it while it is not mounted."""
+
+    def __init__(self, image: Image, kind: str, growth: Growth) -> None:
+        self._image = image
+        self._file = image.content
+        self._devices = image.devices
+        self._volume = image.volume
+        self._kind = kind
+        self._growth = growth
+
+    @contextlib.contextmanager
+    def device(self, *, check: bool = False) -> Iterator[loop.LoopDevice]:
+        """Keep the image's loop device through the `with` block; if there is none, attach one.
+
+        With `check`, an ext4 is checked before it is attached. An existing device is used again,
+        since the filesystem may be mounted in another mount namespace, unseen: mounting the same
+        device twice is harmless, while two devices on one image would corrupt it.
+        """
+        for device in loop.find(self._file):
+            with loop.hold(device.number, self._file) as held:
+                if held == device and not device.readonly:
+                    if device.partial:
+                        raise self._devices.foreign(device)
+                    self._devices.keep_blocks(device)
+                    yield device
+                    return
+        self._image.forget_unrecorded()
+        self._growth.undo()
+        self._refuse_unknown()
+        if check:
+            self._check()
+        with self.attached() as device:
+            yield device
+
+    def _check(self) -> None:
+        """Check and repair an unmounted ext4; `FailedPrecondition` if e2fsck needs a person.
+
+        XFS and btrfs recover when they are mounted: fsck.xfs(8) and fsck.btrfs(8) do nothing.
+        """
+        if self._kind != "ext4":
+            return
+        self._image.refuse_strangers()
+        self._devices.require_free()
+        if self._growth.lacks_room():
+            # A repair that stops halfway, for want of space, would be worse than none.
+            log.warning("a filesystem is not checked: the pool is full", volume=self._volume.id)
+            return
+        try:
+            said = filesystem.check_unmounted_ext4(self._file)
+        except ProgramError as error:
+            if self._growth.lacks_room():
+                raise self.program_failed(error) from None
+            raise FailedPrecondition(
+                f"volume {self._volume.id}: the check of its ext4 did not pass, so it is not "
+                f"mounted: {error}. On this node run: e2fsck -f {self._file}"
+            ) from None
+        if len(said.splitlines()) > 1:  # a clean filesystem has a single line
+            log.info(
+                "a filesystem was recovered or mended", volume=self._volume.id, said=said[-_SAID:]
+            )
+
+    @contextlib.contextmanager
+    def attached(self) -> Iterator[loop.LoopDevice]:
+        """Attach a loop device to the image; the kernel frees it together with its last mount."""
+        found = filesystem.identify(self._file)
+        try:
+            with self._image.kernel.attach(
+                self._file,
+                sector=found.sector if found else losetup.SMALLEST_SECTOR,
+                autoclear=True,
+                new=self._volume.thick,
+                name=self._volume.id,
+            ) as device:
+                self._devices.keep_blocks(device)
+                yield device
+        finally:
+            if self._volume.thick:
+                self._image.release()
+
+    def _refuse_unknown(self) -> None:
+        found = filesystem.identify(self._file)
+        if found is None or found.kind != self._kind:
+            raise FailedPrecondition(
+                f"volume {self._volume.id}: {self._file} holds "
+                f"{found.kind if found else 'no filesystem that we know'}, not {self._kind}; "
+                "nothing was formatted; restore the image"
+            )
+
+    def recover(self, device: Path, *options: str) -> CsiError | None:
+        """Mount the filesystem detached from any path, for recovery, and grow it meanwhile.
+
+        Return the reason if it cannot grow. None also stands for a kernel that does not let this
+        process grow a mounted filesystem: call `grow_unmounted` then.
+        """
+        try:
+            with (
+                mount.detached(self._kind, device, options) as mounted,
+                contextlib.suppress(PermissionError),
+            ):
+                return self._growth.grow_at(Path(), at=mounted)
+        except OSError as error:
+            raise self.explained(error) from None
+        return None
+
+    def adapt(self, source: Volume) -> None:
+        """Recover the copied filesystem, give it a UUID of its own, and grow it to the volume.
+
+        A btrfs gets its UUID first, because until then it must not be mounted beside its source; an
+        XFS gets it afterwards, because its log has to be empty for that.
+        """
+        if self._kind == "btrfs":
+            self._renew_uuid()
+        with self.attached() as device:
+            failure = self.recover(device.path, *(["nouuid"] if self._kind == "xfs" else []))
+        self._devices.require_free()
+        if self._kind == "xfs":
+            self._renew_uuid()
+        failure = self._growth.grow_unmounted() or failure
+        if failure and self._volume.capacity > source.capacity:
+            raise failure
+        with opened(self._file) as fd:
+            os.fsync(fd)
+
+    def _renew_uuid(self) -> None:
+        try:
+            filesystem.renew_uuid(self._kind, self._file)
+        except ProgramError as error:
+            raise self.program_failed(error) from None
+
+    def explained(self, error: OSError) -> Exception:
+        """Return the exception to raise if the kernel could not mount the filesystem."""
+        if error.errno not in _DAMAGED:
+            return error
+        if error.errno == errno.EIO and pool_is_full(self._image.where):
+            return ResourceExhausted(
+                f"the pool's disk is full: the kernel cannot write to {self._file} to mount it"
+            )
+        text = f"volume {self._volume.id}: its {self._kind} cannot be mounted ({error.strerror})"
+        if relics := self._devices.relics():
+            return FailedPrecondition(
+                f"{text}, and is still mounted from a disk that was lost: "
+                f"{self._devices.in_use(relics[0])}; end that"
+            )
+        return FailedPrecondition(f"{text}; look at the kernel's log and check {self._file}")
+
+    def program_failed(self, error: ProgramError) -> CsiError:
+        """Return the exception to raise if a program has failed."""
+        if pool_is_full(self._image.where):
+            return ResourceExhausted(f"the pool's disk is full: {error}")
+        return FailedPrecondition(f"volume {self._volume.id}: {error}")
