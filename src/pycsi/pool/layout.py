@@ -1,4 +1,4 @@
-"""The paths in a pool's directory, and reading and writing its records."""
+"""The paths in a pool's directory, what changes there, and reading and writing its records."""
 
 import contextlib
 import dataclasses
@@ -77,7 +77,7 @@ class Changes:
 
 
 class Layout:
-    """The paths in the pool at `root`."""
+    """The paths in the pool at `root`, and the changes that are announced in it."""
 
     def __init__(self, root: Path) -> None:
         self.root = root

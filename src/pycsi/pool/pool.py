@@ -69,7 +69,8 @@ class Build:
 class Pool(PoolDirectory):
     """An open pool: its directory, what lies in it, and the room that it has.
 
-    `opening` brings it up after it was opened, `changing` changes and deletes what is there.
+    `opening` brings it up after it was opened; `changing` changes and deletes what is there. A
+    pool is opened as `PoolDirectory` says.
     """
 
     def __init__(self, config: PoolConfig, *, begin: bool) -> None:

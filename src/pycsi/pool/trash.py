@@ -207,13 +207,9 @@ class Trash:
         """The time at which an entry last came or went, in seconds of the monotonic clock."""
         self.notices: Callable[[str], None] = lambda _id: None
         """Called with the id of each volume or snapshot that another process may have deleted."""
-        layout.changes.follow(self._read)
+        layout.changes.follow(self.look)
 
-    def look(self) -> None:
-        """Have the trash read again before its content is used next."""
-        self._layout.changes.look_again(self._read)
-
-    def _read(self) -> bool:
+    def look(self) -> bool:
         """Read the trash; return False if that fails."""
         with self._mutex, contextlib.suppress(OSError):  # the pool's disk is away
             found = {_name(entry): entry for entry in entries(self._layout)}
@@ -294,15 +290,18 @@ class Trash:
                 # Forgotten before it disappears: then its room is already free.
                 reap(entry, limiter, interrupted, functools.partial(self._forget, entry))
             except InterruptedError:
-                self.look()  # the entry may have another name by now
+                self._look_again()  # the entry may have another name by now
                 break
             except Exception as error:  # noqa: BLE001  (one entry must not stop the others)
                 log.warning("cannot be deleted now", path=str(entry.path), error=str(error))
                 wait = min(wait, _RETRY)
-                self.look()
+                self._look_again()
             else:
                 self._forget(entry)
         return wait
+
+    def _look_again(self) -> None:
+        self._layout.changes.look_again(self.look)
 
 
 def _name(entry: Entry) -> str:

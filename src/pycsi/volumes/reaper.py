@@ -68,12 +68,11 @@ class Reaper:
             filled.clear()
             wanted.clear()
 
-    def _look(self, folder: Path, look: Callable[[], object]) -> None:
+    def _look(self, folder: Path, look: Callable[[], bool]) -> None:
         """Call `look` if other processes may have changed a folder without announcing it."""
         with contextlib.suppress(OSError):  # the pool's disk is away
             changed = folder.stat().st_mtime_ns
-            if changed != self._looked.get(folder):
-                look()
+            if changed != self._looked.get(folder) and look():
                 # File times advance in ticks: a second change in the same tick would go unseen.
                 over = abs(time.time_ns() - changed) > _TICK
                 self._looked[folder] = changed if over else None
