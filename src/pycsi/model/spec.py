@@ -49,10 +49,10 @@ def choose(
 
     `limiter` names the pool's way to limit directories, None if it has none. `unlimited` is called
     only if needed, and returns why that does not work at present, or None. `directories` are the
-    filesystems that a directory may be asked for: the pool's own, which it uses. Without
-    capabilities (GetCapacity) the volume is a mounted one. A request that no volume can satisfy
-    raises `InvalidArgument`; one that this pool or node cannot satisfy at present raises
-    `FailedPrecondition`.
+    filesystems that a directory may be asked for: the pool's own, which it uses, and those that its
+    source was asked for. Without capabilities (GetCapacity) the volume is a mounted one. A request
+    that no volume can satisfy raises `InvalidArgument`; one that this pool or node cannot satisfy
+    at present raises `FailedPrecondition`.
     """
     access = _one({item.access for item in capabilities}, "access type") or Access.MOUNT
     kind = _one({item.filesystem for item in capabilities} - {None}, "fs_type")
@@ -82,7 +82,10 @@ def choose(
 
 
 def like(source: Volume, wanted: Parameters) -> Parameters:
-    """Return the parameters; what they leave open of a filled volume is that of its source."""
+    """Return the parameters `wanted` with the type and filesystem of `source` where they give none.
+
+    `source` is the volume that is cloned, or whose snapshot is restored.
+    """
     return dataclasses.replace(
         wanted,
         type=wanted.type or source.type,
@@ -100,9 +103,9 @@ def asked_for(request: Request) -> set[str]:
 
 
 def filled_from(source: Volume, spec: VolumeSpec) -> VolumeSpec:
-    """Return the spec of a volume that is filled from the volume `source`, or a snapshot of it.
+    """Return `spec` as the spec of a volume that is filled from `source`, as in `like`.
 
-    `InvalidArgument` if a volume of this spec cannot be.
+    `InvalidArgument` if a volume of this spec cannot be filled from it.
     """
     if spec.type is not source.type:
         raise InvalidArgument(
