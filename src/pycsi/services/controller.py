@@ -12,6 +12,7 @@ from pycsi.services import reply
 from pycsi.services import request as read
 from pycsi.services.capabilities import DriverCapabilities
 from pycsi.services.snapshot_controller import SnapshotController
+from pycsi.volumes import inline
 from pycsi.volumes.attaching import Attacher
 from pycsi.volumes.health import HEALTHY, Condition, condition_of, examine
 from pycsi.volumes.lifecycle import check_echo, delete, expand, modify
@@ -62,7 +63,7 @@ class Controller(SnapshotController):
                 delete(*found)
             else:
                 self._pools.refuse_elsewhere("volume", request.volume_id)
-                self._pools.refuse_inline(request.volume_id)
+                inline.refuse(self._pools, request.volume_id)
         return csi.DeleteVolumeResponse()
 
     def _refuse_attached(self, volume: Volume) -> None:

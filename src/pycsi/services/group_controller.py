@@ -20,7 +20,7 @@ from pycsi.services import request as read
 from pycsi.services.capabilities import DriverCapabilities
 from pycsi.volumes.locks import Locks, group_key, snapshot_key
 from pycsi.volumes.pools import Pools
-from pycsi.volumes.snapshots import Member, take_group
+from pycsi.volumes.snapshots import Member, delete_group, take_group
 
 
 class GroupController(csi_pb2_grpc.GroupControllerServicer):
@@ -93,7 +93,7 @@ class GroupController(csi_pb2_grpc.GroupControllerServicer):
                 _check_members(group, request.snapshot_ids)
                 for member in group.members:
                     held.enter_context(self._locks.hold(snapshot_key(member)))
-                self._pools.delete_group(group)
+                delete_group(self._pools, group)
             else:
                 self._pools.refuse_elsewhere("group snapshot", request.group_snapshot_id)
         return csi.DeleteVolumeGroupSnapshotResponse()

@@ -60,7 +60,13 @@ class Identity(csi_pb2_grpc.IdentityServicer):
     def _check_programs(self) -> None:
         if not self._capabilities.serves_node:
             return
-        for kind in {DEFAULT_FILESYSTEM, *self._pools.filesystems()}:
+        counts = [
+            catalog.filesystems
+            for pool in self._pools
+            for catalog in (pool.volumes, pool.snapshots)
+        ]
+        used = {kind for counted in counts for kind, number in counted.items() if number}
+        for kind in used | {DEFAULT_FILESYSTEM}:
             if missing := mkfs.missing_programs(kind):
                 raise FailedPrecondition(
                     f"{', '.join(missing)}: not installed, and {kind} images need it; install it"

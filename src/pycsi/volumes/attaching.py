@@ -45,7 +45,7 @@ class Attacher:
             )
         with self._attaching:  # or two concurrent calls could exceed the maximum
             most = self._node.max_volumes
-            if most and self._pools.attached() >= most:
+            if most and sum(bool(item.attachment) for _, item in self._pools.located()) >= most:
                 raise ResourceExhausted(
                     f"node {self._node.id} has its {most} volumes; detach one, or raise "
                     "--max-volumes-per-node"

@@ -4,8 +4,15 @@ import contextlib
 import dataclasses
 from collections.abc import Mapping
 
+from pycsi.linux.descriptor import exists
 from pycsi.model import ids, parameters, rootdirectory
-from pycsi.model.errors import AlreadyExists, InvalidArgument, PoolMissing, ResourceExhausted
+from pycsi.model.errors import (
+    AlreadyExists,
+    FailedPrecondition,
+    InvalidArgument,
+    PoolMissing,
+    ResourceExhausted,
+)
 from pycsi.model.records import Volume
 from pycsi.model.request import (
     Access,
@@ -27,6 +34,37 @@ _KEYS = ("pool", "type", "size", *rootdirectory.KEYS)
 """The attributes that a pod may give: neither mkfs options nor a directory without a limit."""
 
 
+def find(pools: Pools, handle: str, *, sure: bool = False) -> tuple[Pool, Volume] | None:
+    """Return the inline volume with the orchestrator's id `handle`, and its pool, or None.
+
+    `sure` is as for `Pools.find`. A volume that another process has deleted is dropped.
+    """
+    found = pools.find(pools.own_id(handle), sure=sure, inline=True)
+    if found:
+        pool, volume = found
+        with contextlib.suppress(OSError, FailedPrecondition):  # its disk fails, or is away
+            if not exists(pool.volumes.place(volume.id)):
+                pool.check(writable=False)
+                pool.volumes.drop(volume.id)
+                return None
+    return found
+
+
+def refuse(pools: Pools, volume_id: str) -> None:
+    """Raise `FailedPrecondition` if a volume is inline: only unpublishing deletes it.
+
+    `volume_id` is the driver's id or the orchestrator's.
+    """
+    is_ours = ids.node_of(volume_id)
+    if found := pools.find(volume_id, inline=True) if is_ours else find(pools, volume_id):
+        _, volume = found
+        raise FailedPrecondition(
+            f"volume {volume.id} is inline, of pod {volume.name or 'unknown'}, for "
+            f"{' and '.join(volume.targets) or 'an unknown target'}: it goes when "
+            f"{volume.handle} is unpublished, or by: pycsi delete-inline {volume.id}"
+        )
+
+
 def publish(pools: Pools, wanted: NodeRequest, own_id: str) -> None:
     """Create the volume that a pod describes, with the id `own_id`, and mount it at its target.
 
@@ -40,7 +78,7 @@ def publish(pools: Pools, wanted: NodeRequest, own_id: str) -> None:
     if wanted.capability.access is Access.BLOCK:
         raise InvalidArgument("an inline volume is mounted; it cannot be a block device")
     target = pools.outside(wanted.path, "target_path")
-    found = pools.find_inline(wanted.volume_id)
+    found = find(pools, wanted.volume_id)
     pool, volume = found or _create(pools, wanted, own_id, target)
     try:
         pool.check()  # without its disk a mounted volume would look unmounted

@@ -8,7 +8,7 @@ import contextlib
 import functools
 import os
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import PurePath
 
 import structlog
@@ -18,6 +18,7 @@ from pycsi.model.errors import CsiError
 from pycsi.pool import opening
 from pycsi.pool.directory import MissingPoolError, closed
 from pycsi.pool.pool import Pool
+from pycsi.volumes import admission
 from pycsi.volumes.enforcement import Enforcement
 from pycsi.volumes.locks import Locks
 from pycsi.volumes.reaper import Reaper
@@ -32,23 +33,23 @@ _INTERVAL = 2.0
 class Presence:
     """The configured pools: those that are `open`, and why the others are `missing`, by name.
 
-    `admit` is called with each pool that is opened after the start, just before it is served.
+    Iterating yields those that are open.
     """
 
-    def __init__(
-        self, configs: Iterable[PoolConfig], locks: Locks, admit: Callable[[Pool], None]
-    ) -> None:
+    def __init__(self, configs: Iterable[PoolConfig], locks: Locks) -> None:
         self.configs: Mapping[str, PoolConfig] = {config.name: config for config in configs}
         self.open: Mapping[str, Pool] = {}
         self.missing: Mapping[str, str] = {}
         self._locks = locks
-        self._admit = admit
         self._seeking = threading.Lock()
         self._told: dict[str, str] = {}
         self._workers: list[Reaper | Trimmer] = []
         self._enforcements: dict[str, Enforcement] = {}
         self._stopping = threading.Event()
         self._watch = threading.Thread(target=self._run, name="presence", daemon=True)
+
+    def __iter__(self) -> Iterator[Pool]:
+        return iter(self.open.values())
 
     def claim(self) -> None:
         """Open and lock the pools that are there.
@@ -71,22 +72,34 @@ class Presence:
                 raise next(iter(refused.values()))
             for name, refusal in refused.items():
                 self._miss(name, str(refusal))
-            for pool in self.open.values():
-                _refuse_nested(pool, self.open.values())
+            for pool in self:
+                _refuse_nested(pool, self)
         except BaseException:
             self.close()
             raise
 
     def _open_first(self, config: PoolConfig) -> None:
-        self._put(Pool(config, begin=True))
+        self._put(self._opened(config, begin=True))
 
-    def load(self) -> None:
+    def _opened(self, config: PoolConfig, *, begin: bool) -> Pool:
+        pool = Pool(config, begin=begin)
+        pool.missing = lambda: self.missing
+        return pool
+
+    def recover(self) -> None:
+        """Load the pools, and clean up after a crash. Call once, after `claim`."""
+        self._load()
+        for pool in list(self):
+            self._attempt(pool.config, functools.partial(opening.recover, pool))
+        admission.admit_first(self)
+
+    def _load(self) -> None:
         """Load the volumes of the open pools, and thaw those that a crash has left frozen.
 
         A `ConfigError` is raised only after all pools were tried, so that all are thawed.
         """
         refusals = []
-        for pool in list(self.open.values()):
+        for pool in list(self):
             try:
                 self._attempt(pool.config, functools.partial(opening.load, pool))
             except ConfigError as error:
@@ -94,14 +107,9 @@ class Presence:
         if refusals:
             raise ConfigError("; ".join(refusals))
 
-    def recover(self) -> None:
-        """Clean up after a crash in the open pools; call it after `load`."""
-        for pool in list(self.open.values()):
-            self._attempt(pool.config, functools.partial(opening.recover, pool))
-
     def start(self) -> None:
-        """Start emptying the pools' trash, trimming their images, and looking for missing pools."""
-        for pool in self.open.values():
+        """Start the background work, and looking for missing pools; call it after `recover`."""
+        for pool in self:
             self._tend(pool)
         self._watch.start()
 
@@ -142,12 +150,12 @@ class Presence:
 
     def _open_late(self, config: PoolConfig) -> None:
         try:
-            pool = Pool(config, begin=False)
+            pool = self._opened(config, begin=False)
             try:
-                _refuse_nested(pool, self.open.values())
+                _refuse_nested(pool, self)
                 opening.load(pool)
                 opening.recover(pool)
-                self._admit(pool)
+                admission.admit_late(pool, self)
             except BaseException:
                 pool.close()
                 raise
@@ -161,7 +169,7 @@ class Presence:
             self._tend(pool)
 
     def _refuse_same(self, config: PoolConfig) -> None:
-        for other in self.open.values():
+        for other in self:
             with contextlib.suppress(OSError):
                 if config.path.samefile(other.config.path):
                     raise ConfigError(
@@ -207,7 +215,7 @@ class Presence:
 
     def _look(self) -> None:
         """Log which of the open pools have been lost, or are back."""
-        for pool in self.open.values():
+        for pool in self:
             try:
                 pool.check()
             except CsiError as error:

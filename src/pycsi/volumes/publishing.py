@@ -105,12 +105,12 @@ class Publisher:
             self._unpublish_lost(volume_id, target_path)
 
     def _unpublish_inline(self, volume_id: str, target_path: str) -> None:
-        if found := self._pools.find_inline(volume_id):
+        if found := inline.find(self._pools, volume_id):
             inline.unpublish(self._pools, *found, target_path)
         elif _exists(target_path):
             self._unpublish_lost(volume_id, target_path)
         else:
-            self._pools.find_inline(volume_id, sure=True)
+            inline.find(self._pools, volume_id, sure=True)
 
     def _unpublish_lost(self, volume_id: str, target_path: str) -> None:
         """Unmount what is left of a volume that is gone, as after a pool's disk was replaced.
@@ -137,7 +137,7 @@ class Publisher:
         With `lost` also return a volume that was, if something else is mounted there now; if its
         pool is away, assume that it was. `NotFound` otherwise.
         """
-        ephemeral = None if ids.node_of(volume_id) else self._pools.find_inline(volume_id)
+        ephemeral = None if ids.node_of(volume_id) else inline.find(self._pools, volume_id)
         pool, volume = ephemeral or self._pools.need(volume_id)
         staging = undoing(pool, volume)
         if staging.away and not lost:

@@ -12,11 +12,13 @@ from pycsi.model.errors import (
     AlreadyExists,
     CsiError,
     InvalidArgument,
+    PoolMissing,
 )
 from pycsi.model.ids import NodeInfo
 from pycsi.model.records import Group, Snapshot, Volume
 from pycsi.pool.changing import delete_snapshot
 from pycsi.pool.pool import Build, Pool
+from pycsi.volumes import groups
 from pycsi.volumes.locks import Locks
 from pycsi.volumes.pools import Pools
 from pycsi.volumes.quiescing import quiesced
@@ -162,6 +164,21 @@ def take_group(pools: Pools, members: Sequence[Member], *, group_id: str, name: 
     return dataclasses.replace(group, created=first.created)
 
 
+def delete_group(pools: Pools, group: Group) -> None:
+    """Delete a group snapshot with its members, as far as their pools are configured.
+
+    `PoolMissing` if a pool with members may be missing.
+    """
+    theirs = groups.having(group, pools)
+    missing = pools.missing
+    if missing and set(group.members.values()) - {pool.uuid for pool in theirs}:
+        raise PoolMissing(
+            f"a part of group snapshot {group.id} may be in a pool that is missing: "
+            f"{'; '.join(missing.values())}"
+        )
+    groups.delete(group, theirs)
+
+
 def _take(pools: Pools, members: Sequence[Member], group: Group | None) -> list[Snapshot]:
     sources = [member.pool.backend(member.volume) for member in members]
     for member in members:
@@ -223,7 +240,7 @@ def _commit(
     for (member, build, _), snapshot in zip(copied, committed, strict=True):
         member.pool.index_snapshot(build, snapshot)
     if group:
-        for pool in pools.of_group(group):
+        for pool in groups.having(group, pools):
             pool.groups.index(group)
     return committed
 
@@ -231,7 +248,7 @@ def _commit(
 def _record(pools: Pools, group: Group) -> None:
     """Record a group in each pool that has members of it; if that fails, in none."""
     try:
-        for pool in pools.of_group(group):
+        for pool in groups.having(group, pools):
             pool.check()
             with pool.room.recording():
                 pool.groups.write(group)
