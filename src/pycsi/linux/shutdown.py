@@ -1,7 +1,8 @@
-"""Whether a filesystem was shut down: until it is mounted anew nothing is written to its disk.
+"""Finding out whether a filesystem was shut down.
 
-The kernel does that to an ext4 or XFS whose disk fails. Only what it knows without the disk is
-asked here, for that may never answer, and a bad sector is no shutdown.
+The kernel shuts down an ext4 or XFS whose disk fails: it writes nothing to that disk until the
+filesystem is mounted anew. The functions here read only what the kernel has in memory, because a
+failed disk may never answer, and because a read error from a bad sector is no shutdown.
 """
 
 import errno
@@ -14,14 +15,15 @@ from pycsi.linux.descriptor import no_symlinks, opened
 from pycsi.linux.kernel import Mount, MountTable, mount_of
 
 _SHUT_DOWN = "shutdown"
-"""How recent kernels list an ext4 then."""
+"""The mount option with which recent kernels list an ext4 that was shut down."""
 
 
 def is_shut_down(mounted: Mount) -> bool:
     """Tell whether it is certain that nothing can be written through a mount any more.
 
-    Its filesystem was shut down, or that of the file whose loop device it is on, or shows. Of btrfs
-    nothing is certain: the kernel does not tell.
+    It is certain if the mounted filesystem was shut down. If that filesystem is on a loop device,
+    or the mount shows the node of one, it is also certain if the filesystem of the device's file
+    was shut down. For btrfs the result is False, since the kernel does not show its state.
     """
     if _SHUT_DOWN in mounted.super_options or _fails(mounted):
         return True
@@ -30,7 +32,10 @@ def is_shut_down(mounted: Mount) -> bool:
 
 
 def _fails(mounted: Mount) -> bool:
-    """Tell whether the kernel refuses the attributes of a mount's root: XFS has them in memory."""
+    """Tell whether fstat(2) of a mount's root fails with EIO, as it does on an XFS shut down.
+
+    XFS has these attributes in memory, so this does not read the disk.
+    """
     try:
         with no_symlinks(mounted.target) as fd:
             if mount_of(fd).id != mounted.id:
@@ -39,7 +44,7 @@ def _fails(mounted: Mount) -> bool:
                 os.fstat(fd)
             except OSError as error:
                 return error.errno == errno.EIO
-    except OSError:  # the way there fails
+    except OSError:  # a directory above the mount cannot be read
         return False
     return False
 
@@ -51,5 +56,5 @@ def _is_file_lost(number: int) -> bool:
         with opened(f"/dev/loop{number}", os.O_RDONLY) as fd:
             fcntl.ioctl(fd, loop.LOOP_GET_STATUS64, status)
     except OSError as error:
-        return error.errno == errno.EIO  # the file's attributes are asked for
+        return error.errno == errno.EIO  # the ioctl reads the attributes of the file
     return any(_SHUT_DOWN in item.super_options for item in MountTable().of(status.lo_device))
