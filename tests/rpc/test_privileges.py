@@ -39,7 +39,7 @@ def test_who_can_mount_nothing(pool: Path, tmp_path: Path, setpriv: str) -> None
 def test_in_a_user_namespace(serve: Callable[..., Driver], pool: Path, tmp_path: Path) -> None:
     """Directories can be used; an image, which could not, is refused with the true reason."""
     driver = serve(pool, wrapper=() if AS_ROOT else NAMESPACE)
-    assert "no images, no raw block volumes" in driver.log
+    assert "images and raw block volumes cannot be used" in driver.log
     with refused(FAILED, "loop device", "user namespace", "type: directory"):
         driver.controller.CreateVolume(image())
     with refused(FAILED, "user namespace"):

@@ -70,7 +70,11 @@ class Directory(Backend):
             try:
                 self.limiter.limit(self.content, self.volume.project, self.volume.capacity)
             except LimitError as error:  # access matters more; the volume's condition reports it
-                log.warning("staged without its limit", volume=self.volume.id, error=str(error))
+                log.warning(
+                    "a directory is staged without its limit",
+                    volume=self.volume.id,
+                    error=str(error),
+                )
         shown = self.location.real(self.inside)
         self.bind(shown, path, attributes(capability, readonly=readonly))
 
@@ -90,7 +94,7 @@ class Directory(Backend):
             limit = self.limiter.limit_of(self.content, self.volume.project)
             if limit != self.volume.capacity:
                 found = show(limit) if limit else "gone"
-                yield f"its limit is {found}; stage it again to restore that"
+                yield f"its limit is {found}; stage it again to restore the limit"
 
     @property
     def healthy_path(self) -> str:
@@ -159,14 +163,14 @@ class Directory(Backend):
                 return made
         if not busy:
             raise Aborted(
-                f"volume {source.volume.id}: directories were moved about while its files were "
-                f"copied ({changed}); try again, or stop what moves them"
+                f"volume {source.volume.id}: directories were renamed while its files were "
+                f"copied ({changed}); try again, or stop what renames them"
             )
         raise FailedPrecondition(
             f"volume {source.volume.id} was written to while its files were copied ({changed}): "
-            "that is no point in time. Stop what writes; or use type: image, or a pool on btrfs; "
-            "or accept files of different moments, with consistency: files in the "
-            "VolumeSnapshotClass"
+            "the copy would not be of one point in time. Stop what writes; or use type: image, or "
+            "a pool on btrfs; or accept files of different moments, with consistency: files in "
+            "the VolumeSnapshotClass"
         )
 
     def adapt(self, source: Volume, project: int | None) -> None:

@@ -153,9 +153,9 @@ class FilesystemImage(Image):
             if not mount.tells_attributes(path):
                 self.kernel.unmount(path)
                 raise FailedPrecondition(
-                    f"volume {self.volume.id}: its {self.kind} was shut down, and the kernel "
-                    f"mounts it so again while somebody holds it, on {device.path}; unstage it "
-                    "everywhere, and end who holds it"
+                    f"volume {self.volume.id}: its {self.kind} was shut down, and stays so "
+                    f"while anything else uses it through {device.path}; unstage it everywhere, "
+                    "and end what uses it"
                 )
         return grown
 

@@ -94,8 +94,8 @@ class Growth:
         return (
             f"its {self._kind} has {capacity - short} of {capacity} bytes "
             f"({show(capacity - short)} of {show(capacity)}), for it could not grow ({reason}); "
-            "what it holds can be used, and the next staging tries again: remove the cause, or "
-            "copy the files to a new volume"
+            "its files can be used, and the next staging tries again to grow it; remove the "
+            "cause, or copy the files to a new volume"
         )
 
     # Growing
@@ -222,8 +222,8 @@ class Growth:
             filesystem.undo_growth(self._file, self._undo)
         except ProgramError as error:
             text = (
-                f"volume {self._volume.id}: a growth of its {self._kind} was cut off, and cannot "
-                f"be undone now ({error})"
+                f"volume {self._volume.id}: the growth of its {self._kind} was interrupted, and "
+                f"cannot be undone now ({error})"
             )
             if pool_is_full(self._image.where):
                 raise ResourceExhausted(f"{text}; free space in the pool") from None

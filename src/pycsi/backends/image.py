@@ -47,9 +47,9 @@ def _refuse_restless(source: Backend) -> None:
     """Raise `FailedPrecondition` if `source` may be written to during a copy of its data."""
     if not source.freezable() and (where := source.written_at()):
         raise FailedPrecondition(
-            f"volume {source.volume.id} is in use as {where}, and its blocks cannot be shared: a "
-            "copy of what is written meanwhile is no point in time; unstage it first, or copy it "
-            "within one pool on XFS or btrfs"
+            f"volume {source.volume.id} is in use as {where}, and its blocks cannot be shared, so "
+            "that a copy is not of one point in time; unstage it first, or copy it within one pool "
+            "on XFS or btrfs"
         )
 
 
@@ -104,8 +104,8 @@ class Devices:
         seen = holders.of_device(device.number)
         used = f", and it is in use by {holders.named(seen)}" if seen else ""
         return FailedPrecondition(
-            f"volume {self.volume.id}: somebody has attached {device.path} to {part}{used}; detach "
-            f"that: losetup -d {device.path}"
+            f"volume {self.volume.id}: another program has attached {device.path} to {part}{used}; "
+            f"detach it: losetup -d {device.path}"
         )
 
     def relics(self) -> list[loop.LoopDevice]:
@@ -172,7 +172,9 @@ class Devices:
     def require_free(self) -> None:
         """Raise `FailedPrecondition` if a loop device of the driver on the image stays in use."""
         if held := self.wait_until_free():
-            raise FailedPrecondition(f"volume {self.volume.id}: {self.in_use(held[0])}; end that")
+            raise FailedPrecondition(
+                f"volume {self.volume.id}: {self.in_use(held[0])}; end that use"
+            )
 
     @staticmethod
     def in_use(device: loop.LoopDevice) -> str:
@@ -296,15 +298,18 @@ class Image(Backend):
             with opened(self.content) as fd:
                 if not nocow.is_nocow(fd):
                     yield (
-                        "its blocks are copied when they are written again, as btrfs does unless "
-                        "told otherwise, so it is not thick; clone it, or restore a snapshot of it"
+                        "btrfs copies its blocks on write, so it is not thick; clone it, or "
+                        "restore a snapshot of it, and use the new volume"
                     )
 
     def _exposed(self) -> Iterator[str]:
         """Yield a fault if a loop device of a thick volume accepts discards."""
         devices = self.kernel.loops(self.content) if self.volume.thick else []
         if any(not item.readonly and discard.is_taken(item.number) for item in devices):
-            yield "thick, but open to discards: let the driver write to /sys, and stage it anew"
+            yield (
+                "it is thick, but its loop device accepts discards; let the driver write to /sys, "
+                "and stage it anew"
+            )
 
     # Snapshots
 

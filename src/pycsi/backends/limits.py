@@ -113,8 +113,8 @@ class NoLimiter:
 
     def fault(self) -> str | None:
         return (
-            "nothing here limits a directory: mount the pool with prjquota (XFS, ext4), and "
-            "restart the driver"
+            "the pool's filesystem does not limit directories; mount it with prjquota (XFS, ext4), "
+            "and restart the driver"
         )
 
     def mend(self) -> bool:

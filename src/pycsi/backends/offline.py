@@ -73,7 +73,10 @@ class OfflineFilesystem:
         self._devices.require_free()
         if self._growth.lacks_room():
             # A repair that stops halfway, for want of space, would be worse than none.
-            log.warning("a filesystem is not checked: the pool is full", volume=self._volume.id)
+            log.warning(
+                "a filesystem is not checked: the pool is full; free space there",
+                volume=self._volume.id,
+            )
             return
         try:
             said = filesystem.check_unmounted_ext4(self._file)
@@ -86,7 +89,9 @@ class OfflineFilesystem:
             ) from None
         if len(said.splitlines()) > 1:  # a clean filesystem has a single line
             log.info(
-                "a filesystem was recovered or mended", volume=self._volume.id, said=said[-_SAID:]
+                "e2fsck has recovered or repaired a filesystem",
+                volume=self._volume.id,
+                said=said[-_SAID:],
             )
 
     @contextlib.contextmanager
@@ -112,7 +117,7 @@ class OfflineFilesystem:
         if found is None or found.kind != self._kind:
             raise FailedPrecondition(
                 f"volume {self._volume.id}: {self._file} holds "
-                f"{found.kind if found else 'no filesystem that we know'}, not {self._kind}; "
+                f"{found.kind if found else 'no known filesystem'}, not {self._kind}; "
                 "nothing was formatted; restore the image"
             )
 
@@ -169,7 +174,7 @@ class OfflineFilesystem:
         if relics := self._devices.relics():
             return FailedPrecondition(
                 f"{text}, and is still mounted from a disk that was lost: "
-                f"{self._devices.in_use(relics[0])}; end that"
+                f"{self._devices.in_use(relics[0])}; end that use"
             )
         return FailedPrecondition(f"{text}; look at the kernel's log and check {self._file}")
 

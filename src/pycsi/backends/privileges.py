@@ -11,7 +11,7 @@ from pycsi.model.config import ConfigError
 log = structlog.get_logger()
 
 _FOR_FILES = ("CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_FSETID")
-_ROOT = "run the driver as root, in a container privileged"
+_ROOT = "run the driver as root, and its container as privileged"
 
 
 def refuse_powerless() -> None:
@@ -32,14 +32,16 @@ def refuse_powerless() -> None:
 def warn() -> None:
     """Log which features do not work for want of privileges."""
     if refusal := image_refusal():
-        log.warning("no images, no raw block volumes", error=refusal)
+        log.warning("images and raw block volumes cannot be used", error=refusal)
     if missing := privileges.missing_capabilities(_FOR_FILES):
         log.warning(
             "volumes that hold files of other users cannot be copied or deleted",
             error=f"this process lacks {', '.join(missing)}: {_ROOT}",
         )
     if privileges.missing_capabilities(["CAP_SYS_RESOURCE"]):
-        log.info("an ext4 that is in use does not grow: this process lacks CAP_SYS_RESOURCE")
+        log.info(
+            "an ext4 image grows only while it is not staged: this process lacks CAP_SYS_RESOURCE"
+        )
 
 
 @functools.cache

@@ -35,7 +35,7 @@ class ProjectLimiter(NoLimiter):
             return None
         if state.counted:
             return f"project limits are not enforced; run: {self._enable} {self._pool}"
-        return f"project quota is off; unmount, and mount with prjquota, what holds {self._pool}"
+        return f"project quota is off; mount the filesystem of {self._pool} anew, with prjquota"
 
     def make(self, path: Path, size: int | None) -> int | None:
         super().make(path, None)

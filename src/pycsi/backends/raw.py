@@ -42,7 +42,7 @@ class RawImage(Image):
             if device.autoclear and self.devices.is_held(device.number):
                 used = self.devices.in_use(device)
                 raise FailedPrecondition(
-                    f"volume {self.volume.id} was detached, and {used}; end that"
+                    f"volume {self.volume.id} was detached, and {used}; end that use"
                 )
         own = filter(self.devices.is_own, devices)
         return next((device for device in own if not device.autoclear), None)

@@ -76,25 +76,32 @@ def main() -> None:
     type=click.Choice(["single-node", "node", "controller"]),
     default="single-node",
     show_default=True,
-    help="What to advertise: all; what works on one node of many; what a resizer needs.",
+    help="RPCs to advertise: single-node, all; node, those that work on one node of many; "
+    "controller, those that an external resizer needs.",
 )
 @click.option(
     "--csi-version",
     type=click.Choice(["1.12", "1.13"]),
     default="1.13",
     show_default=True,
-    help="1.12: advertise nothing that CSI 1.13 added, for callers that fail on what they do not "
+    help="With 1.12, advertise nothing that CSI 1.13 added: some callers fail on what they do not "
     "know.",
 )
 @click.option(
     "--enable-attach/--no-enable-attach",
     default=False,
-    help="Serve ControllerPublishVolume, for orchestrators that attach.",
+    help="Serve ControllerPublishVolume, for orchestrators that attach volumes.",
 )
 @click.option(
-    "--max-volumes-per-node", type=int, default=0, metavar="N", help="0: any number.  [default: 0]"
+    "--max-volumes-per-node",
+    type=int,
+    default=0,
+    metavar="N",
+    help="Maximum number of volumes on this node; 0 is any number.  [default: 0]",
 )
-@click.option("--metrics-address", metavar="HOST:PORT", help="Serve Prometheus metrics there.")
+@click.option(
+    "--metrics-address", metavar="HOST:PORT", help="Address to serve Prometheus metrics on."
+)
 @click.option(
     "--one-cpu/--all-cpus",
     default=True,
@@ -103,13 +110,18 @@ def main() -> None:
     "all.",
 )
 @click.option(
-    "--log-format", type=click.Choice(["json", "text"]), default="json", show_default=True
+    "--log-format",
+    type=click.Choice(["json", "text"]),
+    default="json",
+    show_default=True,
+    help="Format of the log's lines.",
 )
 @click.option(
     "--log-level",
     type=click.Choice(["debug", "info", "warning", "error"]),
     default="info",
     show_default=True,
+    help="The least severe level to log.",
 )
 def serve(
     *,
@@ -137,7 +149,7 @@ def serve(
     logs.configure(log_format, log_level)
     try:
         if not endpoint:
-            raise config.ConfigError("no --endpoint: give unix:///path/of/the.sock")
+            raise config.ConfigError("--endpoint is missing; give unix:///path/of/the.sock")
         settings = config.Config(
             socket=config.parse_endpoint(endpoint),
             node_id=node_id,
@@ -158,7 +170,12 @@ def serve(
 
 
 _OUTPUT = click.option(
-    "--output", "-o", type=click.Choice(["table", "json"]), default="table", show_default=True
+    "--output",
+    "-o",
+    type=click.Choice(["table", "json"]),
+    default="table",
+    show_default=True,
+    help="Format of the output.",
 )
 
 
@@ -188,7 +205,7 @@ def pools(*, pools: tuple[str, ...], output: str) -> None:
 
 @main.group()
 def trash() -> None:
-    """Look at what was deleted, bring it back, or delete it for good."""
+    """List what was deleted, restore it, or delete it for good."""
 
 
 @trash.command("list")
@@ -203,7 +220,7 @@ def list_trash(*, pools: tuple[str, ...], output: str) -> None:
 @_pools
 @click.argument("entry")
 def restore_trash(*, pools: tuple[str, ...], entry: str) -> None:
-    """Make the deleted volume ENTRY a volume again, with the id that it had."""
+    """Restore the deleted volume ENTRY, with the id that it had."""
     with _failing(pools) as parsed:
         from pycsi.cli import trash as undelete
 
@@ -215,7 +232,7 @@ def restore_trash(*, pools: tuple[str, ...], entry: str) -> None:
 @click.argument("entries", nargs=-1)
 @click.option("--all", "everything", is_flag=True, help="Delete all that is in the trash.")
 def empty_trash(*, pools: tuple[str, ...], entries: tuple[str, ...], everything: bool) -> None:
-    """Delete ENTRIES of the trash for good, also those that are kept for a while."""
+    """Delete ENTRIES of the trash for good, also those that are retained."""
     if bool(entries) is everything:
         raise click.UsageError("give the entries to delete, or --all")
     with _failing(pools) as parsed:

@@ -33,7 +33,7 @@ def restore(configs: Iterable[PoolConfig], name: str) -> str:
     configs = tuple(configs)
     for seen, entry in _found(configs, [name]):
         if not isinstance(entry.record(), Volume) or entry.reaping:
-            raise InspectionError(f"{name} is no volume that is whole; it cannot be restored")
+            raise InspectionError(f"{name} is not a complete volume; it cannot be restored")
         place = seen.layout.volumes / entry.id
         for config in configs:
             if (Layout(config.path).volumes / entry.id).exists():
@@ -63,7 +63,7 @@ def _announced(layout: Layout) -> Iterator[None]:
 
 def _there_again(entry: Entry) -> InspectionError:
     return InspectionError(
-        f"there is a volume {entry.id} again; delete that first, or leave this one be"
+        f"a volume {entry.id} exists; delete it first, or leave this one in the trash"
     )
 
 

@@ -128,11 +128,15 @@ def fit(kind: str, folder: Path | str) -> Fit:
         try:
             found = _find(kind, Path(folder))
         except (OSError, program.ProgramError) as error:
-            log.info("not tried what mkfs makes", filesystem=kind, error=str(error))
+            log.info(
+                "cannot try whether the kernel mounts what mkfs makes",
+                filesystem=kind,
+                error=str(error),
+            )
             return Fit()
         if found.options or found.refusal:
             log.warning(
-                "the kernel does not mount what mkfs makes of itself",
+                "the kernel does not mount what mkfs makes by default",
                 filesystem=kind,
                 options=" ".join(map(" ".join, found.options.items())),
                 refusal=found.refusal,

@@ -84,7 +84,7 @@ def serve(config: Config) -> None:
                 "serving", endpoint=f"unix://{config.socket}", mode=config.mode, version=__version__
             )
             signal.sigwait(_STOPPING)
-            log.info("stopping: finishing what is under way")
+            log.info("stopping: waiting for the RPCs under way to end")
         finally:
             server.stop(PATIENCE).wait()
             # Even after the timeout: a pool stays locked until the last operation on it has ended.
@@ -97,7 +97,9 @@ def _remove_changed_devices() -> None:
     try:
         losetup.remove_refusing()
     except OSError as error:
-        log.warning("loop devices cannot be looked at", error=str(error))
+        log.warning(
+            "the loop devices that a killed driver left cannot be removed", error=str(error)
+        )
 
 
 def _recover(pools: Pools) -> None:
