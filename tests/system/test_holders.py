@@ -105,7 +105,8 @@ def test_unused_devices_on_top_of_a_raw_volume(
             driver.unstage(volume_id, staging)
             assert loop.find(image) == []
         driver.delete(volume_id)
-    bound = loop.bound()  # by now their numbers may be others'
+    infos = filter(None, map(loop.status_of, loop.numbers()))  # by now other devices' numbers
+    bound = {(info.lo_device, info.lo_inode) for info in infos}
     assert not [item for item in below if (item.st_dev, item.st_ino) in bound]
 
 

@@ -20,6 +20,7 @@ from pycsi.linux.location import Location
 from pycsi.linux.mount import MOUNT_ATTR_RDONLY, UNCHANGED, Attributes, attributes_of
 from pycsi.model import mountflags
 from pycsi.model.errors import FailedPrecondition
+from pycsi.model.health import Fault
 from pycsi.model.records import Usage, Volume
 from pycsi.model.request import Capability
 from pycsi.model.rootdirectory import RootDirectory
@@ -155,8 +156,15 @@ class Backend(abc.ABC):
         return ""
 
     @abc.abstractmethod
-    def faults(self) -> Iterator[str]:
-        """Yield a description of each fault that the data has now."""
+    def faults(self) -> Iterator[Fault]:
+        """Yield the faults that the data in the pool has now."""
+
+    def mount_faults(self, mounted: Mount) -> Iterator[Fault]:
+        """Yield the faults that the volume's own filesystem has at one of its `mounts`.
+
+        It is asked at its target, which may answer late or never, however well the pool's disk is.
+        """
+        yield from ()
 
     # Snapshots
 

@@ -18,6 +18,7 @@ from pycsi.linux.descriptor import (
 )
 from pycsi.linux.kernel import Mount
 from pycsi.model.errors import Aborted, FailedPrecondition, OutOfRange
+from pycsi.model.health import Fault, Reason
 from pycsi.model.records import Usage, Volume
 from pycsi.model.request import Capability
 from pycsi.model.rootdirectory import RootDirectory
@@ -87,14 +88,9 @@ class Directory(Backend):
 
     # Health
 
-    def faults(self) -> Iterator[str]:
+    def faults(self) -> Iterator[Fault]:
         if not is_directory(self.inside):
-            yield f"its directory is missing: {self.content}"
-        elif self.volume.enforced:
-            limit = self.limiter.limit_of(self.content, self.volume.project)
-            if limit != self.volume.capacity:
-                found = show(limit) if limit else "gone"
-                yield f"its limit is {found}; stage it again to restore the limit"
+            yield Fault(Reason.DATA_MISSING, f"its directory is missing: {self.content}")
 
     @property
     def healthy_path(self) -> str:

@@ -26,6 +26,7 @@ from pycsi.model.errors import (
     FailedPrecondition,
     InvalidArgument,
 )
+from pycsi.model.health import Fault, Reason
 from pycsi.model.records import Usage, Volume
 from pycsi.model.request import Capability
 from pycsi.model.rootdirectory import RootDirectory
@@ -161,24 +162,46 @@ class FilesystemImage(Image):
 
     # Health
 
-    def faults(self) -> Iterator[str]:
+    def faults(self) -> Iterator[Fault]:
         yield from super().faults()
         yield from self.growth.faults()
         mounted = self.mounts()
-        if not mounted and self.content.exists():
-            found = filesystem.identify(self.content)
-            if found is None or found.kind != self.kind:
-                yield f"its image holds {found.kind if found else 'foreign data'}, not {self.kind}"
-            elif found.errors:
-                yield f"its {self.kind} has counted {found.errors} errors; check it"
-        for item in mounted[:1]:
-            if errors := self._errors(item):
-                yield f"its {self.kind} has counted {errors} errors; look at the kernel's log"
+        if not mounted and self.content.is_file():
+            yield from self._faults_in_image()
         for item in mounted:
-            if item.super_options & {"ro", "emergency_ro"} and not item.readonly:
-                yield f"its {self.kind} has gone read-only; look at the kernel's log"
-            elif "shutdown" in item.super_options or not mount.answers(item.target):
-                yield f"its {self.kind} has been shut down; look at the kernel's log"
+            if "shutdown" in item.super_options:
+                yield self._shut_down()
+            elif item.super_options & {"ro", "emergency_ro"} and not item.readonly:
+                yield Fault(
+                    Reason.FILESYSTEM_READ_ONLY,
+                    f"its {self.kind} has gone read-only; look at the kernel's log",
+                )
+
+    def _faults_in_image(self) -> Iterator[Fault]:
+        """Yield the faults that the superblock in the image shows; it is not mounted."""
+        found = filesystem.identify(self.content)
+        if found is None or found.kind != self.kind:
+            holds = found.kind if found else "foreign data"
+            yield Fault(Reason.FOREIGN_DATA, f"its image holds {holds}, not {self.kind}")
+        elif found.errors:
+            yield self._counted(found.errors, "check it")
+
+    def mount_faults(self, mounted: Mount) -> Iterator[Fault]:
+        if not mount.answers(mounted.target):
+            yield self._shut_down()
+        elif errors := self._errors(mounted):
+            yield self._counted(errors, "look at the kernel's log")
+
+    def _shut_down(self) -> Fault:
+        return Fault(
+            Reason.FILESYSTEM_SHUT_DOWN,
+            f"its {self.kind} has been shut down; look at the kernel's log",
+        )
+
+    def _counted(self, errors: int, advice: str) -> Fault:
+        return Fault(
+            Reason.FILESYSTEM_ERRORS, f"its {self.kind} has counted {errors} errors; {advice}"
+        )
 
     def _errors(self, mounted: Mount) -> int:
         if self.kind == "btrfs":

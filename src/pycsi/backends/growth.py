@@ -19,6 +19,7 @@ from pycsi.linux.kernel import Mount
 from pycsi.linux.mount import answers
 from pycsi.linux.program import ProgramError
 from pycsi.model.errors import CsiError, FailedPrecondition, ResourceExhausted
+from pycsi.model.health import Fault, Reason
 from pycsi.model.size import MIB, show
 
 log = structlog.get_logger()
@@ -80,14 +81,15 @@ class Growth:
         """Tell whether the filesystem on `disk` has the volume's size, completely grown."""
         return self._shortfall(disk) <= 0 and filesystem.copies_agree(disk)
 
-    def faults(self) -> Iterator[str]:
+    def faults(self) -> Iterator[Fault]:
         """Yield a fault if the filesystem could not grow."""
         try:
             reason = self._failed.read_text()
         except OSError:
             return
         if (short := self._shortfall(self._disk)) >= _WORTHWHILE:
-            yield self._unable(short, reason or "the pool's disk was full")
+            unable = self._unable(short, reason or "the pool's disk was full")
+            yield Fault(Reason.GROWTH_FAILED, unable)
 
     def _unable(self, short: int, reason: str) -> str:
         capacity = self._volume.capacity

@@ -27,6 +27,7 @@ from pycsi.linux.descriptor import DISK_FAULTS, opened
 from pycsi.linux.kernel import KernelView, Mount
 from pycsi.linux.location import Location
 from pycsi.model.errors import FailedPrecondition
+from pycsi.model.health import Fault, Reason
 from pycsi.model.records import Volume
 from pycsi.model.rootdirectory import RootDirectory
 from pycsi.model.size import show
@@ -285,31 +286,41 @@ class Image(Backend):
 
     # Health
 
-    def faults(self) -> Iterator[str]:
+    def faults(self) -> Iterator[Fault]:
         try:
             status = self.content.lstat()
-        except FileNotFoundError:
-            yield f"its image is missing: {self.content}"
+        except (FileNotFoundError, NotADirectoryError):
+            yield Fault(Reason.DATA_MISSING, f"its image is missing: {self.content}")
             return
-        yield from self._exposed()
-        if not stat.S_ISREG(status.st_mode) or status.st_size < self.volume.capacity:
-            yield f"its image is not a file of {show(self.volume.capacity)}: {self.content}"
-        elif self.volume.thick and self._on_btrfs:
+        if not stat.S_ISREG(status.st_mode):
+            yield Fault(Reason.DATA_MISSING, f"its image is not a file: {self.content}")
+            return
+        size, wanted = status.st_size, self.volume.capacity
+        if size < wanted:
+            yield Fault(
+                Reason.IMAGE_TRUNCATED,
+                f"its image has {size} of {wanted} bytes ({show(wanted)}): {self.content}",
+            )
+        if self.volume.thick:
+            yield from self._thick_faults()
+
+    def _thick_faults(self) -> Iterator[Fault]:
+        """Yield the faults through which a thick volume may find no room to be written."""
+        devices = self.kernel.loops(self.content)
+        if any(not item.readonly and discard.is_taken(item.number) for item in devices):
+            yield Fault(
+                Reason.DISCARDS_ACCEPTED,
+                "it is thick, but its loop device accepts discards; let the driver write to /sys, "
+                "and stage it anew",
+            )
+        if self._on_btrfs:
             with opened(self.content) as fd:
                 if not nocow.is_nocow(fd):
-                    yield (
+                    yield Fault(
+                        Reason.COPIED_ON_WRITE,
                         "btrfs copies its blocks on write, so it is not thick; clone it, or "
-                        "restore a snapshot of it, and use the new volume"
+                        "restore a snapshot of it, and use the new volume",
                     )
-
-    def _exposed(self) -> Iterator[str]:
-        """Yield a fault if a loop device of a thick volume accepts discards."""
-        devices = self.kernel.loops(self.content) if self.volume.thick else []
-        if any(not item.readonly and discard.is_taken(item.number) for item in devices):
-            yield (
-                "it is thick, but its loop device accepts discards; let the driver write to /sys, "
-                "and stage it anew"
-            )
 
     # Snapshots
 

@@ -12,6 +12,7 @@ from pycsi.linux.kernel import IndexedKernelView
 from pycsi.linux.location import Location
 from pycsi.linux.record import RecordError
 from pycsi.model.config import PoolConfig
+from pycsi.model.health import Fault, Reason
 from pycsi.model.records import Volume
 from pycsi.model.size import show
 from pycsi.pool.capacity import Contents
@@ -20,7 +21,8 @@ from pycsi.pool.layout import Layout, snapshot_catalog, volume_catalog
 from pycsi.pool.pool import backend_for
 from pycsi.pool.room import Room
 from pycsi.pool.trash import Trash, entries
-from pycsi.volumes.health import HealthCheck
+from pycsi.volumes.faults import PoolCheck
+from pycsi.volumes.health import look_at
 from pycsi.volumes.staging import Staging
 
 _LABELS = {"pvc": "csi.storage.k8s.io/pvc/name", "namespace": "csi.storage.k8s.io/pvc/namespace"}
@@ -94,6 +96,11 @@ class InspectedPool:
     def limiter(self) -> Limiter:
         """How the pool's filesystem limits directories."""
         return limiter_seen(self.location.real_path, self.location.mount.fstype, self.uuid)
+
+    def faults(self) -> Iterator[Fault]:
+        """Yield a fault if the pool cannot be written to."""
+        if os.statvfs(self.config.path).f_flag & os.ST_RDONLY:
+            yield Fault(Reason.POOL_READ_ONLY, f"pool {self.config.name}: it is read-only")
 
     @property
     def directory_limit(self) -> str | None:
@@ -188,10 +195,11 @@ def _volumes(seen: InspectedPool) -> list[dict[str, Any]]:
     rows = []
     kernel = IndexedKernelView()
     limiter = seen.limiter
-    check = HealthCheck(seen.location, kernel, limiter)
+    check = PoolCheck(seen.config.name, seen.location, kernel, limiter, seen.faults())
     for volume in seen.volumes:
         place = seen.layout.volumes / volume.id
         backend = backend_for(os.fspath(place), volume, limiter, seen.location, kernel)
+        faults = look_at(check, backend)
         rows.append(
             {
                 "id": volume.id,
@@ -209,11 +217,16 @@ def _volumes(seen: InspectedPool) -> list[dict[str, Any]]:
                 **volume.settings,
                 "created": _time(volume.created),
                 "in_use_at": Staging(backend).in_use(),
-                "condition": check.condition(backend).message,
+                "condition": "; ".join(map(str, faults)) or "healthy",
+                "faults": [_fault(fault) for fault in faults],
                 **{key: volume.request.parameters.get(of) for key, of in _LABELS.items()},
             }
         )
     return rows + _damaged("volumes", seen, seen.volumes)
+
+
+def _fault(fault: Fault) -> dict[str, str]:
+    return {"status": fault.status.name, "reason": fault.reason, "message": fault.message}
 
 
 def _snapshots(seen: InspectedPool) -> list[dict[str, Any]]:

@@ -3,7 +3,6 @@
 import bisect
 import contextlib
 import dataclasses
-import functools
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -304,17 +303,15 @@ class KernelView:
 class IndexedKernelView(KernelView):
     """A view that is read once and indexed, to look at many volumes; changes do not refresh it."""
 
-    @functools.cached_property
-    def mounts(self) -> MountTable:
-        return MountIndex()
+    _index: loop.LoopIndex | None = None
 
-    @functools.cached_property
-    def _bound(self) -> dict[tuple[int, int], list[loop.LoopDevice]]:
-        return loop.bound()
+    @property
+    def mounts(self) -> MountTable:
+        if self._mounts is None:
+            self._mounts = MountIndex()
+        return self._mounts
 
     def loops(self, file: Path) -> list[loop.LoopDevice]:
-        try:
-            status = file.stat()
-        except (FileNotFoundError, NotADirectoryError):
-            return []
-        return self._bound.get((status.st_dev, status.st_ino), [])
+        if self._index is None:
+            self._index = loop.LoopIndex()
+        return self._index.find(file)

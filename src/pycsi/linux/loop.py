@@ -10,7 +10,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from pycsi.linux.descriptor import DISK_FAULTS, closing, opened
+from pycsi.linux.descriptor import DISK_FAULTS, closing, opened, read_file
 
 LOOP_GET_STATUS64 = 0x4C05
 LOOP_MAJOR = 7
@@ -145,13 +145,44 @@ def _partitions() -> list[bytes]:
     return [line.rpartition(b" ")[2] for line in text.splitlines()]
 
 
-def bound() -> dict[tuple[int, int], list[LoopDevice]]:
-    """Return all bound loop devices, by the device and inode number of their files."""
-    found: dict[tuple[int, int], list[LoopDevice]] = {}
-    for number in numbers():
-        if info := status_of(number):
-            found.setdefault((info.lo_device, info.lo_inode), []).append(described(info))
-    return found
+class LoopIndex:
+    """The bound loop devices at one moment, to find those on many files.
+
+    A device's status makes the kernel query the device's file, whose disk may hang. So only devices
+    are asked whose recorded path may be that of the file that is looked for.
+    """
+
+    def __init__(self) -> None:
+        self._numbers: dict[bytes, list[int]] = {}
+        self._statuses: dict[int, LoopInfo64 | None] = {}
+        for number in numbers():
+            try:
+                path = read_file(f"{SYSFS}/loop{number}/loop/backing_file")
+            except OSError as error:
+                if error.errno in GONE:
+                    continue
+                path = _UNLINKED  # its path is too long to be told
+            self._numbers.setdefault(self._end(path), []).append(number)
+
+    @staticmethod
+    def _end(path: bytes) -> bytes:
+        return _UNLINKED if path.endswith(_UNLINKED) else b"/".join(path.rsplit(b"/", 2)[1:])
+
+    def find(self, file: Path) -> list[LoopDevice]:
+        """Return the loop devices that are bound to `file`, as the function `find` does."""
+        try:
+            status = file.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        found = []
+        end = os.fsencode(f"{file.parent.name}/{file.name}\n")
+        for number in [*self._numbers.get(end, ()), *self._numbers.get(_UNLINKED, ())]:
+            if number not in self._statuses:
+                self._statuses[number] = status_of(number)
+            info = self._statuses[number]
+            if info and (info.lo_device, info.lo_inode) == (status.st_dev, status.st_ino):
+                found.append(described(info))
+        return found
 
 
 def status_of(number: int) -> LoopInfo64 | None:

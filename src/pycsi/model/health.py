@@ -76,6 +76,9 @@ class Fault:
         cut = self.message.encode(errors="replace")[:_LONGEST_MESSAGE].decode(errors="ignore")
         object.__setattr__(self, "message", cut)
 
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.message}"
+
     @property
     def status(self) -> Status:
         return self.reason.status

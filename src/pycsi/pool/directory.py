@@ -143,7 +143,8 @@ class PoolDirectory:
     def check(self, *, writable: bool = True) -> None:
         """Raise `PoolMissing` unless the pool that was opened is still at its path.
 
-        Unless `writable` is False it must also be on a filesystem that can be written to.
+        Unless `writable` is False it must also be on a filesystem that can be written to. The cause
+        of the exception is what was found at the path; it has none if that is only read-only.
         """
         name, path = self.name, self.config.path
         try:
@@ -155,7 +156,7 @@ class PoolDirectory:
         except (OSError, RecordError, ConfigError) as error:
             raise PoolMissing(
                 f"pool {name}: {path} does not hold the pool any more ({error}); mount its disk"
-            ) from None
+            ) from error
         if writable and readonly:
             raise PoolMissing(f"pool {name}: {self._only_read()}")
 

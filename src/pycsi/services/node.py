@@ -11,7 +11,7 @@ from pycsi.proto import csi_pb2_grpc
 from pycsi.services import reply
 from pycsi.services import request as read
 from pycsi.services.capabilities import DriverCapabilities
-from pycsi.volumes.health import condition_of
+from pycsi.volumes.health import faults_if_examined
 from pycsi.volumes.lifecycle import expand
 from pycsi.volumes.locks import Locks
 from pycsi.volumes.pools import Pools
@@ -84,13 +84,13 @@ class Node(csi_pb2_grpc.NodeServicer):
     ) -> csi.NodeGetVolumeStatsResponse:
         read.require(request, "volume_id", "volume_path")
         found = self._publisher.locate(request.volume_id, request.volume_path, lost=True)
-        condition = condition_of(found.pool, found.volume, self._locks)
+        faults = faults_if_examined(found.pool, found.volume, self._locks)
         usage = None
         try:
             if not (found.lost or found.away):
                 usage = found.backend.usage(Path(request.volume_path))
         except OSError:
-            if not condition.abnormal:  # an abnormal condition already gives the reason
+            if not faults:  # a fault already gives the reason
                 self._publisher.locate(request.volume_id, request.volume_path)
                 raise
         # The volume is not locked here. If it was unpublished in the meantime, the usage may be
@@ -98,7 +98,7 @@ class Node(csi_pb2_grpc.NodeServicer):
         self._publisher.locate(request.volume_id, request.volume_path, lost=True)
         return csi.NodeGetVolumeStatsResponse(
             usage=reply.usage(usage) if usage else None,
-            volume_condition=reply.condition(condition),
+            volume_condition=reply.condition(faults),
         )
 
     def NodeExpandVolume(

@@ -6,12 +6,12 @@ from typing import NewType, TypeVar
 from google.protobuf.timestamp_pb2 import Timestamp
 from google.protobuf.wrappers_pb2 import Int64Value
 
+from pycsi.model.health import Fault
 from pycsi.model.ids import NodeInfo
 from pycsi.model.records import Group, Snapshot, Usage, Volume
 from pycsi.model.request import Source, SourceKind
 from pycsi.proto import csi_pb2 as csi
 from pycsi.services import request as read
-from pycsi.volumes.health import Condition
 from pycsi.volumes.provisioning import Offer
 
 Page = TypeVar("Page", csi.ListVolumesResponse, csi.ListSnapshotsResponse)
@@ -108,9 +108,17 @@ def usage(found: Usage) -> list[csi.VolumeUsage]:
     return measured
 
 
-def condition(found: Condition) -> csi.VolumeCondition:
-    """Return a volume's condition, its message cut to the limit of a string."""
-    return csi.VolumeCondition(abnormal=found.abnormal, message=short(found.message))
+def condition(faults: tuple[Fault, ...] | None) -> csi.VolumeCondition:
+    """Return a volume's condition, which has one message: that of the worst fault.
+
+    Without a fault it has a message too, for the specification requires one in any case. None
+    stands for a volume that could not be examined.
+    """
+    if faults is None:
+        return csi.VolumeCondition(message="not examined: an operation is under way")
+    if not faults:
+        return csi.VolumeCondition(message="healthy")
+    return csi.VolumeCondition(abnormal=True, message=faults[0].message)
 
 
 def snapshot(found: Snapshot, node: NodeInfo | None) -> csi.Snapshot:

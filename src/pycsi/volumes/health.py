@@ -1,160 +1,269 @@
-"""The condition of volumes, as examined now.
+"""The health of volumes and pools, as examined now: nothing is remembered of it.
 
-The first fault that is found is reported. A healthy volume has a message too, for the specification
-requires one in any case.
+A fault that an operation half done may have made is looked for a second time, and told only if no
+operation holds the volume meanwhile. What does not answer is a fault itself: each pool is looked at
+by a thread that may hang with it (`linux/waiting.py`), and so is each mount.
 """
 
-import contextlib
-import dataclasses
-import functools
-import os
+import itertools
+import time
 from collections.abc import Iterable, Iterator
-from pathlib import Path
+from typing import NamedTuple
 
 from pycsi.backends import Backend
-from pycsi.backends.limits import Limiter
-from pycsi.linux import btrfs, filesystem
 from pycsi.linux.descriptor import is_directory
-from pycsi.linux.kernel import IndexedKernelView, KernelView
-from pycsi.linux.location import Location
-from pycsi.model.errors import CsiError, NotFound
-from pycsi.model.records import Usage, Volume, VolumeType
-from pycsi.pool.layout import never_noted
+from pycsi.linux.kernel import IndexedKernelView, KernelView, Mount
+from pycsi.linux.waiting import PATIENCE, NoAnswerError, NotAskedError, call, collect
+from pycsi.model.errors import Aborted, NotFound
+from pycsi.model.health import Fault, Reason, Status, ranked
+from pycsi.model.records import Volume
 from pycsi.pool.pool import Pool
+from pycsi.volumes.faults import PoolCheck, mount_faults, unreadable
 from pycsi.volumes.locks import Locks
-from pycsi.volumes.notes import Notes
-from pycsi.volumes.orphans import is_orphaned
+from pycsi.volumes.pools import Pools
 
-_FULL = 0.95
-"""The used share of a volume or a pool from which it is reported as nearly full."""
+_FIRST_BATCH = 8
+_LARGEST_BATCH = 256
+"""The numbers of volumes that a pool's thread looks at in one go."""
 
+_LONGEST_WAIT = 2 * PATIENCE
+"""Seconds that one examination waits for mounts that do not answer; it leaves out the others."""
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Condition:
-    """A volume's condition (CSI specification, VolumeCondition)."""
+Faults = tuple[Fault, ...]
+Located = tuple[Pool, Volume]
 
-    abnormal: bool
-    message: str
-
-
-HEALTHY = Condition(abnormal=False, message="healthy")
+_SILENT = frozenset({Reason.NOT_RESPONDING, Reason.POOL_NOT_RESPONDING})
+"""What no operation half done explains."""
 
 
-class HealthCheck:
-    """Examines the volumes of one pool; `fault` is what is wrong with the pool itself, if any."""
+class _Look(NamedTuple):
+    """The faults that a pool shows of a volume; its filesystem is to be asked at `mounted`."""
 
-    def __init__(
-        self, location: Location, kernel: KernelView, limiter: Limiter, fault: str | None = None
-    ) -> None:
-        self._location = location
-        self._limiter = limiter
-        self.kernel = kernel
-        self._low = self._few_inodes = False
-        self._fault = fault or self._location_fault()
-        self.is_well = not (self._fault or self._low or self._few_inodes)
-        """Whether the pool has no fault that makes its volumes abnormal too."""
-
-    def _location_fault(self) -> str | None:
-        try:
-            counted = 0
-            if self._location.mount.fstype == "ext4":
-                counted = filesystem.errors(self._location.device)
-            elif self._location.mount.fstype == "btrfs":
-                counted = btrfs.errors(self._location.real_path)
-            facts = os.statvfs(self._location.path)
-        except OSError as error:
-            return f"the pool's disk: {error.strerror}"
-        if counted:
-            return f"the pool's {self._location.mount.fstype} has counted {counted} errors"
-        self._low = facts.f_bavail < facts.f_blocks * (1 - _FULL)
-        self._few_inodes = facts.f_favail < facts.f_files * (1 - _FULL)
-        return None
-
-    @functools.cached_property
-    def _unlimited(self) -> str | None:
-        """Why limits of directories are not enforced, or None: asked once, and only if needed."""
-        return self._limiter.fault()
-
-    def condition(self, backend: Backend) -> Condition:
-        """Return a volume's condition; `backend` must use the kernel view of this check."""
-        if self._fault:
-            return Condition(abnormal=True, message=self._fault)
-        try:
-            fault = next(self._faults(backend), None)
-        except (OSError, ValueError, CsiError) as error:
-            fault = f"cannot be examined: {error}"
-        return Condition(abnormal=True, message=fault) if fault else HEALTHY
-
-    def _faults(self, backend: Backend) -> Iterator[str]:
-        volume = backend.volume
-        limited = volume.type is VolumeType.DIRECTORY and volume.enforced
-        if limited and self._unlimited and is_directory(backend.inside):
-            yield f"not limited: {self._unlimited}"
-        yield from backend.faults()
-        yield from self._misplaced(backend)
-        if is_orphaned(backend):
-            yield "orphaned: its pod is gone; the driver deletes it, or pycsi delete-inline does"
-        if usage := _usage(backend):
-            yield from _fullness(usage)
-        if self._few_inodes and volume.type is VolumeType.DIRECTORY:
-            yield "the pool's disk is nearly out of inodes: new files may find none"
-        if self._low and not volume.thick:
-            yield "the pool's disk is nearly full: what is written may not find room"
-
-    def _misplaced(self, backend: Backend) -> Iterator[str]:
-        """Yield the paths at which something else is mounted, because the volume was lost."""
-        with contextlib.suppress(FileNotFoundError):
-            if never_noted(backend.where):
-                return
-        notes = Notes(backend.where)
-        ours = backend.mounts() if notes.staged or notes.published else []
-        for target in sorted({*notes.staged, *notes.published}):
-            seen = self.kernel.mounts.topmost(target)
-            if seen and seen not in ours:
-                yield f"lost: at {target} is {seen.fstype} {seen.source}, not the volume"
+    faults: list[Fault]
+    backend: Backend | None = None
+    mounted: Mount | None = None
 
 
-def _fullness(usage: Usage) -> Iterator[str]:
-    """Yield whether bytes are nearly used up, or inodes if their number is limited."""
-    if (usage.used or 0) >= usage.total * _FULL:
-        yield f"nearly full: {usage.used} of {usage.total} bytes are used"
-    if usage.inodes and (usage.inodes_used or 0) >= usage.inodes * _FULL:
-        yield f"nearly out of inodes: {usage.inodes_used} of {usage.inodes} are used"
-
-
-def _usage(backend: Backend) -> Usage | None:
-    """Return a volume's usage; None if it can only be measured by mounting the volume."""
-    if backend.volume.filesystem:
-        mounted = backend.mounts()
-        return backend.usage(Path(mounted[0].target)) if mounted else None
-    if backend.volume.enforced and not backend.target_is_file:
-        volume = backend.volume
-        return backend.limiter.usage(backend.content, volume.project, volume.capacity)
-    return None
+_WELL = _Look([])
 
 
 def examine(
-    volumes: Iterable[tuple[Pool, Volume]], locks: Locks, kernel: KernelView | None = None
-) -> Iterator[tuple[Pool, Volume, Condition]]:
-    """Yield volumes, which come with their pools, with their conditions.
+    volumes: Iterable[Located], locks: Locks, kernel: KernelView | None = None
+) -> Iterator[tuple[Pool, Volume, Faults | None]]:
+    """Yield volumes, which come with their pools, with their faults; None if not examined.
 
-    Volumes that were deleted meanwhile are left out. Without `kernel` the kernel's mounts are read
-    and indexed once, which pays off with many volumes.
+    A volume is not examined while an operation is under way that may explain what is seen, or if
+    too much hangs. Volumes that were deleted meanwhile are left out. Without `kernel` the kernel's
+    mounts are read and indexed once, which pays off with many volumes.
     """
-    kernel = kernel or IndexedKernelView()
-    checks: dict[str, HealthCheck] = {}
-    for pool, volume in volumes:
-        check = checks.get(pool.name) or checks.setdefault(pool.name, _health_check(pool, kernel))
-        if check.is_well and _looks_well(pool, volume):
-            yield pool, volume, HEALTHY
-            continue
-        condition = check.condition(pool.backend(volume, kernel))
-        if condition.abnormal:
-            again = _examine_again(pool, volume, locks)
-            if again is None:
+    examination = _Examination(locks, kernel or IndexedKernelView())
+    coming, size = iter(volumes), _FIRST_BATCH
+    while batch := list(itertools.islice(coming, size)):
+        yield from examination.of(batch)
+        size = min(2 * size, _LARGEST_BATCH)
+
+
+def faults_of(pool: Pool, volume: Volume, locks: Locks) -> Faults:
+    """Return the faults of one volume, the worst first.
+
+    `NotFound` if it was deleted meanwhile, `Aborted` if it could not be examined.
+    """
+    faults = faults_if_examined(pool, volume, locks)
+    if faults is None:
+        raise Aborted(f"volume {volume.id} was not examined: an operation is under way; try again")
+    return faults
+
+
+def faults_if_examined(pool: Pool, volume: Volume, locks: Locks) -> Faults | None:
+    """Return the faults of one volume; None if it could not be examined, `NotFound` as above."""
+    for _, _, faults in examine([(pool, volume)], locks, KernelView()):
+        return faults
+    raise NotFound(f"volume {volume.id} was deleted just now")
+
+
+def look_at(check: PoolCheck, backend: Backend) -> Faults:
+    """Return the faults of a volume, looked for once; no operation may be under way."""
+    return _Examination(Locks(), check.kernel).all_faults(_looked(check, backend))
+
+
+def storage_faults(pools: Pools) -> Faults:
+    """Return the faults of the pools: one for each reason, with the names of those that have it.
+
+    `Aborted` if too much hangs to examine them.
+    """
+    found: dict[Reason, dict[str, Fault]] = {}
+    for name in pools.configs:
+        for fault in _pool_faults(pools, name):
+            found.setdefault(fault.reason, {})[name] = fault
+    return ranked(_merged(those) for those in found.values())
+
+
+def _pool_faults(pools: Pools, name: str) -> list[Fault]:
+    pool = pools.open.get(name)
+    if pool is None:
+        missing = pools.missing.get(name, f"pool {name}: it is being opened")
+        return [Fault(Reason.POOL_MISSING, missing)]
+    try:
+        return call(_key(pool), lambda: _own_faults(pool))
+    except NoAnswerError:
+        return [_silent(pool)]
+    except NotAskedError as error:
+        raise _not_asked(error) from None
+
+
+def _own_faults(pool: Pool) -> list[Fault]:
+    check = PoolCheck.of(pool, KernelView())
+    limit = check.limit_fault() if pool.limiter.name and not check.out_of_reach else None
+    return [*check.faults, *([limit] if limit else [])]
+
+
+def _merged(faults: dict[str, Fault]) -> Fault:
+    """Return one fault for those that pools have, by name, for the same reason."""
+    (name, first), *others = faults.items()
+    text = first.message.removeprefix(f"pool {name}: ")
+    names = ", ".join(faults)
+    return Fault(first.reason, f"pool{'s' if others else ''} {names}: {text}")
+
+
+def _key(pool: Pool) -> str:
+    return str(pool.config.path)
+
+
+def _silent(pool: Pool) -> Fault:
+    return Fault(
+        Reason.POOL_NOT_RESPONDING,
+        f"pool {pool.name}: its disk has not answered for {PATIENCE:.0f} seconds",
+    )
+
+
+def _not_asked(error: NotAskedError) -> Aborted:
+    return Aborted(f"not examined: {error}; try again")
+
+
+class _Examination:
+    """One examination of many volumes: each pool is checked once, and faults are confirmed."""
+
+    def __init__(self, locks: Locks, kernel: KernelView) -> None:
+        self._locks = locks
+        self._kernel = kernel
+        self._checks: dict[str, PoolCheck] = {}
+        self._waited = 0.0
+
+    def of(self, batch: list[Located]) -> Iterator[tuple[Pool, Volume, Faults | None]]:
+        """Yield the volumes of a batch with their faults, in its order."""
+        looks = self._looks(batch)
+        for pool, volume in batch:
+            look = next(looks[pool.name])
+            if look is _WELL:
+                yield pool, volume, ()
                 continue
-            condition = again
-        yield pool, volume, condition
+            try:
+                yield pool, volume, self._confirmed(pool, volume, look)
+            except NotFound:
+                continue
+            except Aborted:
+                yield pool, volume, None
+
+    def _looks(self, batch: list[Located]) -> dict[str, Iterator[_Look | None]]:
+        """Return what each pool shows of its volumes in a batch, by the pool's name.
+
+        It is None for all volumes of a pool that was not looked at.
+        """
+        volumes: dict[str, list[Volume]] = {}
+        pools: dict[str, Pool] = {}
+        for pool, volume in batch:
+            pools[pool.name] = pool
+            volumes.setdefault(pool.name, []).append(volume)
+        looks: dict[str, Iterator[_Look | None]] = {}
+        for name, pool in pools.items():
+            try:
+                looks[name] = iter(collect(_key(pool), self._look(pool, volumes[name])))
+            except NoAnswerError:
+                looks[name] = itertools.repeat(_Look([_silent(pool)]))
+            except NotAskedError:
+                looks[name] = itertools.repeat(None)
+        return looks
+
+    def _look(self, pool: Pool, volumes: Iterable[Volume]) -> Iterator[_Look]:
+        """Look at volumes of a pool; the pool's thread runs this."""
+        check = self._checks.get(pool.name)
+        if check is None:
+            check = self._checks[pool.name] = PoolCheck.of(pool, self._kernel)
+        is_well = not check.faults
+        for volume in volumes:
+            if is_well and _looks_well(pool, volume):
+                yield _WELL
+            else:
+                yield _looked(check, pool.backend(volume, self._kernel))
+
+    def _confirmed(self, pool: Pool, volume: Volume, look: _Look | None) -> Faults:
+        """Return a volume's faults, looked for twice if there are any.
+
+        `NotFound` if it was deleted, `Aborted` if an operation was under way or too much hangs.
+        """
+        if look is None:
+            raise Aborted("not examined: too much hangs")
+        faults = self.all_faults(look)
+        if not faults or any(fault.reason is Reason.POOL_NOT_RESPONDING for fault in faults):
+            return faults
+        with self._locks.watch(volume.id) as watch:
+            try:
+                look = call(_key(pool), lambda: _look_again(pool, volume.id))
+            except NoAnswerError:
+                return (_silent(pool),)
+            except NotAskedError as error:
+                raise _not_asked(error) from None
+            faults = self.all_faults(look)
+        if faults and watch.disturbed:
+            faults = tuple(fault for fault in faults if fault.reason in _SILENT)
+            if not faults:
+                raise Aborted(f"volume {volume.id}: an operation is under way")
+        return faults
+
+    def all_faults(self, look: _Look) -> Faults:
+        """Return what the pool shows, and what the volume's own filesystem tells at its mount."""
+        if look.backend and look.mounted:
+            return ranked([*look.faults, *self._ask(look.backend, look.mounted)])
+        return ranked(look.faults)
+
+    def _ask(self, backend: Backend, mounted: Mount) -> list[Fault]:
+        if self._waited > _LONGEST_WAIT:
+            raise Aborted("not examined: too many mounts do not answer")
+        begin = time.monotonic()
+        try:
+            return call(mounted.target, lambda: mount_faults(backend, mounted))
+        except NoAnswerError:
+            self._waited += time.monotonic() - begin
+            text = f"its filesystem does not answer; it is mounted at {mounted.target}"
+            return [Fault(Reason.NOT_RESPONDING, text)]
+        except NotAskedError as error:
+            raise _not_asked(error) from None
+
+
+def _looked(check: PoolCheck, backend: Backend) -> _Look:
+    faults, mounted = check.data_faults(backend), None
+    try:
+        mounted = check.mount_to_ask(backend)
+    except OSError as error:
+        faults.append(unreadable(error))
+    return _Look(faults, backend, mounted) if faults or mounted else _WELL
+
+
+def _look_again(pool: Pool, volume_id: str) -> _Look:
+    """Look at a volume once more; `NotFound` if it was deleted.
+
+    What is lost is told only if the pool is there afterwards too.
+    """
+    volume = pool.volumes.get(volume_id)
+    if volume is None:
+        raise NotFound(f"volume {volume_id} was deleted just now")
+    kernel = KernelView()
+    look = _looked(PoolCheck.of(pool, kernel), pool.backend(volume, kernel))
+    if any(fault.status is Status.DATA_LOSS for fault in look.faults):
+        afterwards = PoolCheck.of(pool, KernelView())
+        if afterwards.out_of_reach:
+            return _Look(afterwards.faults)
+    return look
 
 
 def _looks_well(pool: Pool, volume: Volume) -> bool:
@@ -172,32 +281,3 @@ def _looks_well(pool: Pool, volume: Volume) -> bool:
         return False
     pool.volumes.touch(volume.id)  # if the directory comes back, it may be another one
     return False
-
-
-def condition_of(pool: Pool, volume: Volume, locks: Locks) -> Condition:
-    """Return the condition of one volume, or raise `NotFound` if it was deleted meanwhile."""
-    for _, _, condition in examine([(pool, volume)], locks, KernelView()):
-        return condition
-    raise NotFound(f"volume {volume.id} was deleted just now")
-
-
-def _examine_again(pool: Pool, volume: Volume, locks: Locks) -> Condition | None:
-    """Examine a volume and see that no operation holds it meanwhile; None if it was deleted.
-
-    The fault that was found before may have been due to an operation half done.
-    """
-    with locks.watch(volume.id) as watch:
-        now = pool.volumes.get(volume.id)
-        condition = _health_check(pool, KernelView()).condition(pool.backend(now)) if now else None
-    if condition and watch.disturbed:
-        return Condition(abnormal=False, message="not examined: an operation is under way")
-    return condition
-
-
-def _health_check(pool: Pool, kernel: KernelView) -> HealthCheck:
-    fault = None
-    try:
-        pool.check()
-    except CsiError as error:
-        fault = str(error)
-    return HealthCheck(pool.location, kernel, pool.limiter, fault)
