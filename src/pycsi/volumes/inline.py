@@ -27,7 +27,7 @@ from pycsi.pool.pool import Pool
 from pycsi.volumes.lifecycle import delete
 from pycsi.volumes.pools import Pools
 from pycsi.volumes.provisioning import new_volume, specify
-from pycsi.volumes.staging import check_usable, noting, undoing
+from pycsi.volumes.staging import undoing, using
 
 _POD = ("csi.storage.k8s.io/pod.namespace", "csi.storage.k8s.io/pod.name")
 _KEYS = ("pool", "type", "size", *rootdirectory.KEYS)
@@ -83,9 +83,8 @@ def publish(pools: Pools, wanted: NodeRequest, own_id: str) -> None:
     try:
         pool.check()  # without its disk a mounted volume would look unmounted
         _compare(volume, wanted)
-        check_usable(pool, volume, wanted.capability, target)
-        _record_target(pool, volume, target)
-        with noting(pool, volume) as staging:
+        with using(pool, volume, wanted.capability, target) as staging:
+            _record_target(pool, volume, target)
             staging.ensure_published(
                 target,
                 wanted.capability,

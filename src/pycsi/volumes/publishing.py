@@ -15,7 +15,7 @@ from pycsi.pool.pool import Pool
 from pycsi.volumes import inline, remains
 from pycsi.volumes.paths import remove_unused, resolved
 from pycsi.volumes.pools import Pools
-from pycsi.volumes.staging import check_usable, noting, undoing
+from pycsi.volumes.staging import undoing, using
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,8 +44,7 @@ class Publisher:
         path = self._pools.outside(wanted.path, "staging_target_path")
         _check_pool(pool, wanted.context)
         pool.check()
-        check_usable(pool, volume, wanted.capability, path)
-        with noting(pool, volume) as staging:
+        with using(pool, volume, wanted.capability, path) as staging:
             staging.ensure_staged(path, wanted.capability, wanted.arguments)
 
     def unstage(self, volume_id: str, staging_path: str) -> None:
@@ -81,8 +80,7 @@ class Publisher:
         target = self._pools.outside(wanted.path, "target_path")
         _check_pool(pool, wanted.context)
         pool.check()
-        check_usable(pool, volume, wanted.capability, target)
-        with noting(pool, volume) as staging:
+        with using(pool, volume, wanted.capability, target) as staging:
             staging.ensure_published(
                 target,
                 wanted.capability,

@@ -273,18 +273,11 @@ def undoing(pool: Pool, volume: Volume) -> Staging:
 
 
 @contextlib.contextmanager
-def noting(pool: Pool, volume: Volume) -> Iterator[Staging]:
-    """Yield a volume's staging to a caller that may write its notes, and drop cached results."""
-    try:
-        yield Staging(pool.backend(volume))
-    finally:
-        pool.volumes.touch(volume.id)
+def using(pool: Pool, volume: Volume, wanted: Capability, path: str) -> Iterator[Staging]:
+    """Yield the staging of a volume that is to be staged or published at `path`.
 
-
-def check_usable(pool: Pool, volume: Volume, wanted: Capability, path: str) -> None:
-    """Raise `FailedPrecondition` if a volume cannot be staged or published with a capability.
-
-    `AlreadyExists` if the volume is at `path` already, which is with another capability.
+    `FailedPrecondition` if it cannot be used with the capability that is `wanted`; `AlreadyExists`
+    if it is at `path` already, which is with another one. Cached results are dropped afterwards.
     """
     try:
         check_fits(pool, volume, wanted, FailedPrecondition)
@@ -292,6 +285,10 @@ def check_usable(pool: Pool, volume: Volume, wanted: Capability, path: str) -> N
         if Staging(pool.backend(volume)).holds(path):
             raise AlreadyExists(f"{refusal}; it is at {path} with another capability") from None
         raise
+    try:
+        yield Staging(pool.backend(volume))
+    finally:
+        pool.volumes.touch(volume.id)
 
 
 def check_fits(
