@@ -13,16 +13,13 @@ from pycsi.backends.offline import OfflineFilesystem
 from pycsi.linux import (
     btrfs,
     filesystem,
-    holders,
     mkfs,
     mount,
 )
-from pycsi.linux.descriptor import DIRECTORY, opened
 from pycsi.linux.kernel import Mount
 from pycsi.linux.program import ProgramError
 from pycsi.model import mountflags, parameters
 from pycsi.model.errors import (
-    CsiError,
     FailedPrecondition,
     InvalidArgument,
 )
@@ -63,7 +60,7 @@ class FilesystemImage(Image):
         options = self.volume.mkfs_options
         fit = mkfs.fit(self.kind, self.where)
         if fit.refusal and not options:
-            raise self._unmountable(fit.refusal)
+            raise self.offline.unmountable(fit.refusal)
         try:
             mkfs.make(
                 self.kind, self.content, options, base=fit.options, keep_blocks=self.volume.thick
@@ -75,39 +72,7 @@ class FilesystemImage(Image):
         if root and not root.differs(self.kind):
             root = None
         if options or root:
-            self._mount_first(fit, root)
-
-    def _unmountable(self, refusal: str) -> CsiError:
-        return FailedPrecondition(
-            f"this node's kernel does not mount what its mkfs.{self.kind} makes ({refusal}): use "
-            "another fs_type, or another version of the kernel or of the program"
-        )
-
-    def _mount_first(self, fit: mkfs.Fit, root: RootDirectory | None) -> None:
-        """Mount the new filesystem detached from any path, and set up its root directory.
-
-        `InvalidArgument` if this kernel cannot mount it writable because of the mkfs options.
-        """
-        try:
-            with (
-                self.offline.attached() as device,
-                mount.detached(self.kind, device.path) as mounted,
-                opened(Path(), DIRECTORY, at=mounted) as fd,
-            ):
-                if root:
-                    root.apply(fd)
-                    mount.syncfs(fd)  # unmounting does not report write errors
-        except OSError as error:
-            if fit.refusal:
-                raise self._unmountable(fit.refusal) from None
-            if error.errno not in mkfs.REFUSALS or not self.volume.mkfs_options:
-                raise self.offline.explained(error) from None
-            raise InvalidArgument(
-                f"parameter mkfsOptions: this kernel cannot mount such a {self.kind} writable "
-                f"({error.strerror}); correct it"
-            ) from None
-        finally:
-            self.devices.wait_until_free()
+            self.offline.set_up(fit, root)
 
     def mounts(self) -> list[Mount]:
         mounts = self.kernel.mounts
@@ -241,14 +206,7 @@ class FilesystemImage(Image):
         self.offline.adapt(source)
 
     def holder(self) -> str | None:
-        own = self.devices.wait_until_free()
-        devices = own or self.devices.strangers()
-        if not devices:
-            return None
-        seen = holders.of_device(devices[0].number)
-        who = f": {holders.named(seen)}" if seen else ""
-        how = "mounted in another mount namespace" if own else "attached to its image by others"
-        return f"{devices[0].path}, {how}{who}"
+        return self.devices.holder()
 
     def release(self) -> None:
         if not self.mounts():

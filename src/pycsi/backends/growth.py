@@ -48,7 +48,7 @@ def _has_less_than(folder: str, size: int) -> bool:
 
 
 class Growth:
-    """The growth of the filesystem, a `kind`, in `image`; it may be smaller than the volume."""
+    """Grows the filesystem in `image`, of the type `kind`, to the size of the volume."""
 
     def __init__(self, image: Image, kind: str) -> None:
         self._image = image

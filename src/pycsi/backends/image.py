@@ -130,7 +130,7 @@ class Devices:
             if status and status.lo_device == self.location.device and self._is_path(number)
         ]
 
-    def show_relic(self, mounted: Mount) -> bool:
+    def is_relic(self, mounted: Mount) -> bool:
         """Tell whether a mount shows a relic: see `Backend.is_relic`."""
         number = backing.number_shown(mounted)
         if number is None:
@@ -199,6 +199,17 @@ class Devices:
                 if any(self.is_held(device.number) for device in devices):
                     return self.own()
             time.sleep(0.01)
+
+    def holder(self) -> str | None:
+        """Describe a device on the image that stays in use, or is another program's; else None."""
+        own = self.wait_until_free()
+        devices = own or self.strangers()
+        if not devices:
+            return None
+        seen = holders.of_device(devices[0].number)
+        who = f": {holders.named(seen)}" if seen else ""
+        how = "mounted in another mount namespace" if own else "attached to its image by others"
+        return f"{devices[0].path}, {how}{who}"
 
     def is_held(self, number: int) -> bool:
         """Tell whether a loop device that is to be freed is in use.
@@ -277,7 +288,7 @@ class Image(Backend):
         self.devices.refuse_strangers()
 
     def is_relic(self, mounted: Mount) -> bool:
-        return self.devices.show_relic(mounted)
+        return self.devices.is_relic(mounted)
 
     def forget_unrecorded(self) -> None:
         """Undo a resize that was not recorded; no device has shown the added bytes yet."""

@@ -1,4 +1,4 @@
-"""The filesystem in an image while it is not mounted at any path: attach, check and recover it."""
+"""Preparing the filesystem in an image before it is mounted: attach, set up, check, recover."""
 
 import contextlib
 import errno
@@ -10,11 +10,17 @@ import structlog
 
 from pycsi.backends.growth import Growth, pool_is_full
 from pycsi.backends.image import Image
-from pycsi.linux import filesystem, loop, losetup, mount
-from pycsi.linux.descriptor import opened
+from pycsi.linux import filesystem, loop, losetup, mkfs, mount
+from pycsi.linux.descriptor import DIRECTORY, opened
 from pycsi.linux.program import ProgramError
-from pycsi.model.errors import CsiError, FailedPrecondition, ResourceExhausted
+from pycsi.model.errors import (
+    CsiError,
+    FailedPrecondition,
+    InvalidArgument,
+    ResourceExhausted,
+)
 from pycsi.model.records import Volume
+from pycsi.model.rootdirectory import RootDirectory
 
 _DAMAGED = frozenset(
     {errno.EINVAL, errno.EUCLEAN, errno.EBADMSG, errno.EIO, errno.ENOSYS, errno.EFBIG}
@@ -28,7 +34,10 @@ log = structlog.get_logger()
 
 
 class OfflineFilesystem:
-    """The filesystem, a `kind`, in `image`, for what is done to it while it is not mounted."""
+    """Prepares the filesystem in `image`, of the type `kind`, while it is not mounted at a path.
+
+    For that the kernel mounts it detached from any path, for a moment.
+    """
 
     def __init__(self, image: Image, kind: str, growth: Growth) -> None:
         self._image = image
@@ -37,6 +46,32 @@ class OfflineFilesystem:
         self._volume = image.volume
         self._kind = kind
         self._growth = growth
+
+    def set_up(self, fit: mkfs.Fit, root: RootDirectory | None) -> None:
+        """Mount the new filesystem detached from any path, and set up its root directory.
+
+        `InvalidArgument` if this kernel cannot mount it writable because of the mkfs options.
+        """
+        try:
+            with (
+                self.attached() as device,
+                mount.detached(self._kind, device.path) as mounted,
+                opened(Path(), DIRECTORY, at=mounted) as fd,
+            ):
+                if root:
+                    root.apply(fd)
+                    mount.syncfs(fd)  # unmounting does not report write errors
+        except OSError as error:
+            if fit.refusal:
+                raise self.unmountable(fit.refusal) from None
+            if error.errno not in mkfs.REFUSALS or not self._volume.mkfs_options:
+                raise self.explained(error) from None
+            raise InvalidArgument(
+                f"parameter mkfsOptions: this kernel cannot mount such a {self._kind} writable "
+                f"({error.strerror}); correct it"
+            ) from None
+        finally:
+            self._devices.wait_until_free()
 
     @contextlib.contextmanager
     def device(self, *, check: bool = False) -> Iterator[loop.LoopDevice]:
@@ -161,6 +196,13 @@ class OfflineFilesystem:
             filesystem.renew_uuid(self._kind, self._file)
         except ProgramError as error:
             raise self.program_failed(error) from None
+
+    def unmountable(self, refusal: str) -> CsiError:
+        """Return the exception to raise if the kernel mounts none of this kind: see `mkfs.Fit`."""
+        return FailedPrecondition(
+            f"this node's kernel does not mount what its mkfs.{self._kind} makes ({refusal}): use "
+            "another fs_type, or another version of the kernel or of the program"
+        )
 
     def explained(self, error: OSError) -> Exception:
         """Return the exception to raise if the kernel could not mount the filesystem."""
