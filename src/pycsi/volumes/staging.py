@@ -133,7 +133,9 @@ class Staging:
         `AlreadyExists` if it is published there with other arguments.
         """
         if source and self.notes.lost:
-            self._note_staged(source)
+            # The request tells that this is a staging path, and not a published target.
+            self.notes.staged[source] = UNKNOWN
+            self.notes.published.pop(source, None)
         published = self.published()
         if self._is_repeated(target, capability.mode, arguments, published):
             return
@@ -166,11 +168,6 @@ class Staging:
                 f"volume {self._id}: its filesystem is mounted with other mount flags, which count "
                 "where it is staged first; stage it with these"
             )
-
-    def _note_staged(self, path: str) -> None:
-        """Treat `path` as a staging path, as a request does, and not as a published target."""
-        self.notes.staged[path] = UNKNOWN
-        self.notes.published.pop(path, None)
 
     def _is_repeated(self, target: str, mode: Mode, arguments: str, published: set[str]) -> bool:
         """Tell whether a call repeats an earlier one (CSI specification, NodePublishVolume).
