@@ -11,7 +11,7 @@ from pathlib import Path
 
 import structlog
 
-from pycsi.backends import Backend
+from pycsi.backends import Backend, relics
 from pycsi.backends.limits import Progress
 from pycsi.linux import (
     backing,
@@ -114,33 +114,11 @@ class Devices:
 
         Devices of another pool's volume with the same id are left out; their file still exists.
         """
-        here = self.location.real(self.path)
-        lost = self.location.below_mount(self.path)
-        there = {here, lost} if here == lost or not os.path.exists(lost) else {here}
-        current = self.found()
-        found = [item for item in backing.devices_on(there) if item not in current]
-        return found or ([] if os.path.exists(self.path) else self._moved())
-
-    def _moved(self) -> list[loop.LoopDevice]:
-        """Return the loop devices bound to the image before its pool's directory was moved."""
-        statuses = [(number, loop.status_of(number)) for number in loop.numbers()]
-        return [
-            loop.described(status)
-            for number, status in statuses
-            if status and status.lo_device == self.location.device and self._is_path(number)
-        ]
+        return relics.devices_of(self.path, self.location, self.found())
 
     def is_relic(self, mounted: Mount) -> bool:
         """Tell whether a mount shows a relic: see `Backend.is_relic`."""
-        number = backing.number_shown(mounted)
-        if number is None:
-            return False
-        return self._is_path(number) or backing.is_named(number, self.volume.id)
-
-    def _is_path(self, number: int) -> bool:
-        """Tell whether a loop device's backing file has this image's path within some pool."""
-        inside = "/".join(self.path.split("/")[-3:])  # volumes/ID/disk.img
-        return (backing.path_of(number) or "").endswith(f"/{inside}")
+        return relics.is_shown(mounted, self.path, self.volume.id)
 
     def keep_blocks(self, device: loop.LoopDevice) -> None:
         """Make the loop device refuse discards if the volume is thick, so that it keeps its blocks.
