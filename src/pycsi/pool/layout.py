@@ -20,6 +20,7 @@ from pycsi.linux.record import (
     write_file,
     write_record,
 )
+from pycsi.linux.waiting import NoAnswerError, NotAskedError, call
 from pycsi.model.records import Attachment, Snapshot, Volume
 from pycsi.pool.catalog import Catalog
 
@@ -193,11 +194,17 @@ def write_new_snapshot(place: str, snapshot: Snapshot) -> None:
     write_file(f"{place}/{SNAPSHOT_RECORD}", encoded(snapshot.to_json()), durable=True)
 
 
+def _catch_up(layout: Layout) -> None:
+    """Look for what other processes have announced, unless the pool's disk does not answer."""
+    with contextlib.suppress(NoAnswerError, NotAskedError):
+        call(str(layout.root), layout.changes.catch_up)
+
+
 def volume_catalog(layout: Layout) -> Catalog[Volume]:
     """Return the catalog of the pool's volumes, still to be loaded."""
     read = functools.partial(_read_volume, layout)
     catalog = Catalog(layout.volumes, VOLUME_RECORD, read)
-    catalog.catch_up = layout.changes.catch_up
+    catalog.catch_up = functools.partial(_catch_up, layout)
     layout.changes.follow(catalog.look)
     return catalog
 

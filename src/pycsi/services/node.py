@@ -1,7 +1,5 @@
 """The Node service: each method parses its request, holds a lock, acts, and replies."""
 
-from pathlib import Path
-
 import grpc
 
 from pycsi.model.errors import InvalidArgument
@@ -11,9 +9,9 @@ from pycsi.proto import csi_pb2_grpc
 from pycsi.services import reply
 from pycsi.services import request as read
 from pycsi.services.capabilities import DriverCapabilities
-from pycsi.volumes.health import faults_if_examined
 from pycsi.volumes.lifecycle import expand
 from pycsi.volumes.locks import Locks
+from pycsi.volumes.measuring import measure
 from pycsi.volumes.pools import Pools
 from pycsi.volumes.publishing import Publisher
 from pycsi.volumes.staging import check_fits
@@ -83,19 +81,9 @@ class Node(csi_pb2_grpc.NodeServicer):
         self, request: csi.NodeGetVolumeStatsRequest, context: grpc.ServicerContext
     ) -> csi.NodeGetVolumeStatsResponse:
         read.require(request, "volume_id", "volume_path")
-        found = self._publisher.locate(request.volume_id, request.volume_path, lost=True)
-        faults = faults_if_examined(found.pool, found.volume, self._locks)
-        usage = None
-        try:
-            if not (found.lost or found.away):
-                usage = found.backend.usage(Path(request.volume_path))
-        except OSError:
-            if not faults:  # a fault already gives the reason
-                self._publisher.locate(request.volume_id, request.volume_path)
-                raise
-        # The volume is not locked here. If it was unpublished in the meantime, the usage may be
-        # that of another filesystem at this path, so look again.
-        self._publisher.locate(request.volume_id, request.volume_path, lost=True)
+        usage, faults = measure(
+            self._pools, self._publisher, self._locks, request.volume_id, request.volume_path
+        )
         return csi.NodeGetVolumeStatsResponse(
             usage=reply.usage(usage) if usage else None,
             volume_condition=reply.condition(faults),

@@ -99,16 +99,16 @@ def storage_faults(pools: Pools) -> Faults:
 
 
 def _pool_faults(pools: Pools, name: str) -> list[Fault]:
+    missing = pools.missing  # read first, since a pool may be opened meanwhile
     pool = pools.open.get(name)
     if pool is None:
-        missing = pools.missing.get(name, f"pool {name}: it is being opened")
-        return [Fault(Reason.POOL_MISSING, missing)]
+        return [Fault(Reason.POOL_MISSING, missing[name])]
     try:
         return call(_key(pool), lambda: _own_faults(pool))
     except NoAnswerError:
         return [_silent(pool)]
     except NotAskedError as error:
-        raise _not_asked(error) from None
+        raise not_asked(error) from None
 
 
 def _own_faults(pool: Pool) -> list[Fault]:
@@ -136,7 +136,8 @@ def _silent(pool: Pool) -> Fault:
     )
 
 
-def _not_asked(error: NotAskedError) -> Aborted:
+def not_asked(error: NotAskedError) -> Aborted:
+    """Return the exception to raise if too much hangs for an examination."""
     return Aborted(f"not examined: {error}; try again")
 
 
@@ -212,7 +213,7 @@ class _Examination:
             except NoAnswerError:
                 return (_silent(pool),)
             except NotAskedError as error:
-                raise _not_asked(error) from None
+                raise not_asked(error) from None
             faults = self.all_faults(look)
         if faults and watch.disturbed:
             faults = tuple(fault for fault in faults if fault.reason in _SILENT)
@@ -237,7 +238,7 @@ class _Examination:
             text = f"its filesystem does not answer; it is mounted at {mounted.target}"
             return [Fault(Reason.NOT_RESPONDING, text)]
         except NotAskedError as error:
-            raise _not_asked(error) from None
+            raise not_asked(error) from None
 
 
 def _looked(check: PoolCheck, backend: Backend) -> _Look:

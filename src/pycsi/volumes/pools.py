@@ -103,7 +103,10 @@ class Pools(Presence):
         """
         while True:
             missing, pools = self.missing, self.open
-            for pool in pools.values():
+            places: Iterable[Pool] = pools.values()
+            if len(pools) > 1:  # the pool that has it comes first: another's disk may not answer
+                places = sorted(places, key=lambda pool: object_id not in pool.volumes)
+            for pool in places:
                 if (found := look(pool)) is not None:
                     return pool, found
             self.seek()

@@ -13,6 +13,7 @@ from pathlib import PurePath
 
 import structlog
 
+from pycsi.linux.waiting import NoAnswerError, NotAskedError, call
 from pycsi.model.config import ConfigError, PoolConfig
 from pycsi.model.errors import CsiError
 from pycsi.pool import opening
@@ -217,9 +218,13 @@ class Presence:
         """Log which of the open pools have been lost, or are back."""
         for pool in self:
             try:
-                pool.check()
+                call(str(pool.config.path), pool.check)
             except CsiError as error:
                 self._tell(pool.name, str(error))
+            except NoAnswerError:
+                self._tell(pool.name, f"pool {pool.name}: its disk does not answer")
+            except NotAskedError:
+                continue
             else:
                 if self._told.pop(pool.name, None):
                     log.info("the pool is there again", pool=pool.name)

@@ -1,0 +1,53 @@
+"""Measuring a volume where it is staged or published, whether its disk answers or not."""
+
+from pathlib import Path
+
+from pycsi.linux.waiting import NoAnswerError, NotAskedError, call
+from pycsi.model.health import Fault, Reason, ranked
+from pycsi.model.records import Usage
+from pycsi.volumes.health import Faults, faults_if_examined, not_asked
+from pycsi.volumes.locks import Locks
+from pycsi.volumes.pools import Pools
+from pycsi.volumes.publishing import Publisher
+
+
+def measure(
+    pools: Pools, publisher: Publisher, locks: Locks, volume_id: str, path: str
+) -> tuple[Usage | None, Faults | None]:
+    """Return a volume's usage at `path`, and its faults as `faults_if_examined` does.
+
+    The usage is None if a fault keeps it from being measured. `NotFound` if the volume is not
+    staged or published there.
+    """
+    own_id = pools.own_id(volume_id)
+    known = pools.find(own_id, inline=own_id != volume_id)
+    faults = faults_if_examined(*known, locks) if known else ()
+    if faults and any(fault.reason is Reason.POOL_NOT_RESPONDING for fault in faults):
+        return None, faults
+    try:
+        usage = call(path, lambda: _usage(publisher, volume_id, path, well=not faults))
+    except NoAnswerError:
+        silent = Fault(Reason.NOT_RESPONDING, f"it does not answer at {path}")
+        return None, ranked([*(faults or ()), silent])
+    except NotAskedError as error:
+        raise not_asked(error) from None
+    return usage, faults
+
+
+def _usage(publisher: Publisher, volume_id: str, path: str, *, well: bool) -> Usage | None:
+    """Return a volume's usage at `path`; None if it was lost there, or cannot be measured.
+
+    `OSError` if it cannot be measured although it is `well`.
+    """
+    found, usage = publisher.locate(volume_id, path, lost=True), None
+    try:
+        if not (found.lost or found.away):
+            usage = found.backend.usage(Path(path))
+    except OSError:
+        if well:
+            publisher.locate(volume_id, path)
+            raise
+    # The volume is not locked here. If it was unpublished in the meantime, the usage may be that of
+    # another filesystem at this path, so look again.
+    publisher.locate(volume_id, path, lost=True)
+    return usage
