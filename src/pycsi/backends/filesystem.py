@@ -5,14 +5,12 @@ import functools
 from collections.abc import Iterator
 from pathlib import Path
 
-from pycsi.backends import attributes
+from pycsi.backends import attributes, damage
 from pycsi.backends.growth import Growth, pool_is_full
 from pycsi.backends.image import Image
 from pycsi.backends.limits import filesystem_usage
 from pycsi.backends.offline import OfflineFilesystem
 from pycsi.linux import (
-    btrfs,
-    filesystem,
     mkfs,
     mount,
 )
@@ -23,7 +21,7 @@ from pycsi.model.errors import (
     FailedPrecondition,
     InvalidArgument,
 )
-from pycsi.model.health import Fault, Reason
+from pycsi.model.health import Fault
 from pycsi.model.records import Usage, Volume
 from pycsi.model.request import Capability
 from pycsi.model.rootdirectory import RootDirectory
@@ -132,46 +130,11 @@ class FilesystemImage(Image):
         yield from self.growth.faults()
         mounted = self.mounts()
         if not mounted and self.content.is_file():
-            yield from self._faults_in_image()
-        for item in mounted:
-            if "shutdown" in item.super_options:
-                yield self._shut_down()
-            elif item.super_options & {"ro", "emergency_ro"} and not item.readonly:
-                yield Fault(
-                    Reason.FILESYSTEM_READ_ONLY,
-                    f"its {self.kind} has gone read-only; look at the kernel's log",
-                )
-
-    def _faults_in_image(self) -> Iterator[Fault]:
-        """Yield the faults that the superblock in the image shows; it is not mounted."""
-        found = filesystem.identify(self.content)
-        if found is None or found.kind != self.kind:
-            holds = found.kind if found else "foreign data"
-            yield Fault(Reason.FOREIGN_DATA, f"its image holds {holds}, not {self.kind}")
-        elif found.errors:
-            yield self._counted(found.errors, "check it")
+            yield from damage.in_image(self.kind, self.content)
+        yield from damage.listed(self.kind, mounted)
 
     def mount_faults(self, mounted: Mount) -> Iterator[Fault]:
-        if not mount.answers(mounted.target):
-            yield self._shut_down()
-        elif errors := self._errors(mounted):
-            yield self._counted(errors, "look at the kernel's log")
-
-    def _shut_down(self) -> Fault:
-        return Fault(
-            Reason.FILESYSTEM_SHUT_DOWN,
-            f"its {self.kind} has been shut down; look at the kernel's log",
-        )
-
-    def _counted(self, errors: int, advice: str) -> Fault:
-        return Fault(
-            Reason.FILESYSTEM_ERRORS, f"its {self.kind} has counted {errors} errors; {advice}"
-        )
-
-    def _errors(self, mounted: Mount) -> int:
-        if self.kind == "btrfs":
-            return btrfs.errors(Path(mounted.target))
-        return filesystem.errors(mounted.device) if self.kind == "ext4" else 0
+        return damage.at_mount(self.kind, mounted)
 
     # Snapshots
 
