@@ -98,7 +98,7 @@ class OfflineFilesystem:
             yield device
 
     def _check(self) -> None:
-        """Check and repair an unmounted ext4; `FailedPrecondition` if e2fsck needs a person.
+        """Check and repair an unmounted ext4; `FailedPrecondition` if e2fsck leaves errors.
 
         XFS and btrfs recover when they are mounted: fsck.xfs(8) and fsck.btrfs(8) do nothing.
         """

@@ -1,4 +1,4 @@
-"""Loop devices on an image that is gone, because its disk was lost or replaced, or moved."""
+"""Finding the loop devices on an image whose disk was lost or replaced, or whose pool was moved."""
 
 import os
 

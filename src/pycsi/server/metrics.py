@@ -20,10 +20,10 @@ _NO_IPV6 = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT})
 _GAUGES = {
     "size": "Size of the pool's filesystem.",
     "free": "Free space on the pool's filesystem.",
-    "reserve": "Bytes that volumes never get.",
-    "committed": "The sizes of all volumes, what snapshots hold, and what is in the trash.",
-    "unwritten": "What of that is not on the disk yet.",
-    "limit": "What may be promised to volumes in all.",
+    "reserve": "Free bytes that the pool keeps from its volumes.",
+    "committed": "Bytes that volumes, snapshots and the trash may occupy.",
+    "unwritten": "Committed bytes that are not written to the disk yet.",
+    "limit": "Most bytes that may be committed.",
 }
 
 
@@ -96,7 +96,7 @@ class _PoolCollector(Collector):
         }
         volumes = GaugeMetricFamily("pycsi_pool_volumes", "Volumes in the pool.", labels=["pool"])
         up = GaugeMetricFamily(
-            "pycsi_pool_up", "1: the pool is there and can be written to.", labels=["pool"]
+            "pycsi_pool_up", "1 if the pool is present and writable, otherwise 0.", labels=["pool"]
         )
         for name in self._pools.missing:
             up.add_metric([name], 0)
