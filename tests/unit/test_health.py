@@ -1,6 +1,7 @@
 """How faults are told: in which order, and how many and how long."""
 
 import re
+from pathlib import Path
 
 from pycsi.model.health import Fault, Reason, Status, ranked
 
@@ -43,3 +44,10 @@ def test_long_message() -> None:
     assert Fault(Reason.UNREADABLE, "x" * 200).message == "x" * 128
     assert Fault(Reason.UNREADABLE, "€" * 200).message == "€" * 42
     assert Fault(Reason.UNREADABLE, "\udcff").message == "?"
+
+
+def test_documented() -> None:
+    """The page on health has each reason, with its status, and no other."""
+    page = (Path(__file__).parents[2] / "docs" / "health.md").read_text()
+    rows = re.findall(r"^\| ([A-Z]\w+) \| ([A-Z_]+) \|", page, re.MULTILINE)
+    assert sorted(rows) == sorted((reason, reason.status.name) for reason in Reason)
