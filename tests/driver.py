@@ -281,6 +281,40 @@ class Driver:
         condition: csi.VolumeCondition = response.status.volume_condition
         return condition
 
+    def health(self, volume_id: str) -> csi.VolumeHealth:
+        """Return a volume's health as the controller tells it."""
+        response = self.controller.ControllerGetVolumeHealth(
+            csi.ControllerGetVolumeHealthRequest(volume_id=volume_id)
+        )
+        health: csi.VolumeHealth = response.volume_health
+        return health
+
+    def node_health(
+        self, volume_id: str, staging: Path | str = "", target: Path | str = ""
+    ) -> csi.VolumeHealth:
+        """Return a volume's health as the node tells it."""
+        response = self.node.NodeGetVolumeHealth(
+            csi.NodeGetVolumeHealthRequest(
+                volume_id=volume_id,
+                staging_target_path=str(staging),
+                volume_publish_path=str(target),
+            )
+        )
+        health: csi.VolumeHealth = response.volume_health
+        return health
+
+    def unwell(self) -> list[csi.VolumeHealth]:
+        """Return the health of the volumes that are not well."""
+        response = self.controller.ControllerListVolumeHealth(
+            csi.ControllerListVolumeHealthRequest()
+        )
+        return list(response.entries)
+
+    def storage_health(self) -> list[csi.NodeGetStorageHealthResponse.StorageBackendHealth]:
+        """Return what is wrong with the pools."""
+        response = self.node.NodeGetStorageHealth(csi.NodeGetStorageHealthRequest())
+        return list(response.backend_health)
+
     def delete(self, volume_id: str) -> None:
         self.controller.DeleteVolume(csi.DeleteVolumeRequest(volume_id=volume_id))
 

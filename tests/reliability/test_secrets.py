@@ -88,8 +88,8 @@ SERVICE = {
 
 
 def test_all_secret_fields_are_known() -> None:
-    """There are nineteen, each a map called `secrets` of a request."""
-    assert len(FIELDS) == 19
+    """There are 22, each a map called `secrets` of a request."""
+    assert len(FIELDS) == 22
     assert {field.name for field in FIELDS.values()} == {"secrets"}
     assert FIELDS.keys() <= SERVICE.keys()
     assert {type(message).__name__ for message in life(Path("/none"))} >= FIELDS.keys()
@@ -148,6 +148,9 @@ def life(folder: Path, name: str = "v", fs: str = "ext4") -> list[Any]:
         ),
         csi.ControllerExpandVolumeRequest(volume_id=volume, capacity_range=size),
         csi.NodeExpandVolumeRequest(volume_id=volume, volume_path=target),
+        csi.ControllerGetVolumeHealthRequest(volume_id=volume),
+        csi.ControllerListVolumeHealthRequest(),
+        csi.NodeGetStorageHealthRequest(),
         csi.CreateSnapshotRequest(name=f"s-{name}", source_volume_id=volume),
         csi.ListSnapshotsRequest(source_volume_id=volume),
         csi.GetSnapshotRequest(snapshot_id=snapshot),

@@ -80,23 +80,23 @@ def limited(pool: Path, serve: Callable[..., Driver]) -> Callable[..., Driver]:
 @pytest.fixture
 def slow_mkfs(tmp_path: Path) -> "SlowPrograms":
     """Return a PATH on which mkfs.ext4 waits until it is told to go on."""
-    return SlowPrograms(tmp_path / "bin")
+    return SlowPrograms(tmp_path / "bin", "mkfs.ext4")
 
 
 class SlowPrograms:
-    """A directory in front of PATH whose mkfs.ext4 waits, then runs the real one."""
+    """A directory in front of PATH whose `program` waits, then runs the real one."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, program: str) -> None:
         folder.mkdir()
         self.folder = folder
         self._go = folder / "go"
-        script = folder / "mkfs.ext4"
+        script = folder / program
         script.write_text(
             "#!/bin/sh\n"
             f'echo $$ > "{folder}/pid"\n'
             f'until [ -e "{self._go}" ] || [ ! -d "{folder}" ]; do sleep 0.02; done\n'
             f'PATH="${{PATH#{folder}:}}"\n'
-            'exec mkfs.ext4 "$@"\n'
+            f'exec {program} "$@"\n'
         )
         script.chmod(0o755)
 

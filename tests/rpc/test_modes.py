@@ -35,6 +35,8 @@ NODE_NEEDS = {
     "NodeGetVolumeHealth": "GET_VOLUME_HEALTH",
     "NodeGetStorageHealth": "GET_STORAGE_HEALTH",
 }
+HEALTH = {"VOLUME_CONDITION", "GET_VOLUME_HEALTH", "LIST_VOLUME_HEALTH"}
+NODE_HEALTH = {"VOLUME_CONDITION", "GET_VOLUME_HEALTH", "GET_STORAGE_HEALTH"}
 OPTIONS: dict[str, tuple[str, ...]] = {
     "single-node": (),
     "single-node with attach": ("--enable-attach",),
@@ -124,15 +126,21 @@ def test_single_node(shared: Driver) -> None:
         "GET_VOLUME",
         "EXPAND_VOLUME",
         "SINGLE_NODE_MULTI_WRITER",
+        *HEALTH,
     } <= has
     assert "PUBLISH_UNPUBLISH_VOLUME" not in has
-    assert plugin(shared)[0] >= {"CONTROLLER_SERVICE", "VOLUME_ACCESSIBILITY_CONSTRAINTS"}
+    assert plugin(shared)[0] >= {
+        "CONTROLLER_SERVICE",
+        "VOLUME_ACCESSIBILITY_CONSTRAINTS",
+        "SNAPSHOT_ACCESSIBILITY_CONSTRAINTS",
+    }
     assert plugin(shared)[1] == {"ONLINE"}
     assert {
         "STAGE_UNSTAGE_VOLUME",
         "GET_VOLUME_STATS",
         "EXPAND_VOLUME",
         "SINGLE_NODE_MULTI_WRITER",
+        *NODE_HEALTH,
     } <= node_types(shared)
 
 
@@ -141,9 +149,10 @@ def test_node(serve: Callable[..., Driver], pool: Path) -> None:
     driver = serve(pool, options=("--mode=node",))
     has = rpc_types(driver.controller)
     assert not has & {"EXPAND_VOLUME", "MODIFY_VOLUME"}
-    assert has >= {"CREATE_DELETE_VOLUME", "GET_CAPACITY"}
-    assert "EXPAND_VOLUME" in node_types(driver)
+    assert has >= {"CREATE_DELETE_VOLUME", "GET_CAPACITY", *HEALTH}
+    assert node_types(driver) >= {"EXPAND_VOLUME", *NODE_HEALTH}
     assert "GROUP_CONTROLLER_SERVICE" not in plugin(driver)[0]
+    assert "SNAPSHOT_ACCESSIBILITY_CONSTRAINTS" in plugin(driver)[0]
     driver.delete(driver.create("a", quota="none").volume_id)
 
 

@@ -117,6 +117,13 @@ def driver_capabilities(
         _PLUGIN.VOLUME_ACCESSIBILITY_CONSTRAINTS,
         _PLUGIN.SNAPSHOT_METADATA_SERVICE,
     ]
+    node = [
+        _NODE.STAGE_UNSTAGE_VOLUME,
+        _NODE.GET_VOLUME_STATS,
+        _NODE.VOLUME_CONDITION,
+        _NODE.EXPAND_VOLUME,
+        _NODE.SINGLE_NODE_MULTI_WRITER,
+    ]
     if mode is DriverMode.SINGLE_NODE:
         controller += [_CONTROLLER.EXPAND_VOLUME, _CONTROLLER.MODIFY_VOLUME]
         plugin.append(_PLUGIN.GROUP_CONTROLLER_SERVICE)
@@ -128,16 +135,12 @@ def driver_capabilities(
         ]
     if version is CsiVersion.V1_13:
         plugin.append(_PLUGIN.SNAPSHOT_ACCESSIBILITY_CONSTRAINTS)
+        controller += [_CONTROLLER.GET_VOLUME_HEALTH, _CONTROLLER.LIST_VOLUME_HEALTH]
+        node += [_NODE.GET_VOLUME_HEALTH, _NODE.GET_STORAGE_HEALTH]
     return DriverCapabilities(
         plugin=tuple(plugin),
         expansion=(_EXPANSION.ONLINE,),
         controller=tuple(controller),
-        node=(
-            _NODE.STAGE_UNSTAGE_VOLUME,
-            _NODE.GET_VOLUME_STATS,
-            _NODE.VOLUME_CONDITION,
-            _NODE.EXPAND_VOLUME,
-            _NODE.SINGLE_NODE_MULTI_WRITER,
-        ),
+        node=tuple(node),
         access_modes=frozenset(Mode) if mode is DriverMode.SINGLE_NODE else _OF_ONE_NODE,
     )

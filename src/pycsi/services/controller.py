@@ -14,7 +14,7 @@ from pycsi.services.capabilities import DriverCapabilities
 from pycsi.services.snapshot_controller import SnapshotController
 from pycsi.volumes import inline
 from pycsi.volumes.attaching import Attacher
-from pycsi.volumes.health import Faults, examine, faults_if_examined
+from pycsi.volumes.health import Faults, examine, faults_if_examined, faults_of
 from pycsi.volumes.lifecycle import check_echo, delete, expand, modify
 from pycsi.volumes.locks import Locks
 from pycsi.volumes.pools import Pools
@@ -171,6 +171,26 @@ class Controller(SnapshotController):
                 volume_condition=reply.condition(faults),
             ),
         )
+
+    def ControllerListVolumeHealth(
+        self, request: csi.ControllerListVolumeHealthRequest, context: grpc.ServicerContext
+    ) -> reply.Encoded:
+        size, after = read.page(request.max_entries, request.starting_token)
+        kind = csi.ControllerListVolumeHealthResponse
+        entries = (
+            (volume.id, kind(entries=[reply.health(volume.id, faults)]).SerializeToString())
+            for _, volume, faults in examine(self._pools.located(after), self._locks)
+            if faults
+        )
+        return reply.encoded_page(kind, entries, size)
+
+    def ControllerGetVolumeHealth(
+        self, request: csi.ControllerGetVolumeHealthRequest, context: grpc.ServicerContext
+    ) -> csi.ControllerGetVolumeHealthResponse:
+        read.require(request, "volume_id")
+        pool, volume = self._pools.need_here(request.volume_id)
+        faults = faults_of(pool, volume, self._locks)
+        return csi.ControllerGetVolumeHealthResponse(volume_health=reply.health(volume.id, faults))
 
     def GetCapacity(
         self, request: csi.GetCapacityRequest, context: grpc.ServicerContext

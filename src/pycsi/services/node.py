@@ -9,6 +9,7 @@ from pycsi.proto import csi_pb2_grpc
 from pycsi.services import reply
 from pycsi.services import request as read
 from pycsi.services.capabilities import DriverCapabilities
+from pycsi.volumes.health import faults_of, storage_faults
 from pycsi.volumes.lifecycle import expand
 from pycsi.volumes.locks import Locks
 from pycsi.volumes.measuring import measure
@@ -87,6 +88,28 @@ class Node(csi_pb2_grpc.NodeServicer):
         return csi.NodeGetVolumeStatsResponse(
             usage=reply.usage(usage) if usage else None,
             volume_condition=reply.condition(faults),
+        )
+
+    def NodeGetVolumeHealth(
+        self, request: csi.NodeGetVolumeHealthRequest, context: grpc.ServicerContext
+    ) -> csi.NodeGetVolumeHealthResponse:
+        read.require(request, "volume_id")
+        for field in ("volume_publish_path", "staging_target_path"):
+            if path := getattr(request, field):
+                self._pools.outside(path, field)
+        own_id = self._pools.own_id(request.volume_id)
+        found = self._pools.find(own_id, sure=True, inline=own_id != request.volume_id)
+        pool, volume = found or self._pools.need_here(request.volume_id)
+        faults = faults_of(pool, volume, self._locks)
+        return csi.NodeGetVolumeHealthResponse(
+            volume_health=reply.health(request.volume_id, faults)
+        )
+
+    def NodeGetStorageHealth(
+        self, request: csi.NodeGetStorageHealthRequest, context: grpc.ServicerContext
+    ) -> csi.NodeGetStorageHealthResponse:
+        return csi.NodeGetStorageHealthResponse(
+            backend_health=reply.storage_health(storage_faults(self._pools))
         )
 
     def NodeExpandVolume(

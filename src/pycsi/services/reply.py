@@ -6,7 +6,7 @@ from typing import NewType, TypeVar
 from google.protobuf.timestamp_pb2 import Timestamp
 from google.protobuf.wrappers_pb2 import Int64Value
 
-from pycsi.model.health import Fault
+from pycsi.model.health import Fault, Status
 from pycsi.model.ids import NodeInfo
 from pycsi.model.records import Group, Snapshot, Usage, Volume
 from pycsi.model.request import Source, SourceKind
@@ -14,13 +14,29 @@ from pycsi.proto import csi_pb2 as csi
 from pycsi.services import request as read
 from pycsi.volumes.provisioning import Offer
 
-Page = TypeVar("Page", csi.ListVolumesResponse, csi.ListSnapshotsResponse)
+Page = TypeVar(
+    "Page",
+    csi.ListVolumesResponse,
+    csi.ListSnapshotsResponse,
+    csi.ControllerListVolumeHealthResponse,
+)
 
 Encoded = NewType("Encoded", bytes)
 """An encoded reply, ready to be sent."""
 
 _LARGEST = 4 * 1024 * 1024 - 1024
 """Most bytes of entries in one reply: gRPC clients accept messages of up to 4 MiB by default."""
+
+_VOLUME_STATUS = {
+    Status.DEGRADED: csi.DEGRADED,
+    Status.INACCESSIBLE: csi.INACCESSIBLE,
+    Status.DATA_LOSS: csi.DATA_LOSS,
+}
+_STORAGE_STATUS = {
+    Status.DEGRADED: csi.STORAGE_DEGRADED,
+    Status.INACCESSIBLE: csi.STORAGE_UNREACHABLE,
+    Status.DATA_LOSS: csi.STORAGE_UNREACHABLE,
+}
 
 
 def page(kind: type[Page], entries: Iterable[tuple[str, bytes]], size: int) -> Page:
@@ -119,6 +135,32 @@ def condition(faults: tuple[Fault, ...] | None) -> csi.VolumeCondition:
     if not faults:
         return csi.VolumeCondition(message="healthy")
     return csi.VolumeCondition(abnormal=True, message=faults[0].message)
+
+
+def health(volume_id: str, faults: Iterable[Fault]) -> csi.VolumeHealth:
+    """Return what is wrong with a volume; no faults mean that it is well."""
+    kind = csi.VolumeHealth
+    return kind(
+        volume_id=volume_id,
+        health_statuses=[
+            kind.VolumeHealthEntry(
+                status=_VOLUME_STATUS[fault.status], reason=fault.reason, message=fault.message
+            )
+            for fault in faults
+        ],
+    )
+
+
+def storage_health(
+    faults: Iterable[Fault],
+) -> list[csi.NodeGetStorageHealthResponse.StorageBackendHealth]:
+    """Return what is wrong with the pools."""
+    return [
+        csi.NodeGetStorageHealthResponse.StorageBackendHealth(
+            status=_STORAGE_STATUS[fault.status], reason=fault.reason, message=fault.message
+        )
+        for fault in faults
+    ]
 
 
 def snapshot(found: Snapshot, node: NodeInfo | None) -> csi.Snapshot:

@@ -144,6 +144,17 @@ class Pools(Presence):
             return found
         raise self._not_found("volume", volume_id)
 
+    def need_here(self, volume_id: str) -> tuple[Pool, Volume]:
+        """Return a volume and its pool as `need` does; `FailedPrecondition` for another node's.
+
+        NOT_FOUND would say of a volume there that it does not exist, which only its node knows.
+        """
+        try:
+            return self.need(volume_id)
+        except NotFound:
+            self.refuse_elsewhere("volume", volume_id)
+            raise
+
     def _not_found(self, what: str, object_id: str) -> NotFound:
         if node := self.elsewhere(object_id):
             return NotFound(f"{what} {object_id} is on node {node}; this is node {self.node}")
