@@ -1,0 +1,84 @@
+"""The part of the Controller service that lists volumes, and tells what is wrong with them."""
+
+import grpc
+
+from pycsi.model.records import Volume
+from pycsi.pool.pool import Pool
+from pycsi.proto import csi_pb2 as csi
+from pycsi.services import reply
+from pycsi.services import request as read
+from pycsi.services.controller_part import ControllerPart
+from pycsi.volumes.health import Faults, examine, faults_if_examined, faults_of
+
+
+class ListingController(ControllerPart):
+    """List volumes, and tell their health."""
+
+    def ListVolumes(
+        self, request: csi.ListVolumesRequest, context: grpc.ServicerContext
+    ) -> reply.Encoded:
+        size, after = read.page(request.max_entries, request.starting_token)
+        examined = examine(self._pools.located(after), self._locks)
+        entries = (
+            (volume.id, self._entry(pool, volume, faults)) for pool, volume, faults in examined
+        )
+        return reply.encoded_page(csi.ListVolumesResponse, entries, size)
+
+    def _entry(self, pool: Pool, volume: Volume, faults: Faults | None) -> bytes:
+        # Nearly all volumes are healthy and are listed again and again. With its encoded entry
+        # cached, a volume takes a third of the time.
+        if faults == ():
+            return pool.volumes.derived(volume, self._healthy_entry)
+        return self._new_entry(volume, faults)
+
+    def _healthy_entry(self, volume: Volume) -> bytes:
+        return self._new_entry(volume, ())
+
+    def _new_entry(self, volume: Volume, faults: Faults | None) -> bytes:
+        kind = csi.ListVolumesResponse
+        entry = kind.Entry(
+            volume=reply.volume(volume, self._node),
+            status=kind.VolumeStatus(
+                published_node_ids=_attached_to(volume),
+                volume_condition=reply.condition(faults),
+            ),
+        )
+        return kind(entries=[entry]).SerializeToString()
+
+    def ControllerGetVolume(
+        self, request: csi.ControllerGetVolumeRequest, context: grpc.ServicerContext
+    ) -> csi.ControllerGetVolumeResponse:
+        read.require(request, "volume_id")
+        pool, volume = self._pools.need(request.volume_id)
+        faults = faults_if_examined(pool, volume, self._locks)
+        return csi.ControllerGetVolumeResponse(
+            volume=reply.volume(volume, self._node),
+            status=csi.ControllerGetVolumeResponse.VolumeStatus(
+                published_node_ids=_attached_to(volume),
+                volume_condition=reply.condition(faults),
+            ),
+        )
+
+    def ControllerListVolumeHealth(
+        self, request: csi.ControllerListVolumeHealthRequest, context: grpc.ServicerContext
+    ) -> reply.Encoded:
+        size, after = read.page(request.max_entries, request.starting_token)
+        kind = csi.ControllerListVolumeHealthResponse
+        entries = (
+            (volume.id, kind(entries=[reply.health(volume.id, faults)]).SerializeToString())
+            for _, volume, faults in examine(self._pools.located(after), self._locks)
+            if faults
+        )
+        return reply.encoded_page(kind, entries, size)
+
+    def ControllerGetVolumeHealth(
+        self, request: csi.ControllerGetVolumeHealthRequest, context: grpc.ServicerContext
+    ) -> csi.ControllerGetVolumeHealthResponse:
+        read.require(request, "volume_id")
+        pool, volume = self._pools.need_here(request.volume_id)
+        faults = faults_of(pool, volume, self._locks)
+        return csi.ControllerGetVolumeHealthResponse(volume_health=reply.health(volume.id, faults))
+
+
+def _attached_to(volume: Volume) -> list[str]:
+    return [volume.attachment.node] if volume.attachment else []
