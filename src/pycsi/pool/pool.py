@@ -103,7 +103,7 @@ class Pool(PoolDirectory):
     def backend(
         self, volume: Volume, kernel: KernelView | None = None, *, place: str | None = None
     ) -> Backend:
-        """Return the backend of a volume, in the directory `place` if it is not in its own yet."""
+        """Return the backend of a volume; its directory is `place` if it is not in its own."""
         where = place or self.volumes.place(volume.id)
         return backend_for(where, volume, self.limiter, self.location, kernel)
 
