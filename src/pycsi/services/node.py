@@ -9,10 +9,10 @@ from pycsi.proto import csi_pb2_grpc
 from pycsi.services import reply
 from pycsi.services import request as read
 from pycsi.services.capabilities import DriverCapabilities
-from pycsi.volumes.health import faults_of, storage_faults
+from pycsi.volumes.health import storage_faults
 from pycsi.volumes.lifecycle import expand
 from pycsi.volumes.locks import Locks
-from pycsi.volumes.measuring import measure
+from pycsi.volumes.measuring import faults_at, measure
 from pycsi.volumes.pools import Pools
 from pycsi.volumes.publishing import Publisher
 from pycsi.volumes.staging import check_fits
@@ -94,13 +94,12 @@ class Node(csi_pb2_grpc.NodeServicer):
         self, request: csi.NodeGetVolumeHealthRequest, context: grpc.ServicerContext
     ) -> csi.NodeGetVolumeHealthResponse:
         read.require(request, "volume_id")
-        for field in ("volume_publish_path", "staging_target_path"):
-            if path := getattr(request, field):
-                self._pools.outside(path, field)
-        own_id = self._pools.own_id(request.volume_id)
-        found = self._pools.find(own_id, sure=True, inline=own_id != request.volume_id)
-        pool, volume = found or self._pools.need_here(request.volume_id)
-        faults = faults_of(pool, volume, self._locks)
+        paths = {
+            field: getattr(request, field)
+            for field in ("volume_publish_path", "staging_target_path")
+            if getattr(request, field)
+        }
+        faults = faults_at(self._pools, self._locks, request.volume_id, paths)
         return csi.NodeGetVolumeHealthResponse(
             volume_health=reply.health(request.volume_id, faults)
         )

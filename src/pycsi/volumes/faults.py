@@ -114,7 +114,7 @@ class PoolCheck:
         found += data
         found += _all_of(self._misplaced(backend))
         if is_orphaned(backend):
-            text = "orphaned: its pod is gone; the driver deletes it, or pycsi delete-inline does"
+            text = "its pod is gone; the driver deletes the volume, or pycsi delete-inline does"
             found.append(Fault(Reason.ORPHANED, text))
         return found + [fault for fault in self.faults if _concerns(fault, volume)]
 

@@ -1,11 +1,13 @@
-"""Measuring a volume where it is staged or published, whether its disk answers or not."""
+"""A volume's usage and health where it is staged or published, also where that does not answer."""
 
+import functools
+from collections.abc import Mapping
 from pathlib import Path
 
 from pycsi.linux.waiting import NoAnswerError, NotAskedError, call
 from pycsi.model.health import Fault, Reason, ranked
 from pycsi.model.records import Usage
-from pycsi.volumes.health import Faults, faults_if_examined, not_asked
+from pycsi.volumes.health import Faults, faults_if_examined, faults_of, not_asked
 from pycsi.volumes.locks import Locks
 from pycsi.volumes.pools import Pools
 from pycsi.volumes.publishing import Publisher
@@ -27,11 +29,33 @@ def measure(
     try:
         usage = call(path, lambda: _usage(publisher, volume_id, path, well=not faults))
     except NoAnswerError:
-        silent = Fault(Reason.NOT_RESPONDING, f"it does not answer at {path}")
-        return None, ranked([*(faults or ()), silent])
+        return None, ranked([*(faults or ()), _silent(path)])
     except NotAskedError as error:
         raise not_asked(error) from None
     return usage, faults
+
+
+def faults_at(pools: Pools, locks: Locks, volume_id: str, paths: Mapping[str, str]) -> Faults:
+    """Return the faults of a volume, persistent or inline, also that a path does not answer.
+
+    `paths` are those of the request, by field; the volume need not be there. `InvalidArgument` for
+    a path at which no volume can be. Other errors as `Pools.need_here` and `faults_of` raise them.
+    """
+    silent = []
+    for field, path in paths.items():
+        try:
+            call(path, functools.partial(pools.outside, path, field))
+        except NoAnswerError:
+            silent.append(_silent(path))
+        except NotAskedError as error:
+            raise not_asked(error) from None
+    own_id = pools.own_id(volume_id)
+    found = pools.find(own_id, sure=True, inline=own_id != volume_id)
+    return ranked([*faults_of(*(found or pools.need_here(volume_id)), locks), *silent])
+
+
+def _silent(path: str) -> Fault:
+    return Fault(Reason.NOT_RESPONDING, f"it does not answer at {path}")
 
 
 def _usage(publisher: Publisher, volume_id: str, path: str, *, well: bool) -> Usage | None:
