@@ -67,6 +67,11 @@ def test_error() -> None:
     assert call("k", lambda: 1) == 1
 
 
+def test_call_within_a_call() -> None:
+    """Who asks already need not wait for its own turn."""
+    assert call("k", lambda: call("k", lambda: call("other", lambda: 1))) == 1
+
+
 def test_silence(hung: Hung) -> None:
     """What does not answer is waited for once; afterwards it is known, until it answers."""
     with pytest.raises(NoAnswerError):

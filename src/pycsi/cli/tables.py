@@ -1,6 +1,7 @@
 """Tables of pools, volumes, snapshots and trash, read from disk and kernel without the driver."""
 
 import datetime as dt
+import functools
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
@@ -11,6 +12,7 @@ from pycsi.linux.descriptor import opened
 from pycsi.linux.kernel import IndexedKernelView
 from pycsi.linux.location import Location
 from pycsi.linux.record import RecordError
+from pycsi.linux.waiting import NoAnswerError, call
 from pycsi.model.config import PoolConfig
 from pycsi.model.health import Fault, Reason
 from pycsi.model.records import Volume
@@ -139,11 +141,14 @@ def look(what: str, configs: Sequence[PoolConfig]) -> tuple[list[dict[str, Any]]
     faults: list[str] = []
     for config in configs:
         try:
+            call(str(config.path), functools.partial(os.access, config.path, os.F_OK))
             seen = InspectedPool(config)
             rows += _LOOKS[what](seen)
             faults += _unreadable(seen)
         except InspectionError as error:
             faults.append(str(error))
+        except NoAnswerError:
+            faults.append(f"pool {config.name}: {config.path} does not answer")
         except OSError as error:
             faults.append(f"pool {config.name}: {error}")
     return rows, faults

@@ -37,11 +37,13 @@ class NotAskedError(Exception):
 class _Key:
     """The calls of one key: `callers` are making one or waiting for their `turn`.
 
-    `latest` is the time at which the current call began, or has got its latest answer.
+    `latest` is the time at which the current call began, or has got its latest answer; `asker` is
+    the thread that makes it.
     """
 
     def __init__(self) -> None:
         self.turn = threading.Lock()
+        self.asker = 0
         self.callers = 0
         self.latest = time.monotonic()
 
@@ -59,8 +61,12 @@ def collect(key: str, items: Iterable[T]) -> list[T]:
     """Return all `items`, which another thread takes from the iterable.
 
     What the iterable raises is raised here. `NoAnswerError` if an item takes longer than `PATIENCE`
-    seconds, and at once if one of the same key already does. `NotAskedError` as it says.
+    seconds, and at once if one of the same key already does. `NotAskedError` as it says. A thread
+    that already asks for the key takes the items itself.
     """
+    current = _keys.get(key)
+    if current and current.asker == threading.get_ident():
+        return list(items)
     asked = _begin(key)
     collected: list[T] = []
     failures: list[BaseException] = []
@@ -69,6 +75,7 @@ def collect(key: str, items: Iterable[T]) -> list[T]:
     over.acquire()
 
     def ask() -> None:
+        asked.asker = threading.get_ident()
         try:
             for item in items:
                 asked.latest = time.monotonic()
@@ -78,6 +85,7 @@ def collect(key: str, items: Iterable[T]) -> list[T]:
         except BaseException as error:  # noqa: BLE001  (raised again where it is waited for)
             failures.append(error)
         finally:
+            asked.asker = 0
             asked.turn.release()
             _leave(key, asked)
             over.release()

@@ -1,5 +1,6 @@
 """Prometheus metrics: RPCs by method, status code and duration; the capacity of the pools."""
 
+import contextlib
 import errno
 import socket
 import threading
@@ -11,7 +12,9 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, make_wsgi_a
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from pycsi.linux.waiting import NoAnswerError, NotAskedError, call
 from pycsi.model.errors import FailedPrecondition
+from pycsi.pool.capacity import Capacity
 from pycsi.pool.pool import Pool
 from pycsi.volumes.pools import Pools
 
@@ -101,23 +104,32 @@ class _PoolCollector(Collector):
         for name in self._pools.missing:
             up.add_metric([name], 0)
         for pool in self._pools:
-            is_up = _is_up(pool)
+            is_up, capacity = _measured(pool)
             up.add_metric([pool.name], is_up)
-            try:
-                if not is_up:
-                    pool.check(writable=False)  # a read-only pool still has samples
-                capacity = pool.room.capacity()
-            except (OSError, FailedPrecondition):
-                continue  # the pool is missing: better no sample than a wrong one
+            if capacity is None:
+                continue  # better no sample than a wrong one
             for key, gauge in gauges.items():
                 gauge.add_metric([pool.name], getattr(capacity, key))
             volumes.add_metric([pool.name], len(pool.volumes))
         return [*gauges.values(), volumes, up]
 
 
-def _is_up(pool: Pool) -> bool:
+def _measured(pool: Pool) -> tuple[bool, Capacity | None]:
+    """Return whether a pool is there and writable, and its capacity: None if that is not known."""
     try:
-        pool.check()
-    except FailedPrecondition:
-        return False
-    return True
+        return call(str(pool.config.path), lambda: _look(pool))
+    except (NoAnswerError, NotAskedError):
+        return False, None
+
+
+def _look(pool: Pool) -> tuple[bool, Capacity | None]:
+    is_up = False
+    try:
+        with contextlib.suppress(FailedPrecondition):
+            pool.check()
+            is_up = True
+        if not is_up:
+            pool.check(writable=False)  # a read-only pool still has samples
+        return is_up, pool.room.capacity()
+    except (OSError, FailedPrecondition):
+        return is_up, None
