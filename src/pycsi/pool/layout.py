@@ -12,7 +12,7 @@ from typing import Any
 
 import structlog
 
-from pycsi.linux.descriptor import opened, sync_directory
+from pycsi.linux.descriptor import exists, opened, sync_directory
 from pycsi.linux.record import (
     RecordError,
     encoded,
@@ -147,7 +147,13 @@ def never_noted(where: str) -> bool:
 
 
 def write_volume(place: str, volume: Volume) -> None:
-    """Write a volume's record into its directory, durably."""
+    """Write a volume's record into its directory, durably.
+
+    The record of its attachment is written first if it is missing: older versions kept the
+    attachment in the volume's record, and there may have been no room for it.
+    """
+    if volume.attachment and not exists(f"{place}/{ATTACHMENT_RECORD}"):
+        write_attachment(place, volume.attachment)
     write_record(Path(place, VOLUME_RECORD), volume.to_json())
 
 
