@@ -210,6 +210,7 @@ class Catalog(Index[T]):
         if (
             item is None
             and self.adopts
+            and object_id not in self._unreadable
             and node_of(object_id)
             and os.path.isdir(self.place(object_id))
         ):
