@@ -34,12 +34,17 @@ def _nothing_is_left(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
     assert not files, f"loop devices are left: {files}"
 
 
-def _serve(factory: pytest.TempPathFactory, *options: str, pools: int = 1) -> Driver:
+def _serve(factory: pytest.TempPathFactory, *options: str) -> Driver:
     folder = factory.mktemp("shared")
-    names = ["default", *(f"pool-{number}" for number in range(1, pools))]
-    for name in names:
-        (folder / name).mkdir()
-    return Driver(folder / "driver", [f"{name}={folder / name}" for name in names], options)
+    (folder / "pool").mkdir()
+    return Driver(folder / "driver", [f"default={folder / 'pool'}"], options)
+
+
+def limited_pool(name: str, folder: Path, size: int) -> str:
+    """Return the option of a pool that can promise `size` bytes, whatever else fills the disk."""
+    facts = os.statvfs(folder)
+    assert facts.f_bavail * facts.f_frsize > 2 * size
+    return f"{name}={folder},overcommit={(size + 2048) / (facts.f_blocks * facts.f_frsize)}"
 
 
 @pytest.fixture(scope="module")
@@ -57,11 +62,13 @@ def attaching(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Driver]:
         yield driver
 
 
-@pytest.fixture(scope="module")
-def two_pools(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Driver]:
-    """Return a driver on two pools, `default` and `pool-1`."""
-    with _serve(tmp_path_factory, pools=2) as driver:
-        yield driver
+@pytest.fixture
+def two_pools(tmp_path: Path, serve: Callable[..., Driver]) -> Driver:
+    """Return a driver on two pools, `default` and `other`, that can promise 256 MiB each."""
+    names = ("default", "other")
+    for name in names:
+        (tmp_path / name).mkdir()
+    return serve(*(limited_pool(name, tmp_path / name, 256 * MIB) for name in names))
 
 
 @pytest.fixture
@@ -69,10 +76,7 @@ def limited(pool: Path, serve: Callable[..., Driver]) -> Callable[..., Driver]:
     """Return a function that starts a driver whose pool can promise `size` bytes."""
 
     def start(size: int, *options: str) -> Driver:
-        facts = os.statvfs(pool)
-        assert facts.f_bavail * facts.f_frsize > 2 * size
-        ratio = (size + 2048) / (facts.f_blocks * facts.f_frsize)
-        return serve(f"default={pool},overcommit={ratio}{''.join(f',{item}' for item in options)}")
+        return serve(",".join((limited_pool("default", pool, size), *options)))
 
     return start
 

@@ -188,7 +188,7 @@ def test_wrong_field(shared: Driver, fields: dict[str, Any]) -> None:
 
 def test_two_pools(two_pools: Driver) -> None:
     """Each pool has its own room; volumes of both are listed; one name is one volume."""
-    other = THIN | {"pool": "pool-1"}
+    other = THIN | {"pool": "other"}
     before = [capacity(two_pools, parameters=item).available_capacity for item in (THIN, other)]
     assert create(two_pools, "a", 64 * MIB, parameters=other) is OK
     after = [capacity(two_pools, parameters=item).available_capacity for item in (THIN, other)]

@@ -71,18 +71,19 @@ def test_volume_of_another_node(shared: Driver) -> None:
 
 
 @pytest.mark.parametrize("parameters", [{"quota": "none"}, {"type": "image"}])
-def test_delete(shared: Driver, parameters: dict[str, str]) -> None:
+def test_delete(limited: Callable[..., Driver], parameters: dict[str, str]) -> None:
     """A deleted volume is gone from the disk when the answer comes, and stays gone."""
-    before, available = on_disk(shared), shared.capacity(quota="none").available_capacity
+    driver = limited(256 * MIB)
+    before, available = on_disk(driver), driver.capacity(quota="none").available_capacity
     wanted = request("gone", parameters=parameters)
     wanted.capacity_range.required_bytes = 16 * MIB
-    volume_id = shared.controller.CreateVolume(wanted).volume.volume_id
-    assert shared.capacity(quota="none").available_capacity == available - 16 * MIB
+    volume_id = driver.controller.CreateVolume(wanted).volume.volume_id
+    assert driver.capacity(quota="none").available_capacity == available - 16 * MIB
     for _ in range(3):
-        shared.delete(volume_id)
-    assert on_disk(shared) == before
-    assert volume_id not in shared.volume_ids()
-    assert shared.capacity(quota="none").available_capacity == available
+        driver.delete(volume_id)
+    assert on_disk(driver) == before
+    assert volume_id not in driver.volume_ids()
+    assert driver.capacity(quota="none").available_capacity == available
 
 
 @contextlib.contextmanager
