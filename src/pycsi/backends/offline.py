@@ -152,7 +152,7 @@ class OfflineFilesystem:
         if found is None or found.kind != self._kind:
             raise FailedPrecondition(
                 f"volume {self._volume.id}: {self._file} holds "
-                f"{found.kind if found else 'no known filesystem'}, not {self._kind}; "
+                f"{found.kind if found else 'no filesystem'}, not {self._kind}; "
                 "nothing was formatted; restore the image"
             )
 
