@@ -155,7 +155,7 @@ def test_restore_what_cannot_be(driver: Driver) -> None:
     (entry,) = trash(driver)
     done = command(driver, "restore", entry)
     assert done.returncode == 1
-    assert "there is a volume v@node-1 again" in done.stderr
+    assert "a volume v@node-1 exists" in done.stderr
     assert trash(driver) == [entry]
     done = command(driver, "restore", "../volumes/v@node-1")
     assert (done.returncode, trash(driver)) == (1, [entry])
