@@ -153,7 +153,7 @@ def test_group_over_two_pools(two_pools: Driver) -> None:
     driver = two_pools
     volumes = [
         driver.create(f"v{n}", 4 * MIB, parameters=FILES, pool=name).volume_id
-        for n, name in enumerate(["default", "pool-1"])
+        for n, name in enumerate(["default", "other"])
     ]
     group = driver.snapshot_group("g", *volumes)
     record = f"groups/{group.group_snapshot_id}.json"
