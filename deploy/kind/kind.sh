@@ -12,7 +12,7 @@ CONTAINER_TOOL=${CONTAINER_TOOL:-docker}
 ARCHIVE=${ARCHIVE:-build/pycsi.tar}
 IMAGE=${IMAGE:-}
 NAMESPACE=pycsi-system
-SNAPSHOTTER=v8.6.0
+SNAPSHOTTER=v8.7.0
 LOOPS=256
 
 say() { printf '\n==> %s\n' "$*"; }

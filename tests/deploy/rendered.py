@@ -19,6 +19,7 @@ Manifest = dict[str, Any]
 
 KUBELET = "/var/lib/kubelet"
 OLDEST = (1, 30)
+NEWEST = (1, 37)
 EVERYTHING: dict[str, Any] = {
     "mode": "single-node",
     "pools": {
@@ -61,6 +62,17 @@ EVERYTHING: dict[str, Any] = {
     },
 }
 
+# What only the newest Kubernetes takes, beside the rest.
+LATEST: dict[str, Any] = {
+    **EVERYTHING,
+    "csiDriver": {
+        "preventPodSchedulingIfMissing": True,
+        "seLinuxMount": True,
+        "nodeAllocatableUpdatePeriodSeconds": 60,
+    },
+    "sidecars": {"healthMonitor": {"enabled": True, "extraArgs": ["--v=5"]}},
+}
+
 
 def values_of(path: Path) -> dict[str, Any]:
     values: dict[str, Any] = yaml.safe_load(path.read_text())
@@ -72,7 +84,11 @@ VALUES: dict[str, dict[str, Any]] = {
     **{path.stem: values_of(path) for path in sorted(CHART.glob("values-*.yaml"))},
     "single-node": {"mode": "single-node"},
     "everything": EVERYTHING,
+    "csi-1.12": {"csiVersion": "1.12"},
+    "latest": LATEST,
+    "health-monitor": {"sidecars": {"healthMonitor": {"enabled": True}}},
 }
+NEEDS = {"latest": NEWEST, "health-monitor": NEWEST}
 PLATFORMS = (
     "kind",
     "k3s",
@@ -92,7 +108,12 @@ VERSIONS = sorted(
 )
 
 
-def objects(values: dict[str, Any], version: tuple[int, ...] = (1, 36)) -> list[Manifest]:
+def versions(name: str) -> list[tuple[int, ...]]:
+    """Return the versions of Kubernetes that take these values."""
+    return [version for version in VERSIONS if version >= NEEDS.get(name, OLDEST)]
+
+
+def objects(values: dict[str, Any], version: tuple[int, ...] = NEWEST) -> list[Manifest]:
     """Return what a cluster of that version is given, which has the snapshot API."""
     return _objects(json.dumps(values), version)
 

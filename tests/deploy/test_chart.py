@@ -12,6 +12,8 @@ import yaml
 from deploy.rendered import (
     EVERYTHING,
     KUBELET,
+    LATEST,
+    NEWEST,
     OLDEST,
     PLATFORMS,
     VALUES,
@@ -25,6 +27,7 @@ from deploy.rendered import (
     pod_of,
     the,
     values_of,
+    versions,
     workloads,
 )
 from driver import Driver, mount_capability
@@ -42,11 +45,14 @@ def test_files() -> None:
         *PLATFORMS
     }
     assert VERSIONS[0] == OLDEST
-    assert VERSIONS[-1] >= (1, 36)
+    assert VERSIONS[-1] == NEWEST
 
 
-@pytest.mark.parametrize("version", VERSIONS, ids=lambda version: f"1.{version[1]}")
-@pytest.mark.parametrize("name", VALUES)
+@pytest.mark.parametrize(
+    ("name", "version"),
+    [(name, version) for name in VALUES for version in versions(name)],
+    ids=lambda item: item if isinstance(item, str) else f"1.{item[1]}",
+)
 def test_schemas_of_kubernetes(name: str, version: tuple[int, int]) -> None:
     """Every object is valid, and has no field that Kubernetes does not know."""
     for manifest in objects(VALUES[name], version):
@@ -62,7 +68,7 @@ def _validate(manifest: str, version: str) -> None:
 
 
 def test_objects_of_custom_resources() -> None:
-    everything = objects(EVERYTHING)
+    everything = objects(LATEST)
     monitor = the(everything, "PodMonitor")
     assert monitor["apiVersion"] == "monitoring.coreos.com/v1"
     ports = {
@@ -85,7 +91,7 @@ def test_objects_of_custom_resources() -> None:
 @pytest.mark.parametrize("name", VALUES)
 def test_lint(name: str) -> None:
     """`helm lint --strict` has nothing to say, but that an icon is recommended."""
-    for version in VERSIONS:
+    for version in versions(name):
         said = helm.lint(
             CHART, VALUES[name], strict=True, kube_version=f"v{version[0]}.{version[1]}.0"
         )
@@ -155,6 +161,15 @@ def test_plain_manifests(name: str) -> None:
         ({"storageClasses": [{"name": "a", "parameters": {"n": 1}}]}, "parameters"),
         ({"image": {"digest": "latest"}}, "digest"),
         ({"groupSnapshots": {"enabled": True}}, "single-node"),
+        ({"csiVersion": "1.11"}, "csiVersion"),
+        ({"csiDriver": {"attachRequired": True}}, "attachRequired"),
+        ({"csiDriver": {"nodeAllocatableUpdatePeriodSeconds": 9}}, "10"),
+        ({"csiDriver": {"nodeAllocatableUpdatePeriodSeconds": 60}}, "maxVolumesPerNode"),
+        ({"csiDriver": {"seLinuxMount": True}}, "StorageClass pycsi"),
+        (
+            {"csiVersion": "1.12", "sidecars": {"healthMonitor": {"enabled": True}}},
+            "csiVersion 1.13",
+        ),
         (
             {"metrics": {"enabled": False, "podMonitor": {"enabled": True}}},
             "metrics.enabled",
@@ -165,6 +180,30 @@ def test_refusal(values: dict[str, Any], word: str) -> None:
     """A value that cannot work, or that nobody reads, is refused by its name."""
     with pytest.raises(helm.HelmError, match=word):
         objects(values)
+
+
+@pytest.mark.parametrize(
+    ("values", "needed"),
+    [
+        ({"csiDriver": {"preventPodSchedulingIfMissing": True}}, (1, 36)),
+        (
+            {
+                "maxVolumesPerNode": 9,
+                "csiDriver": {"nodeAllocatableUpdatePeriodSeconds": 60},
+            },
+            (1, 33),
+        ),
+        ({"sidecars": {"healthMonitor": {"enabled": True}}}, (1, 37)),
+    ],
+)
+def test_refusal_by_version(values: dict[str, Any], needed: tuple[int, int]) -> None:
+    """A cluster that does not know a field would drop it; the refusal names the version."""
+    for version in VERSIONS:
+        if version >= needed:
+            objects(values, version)
+        else:
+            with pytest.raises(helm.HelmError, match=rf"needs Kubernetes 1\.{needed[1]};"):
+                objects(values, version)
 
 
 # What the driver is given
@@ -309,21 +348,66 @@ def test_controller_elects_a_leader() -> None:
     assert "--handle-volume-inuse-error=false" in flags(pod["resizer"])
 
 
-def test_group_snapshots() -> None:
-    """The interceptor is set on both sides."""
-    interceptor = "--feature-gates=CSIVolumeGroupSnapshot=true"
-    everything = objects(EVERYTHING)
-    assert interceptor in flags(containers(pod_of(the(everything, "DaemonSet")))["snapshotter"])
-    controller = the(everything, "Deployment", "snapshot-controller")
-    assert interceptor in flags(containers(pod_of(controller))["snapshot-controller"])
+@pytest.mark.parametrize("enabled", [True, False])
+def test_group_snapshots(enabled: bool) -> None:
+    """Both sides are told, also of no groups: upstream's default has changed."""
+    gate = f"--feature-gates=CSIVolumeGroupSnapshot={'true' if enabled else 'false'}"
+    made = objects({**EVERYTHING, "groupSnapshots": {"enabled": enabled}})
+    assert gate in flags(containers(pod_of(the(made, "DaemonSet")))["snapshotter"])
+    controller = the(made, "Deployment", "snapshot-controller")
+    assert gate in flags(containers(pod_of(controller))["snapshot-controller"])
 
 
-def test_old_kubernetes_is_not_offered_recovery() -> None:
-    """Before 1.32 the kubelet does not know the states that csi-resizer writes by default."""
+def _resizer(version: tuple[int, ...], mode: str, tag: str = "") -> tuple[str, bool]:
+    """Return the resizer's tag, and whether it is told to write no states of a recovery."""
+    values = {"mode": mode, "sidecars": {"resizer": {"image": {"tag": tag}}}}
+    found = [
+        container
+        for workload in workloads(objects(values, version))
+        for name, container in containers(pod_of(workload)).items()
+        if name == "resizer"
+    ]
+    assert len(found) == 1
     off = "--feature-gates=RecoverVolumeExpansionFailure=false"
+    return found[0]["image"].rpartition(":")[2], off in flags(found[0])
+
+
+@pytest.mark.parametrize("mode", ["distributed", "single-node"])
+def test_old_kubernetes_is_not_offered_recovery(mode: str) -> None:
+    """Kubelets before 1.32 do not know the states that csi-resizer always writes since 2.3."""
     for version in VERSIONS:
-        resizer = containers(pod_of(the(objects({}, version), "Deployment")))["resizer"]
-        assert (off in flags(resizer)) == (version < (1, 32))
+        expected = ("v2.2.1", True) if version < (1, 32) else ("v2.3.0", False)
+        assert _resizer(version, mode) == expected
+    # It would not start with a gate that it does not know.
+    assert _resizer(OLDEST, mode, "v2.3.1") == ("v2.3.1", False)
+    assert _resizer(OLDEST, mode, "v2.1.0") == ("v2.1.0", True)
+    assert _resizer(OLDEST, mode, "mirrored") == ("mirrored", False)
+
+
+@pytest.mark.parametrize("mode", ["distributed", "single-node"])
+def test_health_monitor(mode: str) -> None:
+    """There is one for each driver that has volumes, and none unless it is wanted."""
+    assert not any("health-monitor" in str(item) for item in objects({"mode": mode}))
+    made = objects({"mode": mode, "sidecars": {"healthMonitor": {"enabled": True}}})
+    holders = [
+        workload["kind"]
+        for workload in workloads(made)
+        if "health-monitor" in containers(pod_of(workload))
+    ]
+    assert holders == ["DaemonSet"]
+    # Of several one would be the leader, and know only the volumes of its own node.
+    monitor = containers(pod_of(the(made, "DaemonSet")))["health-monitor"]
+    assert not any("leader" in flag for flag in flags(monitor))
+
+
+@pytest.mark.parametrize("mode", ["distributed", "single-node"])
+def test_csi_version(mode: str) -> None:
+    """The driver's own default is not told to it."""
+    for version, told in (("1.13", False), ("1.12", True)):
+        for workload in workloads(objects({"mode": mode, "csiVersion": version})):
+            driver = flags(containers(pod_of(workload))["pycsi"])
+            assert (f"--csi-version={version}" in driver) == told
+            assert any("csi-version" in flag for flag in driver) == told
 
 
 def test_snapshot_controller() -> None:
@@ -462,7 +546,18 @@ def test_immutable_fields_of_the_driver() -> None:
         assert spec["fsGroupPolicy"] == "File"
         assert spec["storageCapacity"] is True
         assert spec["podInfoOnMount"] is True
-        assert spec["seLinuxMount"] is False
+
+
+def test_other_fields_of_the_driver() -> None:
+    """Fields that not every version knows are there only if they are wanted."""
+    chosen = LATEST["csiDriver"]
+    for values in VALUES.values():
+        spec = the(objects(values), "CSIDriver")["spec"]
+        if values is LATEST:
+            assert chosen.items() <= spec.items()
+        else:
+            assert spec["seLinuxMount"] is False
+            assert spec.keys() & chosen.keys() == {"seLinuxMount"}
 
 
 def test_names() -> None:
@@ -491,12 +586,13 @@ def test_names() -> None:
 # What they may do
 
 UPSTREAM = {
-    "csi-provisioner": "v6.3.0",
-    "csi-snapshotter": "v8.6.0",
-    "snapshot-controller": "v8.6.0",
-    "csi-resizer": "v2.2.1",
-    "csi-node-driver-registrar": "v2.17.0",
-    "livenessprobe": "v2.19.0",
+    "csi-provisioner": "v6.4.0",
+    "csi-snapshotter": "v8.7.0",
+    "snapshot-controller": "v8.7.0",
+    "csi-resizer": "v2.3.0",
+    "csi-node-driver-registrar": "v2.18.0",
+    "livenessprobe": "v2.20.0",
+    "csi-external-health-monitor-controller": "v0.19.0",
 }
 
 
@@ -515,7 +611,11 @@ def test_images(name: str) -> None:
 
 
 def sidecars() -> Iterator[tuple[Manifest, Manifest]]:
-    for values in ({}, {"mode": "single-node", "snapshotController": {"enabled": True}}):
+    for values in (
+        {},
+        VALUES["health-monitor"],
+        {"mode": "single-node", "snapshotController": {"enabled": True}},
+    ):
         for workload in workloads(objects(values)):
             pod = pod_of(workload)
             for container in pod["containers"]:
@@ -546,7 +646,7 @@ def test_driver_is_privileged_and_nothing_more() -> None:
 
 def test_tokens() -> None:
     """Only a container that calls the API server can read a token."""
-    for values in ({}, EVERYTHING):
+    for values in ({}, LATEST):
         for workload in workloads(objects(values)):
             pod = pod_of(workload)
             assert pod["automountServiceAccountToken"] is False
@@ -556,12 +656,13 @@ def test_tokens() -> None:
                 if any(mount["name"] == "token" for mount in container.get("volumeMounts", []))
             }
             clients = {"provisioner", "snapshotter", "resizer", "snapshot-controller"}
+            clients.add("health-monitor")
             assert holders == clients & set(containers(pod))
 
 
 def test_selinux() -> None:
     """On enforcing hosts the sidecars of a node can reach the driver's socket."""
-    for container in containers(node_pod(EVERYTHING)).values():
+    for container in containers(node_pod(LATEST)).values():
         assert container["securityContext"]["privileged"] is True
 
 
@@ -569,12 +670,12 @@ def test_selinux() -> None:
 def test_rate_limits(mode: str) -> None:
     """Every sidecar may ask the API server often enough for a burst of claims."""
     asking = {}
-    for workload in workloads(objects({"mode": mode})):
+    for workload in workloads(objects({**VALUES["health-monitor"], "mode": mode})):
         for name, container in containers(pod_of(workload)).items():
             if any(mount["name"] == "token" for mount in container.get("volumeMounts", [])):
                 told = dict(flag.split("=", 1) for flag in flags(container) if "=" in flag)
                 asking[name] = {flag: int(told[flag]) for flag in told if "kube-api-" in flag}
-    assert {"provisioner", "snapshotter", "resizer"} <= asking.keys()
+    assert asking.keys() == {"provisioner", "snapshotter", "resizer", "health-monitor"}
     for name, limits in asking.items():
         wanted = {"--kube-api-qps", "--kube-api-burst"}
         if name == "provisioner":  # a limit of their own for the capacities that it publishes
@@ -612,7 +713,7 @@ def test_probes() -> None:
 
 def test_network_policy() -> None:
     """Every pod of the driver is selected, and metrics are the only way in."""
-    everything = objects(EVERYTHING)
+    everything = objects(LATEST)
     policy = the(everything, "NetworkPolicy")["spec"]
     for workload in workloads(everything):
         labels = workload["spec"]["template"]["metadata"]["labels"]

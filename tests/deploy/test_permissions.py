@@ -7,7 +7,7 @@ what an informer does; the others are single calls.
 from typing import Any
 
 import pytest
-from deploy.rendered import EVERYTHING, Manifest, objects, the
+from deploy.rendered import EVERYTHING, VALUES, Manifest, objects, the
 
 READ = frozenset({"get", "list", "watch"})
 SNAPSHOT = "snapshot.storage.k8s.io"
@@ -60,6 +60,14 @@ RESIZER: Calls = {
     ("", "persistentvolumeclaims/status"): calls("patch"),
     ("storage.k8s.io", "volumeattributesclasses"): READ,
 }
+# Reads which claims the volumes belong to, and writes their faults into those; an event tells of
+# faults of a kind that it does not know.
+HEALTH_MONITOR: Calls = {
+    **EVENTS,
+    ("", "persistentvolumes"): READ,
+    ("", "persistentvolumeclaims"): READ,
+    ("", "persistentvolumeclaims/status"): calls("patch"),
+}
 SNAPSHOT_CONTROLLER: Calls = {
     **EVENTS,
     ("", "persistentvolumes"): READ,
@@ -86,6 +94,12 @@ GROUP_SNAPSHOT_CONTROLLER: Calls = {
 
 CASES: dict[str, tuple[dict[str, Any], str, tuple[Calls, ...], tuple[Calls, ...]]] = {
     "node of many": ({}, "-node", (PROVISIONER, SNAPSHOTTER), (PROVISIONER_HERE,)),
+    "node with a health monitor": (
+        VALUES["health-monitor"],
+        "-node",
+        (PROVISIONER, SNAPSHOTTER, HEALTH_MONITOR),
+        (PROVISIONER_HERE,),
+    ),
     "controller": ({}, "-controller", (RESIZER,), (ELECTION,)),
     "single node": (
         {"mode": "single-node"},

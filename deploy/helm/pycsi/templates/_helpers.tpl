@@ -130,9 +130,32 @@ runAsUser: 0
 - --kube-api-burst=40
 - --http-endpoint=:8083
 - --v=2
-{{- if semverCompare "<1.32.0-0" .Capabilities.KubeVersion.Version }}
+{{- $tag := include "pycsi.resizerTag" . }}
+{{- if and (include "pycsi.before" (dict "root" . "version" "1.32")) (regexMatch "^v?[0-9]+[.][0-9]+[.][0-9]+$" $tag) (semverCompare "<2.3.0-0" $tag) }}
 - --feature-gates=RecoverVolumeExpansionFailure=false
 {{- end }}
+{{- end }}
+
+{{/* Kubelets before 1.32 do not know the states of a recovery, and since v2.3.0 they are always written. */}}
+{{- define "pycsi.resizerTag" -}}
+{{- if .Values.sidecars.resizer.image.tag -}}
+{{ .Values.sidecars.resizer.image.tag }}
+{{- else if include "pycsi.before" (dict "root" . "version" "1.32") -}}
+v2.2.1
+{{- else -}}
+v2.3.0
+{{- end }}
+{{- end }}
+
+{{/* The resizer's image, pull policy and resources. */}}
+{{- define "pycsi.resizer" -}}
+{{- $image := merge (dict "tag" (include "pycsi.resizerTag" .)) .Values.sidecars.resizer.image -}}
+{{ include "pycsi.sidecar" (dict "root" . "sidecar" (merge (dict "image" $image) .Values.sidecars.resizer)) }}
+{{- end }}
+
+{{/* Not empty if the cluster is older. Call with (dict "root" $ "version" "1.32"). */}}
+{{- define "pycsi.before" -}}
+{{- if semverCompare (printf "<%s.0-0" .version) .root.Capabilities.KubeVersion.Version }}true{{ end }}
 {{- end }}
 
 {{/* The account of a component's pods, and that it has the two roles of its name. Call with (dict "root" $ "component" "node"). */}}
@@ -212,6 +235,7 @@ fsGroup: 65532
 {{- if and .Values.groupSnapshots.enabled (not .Values.sidecars.snapshotter.enabled) }}
 {{- fail "groupSnapshots.enabled needs sidecars.snapshotter.enabled" }}
 {{- end }}
+{{- include "pycsi.checkVersions" . }}
 {{- if eq .Values.mode "single-node" }}
 {{- $nodes := list }}
 {{- range (lookup "v1" "Node" "" "").items }}
@@ -225,5 +249,31 @@ fsGroup: 65532
 {{- if gt (len $nodes) 1 }}
 {{- fail (printf "mode: single-node is for one node, and node.nodeSelector fits %d (%s): set mode: distributed, or a node.nodeSelector that fits one" (len $nodes) (join ", " $nodes)) }}
 {{- end }}
+{{- end }}
+{{- end }}
+
+{{/* What the cluster's version or the driver does not know is refused, where it would have no effect. */}}
+{{- define "pycsi.checkVersions" -}}
+{{- $wanted := dict
+  "csiDriver.preventPodSchedulingIfMissing" (list .Values.csiDriver.preventPodSchedulingIfMissing "1.36")
+  "csiDriver.nodeAllocatableUpdatePeriodSeconds" (list .Values.csiDriver.nodeAllocatableUpdatePeriodSeconds "1.33")
+  "sidecars.healthMonitor.enabled" (list .Values.sidecars.healthMonitor.enabled "1.37") }}
+{{- range $name, $value := $wanted }}
+{{- if and (first $value) (include "pycsi.before" (dict "root" $ "version" (last $value))) }}
+{{- fail (printf "%s needs Kubernetes %s; this is %s" $name (last $value) $.Capabilities.KubeVersion.Version) }}
+{{- end }}
+{{- end }}
+{{- if and .Values.csiDriver.nodeAllocatableUpdatePeriodSeconds (not .Values.maxVolumesPerNode) }}
+{{- fail "csiDriver.nodeAllocatableUpdatePeriodSeconds needs maxVolumesPerNode: without a limit there is nothing to update" }}
+{{- end }}
+{{- if .Values.csiDriver.seLinuxMount }}
+{{- range .Values.storageClasses }}
+{{- if ne (dig "type" "" (.parameters | default dict)) "image" }}
+{{- fail (printf "csiDriver.seLinuxMount: StorageClass %s may make directories, which cannot be mounted with a label of their own; it needs parameters.type: image" .name) }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- if and .Values.sidecars.healthMonitor.enabled (eq .Values.csiVersion "1.12") }}
+{{- fail "sidecars.healthMonitor.enabled needs csiVersion 1.13, whose calls it makes" }}
 {{- end }}
 {{- end }}
