@@ -7,7 +7,7 @@ import signal
 import socket
 import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -27,7 +27,9 @@ from pycsi.services.capabilities import driver_capabilities
 from pycsi.services.controller import Controller
 from pycsi.services.group_controller import GroupController
 from pycsi.services.identity import Identity
+from pycsi.services.listing_controller import ListingController
 from pycsi.services.node import Node
+from pycsi.services.snapshot_controller import SnapshotController
 from pycsi.services.snapshot_metadata import SnapshotMetadata
 from pycsi.volumes.locks import Locks
 from pycsi.volumes.pools import Pools
@@ -136,15 +138,21 @@ def _build(
     interceptor = Interceptor(
         server, capabilities.unimplemented, ready, most, observe, probers=probers
     )
-    identity = Identity(config.driver_name, capabilities, pools, ready)
-    controller = Controller(capabilities, pools, locks, node)
-    csi_pb2_grpc.add_IdentityServicer_to_server(identity, interceptor)  # type: ignore[no-untyped-call]
-    csi_pb2_grpc.add_ControllerServicer_to_server(controller, interceptor)  # type: ignore[no-untyped-call]
-    csi_pb2_grpc.add_NodeServicer_to_server(Node(capabilities, pools, locks, node), interceptor)  # type: ignore[no-untyped-call]
-    csi_pb2_grpc.add_GroupControllerServicer_to_server(
-        GroupController(capabilities, pools, locks, node), interceptor
-    )  # type: ignore[no-untyped-call]
-    csi_pb2_grpc.add_SnapshotMetadataServicer_to_server(SnapshotMetadata(pools, locks), interceptor)  # type: ignore[no-untyped-call]
+    shared = (capabilities, pools, locks, node)
+    parts: tuple[tuple[Callable[..., None], object], ...] = (
+        (
+            csi_pb2_grpc.add_IdentityServicer_to_server,
+            Identity(config.driver_name, capabilities, pools, ready),
+        ),
+        (csi_pb2_grpc.add_ControllerServicer_to_server, Controller(*shared)),
+        (csi_pb2_grpc.add_ControllerServicer_to_server, ListingController(pools, locks, node)),
+        (csi_pb2_grpc.add_ControllerServicer_to_server, SnapshotController(*shared)),
+        (csi_pb2_grpc.add_NodeServicer_to_server, Node(*shared)),
+        (csi_pb2_grpc.add_GroupControllerServicer_to_server, GroupController(*shared)),
+        (csi_pb2_grpc.add_SnapshotMetadataServicer_to_server, SnapshotMetadata(pools, locks)),
+    )
+    for add, part in parts:
+        add(part, interceptor)
     return server
 
 

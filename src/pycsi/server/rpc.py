@@ -26,6 +26,7 @@ from pycsi.model.errors import (
     Unavailable,
     Unimplemented,
 )
+from pycsi.proto import csi_pb2_grpc
 from pycsi.server.redaction import redacted
 
 log = structlog.get_logger()
@@ -114,6 +115,12 @@ class _Rpc(NamedTuple):
     method: Method
 
 
+def _is_generated(handler: Handler) -> bool:
+    """Tell whether a handler is the one that the generated base class has: it serves nothing."""
+    method = handler.unary_stream or handler.unary_unary
+    return method.__module__ == csi_pb2_grpc.__name__
+
+
 class _UnaryHandler(functools.partial[Any]):
     """The handler of a unary method; gRPC runs it on `experimental_thread_pool` if that is set."""
 
@@ -153,8 +160,15 @@ class Interceptor:
         """Ignore generic handlers: methods are added by name, and gRPC refuses all others."""
 
     def add_registered_method_handlers(self, service: str, handlers: Mapping[str, Handler]) -> None:
-        """Add a service's methods, as the generated `add_…_to_server` does."""
-        wrapped = {name: self._wrapped(service, name, item) for name, item in handlers.items()}
+        """Add a service's methods, as the generated `add_…_to_server` does.
+
+        A service can be added in parts: of each part, the methods that it defines itself are added.
+        """
+        wrapped = {
+            name: self._wrapped(service, name, item)
+            for name, item in handlers.items()
+            if not _is_generated(item)
+        }
         self._server.add_registered_method_handlers(service, wrapped)
 
     def _wrapped(self, service: str, name: str, handler: Handler) -> Handler:

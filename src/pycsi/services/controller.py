@@ -1,4 +1,7 @@
-"""The Controller service: each method parses its request, holds a lock, acts, and replies."""
+"""The Controller service: each method parses its request, holds a lock, acts, and replies.
+
+What is about snapshots lies in `snapshot_controller`, what lists volumes in `listing_controller`.
+"""
 
 import grpc
 
@@ -7,11 +10,10 @@ from pycsi.model.errors import FailedPrecondition, InvalidArgument
 from pycsi.model.ids import NodeInfo
 from pycsi.model.records import Attachment, Volume
 from pycsi.proto import csi_pb2 as csi
+from pycsi.proto import csi_pb2_grpc
 from pycsi.services import reply
 from pycsi.services import request as read
 from pycsi.services.capabilities import DriverCapabilities
-from pycsi.services.listing_controller import ListingController
-from pycsi.services.snapshot_controller import SnapshotController
 from pycsi.volumes import inline
 from pycsi.volumes.attaching import Attacher
 from pycsi.volumes.lifecycle import check_echo, delete, expand, modify
@@ -23,13 +25,16 @@ from pycsi.volumes.staging import check_fits
 _ATTACHES = csi.ControllerServiceCapability.RPC.PUBLISH_UNPUBLISH_VOLUME
 
 
-class Controller(ListingController, SnapshotController):
-    """Create, delete, grow, modify and attach volumes; inherit the other parts of the service."""
+class Controller(csi_pb2_grpc.ControllerServicer):
+    """Create, delete, grow, modify and attach volumes."""
 
     def __init__(
         self, capabilities: DriverCapabilities, pools: Pools, locks: Locks, node: NodeInfo
     ) -> None:
-        super().__init__(capabilities, pools, locks, node)
+        self._capabilities = capabilities
+        self._pools = pools
+        self._locks = locks
+        self._node = node
         self._provisioner = Provisioner(pools, locks, node)
         self._attacher = Attacher(pools, node)
 

@@ -2,17 +2,25 @@
 
 import grpc
 
+from pycsi.model.ids import NodeInfo
 from pycsi.model.records import Volume
 from pycsi.pool.pool import Pool
 from pycsi.proto import csi_pb2 as csi
+from pycsi.proto import csi_pb2_grpc
 from pycsi.services import reply
 from pycsi.services import request as read
-from pycsi.services.controller_part import ControllerPart
 from pycsi.volumes.health import Faults, examine, faults_if_examined, faults_of
+from pycsi.volumes.locks import Locks
+from pycsi.volumes.pools import Pools
 
 
-class ListingController(ControllerPart):
+class ListingController(csi_pb2_grpc.ControllerServicer):
     """List volumes, and tell their health."""
+
+    def __init__(self, pools: Pools, locks: Locks, node: NodeInfo) -> None:
+        self._pools = pools
+        self._locks = locks
+        self._node = node
 
     def ListVolumes(
         self, request: csi.ListVolumesRequest, context: grpc.ServicerContext

@@ -6,22 +6,24 @@ from pycsi.model import ids, parameters
 from pycsi.model.ids import NodeInfo
 from pycsi.model.records import Snapshot
 from pycsi.proto import csi_pb2 as csi
+from pycsi.proto import csi_pb2_grpc
 from pycsi.services import reply
 from pycsi.services import request as read
 from pycsi.services.capabilities import DriverCapabilities
-from pycsi.services.controller_part import ControllerPart
 from pycsi.volumes.locks import Locks, snapshot_key
 from pycsi.volumes.pools import Pools
 from pycsi.volumes.snapshots import Snapshotter
 
 
-class SnapshotController(ControllerPart):
+class SnapshotController(csi_pb2_grpc.ControllerServicer):
     """Take, delete, find and list snapshots."""
 
     def __init__(
         self, capabilities: DriverCapabilities, pools: Pools, locks: Locks, node: NodeInfo
     ) -> None:
-        super().__init__(capabilities, pools, locks, node)
+        self._pools = pools
+        self._locks = locks
+        self._node = node
         self._snapshotter = Snapshotter(pools, locks, node)
         self._snapshots_at = node if capabilities.snapshot_topology else None
 
