@@ -107,7 +107,7 @@ def test_negative_page(shared: Driver, entries: int) -> None:
         ("gone", Code.NOT_FOUND, ["gone"]),
         ("gone@node-1", Code.NOT_FOUND, ["gone@node-1"]),
         ("../../etc", Code.NOT_FOUND, ["etc"]),
-        ("x" * 5000, Code.NOT_FOUND, ["node-1"]),
+        ("x" * 5000, Code.NOT_FOUND, ["no volume"]),
         ("v@node-2", Code.FAILED_PRECONDITION, ["node-2", "node-1"]),
     ],
 )
