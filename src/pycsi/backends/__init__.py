@@ -52,7 +52,7 @@ class Backend(abc.ABC):
 
     @property
     def inside(self) -> str:
-        """The path of `content` as a string: a pool may have thousands of volumes."""
+        """`content` as a string, which is faster where every volume of a pool is looked at."""
         return f"{self.where}/{self.NAME}"
 
     @abc.abstractmethod
@@ -115,7 +115,7 @@ class Backend(abc.ABC):
         """Describe what uses the volume other than the mounts in `mounts`; None if nothing does."""
         return None
 
-    def refuse_strangers(self) -> None:
+    def refuse_foreign(self) -> None:
         """Raise `FailedPrecondition` if another program has attached a loop device to the data."""
 
     def release(self) -> None:
@@ -169,8 +169,8 @@ class Backend(abc.ABC):
     # Snapshots
 
     @property
-    def shares(self) -> bool:
-        """Whether copies within the pool share blocks, so that they are made instantly."""
+    def shares_blocks(self) -> bool:
+        """Whether a copy within the pool shares blocks (reflink, btrfs snapshot), so is instant."""
         return False
 
     @abc.abstractmethod
@@ -178,10 +178,10 @@ class Backend(abc.ABC):
         """Return the number of bytes that the data occupies in the pool, with shared blocks."""
 
     @abc.abstractmethod
-    def owned(self, *, shares: bool) -> int:
+    def owned(self, *, may_share: bool) -> int:
         """Return a lower bound for the bytes that can be rewritten without new blocks in the pool.
 
-        These blocks belong to this volume alone. `shares` tells whether it may share others.
+        These blocks belong to this volume alone. `may_share` tells whether it may share others.
         """
 
     def written_at(self) -> str | None:
@@ -204,27 +204,30 @@ class Backend(abc.ABC):
         """Copy `source`, a backend of the same kind, into this new snapshot.
 
         Without `point_in_time`, the files may be copied at different moments. `progress` is called
-        repeatedly; an exception from it ends the copy. Call `make_durable` afterwards.
+        repeatedly; an exception from it ends the copy. Call `finish_capture` afterwards.
         """
 
     @abc.abstractmethod
     def restore(self, source: "Backend", progress: Progress) -> int | None:
         """Make this new volume a point-in-time copy of `source`; return its project id, if any.
 
-        The volume may be larger than its source, not smaller. Call `adapt` afterwards.
+        The volume may be larger than its source, not smaller. Call `finish_restore` afterwards.
         """
 
     @abc.abstractmethod
-    def adapt(self, source: Volume, project: int | None) -> None:
-        """Adapt the data that `restore` has copied from `source` to this volume.
+    def finish_restore(self, source: Volume, project: int | None) -> None:
+        """Make the data that `restore` has copied from `source` this volume's own.
 
-        Afterwards the data has the volume's size, is durable, and can be mounted beside its source.
+        Afterwards it has the volume's size, is durable, and can be mounted beside its source.
         `project` is the project id that `restore` returned.
         """
 
     @abc.abstractmethod
-    def make_durable(self) -> None:
-        """Make the copy made by `capture` durable; the source may be written to again by now."""
+    def finish_capture(self) -> None:
+        """Make the copy that `capture` has made durable, and give it its own blocks if it is thick.
+
+        The source may be written to again by now.
+        """
 
 
 def attributes(capability: Capability, *, readonly: bool) -> Attributes:

@@ -99,19 +99,19 @@ class Directory(Backend):
     # Snapshots
 
     @property
-    def shares(self) -> bool:
-        return self.limiter.shares(self.content)
+    def shares_blocks(self) -> bool:
+        return self.limiter.shares_blocks(self.content)
 
     def occupied(self) -> int:
-        counted = self.shares or (self.volume.enforced and self.volume.project)
+        counted = self.shares_blocks or (self.volume.enforced and self.volume.project)
         if counted and not self.limiter.fault():
             return self.limiter.usage(self.content, self.volume.project, 0).used or 0
         return treecopy.occupied(self.content)
 
-    def owned(self, *, shares: bool) -> int:
+    def owned(self, *, may_share: bool) -> int:
         if not self.volume.enforced:
             return 0
-        owned = self.limiter.owned(self.content, self.volume.project, shares=shares)
+        owned = self.limiter.owned(self.content, self.volume.project, may_share=may_share)
         return min(owned, self.volume.capacity)
 
     def capture(self, source: Backend, progress: Progress, *, point_in_time: bool) -> None:
@@ -137,7 +137,7 @@ class Directory(Backend):
         `FailedPrecondition` if writes interfere with every attempt, `Aborted` if directories move.
         """
         busy = point_in_time and source.written_at() is not None
-        if source.shares or not busy:
+        if source.shares_blocks or not busy:
             with contextlib.suppress(treecopy.TreeChangedError):
                 made, at_once = copy()
                 if at_once or not busy:
@@ -169,7 +169,7 @@ class Directory(Backend):
             "the VolumeSnapshotClass"
         )
 
-    def adapt(self, source: Volume, project: int | None) -> None:
+    def finish_restore(self, source: Volume, project: int | None) -> None:
         size = self.volume.capacity
         if self.volume.enforced:
             used = self.limiter.usage(self.content, project, size).used or 0
@@ -178,7 +178,7 @@ class Directory(Backend):
                     f"the source, whose size was not enforced, holds {show(used)}; ask for more "
                     f"than {show(size)}"
                 )
-        self.make_durable()
+        mount.syncfs(self.content)
 
-    def make_durable(self) -> None:
+    def finish_capture(self) -> None:
         mount.syncfs(self.content)

@@ -164,9 +164,9 @@ class FilesystemImage(Image):
             self.offline.recover(device.path)
         self.devices.require_free()
 
-    def adapt(self, source: Volume, project: int | None) -> None:
-        super().adapt(source, project)
-        self.offline.adapt(source)
+    def finish_restore(self, source: Volume, project: int | None) -> None:
+        super().finish_restore(source, project)
+        self.offline.finish_restore(source)
 
     def holder(self) -> str | None:
         return self.devices.holder()

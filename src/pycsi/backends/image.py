@@ -44,7 +44,7 @@ _GRACE = 0.5
 """Seconds to allow programs that open a loop device briefly, as udev does."""
 
 
-def _refuse_restless(source: Backend) -> None:
+def _refuse_unquiesced(source: Backend) -> None:
     """Raise `FailedPrecondition` if `source` may be written to during a copy of its data."""
     if not source.freezable() and (where := source.written_at()):
         raise FailedPrecondition(
@@ -87,19 +87,19 @@ class Devices:
         return device.is_named(self.volume.id)
 
     def own(self) -> list[loop.LoopDevice]:
-        """Return the loop devices that the driver itself has put on the image."""
+        """Return the loop devices that the driver itself has attached to the image."""
         return [device for device in self.found() if self.is_own(device)]
 
-    def strangers(self) -> list[loop.LoopDevice]:
-        """Return the loop devices that other programs, not the driver, have put on the image."""
+    def foreign(self) -> list[loop.LoopDevice]:
+        """Return the loop devices that other programs have attached to the image."""
         return [device for device in self.found() if not self.is_own(device)]
 
-    def refuse_strangers(self) -> None:
-        """Raise `FailedPrecondition` if another program has put a loop device on the image."""
-        for device in self.strangers():
-            raise self.foreign(device)
+    def refuse_foreign(self) -> None:
+        """Raise `FailedPrecondition` if another program has attached a loop device to the image."""
+        for device in self.foreign():
+            raise self.foreign_error(device)
 
-    def foreign(self, device: loop.LoopDevice) -> FailedPrecondition:
+    def foreign_error(self, device: loop.LoopDevice) -> FailedPrecondition:
         """Return the exception to raise if another program's loop device is in the way."""
         part = "a part of its image" if device.partial else "its image"
         seen = holders.of_device(device.number)
@@ -181,7 +181,7 @@ class Devices:
     def holder(self) -> str | None:
         """Describe a device on the image that stays in use, or is another program's; else None."""
         own = self.wait_until_free()
-        devices = own or self.strangers()
+        devices = own or self.foreign()
         if not devices:
             return None
         seen = holders.of_device(devices[0].number)
@@ -208,7 +208,7 @@ class Image(Backend):
     def create(self, root: RootDirectory | None) -> int | None:
         with opened(self.content, os.O_RDWR | os.O_CREAT | os.O_EXCL) as fd:
             if self._on_btrfs:
-                self._write_in_place(fd)
+                self._disable_cow(fd)
             self._extend(fd, 0)
             self.format(root)
             if self.volume.thick and os.fstat(fd).st_blocks * 512 < self.volume.capacity:
@@ -216,8 +216,8 @@ class Image(Backend):
             os.fsync(fd)
         return None
 
-    def _write_in_place(self, fd: int) -> None:
-        """Switch copy-on-write off for an image on btrfs that is still empty.
+    def _disable_cow(self, fd: int) -> None:
+        """Have btrfs write an image that is still empty in place: switch copy-on-write off.
 
         With copy-on-write, rewriting takes new blocks while old ones are still held, so that the
         image could occupy more than its size. `FailedPrecondition` if a thick volume needs this
@@ -262,8 +262,8 @@ class Image(Backend):
         """The loop devices on the image."""
         return Devices(self.inside, self.volume, self.location, self.kernel)
 
-    def refuse_strangers(self) -> None:
-        self.devices.refuse_strangers()
+    def refuse_foreign(self) -> None:
+        self.devices.refuse_foreign()
 
     def is_relic(self, mounted: Mount) -> bool:
         return self.devices.is_relic(mounted)
@@ -314,21 +314,21 @@ class Image(Backend):
     # Snapshots
 
     @property
-    def shares(self) -> bool:
-        return clone.can_share(self.content)
+    def shares_blocks(self) -> bool:
+        return clone.can_reflink(self.content)
 
     def occupied(self) -> int:
         return self.content.stat().st_blocks * 512
 
-    def owned(self, *, shares: bool) -> int:
+    def owned(self, *, may_share: bool) -> int:
         if self.volume.thick:
             return self.volume.capacity
-        if not self._on_btrfs and (not shares or self.location.mount.fstype == "ext4"):
+        if not self._on_btrfs and (not may_share or self.location.mount.fstype == "ext4"):
             return min(os.stat(self.inside).st_blocks * 512, self.volume.capacity)
         with opened(self.content) as fd:
             if self._on_btrfs and not nocow.is_nocow(fd):
                 return 0
-            blocks = fiemap.unshared(fd) if shares else os.fstat(fd).st_blocks * 512
+            blocks = fiemap.unshared(fd) if may_share else os.fstat(fd).st_blocks * 512
         return min(blocks, self.volume.capacity)
 
     def capture(self, source: Backend, progress: Progress, *, point_in_time: bool) -> None:
@@ -338,10 +338,10 @@ class Image(Backend):
         ):
             if self._on_btrfs:
                 nocow.set_nocow(new, nocow=self._is_nocow(source, old))
-            if not clone.share(old, new):
-                _refuse_restless(source)
+            if not clone.reflink(old, new):
+                _refuse_unquiesced(source)
                 if self._on_btrfs:
-                    self._write_in_place(new)
+                    self._disable_cow(new)
                 clone.copy(old, new, progress)
             os.ftruncate(new, source.volume.capacity)  # drop a growth that is not recorded yet
 
@@ -354,14 +354,14 @@ class Image(Backend):
         self.capture(source, progress, point_in_time=True)
         return None
 
-    def adapt(self, source: Volume, project: int | None) -> None:
-        if (self.volume.thick or source.thick) and self.shares:
-            self._own_blocks()
+    def finish_restore(self, source: Volume, project: int | None) -> None:
+        if (self.volume.thick or source.thick) and self.shares_blocks:
+            self._unshare_blocks()
         with opened(self.content, os.O_RDWR) as fd:
             self._extend(fd, 0 if self.volume.thick else os.fstat(fd).st_size)
             os.fsync(fd)
 
-    def _own_blocks(self) -> None:
+    def _unshare_blocks(self) -> None:
         """Replace the image by a full copy that shares no blocks.
 
         Writing to a shared block takes a new one, and in a full pool a thick volume would get none.
@@ -372,12 +372,12 @@ class Image(Backend):
             opened(aside, os.O_RDWR | os.O_CREAT | os.O_EXCL) as new,
         ):
             if self._on_btrfs:
-                self._write_in_place(new)
+                self._disable_cow(new)
             clone.copy(old, new, lambda: None)
         aside.rename(self.content)
 
-    def make_durable(self) -> None:
-        if self.volume.thick and self.shares:
-            self._own_blocks()
+    def finish_capture(self) -> None:
+        if self.volume.thick and self.shares_blocks:
+            self._unshare_blocks()
         with opened(self.content) as fd:
             os.fsync(fd)

@@ -59,13 +59,13 @@ class Limiter(Protocol):
         `LimitError` if the kernel does not count its usage.
         """
 
-    def owned(self, path: Path, project: int | None, *, shares: bool) -> int:
+    def owned(self, path: Path, project: int | None, *, may_share: bool) -> int:
         """Return a lower bound for the bytes in blocks that belong to a limited directory alone.
 
-        `shares` tells whether it may share blocks with other directories.
+        `may_share` tells whether it may share blocks with other directories.
         """
 
-    def shares(self, path: Path) -> bool:
+    def shares_blocks(self, path: Path) -> bool:
         """Tell whether `capture` of the directory, within the pool, is an instant snapshot."""
 
     def capture(self, source: Path, path: Path, progress: Progress) -> bool:
@@ -136,10 +136,10 @@ class NoLimiter:
     def usage(self, path: Path, project: int | None, size: int) -> Usage:
         return filesystem_usage(path)
 
-    def owned(self, path: Path, project: int | None, *, shares: bool) -> int:
+    def owned(self, path: Path, project: int | None, *, may_share: bool) -> int:
         return 0
 
-    def shares(self, path: Path) -> bool:
+    def shares_blocks(self, path: Path) -> bool:
         return False
 
     def capture(self, source: Path, path: Path, progress: Progress) -> bool:

@@ -85,7 +85,7 @@ class OfflineFilesystem:
             with loop.hold(device.number, self._file) as held:
                 if held == device and not device.readonly:
                     if device.partial:
-                        raise self._devices.foreign(device)
+                        raise self._devices.foreign_error(device)
                     self._devices.keep_blocks(device)
                     yield device
                     return
@@ -104,7 +104,7 @@ class OfflineFilesystem:
         """
         if self._kind != "ext4":
             return
-        self._image.refuse_strangers()
+        self._image.refuse_foreign()
         self._devices.require_free()
         if self._growth.lacks_room():
             # A repair that stops halfway, for want of space, would be worse than none.
@@ -172,7 +172,7 @@ class OfflineFilesystem:
             raise self.explained(error) from None
         return None
 
-    def adapt(self, source: Volume) -> None:
+    def finish_restore(self, source: Volume) -> None:
         """Recover the copied filesystem, give it a UUID of its own, and grow it to the volume.
 
         A btrfs gets its UUID first, because until then it must not be mounted beside its source; an

@@ -73,9 +73,9 @@ class ProjectLimiter(NoLimiter):
         # statvfs(3) shows no more than the limit, which root may have exceeded.
         return dataclasses.replace(measured, used=quota.usage(path, project).used)
 
-    def owned(self, path: Path, project: int | None, *, shares: bool) -> int:
+    def owned(self, path: Path, project: int | None, *, may_share: bool) -> int:
         # Project quota counts shared blocks like any others, so it says nothing about them.
-        return 0 if shares or project is None else quota.usage(path, project).used
+        return 0 if may_share or project is None else quota.usage(path, project).used
 
     def remove(
         self, path: Path, project: int | None, interrupted: Callable[[], bool] = lambda: False

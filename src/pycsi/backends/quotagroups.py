@@ -105,10 +105,10 @@ class SubvolumeLimiter(NoLimiter):
         available = min(max(0, size - used), free.f_bavail * free.f_frsize)
         return Usage(total=size, used=used, available=available)
 
-    def owned(self, path: Path, project: int | None, *, shares: bool) -> int:
+    def owned(self, path: Path, project: int | None, *, may_share: bool) -> int:
         return self._group(path).exclusive
 
-    def shares(self, path: Path) -> bool:
+    def shares_blocks(self, path: Path) -> bool:
         return btrfs.is_subvolume(path)
 
     def capture(self, source: Path, path: Path, progress: Progress) -> bool:

@@ -38,7 +38,7 @@ class RawImage(Image):
         devices = [device for device in loop.find(self.content) if device.readonly is readonly]
         for device in devices if not readonly else ():
             if not self.devices.is_own(device):
-                raise self.devices.foreign(device)
+                raise self.devices.foreign_error(device)
             if device.autoclear and self.devices.is_held(device.number):
                 used = self.devices.in_use(device)
                 raise FailedPrecondition(

@@ -118,7 +118,7 @@ class InspectedPool:
 
         def owned(volume: Volume, shares: bool) -> int:  # noqa: FBT001
             place = os.fspath(self.layout.volumes / volume.id)
-            return backend_for(place, volume, limiter, self.location).owned(shares=shares)
+            return backend_for(place, volume, limiter, self.location).owned(may_share=shares)
 
         contents = Contents(
             layout=self.layout,

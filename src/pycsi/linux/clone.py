@@ -1,4 +1,4 @@
-"""Copying files: by sharing blocks (ioctl_ficlone(2)), or by copying the data but not the holes."""
+"""Copying files: by reflink (ioctl_ficlone(2)), or by copying the data but not the holes."""
 
 import errno
 import fcntl
@@ -16,7 +16,7 @@ _STEP = 1024 * 1024
 
 
 @unpinned()
-def share(source: int, target: int) -> bool:
+def reflink(source: int, target: int) -> bool:
     """Make the open file `target` a point-in-time copy of the open file `source`, sharing blocks.
 
     False if the filesystem cannot share blocks, or the files are not on the same one.
@@ -30,7 +30,7 @@ def share(source: int, target: int) -> bool:
     return True
 
 
-def can_share(file: Path) -> bool:
+def can_reflink(file: Path) -> bool:
     """Tell whether `file`, which must not be empty, can share its blocks with other files.
 
     The test is to clone the file onto itself, which always fails: with EINVAL if cloning to another

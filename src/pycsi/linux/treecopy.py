@@ -241,7 +241,7 @@ def _copy_file(name: str, here: int, there: int, progress: Callable[[], None]) -
             raise FileNotFoundError(errno.ENOENT, "replaced", name)
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
         target = open_files.enter_context(opened(name, flags, at=there))
-        if os.fstat(source).st_size and not clone.share(source, target):
+        if os.fstat(source).st_size and not clone.reflink(source, target):
             clone.copy(source, target, progress)
         _keep_attributes(source, target)
 

@@ -87,7 +87,7 @@ def _record(
     try:
         with pool.room.recording():
             layout.write_volume(place, volume)
-            pool.make_durable(volume)
+            pool.sync_subvolume(volume)
     except BaseException:
         # The new record may be in its place but not durable, so the old one is put back.
         with contextlib.suppress(OSError):

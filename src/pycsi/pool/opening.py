@@ -43,7 +43,7 @@ def recover(pool: Pool) -> None:
     syncfs(pool.layout.root)
     filesystem = pool.location.mount.fstype
     pool.limiter = limiter_for(pool.location.real_path, filesystem, pool.uuid)
-    pool.reflinks = clone.can_share(pool.layout.record)
+    pool.reflinks = clone.can_reflink(pool.layout.record)
     pool.snapshots.load()
     pool.groups.load()
     for litter in list(pool.layout.tmp.iterdir()):

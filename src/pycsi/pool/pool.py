@@ -90,7 +90,7 @@ class Pool(PoolDirectory):
             volumes=self.volumes,
             snapshots=self.snapshots,
             trash=self.trash,
-            owned=lambda volume, shares: self.backend(volume).owned(shares=shares),
+            owned=lambda volume, shares: self.backend(volume).owned(may_share=shares),
             uncounted=lambda: self.limiter.fault(),  # noqa: PLW0108  (there will be another)
         )
         self.room = Room(config, contents)
@@ -154,7 +154,7 @@ class Pool(PoolDirectory):
             with self.room.recording():
                 layout.write_new_volume(building.directory, made)
                 backend.sync_names()
-                building.commit(lambda: self.make_durable(made))
+                building.commit(lambda: self.sync_subvolume(made))
             with self.room.replaced(building.reservation):
                 self.volumes.put(made)
         return made
@@ -175,7 +175,7 @@ class Pool(PoolDirectory):
         self.room.reserve(building.reservation, snapshot.held, thick=False)
         with self.room.recording():
             layout.write_new_snapshot(building.directory, snapshot)
-            building.commit(lambda: self.make_durable(snapshot.volume))
+            building.commit(lambda: self.sync_subvolume(snapshot.volume))
 
     def index_snapshot(self, building: Build, snapshot: Snapshot) -> None:
         """Make a committed snapshot known in the catalog, where it replaces its reservation."""
@@ -209,8 +209,8 @@ class Pool(PoolDirectory):
         except Exception as error:  # noqa: BLE001  (it must not hide why the build failed)
             log.warning("cannot be deleted now", path=directory, error=str(error))
 
-    def make_durable(self, volume: Volume) -> None:
-        """Make the data of a volume or snapshot durable, as far as its fsync has not."""
+    def sync_subvolume(self, volume: Volume) -> None:
+        """Make the subvolume of a volume or snapshot durable, if its data is one."""
         # On btrfs fsync does not make a new subvolume and its limit durable, only the next commit
         # does. An image is a file, and has been synchronised.
         if self.location.mount.fstype == "btrfs" and volume.type is VolumeType.DIRECTORY:

@@ -28,7 +28,7 @@ def delete(pool: Pool, volume: Volume) -> None:
     """
     pool.check(writable=False)
     staging = Staging(pool.backend(volume))
-    staging.backend.refuse_strangers()
+    staging.backend.refuse_foreign()
     if where := staging.in_use():
         raise FailedPrecondition(
             f"volume {volume.id} is in use at {where}; unpublish and unstage it first"

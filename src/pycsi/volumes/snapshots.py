@@ -208,7 +208,7 @@ def _room_for(source: Backend) -> int:
     A thick volume in use may be overwritten while the snapshot still shares its blocks, before they
     are copied, so it may need its own bytes twice.
     """
-    written = source.volume.thick and source.shares and source.written_at() is not None
+    written = source.volume.thick and source.shares_blocks and source.written_at() is not None
     return source.occupied() * (2 if written else 1)
 
 
@@ -224,7 +224,7 @@ def _commit(
         group = dataclasses.replace(group, created=created)
     try:
         for member, build, data in copied:
-            data.make_durable()
+            data.finish_capture()
             snapshot = member.snapshot(created, data.occupied())
             member.pool.commit_snapshot(build, snapshot)
             committed.append(snapshot)

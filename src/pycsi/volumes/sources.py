@@ -76,7 +76,7 @@ def fill_from(pools: Pools, locks: Locks, origin: Origin) -> Callable[[Backend],
     def fill(new: Backend) -> int | None:
         fetch = from_snapshot if source.kind is SourceKind.SNAPSHOT else from_volume
         project = fetch(new)
-        new.adapt(origin.volume, project)
+        new.finish_restore(origin.volume, project)
         return project
 
     return fill

@@ -139,7 +139,7 @@ def _pool(name: str, path: Path) -> DemoPool:
     with tempfile.NamedTemporaryFile(dir=path) as probe:  # gone before the driver starts
         probe.write(b"probe")
         probe.flush()
-        shares = clone.can_share(Path(probe.name))
+        shares = clone.can_reflink(Path(probe.name))
     return DemoPool(
         name=name, path=path, fstype=fstype, limiter=limiter_name(path, fstype), shares=shares
     )
