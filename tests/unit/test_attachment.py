@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from pycsi.model.records import Attachment, Volume, VolumeType
-from pycsi.model.request import Access, Capability, Mode, Request
+from pycsi.model.request import Access, Capability, Mode, RecordedRequest
 from pycsi.pool.layout import (
     Layout,
     delete_attachment,
@@ -39,7 +39,7 @@ VOLUME = Volume(
     enforced=False,
     thick=False,
     mkfs_options=(),
-    request=Request(capabilities=(CAPABILITY,)),
+    request=RecordedRequest(capabilities=(CAPABILITY,)),
     settings={"onDelete": "delete"},
     created=1,
 )

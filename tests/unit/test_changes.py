@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pycsi.model.records import Volume, VolumeType
-from pycsi.model.request import Access, Request
+from pycsi.model.request import Access, RecordedRequest
 from pycsi.pool.layout import Changes, Layout, volume_catalog, write_new_volume
 from pycsi.pool.trash import Fate, Trash, new_entry
 
@@ -24,7 +24,7 @@ VOLUME = Volume(
     enforced=False,
     thick=False,
     mkfs_options=(),
-    request=Request(capabilities=()),
+    request=RecordedRequest(capabilities=()),
     settings={},
     created=1,
 )

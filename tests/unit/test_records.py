@@ -24,7 +24,7 @@ from pycsi.model.request import (
     Capability,
     CapacityRange,
     Mode,
-    Request,
+    RecordedRequest,
     Source,
     SourceKind,
 )
@@ -46,7 +46,7 @@ CAPABILITIES = st.builds(
     mount_flags=st.lists(TEXT, max_size=3).map(tuple),
 )
 REQUESTS = st.builds(
-    Request,
+    RecordedRequest,
     capabilities=st.lists(CAPABILITIES, min_size=1, max_size=3).map(tuple),
     capacity=st.none()
     | st.builds(CapacityRange, required=st.none() | SIZES, limit=st.none() | SIZES),

@@ -56,12 +56,16 @@ class FilesystemImage(Image):
 
     def format(self, root: RootDirectory | None) -> None:
         options = self.volume.mkfs_options
-        fit = mkfs.fit(self.kind, self.where)
-        if fit.refusal and not options:
-            raise self.offline.unmountable(fit.refusal)
+        support = mkfs.kernel_support(self.kind, self.where)
+        if support.refusal and not options:
+            raise self.offline.unmountable(support.refusal)
         try:
             mkfs.make(
-                self.kind, self.content, options, base=fit.options, keep_blocks=self.volume.thick
+                self.kind,
+                self.content,
+                options,
+                base=support.options,
+                keep_blocks=self.volume.thick,
             )
         except ProgramError as error:
             if options and not pool_is_full(self.where):
@@ -70,7 +74,7 @@ class FilesystemImage(Image):
         if root and not root.differs(self.kind):
             root = None
         if options or root:
-            self.offline.set_up(fit, root)
+            self.offline.set_up(support, root)
 
     def mounts(self) -> list[Mount]:
         mounts = self.kernel.mounts

@@ -47,7 +47,7 @@ class OfflineFilesystem:
         self._kind = kind
         self._growth = growth
 
-    def set_up(self, fit: mkfs.Fit, root: RootDirectory | None) -> None:
+    def set_up(self, support: mkfs.KernelSupport, root: RootDirectory | None) -> None:
         """Mount the new filesystem detached from any path, and set up its root directory.
 
         `InvalidArgument` if this kernel cannot mount it writable because of the mkfs options.
@@ -62,8 +62,8 @@ class OfflineFilesystem:
                     root.apply(fd)
                     mount.syncfs(fd)  # unmounting does not report write errors
         except OSError as error:
-            if fit.refusal:
-                raise self.unmountable(fit.refusal) from None
+            if support.refusal:
+                raise self.unmountable(support.refusal) from None
             if error.errno not in mkfs.REFUSALS or not self._volume.mkfs_options:
                 raise self.explained(error) from None
             raise InvalidArgument(
@@ -198,7 +198,7 @@ class OfflineFilesystem:
             raise self.program_failed(error) from None
 
     def unmountable(self, refusal: str) -> CsiError:
-        """Return the exception to raise if the kernel mounts none of this kind: see `mkfs.Fit`."""
+        """Return the exception to raise if the kernel mounts none of this kind, by `refusal`."""
         return FailedPrecondition(
             f"this node's kernel does not mount what its mkfs.{self._kind} makes ({refusal}): use "
             "another fs_type, or another version of the kernel or of the program"

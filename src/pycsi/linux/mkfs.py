@@ -72,7 +72,7 @@ KINDS = {
     ),
 }
 
-_RETREATS: Mapping[str, tuple[tuple[str, str], ...]] = {
+_FALLBACKS: Mapping[str, tuple[tuple[str, str], ...]] = {
     "ext4": (("-O", "^orphan_file"), ("-O", "^metadata_csum_seed")),
     "xfs": (("-n", "parent=0"), ("-i", "exchange=0"), ("-i", "nrext64=0")),
     "btrfs": (("-O", "^block-group-tree"),),
@@ -91,8 +91,12 @@ REFUSALS = frozenset(
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Fit:
-    """The mkfs options, by name, that this kernel needs; or why it mounts none (`refusal`)."""
+class KernelSupport:
+    """Whether this kernel mounts filesystems of a kind, as the installed mkfs makes them.
+
+    `options` are the mkfs options, by name, that it needs for that. `refusal` is why it mounts
+    none; None if it does.
+    """
 
     options: Mapping[str, str] = dataclasses.field(default_factory=dict)
     refusal: str | None = None
@@ -100,7 +104,7 @@ class Fit:
 
 _Version = tuple[str, int, int] | None
 
-_known: dict[str, tuple[_Version, Fit]] = {}
+_known: dict[str, tuple[_Version, KernelSupport]] = {}
 _trying = {kind: threading.Lock() for kind in KINDS}
 
 
@@ -109,11 +113,11 @@ def missing_programs(kind: str) -> list[str]:
     return [name for name in KINDS[kind].programs if program.find(name) is None]
 
 
-def fit(kind: str, folder: Path | str) -> Fit:
-    """Return the options for filesystems of `kind`, found by a trial in the directory `folder`.
+def kernel_support(kind: str, folder: Path | str) -> KernelSupport:
+    """Return how the kernel supports `kind`, found by a trial in the directory `folder`.
 
     The result is remembered until another version of mkfs is installed. If the trial fails for want
-    of space, loop devices or privileges, the result is an empty `Fit`, which is not remembered.
+    of space, loop devices or privileges, the result is an empty one, which is not remembered.
     """
     version = _version(f"mkfs.{kind}")
     with _trying[kind]:  # other threads wait for the result of the first one
@@ -124,16 +128,16 @@ def fit(kind: str, folder: Path | str) -> Fit:
             mount.require(kind)
         except OSError as error:
             if error.errno == errno.ENODEV:
-                return Fit(refusal=f"this kernel has no {kind}; load its module")
+                return KernelSupport(refusal=f"this kernel has no {kind}; load its module")
         try:
-            found = _find(kind, Path(folder))
+            found = _try_fallbacks(kind, Path(folder))
         except (OSError, program.ProgramError) as error:
             log.info(
                 "cannot try whether the kernel mounts what mkfs makes",
                 filesystem=kind,
                 error=str(error),
             )
-            return Fit()
+            return KernelSupport()
         if found.options or found.refusal:
             log.warning(
                 "the kernel does not mount what mkfs makes by default",
@@ -150,7 +154,7 @@ def refusal(kind: str | None, words: Sequence[str], folder: Path) -> str | None:
 
     With mkfs options of its own, `words`, a volume is tested only when it is created.
     """
-    return None if kind is None or words else fit(kind, folder).refusal
+    return None if kind is None or words else kernel_support(kind, folder).refusal
 
 
 def _version(name: str) -> _Version:
@@ -162,17 +166,17 @@ def _version(name: str) -> _Version:
     return path, status.st_ino, status.st_mtime_ns
 
 
-def _find(kind: str, folder: Path) -> Fit:
+def _try_fallbacks(kind: str, folder: Path) -> KernelSupport:
     first = refusal = _try(kind, folder, {})
     options: dict[str, str] = {}
-    for option, value in _RETREATS[kind]:
+    for option, value in _FALLBACKS[kind]:
         if refusal is None:
             break
         more = {**options, option: ",".join(filter(None, (options.get(option), value)))}
         with contextlib.suppress(program.ProgramError):  # a mkfs without the feature
             refusal = _try(kind, folder, more)
             options = more
-    return Fit(options=options) if refusal is None else Fit(refusal=first)
+    return KernelSupport(options=options) if refusal is None else KernelSupport(refusal=first)
 
 
 def _try(kind: str, folder: Path, options: Mapping[str, str]) -> str | None:

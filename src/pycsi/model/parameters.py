@@ -76,8 +76,11 @@ class Parameters:
     trims: bool
 
 
-def deciding(raw: Mapping[str, str]) -> dict[str, str]:
-    """Return the parameters without those that the orchestrator adds as a description."""
+def without_orchestrator_keys(raw: Mapping[str, str]) -> dict[str, str]:
+    """Return the parameters without those that the orchestrator adds as a description.
+
+    The exception `FILESYSTEM` stays.
+    """
     return {
         key: value
         for key, value in raw.items()
@@ -133,7 +136,7 @@ def point_in_time(raw: Mapping[str, str]) -> bool:
     They do unless `consistency` is `files`. An unknown key or an invalid value raises
     `InvalidArgument`.
     """
-    given = _read(deciding(raw), _SNAPSHOT_READERS, _SNAPSHOT_READERS)
+    given = _read(without_orchestrator_keys(raw), _SNAPSHOT_READERS, _SNAPSHOT_READERS)
     return given.get("consistency") != "files"
 
 
@@ -148,7 +151,7 @@ def parse(
     A key that is not in `keys` and an invalid value raise `InvalidArgument`. `mutable` are the
     mutable parameters that the request gives separately; they take precedence over `raw`.
     """
-    own = deciding(raw)
+    own = without_orchestrator_keys(raw)
     filesystem = own.pop(FILESYSTEM, None)
     given = _read(own, keys, _READERS)
     now = settings(own, mutable or {})

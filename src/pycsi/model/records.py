@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Self
 
 from pycsi.linux.record import fields_of
-from pycsi.model.request import Access, Capability, Request
+from pycsi.model.request import Access, Capability, RecordedRequest
 
 
 class VolumeType(enum.StrEnum):
@@ -60,7 +60,7 @@ class Volume:
     enforced: bool
     thick: bool
     mkfs_options: tuple[str, ...]
-    request: Request
+    request: RecordedRequest
     settings: Mapping[str, str]
     created: float
     project: int | None = None
@@ -99,7 +99,7 @@ class Volume:
             access=Access(fields.pop("access")),
             mkfs_options=tuple(fields.pop("mkfs_options")),
             targets=tuple(fields.pop("targets", ())),
-            request=Request.from_json(fields.pop("request")),
+            request=RecordedRequest.from_json(fields.pop("request")),
             attachment=None if attachment is None else Attachment.from_json(attachment),
             **fields,
         )

@@ -96,8 +96,8 @@ class Source:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
-    """The part of a CreateVolume request that is kept in the volume's record.
+class RecordedRequest:
+    """The part of a CreateVolume request that is recorded with the volume.
 
     A retry is compared with it field by field. `mutable` are the mutable_parameters, which take
     precedence over `parameters`.
@@ -130,7 +130,7 @@ class VolumeRequest:
     """
 
     name: str
-    request: Request
+    request: RecordedRequest
     topologies: tuple[Mapping[str, str], ...] | None = None
 
 

@@ -9,7 +9,7 @@ from pycsi.model import mkfsoptions, mountflags, rootdirectory, triminterval
 from pycsi.model.errors import FailedPrecondition, InvalidArgument, OutOfRange
 from pycsi.model.parameters import DEFAULT_FILESYSTEM, FILESYSTEM, Parameters
 from pycsi.model.records import Volume, VolumeType
-from pycsi.model.request import Access, Capability, CapacityRange, Request
+from pycsi.model.request import Access, Capability, CapacityRange, RecordedRequest
 from pycsi.model.size import BLOCK, DEFAULT_SIZE, LARGEST, MIB, round_down, round_up, show
 
 _SMALLEST = MIB
@@ -38,7 +38,7 @@ class VolumeSpec:
 
 
 def choose(
-    wanted: Parameters,
+    given: Parameters,
     capabilities: Collection[Capability],
     *,
     limiter: str | None,
@@ -54,20 +54,20 @@ def choose(
     that no volume can satisfy raises `InvalidArgument`; one that this pool or node cannot satisfy
     at present raises `FailedPrecondition`.
     """
-    access = _one({item.access for item in capabilities}, "access type") or Access.MOUNT
-    kind = _one({item.filesystem for item in capabilities} - {None}, "fs_type")
-    kind = kind or wanted.filesystem
+    access = _only({item.access for item in capabilities}, "access type") or Access.MOUNT
+    kind = _only({item.filesystem for item in capabilities} - {None}, "fs_type")
+    kind = kind or given.filesystem
     fits = kind is None or kind in directories
     if kind not in mkfs.KINDS and not fits:
         raise InvalidArgument(f"fs_type is {kind!r}; it can be {', '.join(mkfs.KINDS)}")
     if access is Access.BLOCK:
-        spec = _raw_block(wanted)
+        spec = _raw_block(given)
     else:
-        type_, reason = _mounted_type(wanted, limiter, unlimited, None if fits else kind)
+        type_, reason = _mounted_type(given, limiter, unlimited, None if fits else kind)
         if type_ is VolumeType.IMAGE:
-            spec = _image(wanted, reason, kind or DEFAULT_FILESYSTEM)
+            spec = _image(given, reason, kind or DEFAULT_FILESYSTEM)
         elif fits:
-            spec = _directory(wanted, reason, limiter, unlimited)
+            spec = _directory(given, reason, limiter, unlimited)
         else:
             raise InvalidArgument(
                 f"fs_type is {kind!r}, and a directory has the pool's filesystem, "
@@ -76,24 +76,24 @@ def choose(
     for item in capabilities:
         if item.mount_flags:
             mountflags.check(item.mount_flags, spec.type, spec.filesystem, thick=spec.thick)
-    if wanted.trims:
+    if given.trims:
         triminterval.check(spec.type, spec.access, thick=spec.thick)
     return spec
 
 
-def like(source: Volume, wanted: Parameters) -> Parameters:
-    """Return the parameters `wanted` with the type and filesystem of `source` where they give none.
+def inherit(source: Volume, given: Parameters) -> Parameters:
+    """Return the parameters `given` with the type and filesystem of `source` where they give none.
 
     `source` is the volume that is cloned, or whose snapshot is restored.
     """
     return dataclasses.replace(
-        wanted,
-        type=wanted.type or source.type,
-        filesystem=wanted.filesystem or source.filesystem,
+        given,
+        type=given.type or source.type,
+        filesystem=given.filesystem or source.filesystem,
     )
 
 
-def asked_for(request: Request) -> set[str]:
+def requested_filesystems(request: RecordedRequest) -> set[str]:
     """Return the filesystems that a request names.
 
     Earlier versions ignored them for directories, so a directory with such a request stays usable.
@@ -102,8 +102,8 @@ def asked_for(request: Request) -> set[str]:
     return {kind for kind in (*named, request.parameters.get(FILESYSTEM)) if kind}
 
 
-def filled_from(source: Volume, spec: VolumeSpec) -> VolumeSpec:
-    """Return `spec` as the spec of a volume that is filled from `source`, as in `like`.
+def spec_from_source(source: Volume, spec: VolumeSpec) -> VolumeSpec:
+    """Return `spec` with what a volume that is filled from `source` takes from it: see `inherit`.
 
     `InvalidArgument` if a volume of this spec cannot be filled from it.
     """
@@ -124,24 +124,24 @@ def filled_from(source: Volume, spec: VolumeSpec) -> VolumeSpec:
     return dataclasses.replace(spec, reason="as its source", mkfs_options=source.mkfs_options)
 
 
-def _one(values: set[str | None] | set[Access], what: str) -> "str | None":
+def _only(values: set[str | None] | set[Access], what: str) -> "str | None":
     if len(values) > 1:
         raise InvalidArgument(f"the capabilities name more than one {what}; a volume has one")
     return next(iter(values), None)
 
 
 def _mounted_type(
-    wanted: Parameters,
+    given: Parameters,
     limiter: str | None,
     unlimited: Callable[[], str | None],
     other: str | None,
 ) -> tuple[VolumeType, str]:
     """Return the type and the reason; `other` is a wanted filesystem that directories lack."""
-    if wanted.type:
-        return wanted.type, "asked for"
-    if wanted.quota == "none":
+    if given.type:
+        return given.type, "asked for"
+    if given.quota == "none":
         return VolumeType.DIRECTORY, "quota: none is for directories"
-    if wanted.allocation or wanted.mkfs_options or wanted.fsck or wanted.trims:
+    if given.allocation or given.mkfs_options or given.fsck or given.trims:
         return VolumeType.IMAGE, "allocation, mkfsOptions, fsck and trimInterval are for images"
     if other:
         return VolumeType.IMAGE, f"a directory would not have {other}"
@@ -152,14 +152,14 @@ def _mounted_type(
     return VolumeType.IMAGE, f"the pool cannot limit the size of a directory{now}"
 
 
-def _raw_block(wanted: Parameters) -> VolumeSpec:
-    if wanted.type is VolumeType.DIRECTORY:
+def _raw_block(given: Parameters) -> VolumeSpec:
+    if given.type is VolumeType.DIRECTORY:
         raise InvalidArgument("a directory cannot be a block device; use type: image, or none")
-    if wanted.mkfs_options:
+    if given.mkfs_options:
         raise InvalidArgument("a raw block volume is not formatted; leave mkfsOptions out")
-    if wanted.fsck:
+    if given.fsck:
         raise InvalidArgument("a raw block volume is its user's to check; leave fsck out")
-    if wanted.root:
+    if given.root:
         raise InvalidArgument(
             f"a raw block volume has no root directory; leave {', '.join(rootdirectory.KEYS)} out"
         )
@@ -169,29 +169,29 @@ def _raw_block(wanted: Parameters) -> VolumeSpec:
         access=Access.BLOCK,
         filesystem=None,
         enforced=True,
-        thick=_thick(wanted),
+        thick=_thick(given),
         mkfs_options=(),
     )
 
 
 def _directory(
-    wanted: Parameters, reason: str, limiter: str | None, unlimited: Callable[[], str | None]
+    given: Parameters, reason: str, limiter: str | None, unlimited: Callable[[], str | None]
 ) -> VolumeSpec:
-    for key, value in (("allocation", wanted.allocation), ("mkfsOptions", wanted.mkfs_options)):
+    for key, value in (("allocation", given.allocation), ("mkfsOptions", given.mkfs_options)):
         if value:
             raise InvalidArgument(f"parameter {key} is for type: image, not for a directory")
-    if wanted.fsck:
+    if given.fsck:
         raise InvalidArgument(
             "parameter fsck is for type: image: a directory has no filesystem of its own to check, "
             "and the pool's is in use; leave fsck out"
         )
-    if limiter is None and wanted.quota != "none":
+    if limiter is None and given.quota != "none":
         raise InvalidArgument(
             "this pool's filesystem cannot limit the size of a directory: mount it with prjquota "
             "(XFS, ext4) or use btrfs; or use type: image; or accept that with quota: none"
         )
     # If the type was left open, `_mounted_type` has checked this already.
-    if wanted.type and wanted.quota != "none" and (fault := unlimited()):
+    if given.type and given.quota != "none" and (fault := unlimited()):
         raise FailedPrecondition(
             f"this pool cannot limit the size of a directory now: {fault}; or use type: image; or "
             "accept that with quota: none"
@@ -201,20 +201,20 @@ def _directory(
         reason=reason,
         access=Access.MOUNT,
         filesystem=None,
-        enforced=wanted.quota != "none",
+        enforced=given.quota != "none",
         thick=False,
         mkfs_options=(),
     )
 
 
-def _image(wanted: Parameters, reason: str, kind: str) -> VolumeSpec:
+def _image(given: Parameters, reason: str, kind: str) -> VolumeSpec:
     if kind not in mkfs.KINDS:
         raise InvalidArgument(
             f"fs_type is {kind!r}; that of an image can be {', '.join(mkfs.KINDS)}"
         )
-    thick = _thick(wanted)
-    if wanted.mkfs_options:
-        mkfsoptions.check(kind, wanted.mkfs_options)
+    thick = _thick(given)
+    if given.mkfs_options:
+        mkfsoptions.check(kind, given.mkfs_options)
     if missing := mkfs.missing_programs(kind):
         raise FailedPrecondition(f"{kind}: {', '.join(missing)} not installed on this node")
     return VolumeSpec(
@@ -224,15 +224,15 @@ def _image(wanted: Parameters, reason: str, kind: str) -> VolumeSpec:
         filesystem=kind,
         enforced=True,
         thick=thick,
-        mkfs_options=wanted.mkfs_options,
+        mkfs_options=given.mkfs_options,
         minimum=mkfs.KINDS[kind].minimum,
     )
 
 
-def _thick(wanted: Parameters) -> bool:
-    if wanted.quota == "none":
+def _thick(given: Parameters) -> bool:
+    if given.quota == "none":
         raise InvalidArgument("parameter quota: none is for a directory; an image has a size")
-    return wanted.allocation == "thick"
+    return given.allocation == "thick"
 
 
 def size_for(wanted: CapacityRange | None, minimum: int, source: int = 0) -> int:
@@ -260,7 +260,7 @@ def size_for(wanted: CapacityRange | None, minimum: int, source: int = 0) -> int
     return size
 
 
-def largest(kind: str | None, words: Iterable[str]) -> int:
+def largest_image(kind: str | None, words: Iterable[str]) -> int:
     """Return the largest size in bytes of an image whose filesystem `kind` is made with `words`.
 
     `kind` is None for a raw block volume. ext4 has at most 1 EiB, or 2**32 - 1 blocks if its

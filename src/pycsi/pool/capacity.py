@@ -19,15 +19,15 @@ from pycsi.pool.catalog import Catalog
 from pycsi.pool.layout import Layout
 from pycsi.pool.trash import Trash, image_blocks
 
-_RECORDS = {"btrfs": 12}
-"""The divisor that gives the most a filesystem's metadata takes for a number of data bytes.
+_DATA_PER_METADATA = {"btrfs": 12}
+"""The bytes of data for which a filesystem needs at most one byte of metadata.
 
 Measured with 4 KiB blocks that were written in random order: 0.5 % on XFS, 0.2 % on ext4, 8.4 % on
 btrfs, which keeps more metadata for each block, and two copies of it.
 """
 
-_RECORDS_ELSEWHERE = 128
-_LEAST_RECORDS = 4 * MIB
+_DATA_PER_METADATA_ELSEWHERE = 128
+_LEAST_METADATA = 4 * MIB
 
 _STEPS = 4096
 _LEAST_STEP = 4 * MIB
@@ -45,9 +45,12 @@ _LONGEST = 30.0
 """Seconds after which a measurement is repeated, even if nothing seems to have changed."""
 
 
-def records_of(size: int, filesystem: str) -> int:
+def metadata_for(size: int, filesystem: str) -> int:
     """Return the most bytes of metadata that the filesystem needs for `size` bytes in files."""
-    return max(0, size) // _RECORDS.get(filesystem, _RECORDS_ELSEWHERE) + _LEAST_RECORDS
+    return (
+        max(0, size) // _DATA_PER_METADATA.get(filesystem, _DATA_PER_METADATA_ELSEWHERE)
+        + _LEAST_METADATA
+    )
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +102,7 @@ class Capacity:
         ours = self.usable // step * step - self.reserve
         unwritten = self.unwritten
         written = self.committed - unwritten
-        spare = ours - records_of(ours, self.filesystem) - written  # negative: so many lack
+        spare = ours - metadata_for(ours, self.filesystem) - written  # negative: so many lack
         ratio = max(1.0, self.overcommit)
         if thick:
             left = spare - int(unwritten / ratio)
@@ -152,7 +155,7 @@ class Written:
         self._contents = contents
         self._mutex = threading.Lock()
         self._measured: _Measured | None = None
-        self._told = 0
+        self._reported = 0
 
     def usable(self, free: int, *, exact: bool) -> int:
         """Return the bytes of the disk that are free, `free` of them, or written for volumes.
@@ -165,10 +168,10 @@ class Written:
             known = self._renewed(now)
         # Bytes freed since then are taken for the pool's own, bytes taken since then for others'.
         usable = min(known.free, free) + known.written
-        slack = records_of(usable, self._contents.filesystem) // 4
-        if not 0 <= usable - self._told <= 2 * slack:
-            self._told = max(0, usable - slack)
-        return self._told
+        slack = metadata_for(usable, self._contents.filesystem) // 4
+        if not 0 <= usable - self._reported <= 2 * slack:
+            self._reported = max(0, usable - slack)
+        return self._reported
 
     def _renewed(self, now: float) -> _Measured:
         """Return a new measurement; the last one if none is due, or another thread is measuring."""

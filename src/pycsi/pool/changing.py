@@ -85,7 +85,7 @@ def _record(
     place = pool.volumes.place(volume.id)
     before = pool.volumes.get(volume.id)
     try:
-        with pool.room.recording():
+        with pool.room.explaining_full_disk():
             layout.write_volume(place, volume)
             pool.sync_subvolume(volume)
     except BaseException:

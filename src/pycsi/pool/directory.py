@@ -53,26 +53,26 @@ def _denied() -> str:
 class PoolDirectory:
     """An open pool directory, locked with flock(2), with its `location` and the pool's `uuid`.
 
-    With `begin` an empty directory becomes a new pool; otherwise only an empty filesystem does that
-    is mounted at exactly this path. `MissingPoolError` if the pool is not there, another
+    With `create` an empty directory becomes a new pool; otherwise only an empty filesystem does
+    that is mounted at exactly this path. `MissingPoolError` if the pool is not there, another
     `ConfigError` if the configuration cannot work.
     """
 
-    def __init__(self, config: PoolConfig, *, begin: bool) -> None:
+    def __init__(self, config: PoolConfig, *, create: bool) -> None:
         self.config = config
         self.name = config.name
         self.layout = Layout(config.path)
         self._record = str(self.layout.record)
         self._reopening = threading.Lock()
-        self._read: tuple[int, ...] = ()
+        self._checked: tuple[int, ...] = ()
         self._fd = _open(config)
         # This link has the path by which the kernel knows the held directory.
-        self._held = f"/proc/self/fd/{self._fd}"
+        self._link = f"/proc/self/fd/{self._fd}"
         try:
             _lock(self._fd, config)
-            self._look()
+            self._locate()
             self._refuse_unfit()
-            self.uuid = self._found() or self._begin(begin=begin)
+            self.uuid = self._recorded_uuid() or self._create(create=create)
         except OSError as error:
             os.close(self._fd)
             raise closed(config, error) from None
@@ -80,15 +80,15 @@ class PoolDirectory:
             os.close(self._fd)
             raise
 
-    def _look(self) -> None:
+    def _locate(self) -> None:
         """Find the location of the held directory, which is the one at the pool's path."""
         with closing(_open(self.config)) as fd:
             location = Location.of(self.config.path, fd)
-        directory, named = _identity(self._fd), os.readlink(self._held)
+        directory, target = _identity(self._fd), os.readlink(self._link)
         # Assigned last, when nothing can fail any more, and in this order: `_in_place` compares the
         # identity, so it must not be newer than the location.
         self.location = location
-        self._directory, self._named = directory, named
+        self._directory, self._link_target = directory, target
 
     def _refuse_unfit(self) -> None:
         name, path = self.name, self.config.path
@@ -97,7 +97,7 @@ class PoolDirectory:
             raise MissingPoolError(
                 f"pool {name}: no filesystem of its own is mounted at {path}; mount its disk"
             )
-        if self.config.uuid and self.config.uuid != self._found():
+        if self.config.uuid and self.config.uuid != self._recorded_uuid():
             raise MissingPoolError(
                 f"pool {name}: {path} is not the pool {self.config.uuid}; mount its disk"
             )
@@ -108,9 +108,9 @@ class PoolDirectory:
                 "accept that with allow-volatile"
             )
         if self._readonly():
-            raise MissingPoolError(f"pool {name}: {self._only_read()}")
+            raise MissingPoolError(f"pool {name}: {self._readonly_text()}")
 
-    def _found(self) -> str | None:
+    def _recorded_uuid(self) -> str | None:
         try:
             return self.layout.read_uuid()
         except FileNotFoundError:
@@ -120,7 +120,7 @@ class PoolDirectory:
                 f"pool {self.name}: {error}; mount the pool's own disk, or restore the record"
             ) from None
 
-    def _begin(self, *, begin: bool) -> str:
+    def _create(self, *, create: bool) -> str:
         """Make an empty directory a pool; return the new pool's UUID."""
         name, path = self.name, self.config.path
         if foreign := self.layout.foreign():
@@ -129,7 +129,7 @@ class PoolDirectory:
                 "empty directory, or the pool's own disk"
             )
         # An empty directory that appears later is most likely a mount point about to be mounted on.
-        if not (begin or self.location.is_disk):
+        if not (create or self.location.is_disk):
             raise MissingPoolError(
                 f"pool {name}: {path} is empty; mount its disk, or restart the driver for a new "
                 "pool: an empty directory becomes one only when the driver starts"
@@ -152,13 +152,13 @@ class PoolDirectory:
                 with self._reopening:
                     if not self._in_place():
                         self._reopen()
-            readonly = not self._opens(writable=writable)
+            readonly = not self._can_open(writable=writable)
         except (OSError, RecordError, ConfigError) as error:
             raise PoolMissing(
                 f"pool {name}: {path} does not hold the pool any more ({error}); mount its disk"
             ) from error
         if writable and readonly:
-            raise PoolMissing(f"pool {name}: {self._only_read()}")
+            raise PoolMissing(f"pool {name}: {self._readonly_text()}")
 
     def _in_place(self) -> bool:
         # Every RPC calls this, so the record is read again only if it has been changed or moved. If
@@ -166,21 +166,21 @@ class PoolDirectory:
         # in other directories.
         record, held = os.stat(self._record), self._directory
         version = *held, record.st_dev, record.st_ino, record.st_ctime_ns
-        if version != self._read or record.st_nlink > 1:
+        if version != self._checked or record.st_nlink > 1:
             now = self.config.path.stat()
             if (now.st_dev, now.st_ino) != held:
                 return False
             if self.layout.read_uuid() != self.uuid:
                 return False
-            self._read = version
+            self._checked = version
         # A directory that was renamed, and is reached through a symbolic link or another mount, has
         # another path in its filesystem, so its location must be found again.
-        return os.readlink(self._held) == self._named
+        return os.readlink(self._link) == self._link_target
 
     def _readonly(self) -> bool:
         return bool(os.fstatvfs(self._fd).f_flag & os.ST_RDONLY)
 
-    def _only_read(self) -> str:
+    def _readonly_text(self) -> str:
         return (
             f"{self.config.path} is read-only; look at the kernel's log for the disk's errors, "
             "then mount it read-write"
@@ -193,7 +193,7 @@ class PoolDirectory:
         except OSError:
             return False
 
-    def _opens(self, *, writable: bool) -> bool:
+    def _can_open(self, *, writable: bool) -> bool:
         """Tell whether the record can be opened; False if the filesystem is read-only.
 
         Opening is the test because ext4 still answers stat(2) after a shutdown or an error.
@@ -223,7 +223,7 @@ class PoolDirectory:
                 _lock(fd, self.config)
                 # dup2 is atomic: other threads see the old directory or the new one.
                 os.dup2(fd, self._fd, inheritable=False)
-        self._look()
+        self._locate()
 
 
 def _open(config: PoolConfig) -> int:

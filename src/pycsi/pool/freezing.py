@@ -30,7 +30,7 @@ class OverdueError(Exception):
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Frozen:
+class FreezeTarget:
     """A volume to freeze, whose filesystem is mounted, and the path of its marker."""
 
     marker: Path
@@ -38,7 +38,7 @@ class Frozen:
 
 
 class FreezeWindow:
-    """The time for which filesystems stand still; it is over once the watchdog thaws them."""
+    """The time for which filesystems are frozen; it is over once the watchdog thaws them."""
 
     def __init__(self) -> None:
         self._over = threading.Event()
@@ -57,7 +57,7 @@ class FreezeWindow:
 
 
 @contextlib.contextmanager
-def frozen(volumes: Iterable[Frozen], limit: float) -> Iterator[FreezeWindow]:
+def frozen(volumes: Iterable[FreezeTarget], limit: float) -> Iterator[FreezeWindow]:
     """Freeze the volumes' filesystems for the `with` block, but for `limit` seconds at most.
 
     The block should call `check` of the window now and then. Without volumes there is no limit.
@@ -101,7 +101,7 @@ def _watch(
 
 
 @contextlib.contextmanager
-def _frozen(fd: int, volume: Frozen, window: FreezeWindow) -> Iterator[None]:
+def _frozen(fd: int, volume: FreezeTarget, window: FreezeWindow) -> Iterator[None]:
     name = volume.backend.volume.id
     volume.marker.touch()
     try:

@@ -32,7 +32,7 @@ from pycsi.pool import layout, trash
 from pycsi.pool.capacity import Contents
 from pycsi.pool.deletions import Deletions
 from pycsi.pool.directory import PoolDirectory
-from pycsi.pool.freezing import Frozen
+from pycsi.pool.freezing import FreezeTarget
 from pycsi.pool.groups import Groups
 from pycsi.pool.room import Reservation, Room
 
@@ -73,8 +73,8 @@ class Pool(PoolDirectory):
     pool is opened as `PoolDirectory` says.
     """
 
-    def __init__(self, config: PoolConfig, *, begin: bool) -> None:
-        super().__init__(config, begin=begin)
+    def __init__(self, config: PoolConfig, *, create: bool) -> None:
+        super().__init__(config, create=create)
         self.limiter: Limiter = NoLimiter()
         self.reflinks = False
         self.volumes = layout.volume_catalog(self.layout)
@@ -119,9 +119,9 @@ class Pool(PoolDirectory):
         backend = self.backend(volume)
         return backend.healthy_path if layout.never_noted(backend.where) else ""
 
-    def to_freeze(self, backend: Backend) -> Frozen:
+    def freeze_target(self, backend: Backend) -> FreezeTarget:
         """Return what `frozen` needs to freeze a mounted volume."""
-        return Frozen(marker=self.layout.frozen / backend.volume.id, backend=backend)
+        return FreezeTarget(marker=self.layout.frozen / backend.volume.id, backend=backend)
 
     # Making; callers hold the volume's or the snapshot's lock
 
@@ -131,27 +131,28 @@ class Pool(PoolDirectory):
         root: RootDirectory | None = None,
         *,
         fill: Callable[[Backend], int | None] | None = None,
-        more: int = 0,
+        extra: int = 0,
     ) -> Volume:
         """Make a volume, durably, and return it as recorded.
 
         Its root directory gets the attributes `root`. Or else `fill` makes its data from a source
-        and returns its project id, if it has one; that takes `more` bytes beside the volume's size.
+        and returns its project id, if it has one; meanwhile that takes `extra` bytes beyond the
+        volume's size.
         `OutOfRange` or `ResourceExhausted` for a size that the pool cannot have, or has no room
         for.
         """
         self.room.refuse_impossible(volume)
-        thick = volume.thick or more > 0
+        thick = volume.thick or extra > 0  # a copy of a thick source gets its own blocks at once
         with (
             self.volumes.creating(volume.id) as place,
-            self._build(place, volume.capacity + more, thick=thick) as building,
+            self._build(place, volume.capacity + extra, thick=thick) as building,
         ):
             backend = self.backend(volume, place=building.directory)
             project = fill(backend) if fill else backend.create(root)
-            if more:
-                self.room.reserve(building.reservation, volume.capacity, thick=thick)
+            if extra:
+                self.room.adjust(building.reservation, volume.capacity, thick=thick)
             made = dataclasses.replace(volume, project=project) if project else volume
-            with self.room.recording():
+            with self.room.explaining_full_disk():
                 layout.write_new_volume(building.directory, made)
                 backend.sync_names()
                 building.commit(lambda: self.sync_subvolume(made))
@@ -162,7 +163,7 @@ class Pool(PoolDirectory):
     def build_snapshot(
         self, snapshot_id: str, size: int, *, thick: bool
     ) -> contextlib.AbstractContextManager[Build]:
-        """Build a snapshot that will occupy about `size` bytes; of a thick volume, all its own.
+        """Reserve `size` bytes for a snapshot, and build it; `thick` if it will share no blocks.
 
         The `with` block fills the build's empty directory and passes the build to
         `commit_snapshot`. If the block fails before that, the directory is deleted.
@@ -172,8 +173,8 @@ class Pool(PoolDirectory):
 
     def commit_snapshot(self, building: Build, snapshot: Snapshot) -> None:
         """Move a complete snapshot to its place, durably; `index_snapshot` makes it known."""
-        self.room.reserve(building.reservation, snapshot.held, thick=False)
-        with self.room.recording():
+        self.room.adjust(building.reservation, snapshot.held, thick=False)
+        with self.room.explaining_full_disk():
             layout.write_new_snapshot(building.directory, snapshot)
             building.commit(lambda: self.sync_subvolume(snapshot.volume))
 

@@ -13,7 +13,7 @@ from pycsi.model.config import PoolConfig
 from pycsi.model.errors import OutOfRange, ResourceExhausted
 from pycsi.model.records import Volume, VolumeType
 from pycsi.model.size import LARGEST, round_down, show
-from pycsi.model.spec import largest
+from pycsi.model.spec import largest_image
 from pycsi.pool.capacity import Capacity, Contents, Written
 
 _PATIENCE = 2.0
@@ -54,7 +54,7 @@ class Room:
         """Raise `OutOfRange` for a size that an image in this pool can never have."""
         if volume.type is not VolumeType.IMAGE:
             return
-        most = largest(volume.filesystem, volume.mkfs_options)
+        most = largest_image(volume.filesystem, volume.mkfs_options)
         if volume.capacity > most:
             raise OutOfRange(
                 f"{show(volume.capacity)} wanted, and {volume.filesystem} as it would be made has "
@@ -71,10 +71,10 @@ class Room:
         """Return the pool's capacity, measured now."""
         facts, usable = self._measure(exact=True)
         with self._mutex:
-            return self._counting_promises(facts, usable)
+            return self._capacity(facts, usable)
 
     def _measure(self, *, exact: bool) -> tuple[os.statvfs_result, int]:
-        """Return statvfs(3) of the pool and its usable bytes, after looking for outside changes.
+        """Return statvfs(3) of the pool, and its usable bytes, with what other processes changed.
 
         The caller does not hold the lock, for this may take long.
         """
@@ -82,8 +82,8 @@ class Room:
         facts = os.statvfs(self._contents.layout.root)
         return facts, self._written.usable(facts.f_bavail * facts.f_frsize, exact=exact)
 
-    def _counting_promises(self, facts: os.statvfs_result, usable: int) -> Capacity:
-        """Return the capacity with what is promised at this moment; the caller holds the lock."""
+    def _capacity(self, facts: os.statvfs_result, usable: int) -> Capacity:
+        """Return the capacity, with all promises of this moment; the caller holds the lock."""
         held = (
             self._contents.volumes.held + self._contents.snapshots.held + self._contents.trash.held
         )
@@ -103,35 +103,35 @@ class Room:
     def reserved(self, size: int, *, thick: bool) -> Iterator[Reservation]:
         """Reserve `size` bytes for the `with` block, or raise `ResourceExhausted`."""
         reservation = Reservation()
-        self.reserve(reservation, size, thick=thick)
+        self.adjust(reservation, size, thick=thick)
         try:
             yield reservation
         finally:
             with self.replaced(reservation):
                 pass
 
-    def reserve(self, reservation: Reservation, size: int, *, thick: bool) -> None:
-        """Change a reservation to `size` bytes, or raise `ResourceExhausted`.
+    def adjust(self, reservation: Reservation, size: int, *, thick: bool) -> None:
+        """Make a reservation larger or smaller, or raise `ResourceExhausted`; `size` is in bytes.
 
         If the trash is being emptied, wait a moment for the room that this frees.
         """
         deadline = time.monotonic() + _PATIENCE
         # The last measurement will do if there is room; only a refusal needs an exact one.
-        if not self._try_reserve(reservation, size, thick=thick, exact=False):
+        if not self._try_adjust(reservation, size, thick=thick, exact=False):
             return
-        while refusal := self._try_reserve(reservation, size, thick=thick, exact=True):
+        while refusal := self._try_adjust(reservation, size, thick=thick, exact=True):
             if time.monotonic() > deadline or not self._contents.trash.is_emptying():
                 raise ResourceExhausted(refusal)
             time.sleep(0.01)
 
-    def _try_reserve(
+    def _try_adjust(
         self, reservation: Reservation, size: int, *, thick: bool, exact: bool
     ) -> str | None:
-        """Change a reservation; return None, or why there is no room."""
+        """Do as `adjust`, with an `exact` measurement or the last; return None, or the refusal."""
         facts, usable = self._measure(exact=exact)
         with self._mutex:
             more = size - reservation.size
-            capacity = self._counting_promises(facts, usable)
+            capacity = self._capacity(facts, usable)
             if more > 0 and capacity.lacks_inodes:
                 return self._lacks_inodes(facts)
             left = capacity.available(thick=thick)
@@ -163,8 +163,8 @@ class Room:
         )
 
     @contextlib.contextmanager
-    def recording(self) -> Iterator[None]:
-        """Raise `ResourceExhausted` if the disk has no room for a record that the block writes."""
+    def explaining_full_disk(self) -> Iterator[None]:
+        """Raise `ResourceExhausted` for ENOSPC and EDQUOT in the `with` block, which records."""
         try:
             yield
         except OSError as error:
@@ -183,7 +183,7 @@ class Room:
 
     @contextlib.contextmanager
     def replaced(self, reservation: Reservation) -> Iterator[None]:
-        """End a reservation in one step with the `with` block, which indexes what it was for."""
+        """End a reservation, and in the same step index, in the `with` block, what it was for."""
         with self._mutex:
             self._reserved -= reservation.size
             reservation.size = 0

@@ -194,19 +194,19 @@ class Interceptor:
         return grpc.unary_unary_rpc_method_handler(answers, None, _encoder(encode))
 
     @contextlib.contextmanager
-    def _admitted(self, free: threading.Semaphore, refusal: str) -> Iterator[None]:
-        """Take one of the `free` slots for the `with` block.
+    def _admitted(self, slots: threading.Semaphore, refusal: str) -> Iterator[None]:
+        """Take one of the `slots` for the `with` block.
 
         `Unavailable` before the driver is ready, `Aborted` with `refusal` if no slot is free.
         """
         if not self._ready.is_set():
             raise Unavailable("the driver is starting; try again")
-        if not free.acquire(blocking=False):
+        if not slots.acquire(blocking=False):
             raise Aborted(refusal)
         try:
             yield
         finally:
-            free.release()
+            slots.release()
 
     def _call(self, rpc: _Rpc, data: bytes, context: grpc.ServicerContext) -> Message | bytes:
         start = time.perf_counter()
@@ -216,8 +216,8 @@ class Interceptor:
             with rpc.admitted():
                 response: Message | bytes = rpc.method(request, context)
         except Exception as error:  # noqa: BLE001  (every exception becomes a status here)
-            context.abort(*self._tell(rpc.name, request, start, error))
-        self._tell(rpc.name, request, start)
+            context.abort(*self._report(rpc.name, request, start, error))
+        self._report(rpc.name, request, start)
         return response
 
     def _stream(self, rpc: _Rpc, data: bytes, context: grpc.ServicerContext) -> Iterator[Message]:
@@ -229,13 +229,13 @@ class Interceptor:
             with rpc.admitted(), self._admitted(self._streams, busy):
                 yield from rpc.method(request, context)
         except GeneratorExit as error:
-            self._tell(rpc.name, request, start, error)
+            self._report(rpc.name, request, start, error)
             raise
         except Exception as error:  # noqa: BLE001
-            context.abort(*self._tell(rpc.name, request, start, error))
-        self._tell(rpc.name, request, start)
+            context.abort(*self._report(rpc.name, request, start, error))
+        self._report(rpc.name, request, start)
 
-    def _tell(
+    def _report(
         self,
         name: str,
         request: Message | None,

@@ -123,7 +123,9 @@ def _refuse_repeated(volume_ids: Sequence[str]) -> None:
 def _compare(group: Group, request: csi.CreateVolumeGroupSnapshotRequest) -> None:
     """Raise `AlreadyExists` unless the existing group snapshot matches the request."""
     same_volumes = set(group.sources) == set(request.source_volume_ids)
-    same = parameters.deciding(group.parameters) == parameters.deciding(request.parameters)
+    same = parameters.without_orchestrator_keys(
+        group.parameters
+    ) == parameters.without_orchestrator_keys(request.parameters)
     if not same_volumes or not same:
         other = "parameters" if same_volumes else f"volumes ({', '.join(group.sources)})"
         raise AlreadyExists(

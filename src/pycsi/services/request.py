@@ -21,7 +21,7 @@ from pycsi.model.request import (
     CapacityRange,
     Mode,
     NodeRequest,
-    Request,
+    RecordedRequest,
     Source,
     SourceKind,
     VolumeRequest,
@@ -155,7 +155,7 @@ def create_volume(request: csi.CreateVolumeRequest, served: Collection[Mode]) ->
     placed = request.HasField("accessibility_requirements")
     return VolumeRequest(
         name=checked,
-        request=Request(
+        request=RecordedRequest(
             capabilities=capabilities(request.volume_capabilities, served),
             capacity=capacity_range(request.capacity_range) if ranged else None,
             parameters=string_map(request.parameters, "parameters"),

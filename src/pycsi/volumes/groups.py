@@ -14,7 +14,7 @@ from pycsi.pool.pool import Pool
 log = structlog.get_logger()
 
 
-def having(group: Group, pools: Iterable[Pool]) -> list[Pool]:
+def pools_of(group: Group, pools: Iterable[Pool]) -> list[Pool]:
     """Return the pools, of `pools`, that have members of a group."""
     return [pool for pool in pools if pool.uuid in group.members.values()]
 
@@ -26,7 +26,7 @@ def delete_partial(pools: list[Pool], of: Pool | None = None) -> None:
     """
     try:
         for group in [group for pool in pools for group in pool.groups]:
-            theirs = having(group, pools)
+            theirs = pools_of(group, pools)
             whole = all(pool.groups.is_recorded(group.id) for pool in theirs)
             if not whole and (of is None or of in theirs):
                 log.warning("a group snapshot is not whole and is deleted", group=group.id)

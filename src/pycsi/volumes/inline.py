@@ -18,7 +18,7 @@ from pycsi.model.request import (
     Access,
     CapacityRange,
     NodeRequest,
-    Request,
+    RecordedRequest,
 )
 from pycsi.model.size import parse_size
 from pycsi.model.spec import size_for
@@ -113,7 +113,7 @@ def _record_target(pool: Pool, volume: Volume, target: str) -> None:
 
 
 def _compare(volume: Volume, wanted: NodeRequest) -> None:
-    if parameters.deciding(wanted.context) != volume.request.parameters:
+    if parameters.without_orchestrator_keys(wanted.context) != volume.request.parameters:
         raise AlreadyExists(
             f"inline volume {wanted.volume_id} exists with other attributes; unpublish it"
         )
@@ -126,7 +126,10 @@ def _create(pools: Pools, wanted: NodeRequest, own_id: str, target: str) -> tupl
     volume = new_volume(
         pool,
         spec,
-        Request(capabilities=(wanted.capability,), parameters=parameters.deciding(wanted.context)),
+        RecordedRequest(
+            capabilities=(wanted.capability,),
+            parameters=parameters.without_orchestrator_keys(wanted.context),
+        ),
         volume_id=own_id,
         name="/".join(filter(None, (wanted.context.get(key) for key in _POD))),
         size=size_for(_size(wanted.context), spec.minimum),

@@ -80,10 +80,10 @@ class Presence:
             raise
 
     def _open_first(self, config: PoolConfig) -> None:
-        self._put(self._opened(config, begin=True))
+        self._put(self._opened(config, create=True))
 
-    def _opened(self, config: PoolConfig, *, begin: bool) -> Pool:
-        pool = Pool(config, begin=begin)
+    def _opened(self, config: PoolConfig, *, create: bool) -> Pool:
+        pool = Pool(config, create=create)
         pool.missing = lambda: self.missing
         return pool
 
@@ -151,7 +151,7 @@ class Presence:
 
     def _open_late(self, config: PoolConfig) -> None:
         try:
-            pool = self._opened(config, begin=False)
+            pool = self._opened(config, create=False)
             try:
                 _refuse_nested(pool, self)
                 opening.load(pool)

@@ -19,12 +19,20 @@ from pycsi.model.errors import (
 )
 from pycsi.model.ids import NodeInfo
 from pycsi.model.records import Volume, VolumeType
-from pycsi.model.request import Capability, Request, VolumeRequest
-from pycsi.model.spec import VolumeSpec, asked_for, choose, filled_from, largest, like, size_for
+from pycsi.model.request import Capability, RecordedRequest, VolumeRequest
+from pycsi.model.spec import (
+    VolumeSpec,
+    choose,
+    inherit,
+    largest_image,
+    requested_filesystems,
+    size_for,
+    spec_from_source,
+)
 from pycsi.pool.pool import Pool
 from pycsi.volumes.locks import Locks
 from pycsi.volumes.pools import Pools
-from pycsi.volumes.sources import fill_from, find_source, room_to_fill
+from pycsi.volumes.sources import extra_room, filler, find_source
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,9 +80,9 @@ class Provisioner:
         same = {
             "capacity_range": _same_size(volume, now),
             "volume_capabilities": set(before.capabilities) == set(now.capabilities),
-            "parameters": parameters.deciding(before.parameters)
-            == parameters.deciding(now.parameters),
-            "mutable_parameters": _created_with(before) == _created_with(now),
+            "parameters": parameters.without_orchestrator_keys(before.parameters)
+            == parameters.without_orchestrator_keys(now.parameters),
+            "mutable_parameters": _initial_settings(before) == _initial_settings(now),
             "volume_content_source": before.source == now.source,
             "accessibility_requirements": self._node.meets(wanted.topologies),
         }
@@ -87,9 +95,9 @@ class Provisioner:
     def _create(self, volume_id: str, wanted: VolumeRequest) -> Volume:
         request = wanted.request
         given = parameters.parse(request.parameters, mutable=request.mutable)
-        origin = find_source(self._pools, request.source) if request.source else None
-        pool = origin.pool if origin and given.pool is None else self._pools.named(given.pool)
-        source = origin.volume if origin else None
+        found = find_source(self._pools, request.source) if request.source else None
+        pool = found.pool if found and given.pool is None else self._pools.named(given.pool)
+        source = found.volume if found else None
         spec = specify(pool, given, request.capabilities, source)
         size = size_for(request.capacity, spec.minimum, source.capacity if source else 0)
         self._node.require(wanted.topologies)
@@ -102,10 +110,10 @@ class Provisioner:
             size=size,
             settings=given.settings,
         )
-        if origin is None:
+        if found is None:
             return pool.create(volume, given.root)
-        fill = fill_from(self._pools, self._locks, origin)
-        return pool.create(volume, fill=fill, more=room_to_fill(origin))
+        fill = filler(self._pools, self._locks, found)
+        return pool.create(volume, fill=fill, extra=extra_room(found))
 
     def offer(
         self,
@@ -134,18 +142,18 @@ class Provisioner:
             return Offer(minimum=spec.minimum)
         available = pool.room.capacity().available(thick=spec.thick)
         if spec.type is VolumeType.IMAGE:
-            possible = largest(spec.filesystem, spec.mkfs_options)
+            possible = largest_image(spec.filesystem, spec.mkfs_options)
             available = min(available, pool.room.largest_file, possible)
         return Offer(available=available, minimum=spec.minimum)
 
 
-def _same_size(volume: Volume, wanted: Request) -> bool:
+def _same_size(volume: Volume, wanted: RecordedRequest) -> bool:
     if wanted.capacity is None or wanted.capacity == volume.request.capacity:
         return True
     return wanted.capacity.holds(volume.capacity)
 
 
-def _created_with(request: Request) -> Mapping[str, str]:
+def _initial_settings(request: RecordedRequest) -> Mapping[str, str]:
     """Return the settings that a request gives a new volume; later changes are not in them."""
     return parameters.settings(request.parameters, request.mutable)
 
@@ -159,8 +167,8 @@ def specify(
     """Return the spec of a volume in `pool`, filled from `source` if given: see `spec.choose`."""
     directories = {pool.location.mount.fstype}
     if source:
-        given = like(source, given)
-        directories |= asked_for(source.request)
+        given = inherit(source, given)
+        directories |= requested_filesystems(source.request)
     spec = choose(
         given,
         capabilities,
@@ -168,13 +176,13 @@ def specify(
         directories=directories,
         unlimited=pool.unlimited,
     )
-    return filled_from(source, spec) if source else spec
+    return spec_from_source(source, spec) if source else spec
 
 
 def new_volume(
     pool: Pool,
     spec: VolumeSpec,
-    request: Request,
+    request: RecordedRequest,
     *,
     volume_id: str,
     name: str,

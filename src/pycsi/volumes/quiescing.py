@@ -6,25 +6,29 @@ from collections.abc import Iterator, Sequence
 from pycsi.backends import Backend
 from pycsi.model.errors import FailedPrecondition
 from pycsi.model.size import show
-from pycsi.pool.freezing import FreezeWindow, Frozen, OverdueError, frozen
+from pycsi.pool.freezing import FreezeTarget, FreezeWindow, OverdueError, frozen
+from pycsi.pool.pool import Pool
 from pycsi.volumes.pools import Pools
 
 
 @contextlib.contextmanager
-def quiesced(pools: Pools, sources: Sequence[Backend], limit: float) -> Iterator[FreezeWindow]:
-    """Keep the volumes from being written to for the `with` block, which copies them.
+def quiesced(
+    pools: Pools, volumes: Sequence[tuple[Pool, Backend]], limit: float
+) -> Iterator[FreezeWindow]:
+    """Keep volumes, each given with its pool, from being written to while the `with` block copies.
 
     Filesystems in use are frozen, for `limit` seconds at most; `FailedPrecondition` if the copy
     takes longer. At most one volume in use may be one that cannot be frozen: its copy is of one
     point in time by itself, and is taken while the others are frozen.
     """
+    sources = [source for _, source in volumes]
     with contextlib.ExitStack() as turns:
         # All operations take turns in the same order, or two could wait for each other.
         for source in sorted(sources, key=lambda item: item.volume.id):
-            turns.enter_context(pools.turns.ready(source))
+            turns.enter_context(pools.turns.prepared(source))
         _refuse_unfreezable(sources)
         try:
-            with frozen(list(_to_freeze(pools, sources)), limit) as window:
+            with frozen(_freeze_targets(volumes), limit) as window:
                 yield window
         except OverdueError:
             raise FailedPrecondition(_overdue(pools, sources, limit)) from None
@@ -40,11 +44,8 @@ def _refuse_unfreezable(sources: Sequence[Backend]) -> None:
         )
 
 
-def _to_freeze(pools: Pools, sources: Sequence[Backend]) -> Iterator[Frozen]:
-    for source in sources:
-        if source.freezable():
-            pool, _ = pools.need(source.volume.id)
-            yield pool.to_freeze(source)
+def _freeze_targets(volumes: Sequence[tuple[Pool, Backend]]) -> list[FreezeTarget]:
+    return [pool.freeze_target(source) for pool, source in volumes if source.freezable()]
 
 
 def _overdue(pools: Pools, sources: Sequence[Backend], limit: float) -> str:

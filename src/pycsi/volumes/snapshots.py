@@ -41,6 +41,11 @@ class Member:
     point_in_time: bool
     group: str | None = None
 
+    @property
+    def recorded(self) -> Volume:
+        """The volume as the snapshot's record describes it."""
+        return dataclasses.replace(self.volume, project=None, attachment=None)
+
     def snapshot(self, created: float, held: int) -> Snapshot:
         """Return the record of the snapshot, taken at `created`, in seconds since the epoch.
 
@@ -49,7 +54,7 @@ class Member:
         return Snapshot(
             id=self.id,
             name=self.name,
-            volume=dataclasses.replace(self.volume, project=None, attachment=None),
+            volume=self.recorded,
             parameters=self.parameters,
             created=created,
             held=held,
@@ -169,7 +174,7 @@ def delete_group(pools: Pools, group: Group) -> None:
 
     `PoolMissing` if a pool with members may be missing.
     """
-    theirs = groups.having(group, pools)
+    theirs = groups.pools_of(group, pools)
     missing = pools.missing
     if missing and set(group.members.values()) - {pool.uuid for pool in theirs}:
         raise PoolMissing(
@@ -180,22 +185,24 @@ def delete_group(pools: Pools, group: Group) -> None:
 
 
 def _take(pools: Pools, members: Sequence[Member], group: Group | None) -> list[Snapshot]:
+    """Build the snapshots, copy all volumes while they are quiesced, and commit the snapshots."""
     sources = [member.pool.backend(member.volume) for member in members]
     for member in members:
         member.pool.check()
-    with contextlib.ExitStack() as building:
+    with contextlib.ExitStack() as stack:
         builds = [
-            building.enter_context(
+            stack.enter_context(
                 member.pool.build_snapshot(member.id, _room_for(source), thick=member.volume.thick)
             )
             for member, source in zip(members, sources, strict=True)
         ]
         copies = [
-            member.pool.backend(member.snapshot(0, 0).volume, place=build.directory)
+            member.pool.backend(member.recorded, place=build.directory)
             for member, build in zip(members, builds, strict=True)
         ]
         limit = min(member.pool.config.freeze_limit for member in members)
-        with quiesced(pools, sources, limit) as window:
+        volumes = [(member.pool, source) for member, source in zip(members, sources, strict=True)]
+        with quiesced(pools, volumes, limit) as window:
             created = time.time()
             for member, source, copied in zip(members, sources, copies, strict=True):
                 copied.capture(source, window.check, point_in_time=member.point_in_time)
@@ -229,7 +236,7 @@ def _commit(
             member.pool.commit_snapshot(build, snapshot)
             committed.append(snapshot)
         if group:
-            _record(pools, group)
+            _record_group(pools, group)
     except BaseException:
         for (member, _, _), snapshot in zip(copied, committed, strict=False):
             try:
@@ -240,17 +247,17 @@ def _commit(
     for (member, build, _), snapshot in zip(copied, committed, strict=True):
         member.pool.index_snapshot(build, snapshot)
     if group:
-        for pool in groups.having(group, pools):
+        for pool in groups.pools_of(group, pools):
             pool.groups.index(group)
     return committed
 
 
-def _record(pools: Pools, group: Group) -> None:
-    """Record a group in each pool that has members of it; if that fails, in none."""
+def _record_group(pools: Pools, group: Group) -> None:
+    """Record a group in each pool that has members of it; in none if one of them fails."""
     try:
-        for pool in groups.having(group, pools):
+        for pool in groups.pools_of(group, pools):
             pool.check()
-            with pool.room.recording():
+            with pool.room.explaining_full_disk():
                 pool.groups.write(group)
     except BaseException:
         for pool in pools:

@@ -14,7 +14,7 @@ from pycsi.volumes.quiescing import quiesced
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Origin:
+class FoundSource:
     """A source that was found: its pool, and the volume that it is, or that it is a snapshot of."""
 
     source: Source
@@ -22,13 +22,13 @@ class Origin:
     volume: Volume
 
 
-def find_source(pools: Pools, source: Source) -> Origin:
+def find_source(pools: Pools, source: Source) -> FoundSource:
     """Return a source; `NotFound`, or `ResourceExhausted` if it is on another node."""
     if source.kind is SourceKind.SNAPSHOT:
         if found := pools.find_snapshot(source.id, sure=True):
-            return Origin(source=source, pool=found[0], volume=found[1].volume)
+            return FoundSource(source=source, pool=found[0], volume=found[1].volume)
     elif held := pools.find(source.id, sure=True):
-        return Origin(source=source, pool=held[0], volume=held[1])
+        return FoundSource(source=source, pool=held[0], volume=held[1])
     if node := pools.elsewhere(source.id):
         # On this status a scheduler tries another node.
         raise ResourceExhausted(
@@ -38,45 +38,44 @@ def find_source(pools: Pools, source: Source) -> Origin:
     raise NotFound(f"volume_content_source: there is no {source} on node {pools.node}")
 
 
-def room_to_fill(origin: Origin) -> int:
-    """Return the bytes that a volume needs beside its size while it is made from its source.
+def extra_room(found: FoundSource) -> int:
+    """Return the bytes that a volume needs beyond its size while it is made from its source.
 
     A thick source volume may be overwritten while the clone still shares its blocks, before they
     are copied, so it may need its own bytes twice.
     """
-    is_clone = origin.source.kind is SourceKind.VOLUME
-    shared = is_clone and origin.volume.thick and origin.pool.reflinks
-    return origin.volume.capacity if shared else 0
+    is_clone = found.source.kind is SourceKind.VOLUME
+    shared = is_clone and found.volume.thick and found.pool.reflinks
+    return found.volume.capacity if shared else 0
 
 
-def fill_from(pools: Pools, locks: Locks, origin: Origin) -> Callable[[Backend], int | None]:
-    """Return a function that fills a new volume from its source.
+def filler(pools: Pools, locks: Locks, found: FoundSource) -> Callable[[Backend], int | None]:
+    """Return the function that fills a new volume from its source, for `Pool.create`.
 
-    The function returns the project id, and raises `Aborted` if the source has changed since it was
-    found.
+    It returns the project id, and raises `Aborted` if the source has changed since it was found.
     """
-    source = origin.source
+    source = found.source
 
     def from_snapshot(new: Backend) -> int | None:
         with locks.share(snapshot_key(source.id)):
             pool, snapshot = pools.need_snapshot(source.id)
-            _refuse_changed(source, origin.volume, snapshot.volume)
+            _refuse_changed(source, found.volume, snapshot.volume)
             pool.check(writable=False)
             return new.restore(pool.backend_of(snapshot), lambda: None)
 
     def from_volume(new: Backend) -> int | None:
         with locks.share(source.id):
             pool, volume = pools.need(source.id)
-            _refuse_changed(source, origin.volume, volume)
+            _refuse_changed(source, found.volume, volume)
             pool.check()
             original = pool.backend(volume)
-            with quiesced(pools, [original], pool.config.freeze_limit) as window:
+            with quiesced(pools, [(pool, original)], pool.config.freeze_limit) as window:
                 return new.restore(original, window.check)
 
     def fill(new: Backend) -> int | None:
-        fetch = from_snapshot if source.kind is SourceKind.SNAPSHOT else from_volume
-        project = fetch(new)
-        new.finish_restore(origin.volume, project)
+        restore = from_snapshot if source.kind is SourceKind.SNAPSHOT else from_volume
+        project = restore(new)
+        new.finish_restore(found.volume, project)
         return project
 
     return fill

@@ -14,7 +14,7 @@ from pycsi.model import mountflags
 from pycsi.model.errors import AlreadyExists, FailedPrecondition, InvalidArgument
 from pycsi.model.records import Volume, VolumeType
 from pycsi.model.request import Capability, Mode
-from pycsi.model.spec import asked_for
+from pycsi.model.spec import requested_filesystems
 from pycsi.pool.pool import Pool
 from pycsi.volumes import paths
 from pycsi.volumes.notes import UNKNOWN, Note, Notes
@@ -223,7 +223,7 @@ class Staging:
         while found := self.kernel.mounts.at(path):
             ours = found[-1].id in {item.id for item in self.backend.mounts()}
             if not ours and not self._is_relic(found[-1]):
-                raise _foreign(found[-1])
+                raise _foreign_error(found[-1])
             unmount(self._id, found[-1], self.kernel, self.backend.unmount)
             if len(found) == 1:
                 return
@@ -241,7 +241,7 @@ class Staging:
             self._unmount(path)
             mounted = self.kernel.mounts.topmost(path)
         if mounted:
-            raise _foreign(mounted)
+            raise _foreign_error(mounted)
 
 
 def _note(capability: Capability, arguments: str) -> Note:
@@ -250,7 +250,7 @@ def _note(capability: Capability, arguments: str) -> Note:
     return Note(arguments=arguments, mode=capability.mode, options=options)
 
 
-def _foreign(mounted: Mount) -> FailedPrecondition:
+def _foreign_error(mounted: Mount) -> FailedPrecondition:
     return FailedPrecondition(
         f"{mounted.target}: something else is mounted there ({mounted.fstype} {mounted.source}); "
         "unmount it"
@@ -304,7 +304,7 @@ def check_fits(
                 "fs_type"
             )
         pool_filesystem = pool.location.mount.fstype
-        if wanted.filesystem not in {pool_filesystem, *asked_for(volume.request)}:
+        if wanted.filesystem not in {pool_filesystem, *requested_filesystems(volume.request)}:
             raise refusal(
                 f"volume {volume.id} is a directory on {pool_filesystem}, not {wanted.filesystem}; "
                 "leave the fs_type out"

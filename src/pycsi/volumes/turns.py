@@ -19,11 +19,11 @@ _PATIENCE = 10.0
 
 @dataclasses.dataclass(slots=True)
 class _Copied:
-    """A volume that is being copied; `ready` is set once it is idle and prepared."""
+    """A volume that is being copied; `prepared` is set once it is idle and was prepared."""
 
     turn: threading.Lock = dataclasses.field(default_factory=threading.Lock)
     copiers: int = 0
-    ready: bool = False
+    prepared: bool = False
 
 
 class Turns:
@@ -34,7 +34,7 @@ class Turns:
         self._copied: dict[str, _Copied] = {}
 
     @contextlib.contextmanager
-    def ready(self, source: Backend) -> Iterator[None]:
+    def prepared(self, source: Backend) -> Iterator[None]:
         """Prepare a volume for being copied in the `with` block, and keep it so.
 
         `Aborted` if another operation's turn takes longer than a freeze should.
@@ -44,9 +44,9 @@ class Turns:
             if not copied.turn.acquire(timeout=_PATIENCE):
                 raise Aborted(f"volume {name}: it is being copied otherwise; try again")
             turn.callback(copied.turn.release)
-            if not copied.ready:
+            if not copied.prepared:
                 source.prepare_capture()
-                copied.ready = source.written_at() is None
+                copied.prepared = source.written_at() is None
             if not source.freezable():
                 turn.close()
             yield
