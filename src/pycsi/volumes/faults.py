@@ -6,6 +6,7 @@ Everything here may hang with the disk that is looked at; `volumes/health.py` se
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Self
 
 from pycsi.backends import Backend
 from pycsi.backends.limits import Limiter, LimitError
@@ -53,7 +54,7 @@ class PoolCheck:
             self._look()
 
     @classmethod
-    def of(cls, pool: Pool, kernel: KernelView) -> "PoolCheck":
+    def of(cls, pool: Pool, kernel: KernelView) -> Self:
         """Return a look at an open pool."""
         return cls(pool.name, pool.location, kernel, pool.limiter, _presence_faults(pool))
 

@@ -70,7 +70,10 @@ def faults_of(pool: Pool, volume: Volume, locks: Locks) -> Faults:
     """
     faults = faults_if_examined(pool, volume, locks)
     if faults is None:
-        raise Aborted(f"volume {volume.id} was not examined: an operation is under way; try again")
+        raise Aborted(
+            f"volume {volume.id} cannot be examined: an operation is under way, or too much hangs; "
+            "try again"
+        )
     return faults
 
 
@@ -253,7 +256,8 @@ def _looked(check: PoolCheck, backend: Backend) -> _Look:
 def _look_again(pool: Pool, volume_id: str) -> _Look:
     """Look at a volume once more; `NotFound` if it was deleted.
 
-    What is lost is told only if the pool is there afterwards too.
+    What is lost is told only if the pool is there afterwards too, and if no other process has
+    deleted the volume.
     """
     volume = pool.volumes.get(volume_id)
     if volume is None:
@@ -264,6 +268,9 @@ def _look_again(pool: Pool, volume_id: str) -> _Look:
         afterwards = PoolCheck.of(pool, KernelView())
         if afterwards.out_of_reach:
             return _Look(afterwards.faults)
+        pool.layout.changes.catch_up()
+        if volume_id not in pool.volumes:
+            raise NotFound(f"volume {volume_id} was deleted just now")
     return look
 
 

@@ -47,7 +47,8 @@ class Staging:
 
     def in_use(self) -> str | None:
         """Return where or by what the volume is in use, or None if it may be deleted."""
-        places = [item.target for item in self.backend.mounts()] + self._staged()
+        # Noted paths are looked at only if they matter: a disk on the way there may hang.
+        places = [item.target for item in self.backend.mounts()] or self._staged()
         if not places and self.notes.lost and self.backend.is_staged(""):
             return "a staging path that is not known"
         return places[0] if places else self.backend.holder()
