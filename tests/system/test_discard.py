@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import needs, run
 from driver import MIB, Driver, block_capability, mount_capability
+from health import unwell
 
 from pycsi.linux import discard, loop, losetup
 
@@ -171,6 +172,8 @@ def test_read_only_sys(
         driver.stage(volume_id, tmp_path / volume_id, mount_capability("ext4"))
         condition = driver.condition(volume_id)
         assert condition.abnormal is abnormal, condition.message
+        if abnormal:
+            unwell(driver, volume_id, "DiscardsAccepted", "/sys")
         assert discard.is_taken(device_of(pool, volume_id).number)
         driver.unstage(volume_id, tmp_path / volume_id)
     assert "/sys" in driver.log

@@ -15,6 +15,7 @@ import grpc
 import pytest
 from conftest import FilesystemFactory, needs, run
 from driver import GIB, MIB, Driver, from_volume, refused
+from health import storage, unwell
 
 from pycsi.linux import btrfs
 
@@ -94,9 +95,8 @@ def test_limits_that_do_not_hold(
     driver = serve(pool)
     volume_id = driver.create("v", 64 * MIB).volume_id
     spoil(pool)
-    condition = driver.condition(volume_id)
-    assert condition.abnormal
-    assert words in condition.message
+    unwell(driver, volume_id, "LimitNotEnforced", words)
+    assert words in storage(driver)["LimitNotEnforced"].message
     with refused(grpc.StatusCode.FAILED_PRECONDITION, words):
         driver.create("w", 64 * MIB, type="directory")
     with refused(grpc.StatusCode.FAILED_PRECONDITION, words):

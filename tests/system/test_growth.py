@@ -19,6 +19,7 @@ from driver import (
     mount_capability,
     refused,
 )
+from health import unwell
 
 from pycsi.linux import program
 
@@ -80,7 +81,7 @@ def lag(driver: Driver, volume_id: str, folder: Path, size: int) -> None:
             condition = driver.stats(volume_id, target).volume_condition
             assert condition.abnormal
             assert "could not grow" in condition.message
-    assert driver.condition(volume_id).abnormal
+    unwell(driver, volume_id, "GrowthFailed", "could not grow")
 
 
 def can_grow(image: Path, size: int, copy: Path) -> bool:

@@ -1,4 +1,4 @@
-"""VolumeCondition: what is wrong with a volume is told, from what there is to see."""
+"""Health: each fault that a volume or a pool can have is made, and told by each RPC alike."""
 
 import os
 import shutil
@@ -10,41 +10,18 @@ from pathlib import Path
 import grpc
 from conftest import FilesystemFactory, needs, run
 from driver import GIB, MIB, Driver, block_capability, mount_capability, refused
+from health import storage, unwell, well
 
 from pycsi.linux import kernel, loop, losetup, mount
-from pycsi.proto import csi_pb2 as csi
-
-
-def abnormal(driver: Driver, volume_id: str, *words: str) -> None:
-    """Expect the volume to be unwell, wherever that is told."""
-    condition = driver.condition(volume_id)
-    assert condition.abnormal, condition.message
-    assert len(condition.message.encode()) <= 128
-    for word in words:
-        assert word in condition.message
-    assert listed(driver)[volume_id] == condition
-
-
-def well(driver: Driver, *volume_ids: str) -> None:
-    for volume_id in volume_ids:
-        condition = driver.condition(volume_id)
-        assert not condition.abnormal, condition.message
-        assert condition.message
-        assert listed(driver)[volume_id] == condition
 
 
 def lost_to_another_mount(driver: Driver, volume_id: str, target: Path) -> None:
     """Expect it to be told that something else is mounted where the volume was published."""
     mount.umount2(target)
     mount.mount("tmpfs", Path("none"), target)
-    abnormal(driver, volume_id, "lost", "tmpfs")
+    unwell(driver, volume_id, "MountReplaced", "tmpfs")
     mount.umount2(target)
     well(driver, volume_id)
-
-
-def listed(driver: Driver) -> dict[str, csi.VolumeCondition]:
-    entries = driver.controller.ListVolumes(csi.ListVolumesRequest()).entries
-    return {entry.volume.volume_id: entry.status.volume_condition for entry in entries}
 
 
 def test_healthy(
@@ -89,17 +66,17 @@ def test_missing_data(driver: Driver, root: None, pool: Path) -> None:
     os.truncate(volumes / short / "disk.img", 4 * MIB)
     (volumes / other / "disk.img").write_bytes(bytes(64 * MIB))
     shutil.rmtree(volumes / block)
-    abnormal(driver, directory, "missing")
-    abnormal(driver, image, "missing")
-    abnormal(driver, short, "64 MiB")
-    abnormal(driver, other, "foreign data")
-    abnormal(driver, block, "missing")
+    unwell(driver, directory, "DataMissing", "directory")
+    unwell(driver, image, "DataMissing", "image")
+    unwell(driver, short, "ImageTruncated", "64 MiB")
+    unwell(driver, other, "ForeignData", "foreign data")
+    unwell(driver, block, "DataMissing")
 
 
 def test_other_filesystem(driver: Driver, root: None, pool: Path) -> None:
     volume_id = driver.create("v", 320 * MIB, type="image").volume_id
     run("mkfs.xfs", "-q", "-f", pool / "volumes" / volume_id / "disk.img")
-    abnormal(driver, volume_id, "xfs", "not ext4")
+    unwell(driver, volume_id, "ForeignData", "xfs", "not ext4")
 
 
 def test_image_that_was_replaced(driver: Driver, root: None, tmp_path: Path, pool: Path) -> None:
@@ -110,7 +87,7 @@ def test_image_that_was_replaced(driver: Driver, root: None, tmp_path: Path, poo
         aside = image.with_name("aside")
         image.rename(aside)
         shutil.copy(aside, image)
-        abnormal(driver, volume_id, "lost")
+        unwell(driver, volume_id, "MountReplaced")
         stats = driver.stats(volume_id, target)
         assert stats.volume_condition.abnormal
         assert not stats.usage
@@ -134,7 +111,7 @@ def test_directory_that_came_back(driver: Driver, root: None, tmp_path: Path, po
     place = pool / "volumes" / volume_id
     with driver.published(volume_id, tmp_path) as target:
         aside = place.rename(pool / "aside")
-        abnormal(driver, volume_id, "missing")
+        unwell(driver, volume_id, "DataMissing")
         aside.rename(place)
         lost_to_another_mount(driver, volume_id, target)
 
@@ -146,7 +123,7 @@ def test_lost_loop_device(driver: Driver, root: None, tmp_path: Path, pool: Path
     with driver.published(volume_id, tmp_path, block_capability()) as target:
         (device,) = loop.find(image)
         losetup.detach(device)
-        abnormal(driver, volume_id, "lost")
+        unwell(driver, volume_id, "MountReplaced")
         assert driver.stats(volume_id, target).volume_condition.abnormal
 
 
@@ -156,7 +133,7 @@ def test_filesystem_gone_read_only(driver: Driver, root: None, tmp_path: Path) -
         run("mount", "-o", "remount,ro", tmp_path / f"staging-{volume_id}")
         # The mount itself stays writable: that is how the kernel does it on an error.
         run("mount", "-o", "remount,bind,rw", tmp_path / f"staging-{volume_id}")
-        abnormal(driver, volume_id, "read-only")
+        unwell(driver, volume_id, "FilesystemReadOnly")
         assert driver.stats(volume_id, target).volume_condition.abnormal
 
 
@@ -169,8 +146,8 @@ def test_errors_of_ext4(driver: Driver, root: None, tmp_path: Path) -> None:
         (counters / "trigger_fs_error").write_text("test")
         while not int((counters / "errors_count").read_text()):  # the kernel counts it later
             time.sleep(0.01)
-        abnormal(driver, volume_id, "errors")
-    abnormal(driver, volume_id, "errors")
+        unwell(driver, volume_id, "FilesystemErrors")
+    unwell(driver, volume_id, "FilesystemErrors")
 
 
 def test_xfs_that_was_shut_down(driver: Driver, root: None, tmp_path: Path) -> None:
@@ -178,7 +155,7 @@ def test_xfs_that_was_shut_down(driver: Driver, root: None, tmp_path: Path) -> N
     volume_id = driver.create("v", 300 * MIB, capability=capability, type="image").volume_id
     with driver.published(volume_id, tmp_path, capability) as target:
         run("xfs_io", "-x", "-c", "shutdown", target)
-        abnormal(driver, volume_id, "shut down")
+        unwell(driver, volume_id, "FilesystemShutDown")
 
 
 def test_limit_that_was_changed(
@@ -189,7 +166,7 @@ def test_limit_that_was_changed(
     volume_id = driver.create("v").volume_id
     well(driver, volume_id)
     run("btrfs", "qgroup", "limit", "32M", pool / "volumes" / volume_id / "data")
-    abnormal(driver, volume_id, "its limit is 32 MiB")
+    unwell(driver, volume_id, "LimitDiffers", "its limit is 32 MiB")
     with driver.published(volume_id, tmp_path):
         well(driver, volume_id)
 
@@ -206,7 +183,7 @@ def test_nearly_full(
     with driver.published(full, tmp_path) as target:
         (target / "file").write_bytes(os.urandom(31 * MIB))
         os.sync()
-        abnormal(driver, full, "nearly full")
+        unwell(driver, full, "NearlyFull")
         well(driver, other)
     with (pool.parent / "ballast").open("wb") as ballast:
         try:
@@ -215,7 +192,8 @@ def test_nearly_full(
         except OSError:
             pass
     os.sync()
-    abnormal(driver, other, "disk is nearly full")
+    unwell(driver, other, "PoolNearlyFull")
+    assert storage(driver).keys() == {"PoolNearlyFull"}
     well(driver, thick)
     (pool.parent / "ballast").unlink()
 
@@ -229,7 +207,8 @@ def test_pool_that_was_replaced(
     with driver.published(volume_id, tmp_path) as target:
         run("mount", "-t", "tmpfs", "tmpfs", pool)
         try:
-            abnormal(driver, volume_id, "pool default")
+            unwell(driver, volume_id, "PoolMissing", "pool default")
+            assert storage(driver).keys() == {"PoolMissing"}
             stats = driver.stats(volume_id, target)
             assert stats.volume_condition == driver.condition(volume_id)
             with refused(grpc.StatusCode.NOT_FOUND):
@@ -273,7 +252,7 @@ def test_full_inode_table(root: None, driver: Driver, tmp_path: Path) -> None:
     with driver.published(volume_id, tmp_path, wanted) as target:
         well(driver, volume_id)
         many = use_up_inodes(target)
-        abnormal(driver, volume_id, "inodes", "256 of 256")
+        unwell(driver, volume_id, "FewInodes", "256 of 256")
         assert driver.stats(volume_id, target).volume_condition.abnormal
         shutil.rmtree(many)
         well(driver, volume_id)
@@ -323,7 +302,7 @@ def test_full_inode_table_of_the_pool(
     image = driver.create("i", 32 * MIB, type="image").volume_id
     well(driver, directory, image)
     many = use_up_inodes(pool.parent, leave=5)
-    abnormal(driver, directory, "inodes")
+    unwell(driver, directory, "PoolFewInodes")
     well(driver, image)
     assert driver.capacity().available_capacity == 0
     with refused(grpc.StatusCode.RESOURCE_EXHAUSTED, "inodes", "pool default"):

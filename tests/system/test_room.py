@@ -22,6 +22,7 @@ from driver import (
     mount_capability,
     refused,
 )
+from health import unwell
 
 from pycsi.linux import kernel
 from pycsi.linux.fiemap import extents
@@ -165,7 +166,7 @@ def test_image_made_before_they_were_written_in_place(
     for image in (pool / "snapshots" / taken / "disk.img", image_of(pool, "r@node-1")):
         assert shared(image) == 32 * MIB
     assert not driver.condition("v@node-1").abnormal
-    assert "it is not thick" in driver.condition("t@node-1").message
+    unwell(driver, "t@node-1", "CopiedOnWrite", "it is not thick")
     driver.create("c", 32 * MIB, capability=BLOCK, source=from_volume("t@node-1"))
     thick = driver.create(
         "h", 32 * MIB, capability=BLOCK, source=from_snapshot(taken), allocation="thick"

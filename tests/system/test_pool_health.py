@@ -1,0 +1,149 @@
+"""The health of pools, made ill for real: their own, and what it means for their volumes."""
+
+import contextlib
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from conftest import FilesystemFactory, needs, run
+from driver import GIB, MIB, Driver
+from health import storage, unwell, well
+
+from pycsi.linux import kernel, mount
+from pycsi.proto import csi_pb2 as csi
+
+Serve = Callable[..., Driver]
+
+
+def two_volumes(driver: Driver) -> list[str]:
+    """Make a directory and an image, and return their ids."""
+    made = [
+        driver.create("d", type="directory", quota="none").volume_id,
+        driver.create("i", type="image").volume_id,
+    ]
+    well(driver, *made)
+    assert storage(driver) == {}
+    return made
+
+
+def reasons(health: csi.VolumeHealth) -> list[str]:
+    return [entry.reason for entry in health.health_statuses]
+
+
+def test_pool_gone_read_only(filesystem: FilesystemFactory, serve: Serve) -> None:
+    """Its volumes can be read: they are degraded, no more."""
+    pool = filesystem("ext4", GIB)
+    driver = serve(pool)
+    made = two_volumes(driver)
+    run("mount", "-o", "remount,ro", pool.parent)
+    for volume_id in made:
+        assert reasons(unwell(driver, volume_id, "PoolReadOnly", "default")) == ["PoolReadOnly"]
+    assert storage(driver).keys() == {"PoolReadOnly"}
+    run("mount", "-o", "remount,rw", pool.parent)
+    well(driver, *made)
+    assert storage(driver) == {}
+
+
+def test_errors_of_a_pool(filesystem: FilesystemFactory, serve: Serve) -> None:
+    """What the pool's ext4 counts is told of each volume in it, beside the volume's own faults."""
+    pool = filesystem("ext4", GIB)
+    driver = serve(pool)
+    directory, image = two_volumes(driver)
+    mounted = kernel.topmost(pool.parent)
+    assert mounted
+    counters = Path("/sys/fs/ext4", Path(mounted.source).name)
+    (counters / "trigger_fs_error").write_text("test")
+    while not int((counters / "errors_count").read_text()):  # the kernel counts it later
+        time.sleep(0.01)
+    unwell(driver, directory, "PoolErrors", "errors")
+    assert storage(driver).keys() == {"PoolErrors"}
+    os.truncate(pool / "volumes" / image / "disk.img", MIB)
+    assert reasons(unwell(driver, image, "ImageTruncated"))[0] == "ImageTruncated"
+    unwell(driver, image, "PoolErrors")
+
+
+def test_pool_that_was_shut_down(filesystem: FilesystemFactory, serve: Serve) -> None:
+    """After an error of its disk nothing is told to be lost: it may come back."""
+    pool = filesystem("xfs", GIB)
+    driver = serve(pool)
+    made = two_volumes(driver)
+    run("xfs_io", "-x", "-c", "shutdown", pool.parent)
+    for volume_id in made:
+        health = unwell(driver, volume_id, "PoolUnreadable", "default")
+        assert reasons(health) == ["PoolUnreadable"]
+    assert storage(driver).keys() == {"PoolUnreadable"}
+    driver.stop()
+    run("umount", pool.parent)
+    run("mount", "-o", "loop", pool.parent.with_suffix(".img"), pool.parent)
+    driver.start()
+    well(driver, *made)
+
+
+def test_pools_that_are_missing(
+    filesystem: FilesystemFactory, serve: Serve, pool: Path, tmp_path: Path
+) -> None:
+    """Pools with the same fault are told of together; one that is there is not among them."""
+    unmounted = filesystem("ext4", GIB)
+    missing = tmp_path / "nowhere" / "pool"
+    driver = serve(f"default={pool}", f"gone={unmounted}", f"never={missing}")
+    volume_id = driver.create("v", type="directory", quota="none", pool="gone").volume_id
+    assert "never" in storage(driver)["PoolMissing"].message
+    aside = unmounted.rename(unmounted.with_name("aside"))
+    health = unwell(driver, volume_id, "PoolMissing", "gone")
+    assert reasons(health) == ["PoolMissing"]
+    message = storage(driver)["PoolMissing"].message
+    assert "gone" in message
+    assert "never" in message
+    assert "default" not in message.partition(":")[0]
+    aside.rename(unmounted)
+    well(driver, volume_id)
+
+
+@pytest.fixture
+def hidden(root: None) -> Iterator[Callable[[Path], None]]:
+    """Return a function that mounts something over a directory."""
+    with contextlib.ExitStack() as mounted:
+
+        def hide(place: Path) -> None:
+            mount.mount("tmpfs", Path("none"), place)
+            mounted.callback(mount.umount2, place)
+
+        yield hide
+
+
+@pytest.mark.parametrize("over", ["volumes", "volumes/{}"])
+def test_data_that_something_hides(
+    driver: Driver, pool: Path, hidden: Callable[[Path], None], over: str
+) -> None:
+    """What cannot be seen for a mount over it is not lost."""
+    for volume_id in two_volumes(driver):
+        hidden(pool / over.format(volume_id))
+        health = unwell(driver, volume_id, "MountReplaced", "hidden", "tmpfs")
+        assert reasons(health) == ["MountReplaced"]
+
+
+def test_directory_that_cannot_be_read(root: None, serve: Serve, pool: Path) -> None:
+    """What the kernel refuses to show is out of reach, and not lost."""
+    needs("setpriv", met=shutil.which("setpriv") is not None)
+    powers = "-dac_override,-dac_read_search"
+    driver = serve(pool, wrapper=("setpriv", "--bounding-set", powers, "--inh-caps", powers))
+    for volume_id in two_volumes(driver):
+        place = pool / "volumes" / volume_id
+        place.chmod(0)
+        health = unwell(driver, volume_id, "Unreadable", "Permission denied")
+        assert reasons(health) == ["Unreadable"]
+        place.chmod(0o700)
+        well(driver, volume_id)
+
+
+def test_limits_that_were_switched_off(filesystem: FilesystemFactory, serve: Serve) -> None:
+    """The pool tells it too: it is for the pool that something can be done."""
+    pool = filesystem("btrfs", GIB)
+    driver = serve(pool)
+    volume_id = driver.create("v").volume_id
+    run("btrfs", "quota", "disable", pool)
+    assert reasons(unwell(driver, volume_id, "LimitNotEnforced")) == ["LimitNotEnforced"]
+    assert storage(driver).keys() == {"LimitNotEnforced"}
