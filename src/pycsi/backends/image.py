@@ -268,7 +268,7 @@ class Image(Backend):
     def is_relic(self, mounted: Mount) -> bool:
         return self.devices.is_relic(mounted)
 
-    def forget_unrecorded(self) -> None:
+    def undo_unrecorded_resize(self) -> None:
         """Undo a resize that was not recorded; no device has shown the added bytes yet."""
         if self.content.stat().st_size > self.volume.capacity:
             os.truncate(self.content, self.volume.capacity)

@@ -89,7 +89,7 @@ class OfflineFilesystem:
                     self._devices.keep_blocks(device)
                     yield device
                     return
-        self._image.forget_unrecorded()
+        self._image.undo_unrecorded_resize()
         self._growth.undo()
         self._refuse_unknown()
         if check:

@@ -54,7 +54,7 @@ class RawImage(Image):
     def stage(self, path: str, capability: Capability, *, readonly: bool = False) -> None:
         device = self._device(readonly=False)
         if device is None:
-            self.forget_unrecorded()
+            self.undo_unrecorded_resize()
             device = self._attach(readonly=False)
         self.devices.keep_blocks(device)
 

@@ -20,7 +20,7 @@ from pycsi.linux.descriptor import (
     opened,
     sync_directory,
 )
-from pycsi.linux.tree import FS_SYNC_FL, change_marks
+from pycsi.linux.tree import FS_SYNC_FL, try_change_inode_flags
 
 BTRFS_IOC_RESIZE = 0x50009403
 EXT4_IOC_RESIZE_FS = 0x40086610
@@ -218,7 +218,8 @@ def _make_synchronous(undo: Path) -> None:
     So a power cut cannot leave a change of the image without its record in this file.
     """
     with opened(undo, os.O_RDWR | os.O_CREAT | os.O_EXCL) as fd:
-        change_marks(fd, add=FS_SYNC_FL)  # a filesystem without such marks may be volatile anyway
+        # A filesystem without such flags may be volatile anyway.
+        try_change_inode_flags(fd, add=FS_SYNC_FL)
         os.fsync(fd)
     sync_directory(undo.parent)
 

@@ -6,7 +6,7 @@ copied once, at the first write to either file, and is written in place from the
 
 import contextlib
 
-from pycsi.linux.tree import marks_of, set_marks
+from pycsi.linux.tree import change_inode_flags, inode_flags
 
 FS_COMPR_FL = 0x4
 FS_NOCOMP_FL = 0x400
@@ -17,7 +17,7 @@ _COMPRESSION = FS_COMPR_FL | FS_NOCOMP_FL
 
 def is_nocow(fd: int) -> bool:
     """Tell whether an open file on btrfs is written in place."""
-    return bool(marks_of(fd) & FS_NOCOW_FL)
+    return bool(inode_flags(fd) & FS_NOCOW_FL)
 
 
 def set_nocow(fd: int, *, nocow: bool) -> bool:
@@ -26,8 +26,10 @@ def set_nocow(fd: int, *, nocow: bool) -> bool:
     The kernel lets two files share blocks only if both are written in place, or neither is.
     """
     with contextlib.suppress(OSError):  # the result tells whether it worked
-        if nocow and marks_of(fd) & _COMPRESSION:
+        if nocow and inode_flags(fd) & _COMPRESSION:
             # Inherited from the directory; the kernel refuses both changes at once.
-            set_marks(fd, remove=_COMPRESSION)
-        set_marks(fd, add=FS_NOCOW_FL) if nocow else set_marks(fd, remove=FS_NOCOW_FL)
+            change_inode_flags(fd, remove=_COMPRESSION)
+        change_inode_flags(fd, add=FS_NOCOW_FL) if nocow else change_inode_flags(
+            fd, remove=FS_NOCOW_FL
+        )
     return is_nocow(fd)

@@ -52,7 +52,7 @@ def empty(path: Path, interrupted: Callable[[], bool] = lambda: False) -> None:
         return
     with closing(root):
         refuse_listed(MountTable(), os.readlink(f"/proc/self/fd/{root}"))
-        change_marks(root, remove=_PROTECTED)
+        try_change_inode_flags(root, remove=_PROTECTED)
         while entries := os.listdir(root):
             for name in entries:
                 if interrupted():
@@ -64,9 +64,9 @@ def empty(path: Path, interrupted: Callable[[], bool] = lambda: False) -> None:
 
 
 def unprotect(path: Path) -> None:
-    """Clear the marks immutable and append-only (chattr(1)) of the directory `path`."""
+    """Clear the inode flags immutable and append-only (chattr(1)) of the directory `path`."""
     with opened(path, DIRECTORY) as fd:
-        change_marks(fd, remove=_PROTECTED)
+        try_change_inode_flags(fd, remove=_PROTECTED)
 
 
 def _unlink(name: str, directory: int) -> bool:
@@ -83,35 +83,35 @@ def _unlink(name: str, directory: int) -> bool:
 
 
 def _unprotect(name: str, directory: int) -> None:
-    """Clear the marks immutable and append-only (chattr(1)), so that the entry can be deleted."""
+    """Clear the inode flags that keep an entry from being deleted (chattr(1))."""
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
     with contextlib.suppress(OSError), opened(name, flags, at=directory) as fd:
-        change_marks(fd, remove=_PROTECTED)
+        try_change_inode_flags(fd, remove=_PROTECTED)
 
 
-def change_marks(fd: int, *, add: int = 0, remove: int = 0) -> None:
-    """Change the marks (chattr(1)) of an open file; any failure is ignored."""
+def try_change_inode_flags(fd: int, *, add: int = 0, remove: int = 0) -> None:
+    """Change the inode flags (chattr(1)) of an open file; any failure is ignored."""
     with contextlib.suppress(OSError):
-        set_marks(fd, add=add, remove=remove)
+        change_inode_flags(fd, add=add, remove=remove)
 
 
-def marks_of(fd: int) -> int:
-    """Return the marks, FS_..._FL bits, of an open file (FS_IOC_GETFLAGS)."""
-    (marks,) = struct.unpack("=i", fcntl.ioctl(fd, FS_IOC_GETFLAGS, bytes(4)))
-    return int(marks)
+def inode_flags(fd: int) -> int:
+    """Return the inode flags, FS_..._FL bits, of an open file (FS_IOC_GETFLAGS)."""
+    (flags,) = struct.unpack("=i", fcntl.ioctl(fd, FS_IOC_GETFLAGS, bytes(4)))
+    return int(flags)
 
 
-def set_marks(fd: int, *, add: int = 0, remove: int = 0) -> None:
-    """Change the marks of an open file; `OSError` if that is refused (FS_IOC_SETFLAGS)."""
-    marks = marks_of(fd)
-    if (changed := (marks | add) & ~remove) != marks:
-        fcntl.ioctl(fd, FS_IOC_SETFLAGS, struct.pack("=i", changed))
+def change_inode_flags(fd: int, *, add: int = 0, remove: int = 0) -> None:
+    """Change the inode flags of an open file; `OSError` if that is refused (FS_IOC_SETFLAGS)."""
+    before = inode_flags(fd)
+    if (after := (before | add) & ~remove) != before:
+        fcntl.ioctl(fd, FS_IOC_SETFLAGS, struct.pack("=i", after))
 
 
 def _move_up(name: str, root: int) -> None:
     """Empty the directory `name` in `root`: its files are deleted, its directories move up."""
     with opened(name, DIRECTORY, at=root) as directory:
-        change_marks(directory, remove=_PROTECTED)
+        try_change_inode_flags(directory, remove=_PROTECTED)
         for entry in os.listdir(directory):
             with contextlib.suppress(FileNotFoundError):
                 if not _unlink(entry, directory):

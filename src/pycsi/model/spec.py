@@ -43,12 +43,12 @@ def choose(
     *,
     limiter: str | None,
     directories: Collection[str],
-    unlimited: Callable[[], str | None] = lambda: None,
+    limit_fault: Callable[[], str | None] = lambda: None,
 ) -> VolumeSpec:
     """Return the spec of the volume that a request asks for.
 
-    `limiter` names the pool's way to limit directories, None if it has none. `unlimited` is called
-    only if needed, and returns why that does not work at present, or None. `directories` are the
+    `limiter` names the pool's way to limit directories, None if it has none. `limit_fault` returns
+    why that does not work at present, or None; it is called only if needed. `directories` are the
     filesystems that a directory may be asked for: the pool's own, which it uses, and those that its
     source was asked for. Without capabilities (GetCapacity) the volume is a mounted one. A request
     that no volume can satisfy raises `InvalidArgument`; one that this pool or node cannot satisfy
@@ -63,11 +63,11 @@ def choose(
     if access is Access.BLOCK:
         spec = _raw_block(given)
     else:
-        type_, reason = _mounted_type(given, limiter, unlimited, None if fits else kind)
+        type_, reason = _mounted_type(given, limiter, limit_fault, None if fits else kind)
         if type_ is VolumeType.IMAGE:
             spec = _image(given, reason, kind or DEFAULT_FILESYSTEM)
         elif fits:
-            spec = _directory(given, reason, limiter, unlimited)
+            spec = _directory(given, reason, limiter, limit_fault)
         else:
             raise InvalidArgument(
                 f"fs_type is {kind!r}, and a directory has the pool's filesystem, "
@@ -133,7 +133,7 @@ def _only(values: set[str | None] | set[Access], what: str) -> "str | None":
 def _mounted_type(
     given: Parameters,
     limiter: str | None,
-    unlimited: Callable[[], str | None],
+    limit_fault: Callable[[], str | None],
     other: str | None,
 ) -> tuple[VolumeType, str]:
     """Return the type and the reason; `other` is a wanted filesystem that directories lack."""
@@ -145,7 +145,7 @@ def _mounted_type(
         return VolumeType.IMAGE, "allocation, mkfsOptions, fsck and trimInterval are for images"
     if other:
         return VolumeType.IMAGE, f"a directory would not have {other}"
-    fault = unlimited() if limiter else None
+    fault = limit_fault() if limiter else None
     if limiter and not fault:
         return VolumeType.DIRECTORY, f"the pool limits directories by {limiter}"
     now = f" now: {fault}" if fault else ""
@@ -175,7 +175,7 @@ def _raw_block(given: Parameters) -> VolumeSpec:
 
 
 def _directory(
-    given: Parameters, reason: str, limiter: str | None, unlimited: Callable[[], str | None]
+    given: Parameters, reason: str, limiter: str | None, limit_fault: Callable[[], str | None]
 ) -> VolumeSpec:
     for key, value in (("allocation", given.allocation), ("mkfsOptions", given.mkfs_options)):
         if value:
@@ -191,7 +191,7 @@ def _directory(
             "(XFS, ext4) or use btrfs; or use type: image; or accept that with quota: none"
         )
     # If the type was left open, `_mounted_type` has checked this already.
-    if given.type and given.quota != "none" and (fault := unlimited()):
+    if given.type and given.quota != "none" and (fault := limit_fault()):
         raise FailedPrecondition(
             f"this pool cannot limit the size of a directory now: {fault}; or use type: image; or "
             "accept that with quota: none"

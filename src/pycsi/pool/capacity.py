@@ -141,8 +141,10 @@ class Contents:
     uncounted: Callable[[], str | None]
 
 
-class Written:
-    """The bytes that a pool's volumes have written, without measuring every volume each time.
+class UsableSpace:
+    """The bytes of the disk that a pool can use, without measuring every volume each time.
+
+    They are those that are free, and those that its volumes and snapshots have written.
 
     A volume that writes or discards changes its own bytes and the free space by the same amount, so
     their sum stays the same until something outside the pool takes or frees space. A measurement is

@@ -95,7 +95,7 @@ class Pool(PoolDirectory):
         )
         self.room = Room(config, contents)
 
-    def unlimited(self) -> str | None:
+    def limit_fault(self) -> str | None:
         """Return why limits of directories are not enforced now, or None; see `Limiter.fault`."""
         self.check()
         return self.limiter.fault()

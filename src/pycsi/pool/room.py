@@ -14,7 +14,7 @@ from pycsi.model.errors import OutOfRange, ResourceExhausted
 from pycsi.model.records import Volume, VolumeType
 from pycsi.model.size import LARGEST, round_down, show
 from pycsi.model.spec import largest_image
-from pycsi.pool.capacity import Capacity, Contents, Written
+from pycsi.pool.capacity import Capacity, Contents, UsableSpace
 
 _PATIENCE = 2.0
 """Seconds to wait for room while the trash is being emptied."""
@@ -39,7 +39,7 @@ class Room:
     def __init__(self, config: PoolConfig, contents: Contents) -> None:
         self._config = config
         self._contents = contents
-        self._written = Written(contents)
+        self._space = UsableSpace(contents)
         self._mutex = threading.Lock()
         self._reserved = 0
 
@@ -80,7 +80,7 @@ class Room:
         """
         self._contents.layout.changes.catch_up()
         facts = os.statvfs(self._contents.layout.root)
-        return facts, self._written.usable(facts.f_bavail * facts.f_frsize, exact=exact)
+        return facts, self._space.usable(facts.f_bavail * facts.f_frsize, exact=exact)
 
     def _capacity(self, facts: os.statvfs_result, usable: int) -> Capacity:
         """Return the capacity, with all promises of this moment; the caller holds the lock."""

@@ -77,7 +77,7 @@ def publish(pools: Pools, wanted: NodeRequest, own_id: str) -> None:
         )
     if wanted.capability.access is Access.BLOCK:
         raise InvalidArgument("an inline volume is mounted; it cannot be a block device")
-    target = pools.outside(wanted.path, "target_path")
+    target = pools.path_outside(wanted.path, "target_path")
     found = find(pools, wanted.volume_id)
     pool, volume = found or _create(pools, wanted, own_id, target)
     try:
@@ -145,7 +145,7 @@ def unpublish(pools: Pools, pool: Pool, volume: Volume, target_path: str) -> Non
 
     If the pool's disk is away the data cannot be deleted now: it is swept once the disk is back.
     """
-    target = pools.outside(target_path, "target_path")
+    target = pools.path_outside(target_path, "target_path")
     staging = undoing(pool, volume)
     staging.ensure_unpublished(target)
     if not staging.published() and not staging.away:

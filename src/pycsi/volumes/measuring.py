@@ -44,7 +44,7 @@ def faults_at(pools: Pools, locks: Locks, volume_id: str, paths: Mapping[str, st
     silent = []
     for field, path in paths.items():
         try:
-            call(path, functools.partial(pools.outside, path, field))
+            call(path, functools.partial(pools.path_outside, path, field))
         except NoAnswerError:
             silent.append(_silent(path))
         except NotAskedError as error:

@@ -61,7 +61,7 @@ class Pools(Presence):
             raise PoolMissing(self.missing[wanted])
         return pool
 
-    def outside(self, text: str, field: str) -> str:
+    def path_outside(self, text: str, field: str) -> str:
         """Return a staging or target path as the kernel lists it: see `resolved`.
 
         `InvalidArgument` if the path lies in a pool, or a pool in it; `field` names the path.
@@ -85,9 +85,10 @@ class Pools(Presence):
     def find(
         self, volume_id: str, *, sure: bool = False, inline: bool = False
     ) -> tuple[Pool, Volume] | None:
-        """Return a volume that is not inline, or with `inline` one that is, and its pool; or None.
+        """Return a volume and its pool, or None; an inline volume is found with `inline` only.
 
-        With `sure` raise `PoolMissing` if the volume may lie in a pool that is missing.
+        With `inline` no other volume is found. With `sure` raise `PoolMissing` if the volume may
+        lie in a pool that is missing.
         """
         found = self._search(
             "volume", volume_id, lambda pool: pool.volumes.get(volume_id), sure=sure
@@ -110,7 +111,7 @@ class Pools(Presence):
                 if (found := look(pool)) is not None:
                     return pool, found
             self.seek()
-            if self.open is pools:
+            if self.open is pools:  # no missing pool has been opened, in which to look again
                 break
         if (
             sure

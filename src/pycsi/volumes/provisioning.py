@@ -174,7 +174,7 @@ def specify(
         capabilities,
         limiter=pool.limiter.name,
         directories=directories,
-        unlimited=pool.unlimited,
+        limit_fault=pool.limit_fault,
     )
     return spec_from_source(source, spec) if source else spec
 

@@ -41,7 +41,7 @@ class Publisher:
     def stage(self, wanted: NodeRequest) -> None:
         """Stage a volume; a repeated call does nothing."""
         pool, volume = self._pools.need(wanted.volume_id)
-        path = self._pools.outside(wanted.path, "staging_target_path")
+        path = self._pools.path_outside(wanted.path, "staging_target_path")
         _check_pool(pool, wanted.context)
         pool.check()
         with using(pool, volume, wanted.capability, path) as staging:
@@ -49,7 +49,7 @@ class Publisher:
 
     def unstage(self, volume_id: str, staging_path: str) -> None:
         """Undo `stage`; a volume that is not staged there is fine."""
-        path = self._pools.outside(staging_path, "staging_target_path")
+        path = self._pools.path_outside(staging_path, "staging_target_path")
         if found := self._pools.find(volume_id):
             undoing(*found).ensure_unstaged(path)
         elif not remains.undo(volume_id, path):
@@ -76,8 +76,8 @@ class Publisher:
             raise FailedPrecondition(
                 "staging_target_path is missing: call NodeStageVolume first, and say where"
             )
-        source = self._pools.outside(wanted.staging_path, "staging_target_path")
-        target = self._pools.outside(wanted.path, "target_path")
+        source = self._pools.path_outside(wanted.staging_path, "staging_target_path")
+        target = self._pools.path_outside(wanted.path, "target_path")
         _check_pool(pool, wanted.context)
         pool.check()
         with using(pool, volume, wanted.capability, target) as staging:
@@ -97,7 +97,7 @@ class Publisher:
         if ids.node_of(volume_id) is None:
             self._unpublish_inline(volume_id, target_path)
         elif found := self._pools.find(volume_id):
-            target = self._pools.outside(target_path, "target_path")
+            target = self._pools.path_outside(target_path, "target_path")
             undoing(*found).ensure_unpublished(target)
         else:
             self._unpublish_lost(volume_id, target_path)
@@ -119,7 +119,7 @@ class Publisher:
         own_id, target = self._pools.own_id(volume_id), ""
         if not self._pools.elsewhere(own_id):
             with contextlib.suppress(InvalidArgument):
-                target = self._pools.outside(target_path, "target_path")
+                target = self._pools.path_outside(target_path, "target_path")
                 undone = remains.undo(own_id, target)
                 if remove_unused(target) or undone:
                     return
