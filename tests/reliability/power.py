@@ -14,7 +14,7 @@ from pathlib import Path
 
 from conftest import run
 
-from pycsi.linux import clone, loop
+from pycsi.linux import filecopy, loop
 from pycsi.linux.descriptor import opened
 
 FSCK = {
@@ -73,7 +73,7 @@ class Disk:
         left = self.file.with_name(f"cut-{self._cuts}.img")
         with opened(self.file) as old, opened(left, os.O_RDWR | os.O_CREAT) as new:
             began = time.monotonic()
-            assert clone.reflink(old, new)
+            assert filecopy.reflink(old, new)
             return Cut(began=began, ended=time.monotonic(), left=left)
 
     def check(self, file: Path) -> None:

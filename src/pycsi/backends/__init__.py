@@ -193,8 +193,8 @@ class Backend(abc.ABC):
         """Tell whether the volume is mounted as a filesystem of its own, which can be frozen."""
         return False
 
-    def prepare_capture(self) -> None:
-        """Make the data consistent on disk before a capture, as by replaying a journal.
+    def prepare_copy(self) -> None:
+        """Make the data consistent on disk before it is copied, as by replaying a journal.
 
         `FailedPrecondition` if the volume is in use where the driver cannot freeze it.
         """

@@ -152,7 +152,7 @@ class FilesystemImage(Image):
         writable = [item.target for item in mounted if "ro" not in item.super_options]
         return writable[0] if writable else None if mounted else self.holder()
 
-    def prepare_capture(self) -> None:
+    def prepare_copy(self) -> None:
         """Let the kernel recover the filesystem after a crash, unless it is mounted.
 
         A mounted filesystem was recovered when it was mounted. `FailedPrecondition` if something

@@ -15,9 +15,9 @@ from pycsi.backends import Backend, relics
 from pycsi.backends.limits import Progress
 from pycsi.linux import (
     backing,
-    clone,
     discard,
     fiemap,
+    filecopy,
     holders,
     loop,
     losetup,
@@ -315,7 +315,7 @@ class Image(Backend):
 
     @property
     def shares_blocks(self) -> bool:
-        return clone.can_reflink(self.content)
+        return filecopy.can_reflink(self.content)
 
     def occupied(self) -> int:
         return self.content.stat().st_blocks * 512
@@ -338,11 +338,11 @@ class Image(Backend):
         ):
             if self._on_btrfs:
                 nocow.set_nocow(new, nocow=self._is_nocow(source, old))
-            if not clone.reflink(old, new):
+            if not filecopy.reflink(old, new):
                 _refuse_unquiesced(source)
                 if self._on_btrfs:
                     self._disable_cow(new)
-                clone.copy(old, new, progress)
+                filecopy.copy(old, new, progress)
             os.ftruncate(new, source.volume.capacity)  # drop a growth that is not recorded yet
 
     @staticmethod
@@ -373,7 +373,7 @@ class Image(Backend):
         ):
             if self._on_btrfs:
                 self._disable_cow(new)
-            clone.copy(old, new, lambda: None)
+            filecopy.copy(old, new, lambda: None)
         aside.rename(self.content)
 
     def finish_capture(self) -> None:

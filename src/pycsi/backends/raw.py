@@ -129,7 +129,7 @@ class RawImage(Image):
         writable = [device.path for device in loop.find(self.content) if not device.readonly]
         return str(writable[0]) if writable else None
 
-    def prepare_capture(self) -> None:
+    def prepare_copy(self) -> None:
         """Write the loop device's cache to the image."""
         if device := self.written_at():
             losetup.flush(Path(device))

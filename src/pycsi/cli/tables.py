@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
-from pycsi.backends.enforcement import limiter_seen
+from pycsi.backends.limiter_choice import existing_limiter
 from pycsi.backends.limits import Limiter
 from pycsi.linux.descriptor import opened
 from pycsi.linux.kernel import IndexedKernelView
@@ -97,7 +97,7 @@ class InspectedPool:
     @property
     def limiter(self) -> Limiter:
         """How the pool's filesystem limits directories."""
-        return limiter_seen(self.location.real_path, self.location.mount.fstype, self.uuid)
+        return existing_limiter(self.location.real_path, self.location.mount.fstype, self.uuid)
 
     def faults(self) -> Iterator[Fault]:
         """Yield a fault if the pool cannot be written to."""

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Self
 
-from pycsi.linux import clone
+from pycsi.linux import filecopy
 from pycsi.linux.descriptor import DIRECTORY, opened
 from pycsi.linux.program import unpinned
 from pycsi.linux.tree import refuse_mounts
@@ -241,8 +241,8 @@ def _copy_file(name: str, here: int, there: int, progress: Callable[[], None]) -
             raise FileNotFoundError(errno.ENOENT, "replaced", name)
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
         target = open_files.enter_context(opened(name, flags, at=there))
-        if os.fstat(source).st_size and not clone.reflink(source, target):
-            clone.copy(source, target, progress)
+        if os.fstat(source).st_size and not filecopy.reflink(source, target):
+            filecopy.copy(source, target, progress)
         _keep_attributes(source, target)
 
 

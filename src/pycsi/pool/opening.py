@@ -7,8 +7,8 @@ import contextlib
 
 import structlog
 
-from pycsi.backends.enforcement import limiter_for
-from pycsi.linux import clone
+from pycsi.backends.limiter_choice import set_up_limiter
+from pycsi.linux import filecopy
 from pycsi.linux.mount import syncfs
 from pycsi.model.errors import FailedPrecondition
 from pycsi.model.size import show
@@ -42,12 +42,12 @@ def recover(pool: Pool) -> None:
     # acknowledged for what is found now, so that must be durable.
     syncfs(pool.layout.root)
     filesystem = pool.location.mount.fstype
-    pool.limiter = limiter_for(pool.location.real_path, filesystem, pool.uuid)
-    pool.reflinks = clone.can_reflink(pool.layout.record)
+    pool.limiter = set_up_limiter(pool.location.real_path, filesystem, pool.uuid)
+    pool.reflinks = filecopy.can_reflink(pool.layout.record)
     pool.snapshots.load()
     pool.groups.load()
-    for litter in list(pool.layout.tmp.iterdir()):
-        litter.rename(trash.reaping_place(pool.layout, litter.name))
+    for unfinished in list(pool.layout.tmp.iterdir()):
+        unfinished.rename(trash.reaping_place(pool.layout, unfinished.name))
     log.info(
         "pool is open",
         pool=pool.name,

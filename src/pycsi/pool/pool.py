@@ -2,7 +2,7 @@
 
 Each is a directory with a record and data. It is built under `tmp/` and renamed into place when it
 is complete; it is deleted by a rename into `trash/`, and removed from there in the background. A
-crash leaves litter under `tmp/`, which the next start sweeps away, and never half a volume.
+crash leaves unfinished builds under `tmp/`, which the next start deletes; never half a volume.
 """
 
 import contextlib
@@ -47,10 +47,10 @@ class Build:
     place: str
     reservation: Reservation
 
-    def commit(self, settle: Callable[[], None]) -> None:
-        """Move the complete directory to its place, durably; `settle` does what else that takes.
+    def commit(self, finish: Callable[[], None]) -> None:
+        """Move the complete directory to its place, durably, with `finish` as the last step.
 
-        If `settle` fails the directory is moved back. `FailedPrecondition` if the place is taken.
+        If `finish` fails the directory is moved back. `FailedPrecondition` if the place is taken.
         """
         if os.path.lexists(self.place):
             raise FailedPrecondition(
@@ -60,7 +60,7 @@ class Build:
         sync_directory(self.directory)
         rename_durably(self.directory, self.place)
         try:
-            settle()
+            finish()
         except BaseException:
             os.rename(self.place, self.directory)
             raise

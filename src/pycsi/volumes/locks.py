@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from pycsi.model.errors import Aborted
 
-_ALONE = -1
+_EXCLUSIVE = -1
 
 _PATIENCE = 10.0
 """Seconds to wait for a key that is lent; the work that it is lent for takes far less."""
@@ -52,9 +52,9 @@ class Locks:
         with self._mutex:
             returned = self._mutex.wait_for(lambda: key not in self._lent, _PATIENCE)
             sharing = self._held.get(key, 0)
-            if not returned or sharing == _ALONE or (not shared and sharing):
+            if not returned or sharing == _EXCLUSIVE or (not shared and sharing):
                 raise _pending(key)
-            self._held[key] = sharing + 1 if shared else _ALONE
+            self._held[key] = sharing + 1 if shared else _EXCLUSIVE
             for watch in self._watches.get(key, ()):
                 watch.disturbed = True
         try:

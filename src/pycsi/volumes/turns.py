@@ -45,7 +45,7 @@ class Turns:
                 raise Aborted(f"volume {name}: it is being copied otherwise; try again")
             turn.callback(copied.turn.release)
             if not copied.prepared:
-                source.prepare_capture()
+                source.prepare_copy()
                 copied.prepared = source.written_at() is None
             if not source.freezable():
                 turn.close()

@@ -12,10 +12,10 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from pycsi.backends.enforcement import limiter_name
+from pycsi.backends.limiter_choice import limiter_name
 from pycsi.backends.quotagroups import SubvolumeLimiter
 from pycsi.linux import (
-    clone,
+    filecopy,
     kernel,
     loop,
     losetup,
@@ -139,7 +139,7 @@ def _pool(name: str, path: Path) -> DemoPool:
     with tempfile.NamedTemporaryFile(dir=path) as probe:  # gone before the driver starts
         probe.write(b"probe")
         probe.flush()
-        shares = clone.can_reflink(Path(probe.name))
+        shares = filecopy.can_reflink(Path(probe.name))
     return DemoPool(
         name=name, path=path, fstype=fstype, limiter=limiter_name(path, fstype), shares=shares
     )

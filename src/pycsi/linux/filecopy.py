@@ -1,4 +1,4 @@
-"""Copying files: by reflink (ioctl_ficlone(2)), or by copying the data but not the holes."""
+"""Copying single files: by reflink (ioctl_ficlone(2)), or by copying the data but not the holes."""
 
 import errno
 import fcntl

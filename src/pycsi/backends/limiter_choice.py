@@ -12,11 +12,11 @@ _COUNTED_AT_ONCE = 5.0
 """Seconds to wait at startup for the rescan of quota groups that were just switched on."""
 
 
-def limiter_for(path: Path, fstype: str, pool_uuid: str) -> Limiter:
+def set_up_limiter(path: Path, fstype: str, pool_uuid: str) -> Limiter:
     """Return the limiter for the pool at `path`, on a filesystem of the type `fstype`.
 
-    On btrfs, quota groups are switched on if they are off; if this process may not do that, the
-    result is `NoLimiter`.
+    On btrfs, switch quota groups on if they are off. If this process may not do that, the result is
+    `NoLimiter`.
     """
     if fstype == "btrfs" and not btrfs.quota_enabled(path):
         with contextlib.suppress(PermissionError):
@@ -24,10 +24,10 @@ def limiter_for(path: Path, fstype: str, pool_uuid: str) -> Limiter:
             btrfs.await_rescan(path, _COUNTED_AT_ONCE)
         if not btrfs.quota_enabled(path):
             return NoLimiter()
-    return limiter_seen(path, fstype, pool_uuid)
+    return existing_limiter(path, fstype, pool_uuid)
 
 
-def limiter_seen(path: Path, fstype: str, pool_uuid: str) -> Limiter:
+def existing_limiter(path: Path, fstype: str, pool_uuid: str) -> Limiter:
     """Return the limiter for a pool that a driver has set up, without changing anything."""
     if fstype == "btrfs":
         return SubvolumeLimiter(path)
