@@ -24,7 +24,7 @@ class MissingPoolError(ConfigError):
     """The pool is missing now; it can be opened once its disk is mounted, or works again."""
 
 
-def closed(config: PoolConfig, error: OSError) -> ConfigError:
+def opening_error(config: PoolConfig, error: OSError) -> ConfigError:
     """Return the error for a pool that `error` kept from being opened.
 
     It is `MissingPoolError` if the pool may come back, otherwise a plain `ConfigError`.
@@ -75,7 +75,7 @@ class PoolDirectory:
             self.uuid = self._recorded_uuid() or self._create(create=create)
         except OSError as error:
             os.close(self._fd)
-            raise closed(config, error) from None
+            raise opening_error(config, error) from None
         except BaseException:
             os.close(self._fd)
             raise
@@ -161,6 +161,7 @@ class PoolDirectory:
             raise PoolMissing(f"pool {name}: {self._readonly_text()}")
 
     def _in_place(self) -> bool:
+        """Tell whether the held directory is still the one at the pool's path, with its record."""
         # Every RPC calls this, so the record is read again only if it has been changed or moved. If
         # it has not, it still lies in the held directory, unless it has hard links: those may lie
         # in other directories.
@@ -230,7 +231,7 @@ def _open(config: PoolConfig) -> int:
     try:
         return os.open(config.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
-        raise closed(config, error) from None
+        raise opening_error(config, error) from None
 
 
 def _lock(fd: int, config: PoolConfig) -> None:

@@ -20,7 +20,7 @@ from pycsi.services import request as read
 from pycsi.services.capabilities import DriverCapabilities
 from pycsi.volumes.locks import Locks, group_key, snapshot_key
 from pycsi.volumes.pools import Pools
-from pycsi.volumes.snapshots import Member, delete_group, take_group
+from pycsi.volumes.snapshots import NewSnapshot, delete_group, take_group
 
 
 class GroupController(csi_pb2_grpc.GroupControllerServicer):
@@ -52,7 +52,7 @@ class GroupController(csi_pb2_grpc.GroupControllerServicer):
         group_id = ids.object_id(name, self._node.id)
         with self._locks.hold(group_key(group_id)):
             if found := self._pools.find_group(group_id):
-                _compare(found, request)
+                _refuse_different(found, request)
             else:
                 found = self._take(group_id, name, request.source_volume_ids, given)
             return csi.CreateVolumeGroupSnapshotResponse(group_snapshot=self._reply(found))
@@ -61,14 +61,14 @@ class GroupController(csi_pb2_grpc.GroupControllerServicer):
         self, group_id: str, name: str, volume_ids: Iterable[str], given: dict[str, str]
     ) -> Group:
         with contextlib.ExitStack() as held:
-            members = []
+            snapshots = []
             for volume_id in volume_ids:
                 member_id = ids.member_id(group_id, volume_id, self._node.id)
                 held.enter_context(self._locks.share(volume_id))
                 held.enter_context(self._locks.hold(snapshot_key(member_id)))
                 pool, volume = self._pools.need(volume_id)
-                members.append(
-                    Member(
+                snapshots.append(
+                    NewSnapshot(
                         pool=pool,
                         volume=volume,
                         id=member_id,
@@ -78,7 +78,7 @@ class GroupController(csi_pb2_grpc.GroupControllerServicer):
                         group=group_id,
                     )
                 )
-            return take_group(self._pools, members, group_id=group_id, name=name)
+            return take_group(self._pools, snapshots, group_id=group_id, name=name)
 
     def _reply(self, group: Group) -> csi.VolumeGroupSnapshot:
         members = [self._pools.need_snapshot(member)[1] for member in group.members]
@@ -120,13 +120,12 @@ def _refuse_repeated(volume_ids: Sequence[str]) -> None:
             raise InvalidArgument(f"source_volume_ids: {volume_id} is there more than once")
 
 
-def _compare(group: Group, request: csi.CreateVolumeGroupSnapshotRequest) -> None:
+def _refuse_different(group: Group, request: csi.CreateVolumeGroupSnapshotRequest) -> None:
     """Raise `AlreadyExists` unless the existing group snapshot matches the request."""
     same_volumes = set(group.sources) == set(request.source_volume_ids)
-    same = parameters.without_orchestrator_keys(
-        group.parameters
-    ) == parameters.without_orchestrator_keys(request.parameters)
-    if not same_volumes or not same:
+    before = parameters.without_orchestrator_keys(group.parameters)
+    now = parameters.without_orchestrator_keys(request.parameters)
+    if not same_volumes or before != now:
         other = "parameters" if same_volumes else f"volumes ({', '.join(group.sources)})"
         raise AlreadyExists(
             f"group snapshot {group.name!r} exists, with other {other}; use another name"

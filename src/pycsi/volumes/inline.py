@@ -82,7 +82,7 @@ def publish(pools: Pools, wanted: NodeRequest, own_id: str) -> None:
     pool, volume = found or _create(pools, wanted, own_id, target)
     try:
         pool.check()  # without its disk a mounted volume would look unmounted
-        _compare(volume, wanted)
+        _refuse_different(volume, wanted)
         with using(pool, volume, wanted.capability, target) as staging:
             _record_target(pool, volume, target)
             staging.ensure_published(
@@ -112,7 +112,7 @@ def _record_target(pool: Pool, volume: Volume, target: str) -> None:
                 raise
 
 
-def _compare(volume: Volume, wanted: NodeRequest) -> None:
+def _refuse_different(volume: Volume, wanted: NodeRequest) -> None:
     if parameters.without_orchestrator_keys(wanted.context) != volume.request.parameters:
         raise AlreadyExists(
             f"inline volume {wanted.volume_id} exists with other attributes; unpublish it"

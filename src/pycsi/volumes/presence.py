@@ -17,7 +17,7 @@ from pycsi.linux.waiting import NoAnswerError, NotAskedError, call
 from pycsi.model.config import ConfigError, PoolConfig
 from pycsi.model.errors import CsiError
 from pycsi.pool import opening
-from pycsi.pool.directory import MissingPoolError, closed
+from pycsi.pool.directory import MissingPoolError, opening_error
 from pycsi.pool.pool import Pool
 from pycsi.volumes import admission
 from pycsi.volumes.enforcement import Enforcement
@@ -142,7 +142,7 @@ class Presence:
             try:
                 act()
             except OSError as error:
-                raise closed(config, error) from None
+                raise opening_error(config, error) from None
         except MissingPoolError as error:
             self._remove(config.name)
             if config.require_pool:
@@ -161,7 +161,7 @@ class Presence:
                 pool.close()
                 raise
         except OSError as error:
-            self._miss(config.name, str(closed(config, error)))
+            self._miss(config.name, str(opening_error(config, error)))
         except (ConfigError, CsiError) as error:
             self._miss(config.name, str(error))
         else:

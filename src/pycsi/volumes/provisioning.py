@@ -64,7 +64,7 @@ class Provisioner:
         """
         if found := self._pools.find(volume_id):
             _, volume = found
-            self._compare(volume, wanted)
+            self._refuse_different(volume, wanted)
             return volume
         try:
             return self._create(volume_id, wanted)
@@ -74,7 +74,7 @@ class Provisioner:
             # A scheduler that sends topologies tries another node on this status.
             raise ResourceExhausted(str(missing)) from None
 
-    def _compare(self, volume: Volume, wanted: VolumeRequest) -> None:
+    def _refuse_different(self, volume: Volume, wanted: VolumeRequest) -> None:
         """Raise `AlreadyExists` if the existing volume does not satisfy the request."""
         before, now = volume.request, wanted.request
         same = {

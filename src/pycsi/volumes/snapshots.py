@@ -27,7 +27,7 @@ log = structlog.get_logger()
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Member:
+class NewSnapshot:
     """A snapshot to be taken of `volume`, in the pool of both.
 
     Without `point_in_time` the files in the snapshot may be of different moments.
@@ -46,7 +46,7 @@ class Member:
         """The volume as the snapshot's record describes it."""
         return dataclasses.replace(self.volume, project=None, attachment=None)
 
-    def snapshot(self, created: float, held: int) -> Snapshot:
+    def record(self, created: float, held: int) -> Snapshot:
         """Return the record of the snapshot, taken at `created`, in seconds since the epoch.
 
         `held` are the bytes that it occupies.
@@ -88,13 +88,13 @@ class Snapshotter:
         """
         if found := self._pools.find_snapshot(snapshot_id):
             _, snapshot = found
-            self._compare(snapshot, volume_id)
+            self._refuse_different(snapshot, volume_id)
             self._node.require(topologies)
             return snapshot
         with self._locks.share(volume_id):
             pool, volume = self._pools.need(volume_id)
             self._node.require(topologies)
-            member = Member(
+            new = NewSnapshot(
                 pool=pool,
                 volume=volume,
                 id=snapshot_id,
@@ -102,10 +102,10 @@ class Snapshotter:
                 parameters=parameters,
                 point_in_time=point_in_time,
             )
-            (taken,) = _take(self._pools, [member], None)
+            (taken,) = _take(self._pools, [new], None)
             return taken
 
-    def _compare(self, snapshot: Snapshot, volume_id: str) -> None:
+    def _refuse_different(self, snapshot: Snapshot, volume_id: str) -> None:
         """Raise `AlreadyExists` if an existing snapshot is not of the requested volume."""
         if snapshot.volume.id != volume_id:
             raise AlreadyExists(
@@ -152,7 +152,9 @@ class Snapshotter:
         return (item for item in every if not volume_id or item.volume.id == volume_id)
 
 
-def take_group(pools: Pools, members: Sequence[Member], *, group_id: str, name: str) -> Group:
+def take_group(
+    pools: Pools, snapshots: Sequence[NewSnapshot], *, group_id: str, name: str
+) -> Group:
     """Take snapshots of one point in time, durably: either all, or none and an error.
 
     The caller shares the locks of the volumes, and holds those of the snapshots and of the group.
@@ -160,12 +162,12 @@ def take_group(pools: Pools, members: Sequence[Member], *, group_id: str, name: 
     group = Group(
         id=group_id,
         name=name,
-        sources=tuple(member.volume.id for member in members),
-        members={member.id: member.pool.uuid for member in members},
-        parameters=members[0].parameters,
+        sources=tuple(new.volume.id for new in snapshots),
+        members={new.id: new.pool.uuid for new in snapshots},
+        parameters=snapshots[0].parameters,
         created=0,
     )
-    (first, *_) = _take(pools, members, group)
+    (first, *_) = _take(pools, snapshots, group)
     return dataclasses.replace(group, created=first.created)
 
 
@@ -184,29 +186,29 @@ def delete_group(pools: Pools, group: Group) -> None:
     groups.delete(group, theirs)
 
 
-def _take(pools: Pools, members: Sequence[Member], group: Group | None) -> list[Snapshot]:
+def _take(pools: Pools, snapshots: Sequence[NewSnapshot], group: Group | None) -> list[Snapshot]:
     """Build the snapshots, copy all volumes while they are quiesced, and commit the snapshots."""
-    sources = [member.pool.backend(member.volume) for member in members]
-    for member in members:
-        member.pool.check()
+    sources = [new.pool.backend(new.volume) for new in snapshots]
+    for new in snapshots:
+        new.pool.check()
     with contextlib.ExitStack() as stack:
         builds = [
             stack.enter_context(
-                member.pool.build_snapshot(member.id, _room_for(source), thick=member.volume.thick)
+                new.pool.build_snapshot(new.id, _room_for(source), thick=new.volume.thick)
             )
-            for member, source in zip(members, sources, strict=True)
+            for new, source in zip(snapshots, sources, strict=True)
         ]
         copies = [
-            member.pool.backend(member.recorded, place=build.directory)
-            for member, build in zip(members, builds, strict=True)
+            new.pool.backend(new.recorded, place=build.directory)
+            for new, build in zip(snapshots, builds, strict=True)
         ]
-        limit = min(member.pool.config.freeze_limit for member in members)
-        volumes = [(member.pool, source) for member, source in zip(members, sources, strict=True)]
+        limit = min(new.pool.config.freeze_limit for new in snapshots)
+        volumes = [(new.pool, source) for new, source in zip(snapshots, sources, strict=True)]
         with quiesced(pools, volumes, limit) as window:
             created = time.time()
-            for member, source, copied in zip(members, sources, copies, strict=True):
-                copied.capture(source, window.check, point_in_time=member.point_in_time)
-        return _commit(pools, list(zip(members, builds, copies, strict=True)), created, group)
+            for new, source, copied in zip(snapshots, sources, copies, strict=True):
+                copied.capture(source, window.check, point_in_time=new.point_in_time)
+        return _commit(pools, list(zip(snapshots, builds, copies, strict=True)), created, group)
 
 
 def _room_for(source: Backend) -> int:
@@ -221,7 +223,7 @@ def _room_for(source: Backend) -> int:
 
 def _commit(
     pools: Pools,
-    copied: Sequence[tuple[Member, Build, Backend]],
+    copied: Sequence[tuple[NewSnapshot, Build, Backend]],
     created: float,
     group: Group | None,
 ) -> list[Snapshot]:
@@ -230,22 +232,22 @@ def _commit(
     if group:
         group = dataclasses.replace(group, created=created)
     try:
-        for member, build, data in copied:
+        for new, build, data in copied:
             data.finish_capture()
-            snapshot = member.snapshot(created, data.occupied())
-            member.pool.commit_snapshot(build, snapshot)
+            snapshot = new.record(created, data.occupied())
+            new.pool.commit_snapshot(build, snapshot)
             committed.append(snapshot)
         if group:
             _record_group(pools, group)
     except BaseException:
-        for (member, _, _), snapshot in zip(copied, committed, strict=False):
+        for (new, _, _), snapshot in zip(copied, committed, strict=False):
             try:
-                delete_snapshot(member.pool, snapshot.id)
+                delete_snapshot(new.pool, snapshot.id)
             except (OSError, CsiError) as error:
                 log.warning("cannot be taken back now", snapshot=snapshot.id, error=str(error))
         raise
-    for (member, build, _), snapshot in zip(copied, committed, strict=True):
-        member.pool.index_snapshot(build, snapshot)
+    for (new, build, _), snapshot in zip(copied, committed, strict=True):
+        new.pool.index_snapshot(build, snapshot)
     if group:
         for pool in groups.pools_of(group, pools):
             pool.groups.index(group)
