@@ -393,9 +393,9 @@ class Machine(RuleBasedStateMachine):
         found, code = self.volumes.get(name), OK
         if found is None:
             code = Code.NOT_FOUND
-        elif wrong:
-            code = Code.FAILED_PRECONDITION
-        elif found.staged not in {None, mode}:
+        elif found.staged is None:
+            code = Code.FAILED_PRECONDITION if wrong else OK
+        elif wrong or found.staged != mode:
             code = Code.ALREADY_EXISTS
         capability = self.capability(name, mode, wrong=wrong)
         call = partial(self.driver.stage, volume_id(name), self.staging(name), capability)
@@ -546,6 +546,11 @@ class Machine(RuleBasedStateMachine):
                 break
         assert found == [item.answer for _, item in sorted(self.volumes.items())]
 
+    @rule()
+    def look_for_faults(self) -> None:
+        assert self.driver.unwell() == []
+        assert self.driver.storage_health() == []
+
     @rule(size=pages, of=st.one_of(st.none(), known))
     def list_snapshots(self, size: int, of: str | None) -> None:
         found, token, source = [], "", volume_id(of) if of else ""
@@ -577,6 +582,9 @@ class Machine(RuleBasedStateMachine):
         if found:
             assert answer.volume == found.answer
             assert not answer.status.volume_condition.abnormal, answer
+            well = csi.VolumeHealth(volume_id=volume_id(name))
+            assert self.driver.health(volume_id(name)) == well
+            assert self.driver.node_health(volume_id(name)) == well
             assert valid.HasField("confirmed") is not wrong
             assert bool(valid.message) is wrong
 

@@ -280,6 +280,11 @@ def looks_against_a_life(arena: Arena) -> None:
             found = outcome_of(lambda: arena.driver.condition(volume))
             codes([found], Code.NOT_FOUND)
             assert not found.good or not found.answer.abnormal, found.answer.message
+            assert arena.driver.unwell() == []
+            for ask in (arena.driver.health, arena.driver.node_health):
+                told = outcome_of(lambda: ask(volume))  # noqa: B023
+                codes([told], Code.NOT_FOUND)
+                assert not told.good or not told.answer.health_statuses, told.answer
 
     lived, _, _ = arena.race(live, look, look, each=1)
     assert lived[0].good, lived[0].details
