@@ -248,6 +248,20 @@ newer() { (($(in_pod "$1" 'wc -l < /data/log') > $2)) && echo later; }
 
 other_than() { [[ $(running "$1") != "$2" ]]; }
 
+demo_12_user_namespace() {
+    [[ $(kubectl get nodes -o 'jsonpath={.items[*].status.runtimeHandlers[*].features.userNamespaces}') == *true* ]] ||
+        skip "no node tells that its container runtime can give a pod its own users"
+    need 01
+    apply 12-user-namespace
+    ready isolated
+    same "the node's name of root" '' "$(in_pod isolated 'awk "\$2 == 0" /proc/self/uid_map')"
+    in_pod isolated 'echo isolated > /data/isolated; echo isolated > /image/file; sync'
+    same "owner in the image" 1000 "$(in_pod isolated 'stat -c %u /image/file')"
+    same "owner for others" 1000 "$(in_pod writer 'stat -c %u /data/isolated')"
+    same content isolated "$(in_pod writer 'cat /data/isolated')"
+    proved "a pod that has users of its own wrote to two volumes, and owns what it wrote in other pods, too"
+}
+
 # need DEMO: run it first, unless this run has done so
 need() {
     [ -e "$LOGS/$1.done" ] && return

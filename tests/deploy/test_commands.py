@@ -31,6 +31,7 @@ NAMES = (
     "09-rwop",
     "10-capacity",
     "11-statefulset",
+    "12-user-namespace",
 )
 
 TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
