@@ -128,3 +128,11 @@ def test_looking_up() -> None:
             one for one in every if f"{one.target}/".startswith(f"{item.target.rstrip('/')}/")
         ]
     assert table.at("/nothing here") == index.at("/nothing here") == []
+
+
+def test_indexed_view_is_read_once() -> None:
+    """A view of many volumes is not read again for each of them."""
+    view = kernel.IndexedKernelView()
+    read = view.mounts
+    view.invalidate()
+    assert view.mounts is read

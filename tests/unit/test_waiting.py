@@ -2,6 +2,8 @@
 
 import contextlib
 import itertools
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -153,3 +155,24 @@ def test_calls_of_a_key_take_turns() -> None:
     for asker in askers:
         asker.join(5)
     assert answers == [1] * 40
+
+
+def test_no_thread() -> None:
+    """While no thread can be started nothing is asked; afterwards the same key is asked again."""
+    program = """
+import threading
+from pycsi.linux.waiting import NotAskedError, call
+
+threading.stack_size(2**50)  # more than an address space has
+for _ in range(2):
+    try:
+        call("k", lambda: 1)
+    except NotAskedError as error:
+        print(error)
+threading.stack_size(0)
+print(call("k", lambda: 2))
+"""
+    said = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=30
+    )
+    assert said.stdout.splitlines() == [*["no thread can be started"] * 2, "2"], said.stderr

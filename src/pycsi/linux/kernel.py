@@ -305,6 +305,9 @@ class IndexedKernelView(KernelView):
 
     _index: loop.LoopIndex | None = None
 
+    def invalidate(self) -> None:
+        """Keep what was read."""
+
     @property
     def mounts(self) -> MountTable:
         if self._mounts is None:

@@ -31,7 +31,10 @@ class NoAnswerError(Exception):
 
 
 class NotAskedError(Exception):
-    """Nothing was asked: too many threads hang already, or too many calls of the key wait."""
+    """Nothing was asked: too many threads hang already, or too many calls of the key wait.
+
+    Or no thread can be started.
+    """
 
 
 class _Key:
@@ -90,7 +93,12 @@ def collect(key: str, items: Iterable[T]) -> list[T]:
             _leave(key, asked)
             over.release()
 
-    _hand_over(ask)
+    try:
+        _hand_over(ask)
+    except RuntimeError:  # such as at the maximum of processes (pthread_create(3))
+        asked.turn.release()
+        _leave(key, asked)
+        raise NotAskedError("no thread can be started") from None
     while not over.acquire(timeout=asked.patience()):
         if not asked.patience():
             given_up = True
