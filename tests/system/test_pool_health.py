@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import FilesystemFactory, needs, run
+from conftest import FilesystemFactory, mounted, needs, run
 from driver import GIB, MIB, Driver
 from health import storage, unwell, well
 
-from pycsi.linux import kernel, mount
+from pycsi.linux import kernel
 from pycsi.proto import csi_pb2 as csi
 
 Serve = Callable[..., Driver]
@@ -47,14 +47,28 @@ def test_pool_gone_read_only(filesystem: FilesystemFactory, serve: Serve) -> Non
     assert storage(driver) == {}
 
 
+def test_another_pool_at_the_path(filesystem: FilesystemFactory, serve: Serve) -> None:
+    """What is not in another pool is not lost: its own disk may come back."""
+    pool, other = filesystem("ext4", GIB), filesystem("ext4", GIB)
+    serve(other).stop()
+    driver = serve(pool)
+    made = two_volumes(driver)
+    with mounted("--bind", other, pool):
+        for volume_id in made:
+            health = unwell(driver, volume_id, "PoolMissing", "holds pool")
+            assert reasons(health) == ["PoolMissing"]
+        assert storage(driver).keys() == {"PoolMissing"}
+    well(driver, *made)
+
+
 def test_errors_of_a_pool(filesystem: FilesystemFactory, serve: Serve) -> None:
     """What the pool's ext4 counts is told of each volume in it, beside the volume's own faults."""
     pool = filesystem("ext4", GIB)
     driver = serve(pool)
     directory, image = two_volumes(driver)
-    mounted = kernel.topmost(pool.parent)
-    assert mounted
-    counters = Path("/sys/fs/ext4", Path(mounted.source).name)
+    disk = kernel.topmost(pool.parent)
+    assert disk
+    counters = Path("/sys/fs/ext4", Path(disk.source).name)
     (counters / "trigger_fs_error").write_text("test")
     while not int((counters / "errors_count").read_text()):  # the kernel counts it later
         time.sleep(0.01)
@@ -105,11 +119,10 @@ def test_pools_that_are_missing(
 @pytest.fixture
 def hidden(root: None) -> Iterator[Callable[[Path], None]]:
     """Return a function that mounts something over a directory."""
-    with contextlib.ExitStack() as mounted:
+    with contextlib.ExitStack() as hiding:
 
         def hide(place: Path) -> None:
-            mount.mount("tmpfs", Path("none"), place)
-            mounted.callback(mount.umount2, place)
+            hiding.enter_context(mounted("-t", "tmpfs", "none", place))
 
         yield hide
 

@@ -64,6 +64,10 @@ class PoolMissing(FailedPrecondition):
     """The pool is missing at present, or cannot be written to."""
 
 
+class PoolReadOnly(PoolMissing):
+    """The pool is there, but cannot be written to."""
+
+
 class Aborted(CsiError):
     """Another operation on the object or too many are under way, or a paging token is invalid."""
 

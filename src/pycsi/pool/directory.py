@@ -9,7 +9,7 @@ from pycsi.linux.descriptor import closing
 from pycsi.linux.location import Location
 from pycsi.linux.record import RecordError
 from pycsi.model.config import ConfigError, PoolConfig
-from pycsi.model.errors import PoolMissing
+from pycsi.model.errors import PoolMissing, PoolReadOnly
 from pycsi.pool.layout import Layout
 
 _VOLATILE = frozenset({"tmpfs", "ramfs"})
@@ -143,8 +143,8 @@ class PoolDirectory:
     def check(self, *, writable: bool = True) -> None:
         """Raise `PoolMissing` unless the pool that was opened is still at its path.
 
-        Unless `writable` is False it must also be on a filesystem that can be written to. The cause
-        of the exception is what was found at the path; it has none if that is only read-only.
+        `PoolReadOnly` if it is, but cannot be written to, unless `writable` is False. If the kernel
+        gave an error, that is the cause of the exception.
         """
         name, path = self.name, self.config.path
         try:
@@ -158,7 +158,7 @@ class PoolDirectory:
                 f"pool {name}: {path} does not hold the pool any more ({error}); mount its disk"
             ) from error
         if writable and readonly:
-            raise PoolMissing(f"pool {name}: {self._readonly_text()}")
+            raise PoolReadOnly(f"pool {name}: {self._readonly_text()}")
 
     def _in_place(self) -> bool:
         """Tell whether the held directory is still the one at the pool's path, with its record."""

@@ -14,7 +14,7 @@ from pycsi.linux import btrfs, filesystem
 from pycsi.linux.descriptor import DISK_FAULTS
 from pycsi.linux.kernel import KernelView, Mount
 from pycsi.linux.location import Location
-from pycsi.model.errors import CsiError
+from pycsi.model.errors import CsiError, PoolReadOnly
 from pycsi.model.health import Fault, Reason, Status
 from pycsi.model.records import Usage, Volume, VolumeType
 from pycsi.model.size import show
@@ -191,10 +191,10 @@ def _presence_faults(pool: Pool) -> Iterator[Fault]:
     """Yield a fault if the pool is not at its path, or cannot be written to."""
     try:
         pool.check()
+    except PoolReadOnly as error:
+        yield Fault(Reason.POOL_READ_ONLY, str(error))
     except CsiError as error:
         match error.__cause__:
-            case None:
-                reason = Reason.POOL_READ_ONLY
             case OSError(errno=code) if code in DISK_FAULTS:
                 reason = Reason.POOL_UNREADABLE
             case _:
