@@ -138,6 +138,25 @@ def test_data_that_something_hides(
         assert reasons(health) == ["MountReplaced"]
 
 
+@pytest.mark.parametrize("quota", ["none", "required"])
+def test_data_that_looks_as_it_should(
+    filesystem: FilesystemFactory, serve: Serve, quota: str
+) -> None:
+    """What is mounted over a volume's data is not the volume, however much it looks like it."""
+    pool = filesystem("btrfs", GIB)
+    driver = serve(pool)
+    directory = driver.create("d", type="directory", quota=quota).volume_id
+    image = driver.create("i", type="image").volume_id
+    well(driver, directory, image)
+    data, disk = pool / "volumes" / directory / "data", pool / "volumes" / image / "disk.img"
+    copy = shutil.copy(disk, pool.parent)
+    with mounted("-t", "tmpfs", "none", data), mounted("--bind", copy, disk):
+        for volume_id in (directory, image):
+            health = unwell(driver, volume_id, "MountReplaced", "hidden")
+            assert reasons(health) == ["MountReplaced"]
+    well(driver, directory, image)
+
+
 def test_directory_that_cannot_be_read(root: None, serve: Serve, pool: Path) -> None:
     """What the kernel refuses to show is out of reach, and not lost."""
     needs("setpriv", met=shutil.which("setpriv") is not None)

@@ -3,6 +3,7 @@
 Everything here may hang with the disk that is looked at; `volumes/health.py` sees to that.
 """
 
+import functools
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -107,17 +108,28 @@ class PoolCheck:
             return list(self.faults)
         volume = backend.volume
         found = [fault for fault in self.faults if fault.reason not in _SCARCE]
-        data = _all_of(backend.faults())
-        if any(fault.status is Status.DATA_LOSS for fault in data):
-            data = _all_of(self._hiding(backend)) or data
-        elif volume.type is VolumeType.DIRECTORY and volume.enforced:
-            data += _all_of(self._limit_faults(backend))
-        found += data
+        hidden = _all_of(self._hiding(backend)) if self.may_hide else []
+        found += hidden or _all_of(self._faults_of_data(backend))
         found += _all_of(self._misplaced(backend))
         if is_orphaned(backend):
             text = "its pod is gone; the driver deletes the volume, or pycsi delete-inline does"
             found.append(Fault(Reason.ORPHANED, text))
         return found + [fault for fault in self.faults if _concerns(fault, volume)]
+
+    @functools.cached_property
+    def may_hide(self) -> bool:
+        """Whether anything is mounted within the pool, which may hide a volume's data."""
+        pool = str(self._location.real_path)
+        return any(item.target != pool for item in self.kernel.mounts.below(pool))
+
+    def _faults_of_data(self, backend: Backend) -> Iterator[Fault]:
+        is_lost = False
+        for fault in backend.faults():
+            is_lost |= fault.status is Status.DATA_LOSS
+            yield fault
+        volume = backend.volume
+        if volume.type is VolumeType.DIRECTORY and volume.enforced and not is_lost:
+            yield from self._limit_faults(backend)
 
     def _hiding(self, backend: Backend) -> Iterator[Fault]:
         """Yield what is mounted over the volume's data, which is not lost then."""

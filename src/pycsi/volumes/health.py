@@ -193,7 +193,7 @@ class _Examination:
         check = self._checks.get(pool.name)
         if check is None:
             check = self._checks[pool.name] = PoolCheck.of(pool, self._kernel)
-        is_well = not check.faults
+        is_well = not (check.faults or check.may_hide)
         for volume in volumes:
             if is_well and _looks_well(pool, volume):
                 yield _WELL
@@ -256,8 +256,8 @@ def _looked(check: PoolCheck, backend: Backend) -> _Look:
 def _look_again(pool: Pool, volume_id: str) -> _Look:
     """Look at a volume once more; `NotFound` if it was deleted.
 
-    What is lost is told only if the pool is there afterwards too, and if no other process has
-    deleted the volume.
+    What is lost is told only if the pool is there afterwards too, with nothing mounted over the
+    data, and if no other process has deleted the volume.
     """
     volume = pool.volumes.get(volume_id)
     if volume is None:
@@ -266,8 +266,8 @@ def _look_again(pool: Pool, volume_id: str) -> _Look:
     look = _looked(PoolCheck.of(pool, kernel), pool.backend(volume, kernel))
     if any(fault.status is Status.DATA_LOSS for fault in look.faults):
         afterwards = PoolCheck.of(pool, KernelView())
-        if afterwards.out_of_reach:
-            return _Look(afterwards.faults)
+        if afterwards.out_of_reach or afterwards.may_hide:
+            look = _looked(afterwards, pool.backend(volume, afterwards.kernel))
         pool.layout.changes.catch_up()
         if volume_id not in pool.volumes:
             raise NotFound(f"volume {volume_id} was deleted just now")
