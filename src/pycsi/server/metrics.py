@@ -1,7 +1,6 @@
 """Prometheus metrics: RPCs by method, status code and duration; the capacity of the pools."""
 
 import contextlib
-import errno
 import socket
 import threading
 from collections.abc import Iterable
@@ -17,8 +16,6 @@ from pycsi.model.errors import FailedPrecondition
 from pycsi.pool.capacity import Capacity
 from pycsi.pool.pool import Pool
 from pycsi.volumes.pools import Pools
-
-_NO_IPV6 = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT})
 
 _GAUGES = {
     "size": "Size of the pool's filesystem.",
