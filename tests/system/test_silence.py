@@ -17,8 +17,10 @@ from driver import GIB, MIB, Driver
 from health import storage, unwell, well
 from silent import SilentFilesystem
 
-from pycsi.linux import mount
+from pycsi.cli import tables
+from pycsi.linux import mount, waiting
 from pycsi.linux.waiting import PATIENCE
+from pycsi.model.config import PoolConfig
 from pycsi.proto import csi_pb2 as csi
 
 SOON = PATIENCE + 3
@@ -192,3 +194,24 @@ def test_command(silent: SilentFilesystem, driver: Driver) -> None:
                 silent.speak()
         assert said
         assert process.returncode == 0
+
+
+def test_command_when_too_much_hangs(
+    silent: SilentFilesystem, driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`pycsi volumes` lists what cannot be examined too, or says that it could not look."""
+    monkeypatch.setattr(waiting, "PATIENCE", 0.3)
+    monkeypatch.setattr(waiting, "MOST_STUCK", 1)
+    pool = PoolConfig.parse(driver.pools[0])
+    with contextlib.ExitStack() as published:
+        for name in ("v", "w"):
+            volume_id = driver.create(name, 16 * MIB, type="image").volume_id
+            published.enter_context(driver.published(volume_id, silent.place))
+        published.callback(silent.speak)
+        silent.fall_silent()
+        rows, faults = tables.look("volumes", [pool])
+        reasons = [fault["reason"] for row in rows for fault in row["faults"]]
+        assert (reasons, faults) == (["NotResponding", "Unreadable"], [])
+        rows, faults = tables.look("volumes", [pool])
+        assert rows == []
+        assert faults == [f"pool {pool.name}: 1 calls hang already; try again"]

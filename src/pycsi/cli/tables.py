@@ -12,7 +12,7 @@ from pycsi.linux.descriptor import opened
 from pycsi.linux.kernel import IndexedKernelView
 from pycsi.linux.location import Location
 from pycsi.linux.record import RecordError
-from pycsi.linux.waiting import NoAnswerError, call
+from pycsi.linux.waiting import NoAnswerError, NotAskedError, call
 from pycsi.model.config import PoolConfig
 from pycsi.model.health import Fault, Reason
 from pycsi.model.records import Volume
@@ -149,6 +149,8 @@ def look(what: str, configs: Sequence[PoolConfig]) -> tuple[list[dict[str, Any]]
             faults.append(str(error))
         except NoAnswerError:
             faults.append(f"pool {config.name}: {config.path} does not answer")
+        except NotAskedError as error:
+            faults.append(f"pool {config.name}: {error}; try again")
         except OSError as error:
             faults.append(f"pool {config.name}: {error}")
     return rows, faults

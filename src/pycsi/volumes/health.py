@@ -86,7 +86,11 @@ def faults_if_examined(pool: Pool, volume: Volume, locks: Locks) -> Faults | Non
 
 def look_at(check: PoolCheck, backend: Backend) -> Faults:
     """Return the faults of a volume, looked for once; no operation may be under way."""
-    return _Examination(Locks(), check.kernel).all_faults(_looked(check, backend))
+    look = _looked(check, backend)
+    try:
+        return _Examination(Locks(), check.kernel).all_faults(look)
+    except Aborted as error:  # too much hangs
+        return ranked([*look.faults, unreadable(error)])
 
 
 def storage_faults(pools: Pools) -> Faults:
