@@ -7,9 +7,10 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import grpc
 import pytest
-from conftest import FilesystemFactory, mounted, needs, run
-from driver import GIB, MIB, Driver
+from conftest import FilesystemFactory, injected, mounted, needs, run
+from driver import GIB, MIB, Driver, refused
 from health import storage, unwell, well
 
 from pycsi.linux import kernel
@@ -169,6 +170,38 @@ def test_directory_that_cannot_be_read(root: None, serve: Serve, pool: Path) -> 
         assert reasons(health) == ["Unreadable"]
         place.chmod(0o700)
         well(driver, volume_id)
+
+
+@pytest.mark.parametrize("fault", ["EIO", "EUCLEAN"])
+def test_notes_that_cannot_be_read(
+    root: None, driver: Driver, pool: Path, tmp_path: Path, fault: str
+) -> None:
+    """The disk's error is told, whichever file of the volume it is in."""
+    volume_id = driver.create("d", type="directory", quota="none").volume_id
+    with driver.published(volume_id, tmp_path):
+        notes = pool / "volumes" / volume_id / "node.json"
+        with injected(driver, "openat", f"error={fault}", "-P", str(notes)):
+            assert reasons(unwell(driver, volume_id, "Unreadable")) == ["Unreadable"]
+        well(driver, volume_id)
+
+
+@pytest.mark.parametrize("fault", ["EMFILE", "ENOMEM"])
+@pytest.mark.parametrize("file", ["volumes/i@node-1/disk.img", "pool.json"])
+def test_driver_that_lacks_what_it_takes_to_look(
+    root: None, driver: Driver, pool: Path, fault: str, file: str
+) -> None:
+    """Then nothing is known of the volume, which is neither ill nor well."""
+    volume_id = driver.create("i", type="image").volume_id
+    with injected(driver, "openat", f"error={fault}", "-P", str(pool / file)):
+        for ask in (driver.health, driver.node_health):
+            with refused(grpc.StatusCode.ABORTED, "cannot be examined"):
+                ask(volume_id)
+        assert driver.unwell() == []
+        assert "not examined" in driver.condition(volume_id).message
+        if file == "pool.json":
+            with refused(grpc.StatusCode.ABORTED, "not examined"):
+                driver.storage_health()
+    well(driver, volume_id)
 
 
 def test_limits_that_were_switched_off(filesystem: FilesystemFactory, serve: Serve) -> None:

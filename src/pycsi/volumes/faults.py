@@ -3,6 +3,7 @@
 Everything here may hang with the disk that is looked at; `volumes/health.py` sees to that.
 """
 
+import errno
 import functools
 import os
 from collections.abc import Iterable, Iterator
@@ -15,7 +16,7 @@ from pycsi.linux import btrfs, filesystem
 from pycsi.linux.descriptor import DISK_FAULTS
 from pycsi.linux.kernel import KernelView, Mount
 from pycsi.linux.location import Location
-from pycsi.model.errors import CsiError, PoolReadOnly
+from pycsi.model.errors import Aborted, CsiError, PoolReadOnly
 from pycsi.model.health import Fault, Reason, Status
 from pycsi.model.records import Usage, Volume, VolumeType
 from pycsi.model.size import show
@@ -26,6 +27,9 @@ from pycsi.volumes.orphans import is_orphaned
 
 _FULL = 0.95
 """The used share of a volume or a pool from which it is reported as nearly full."""
+
+_LACK = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
+"""The errors of a process or a system that is short of descriptors or of memory."""
 
 _SCARCE = frozenset({Reason.POOL_NEARLY_FULL, Reason.POOL_FEW_INODES})
 
@@ -73,6 +77,7 @@ class PoolCheck:
                 counted = btrfs.errors(self._location.real_path)
             facts = os.statvfs(self._location.path)
         except OSError as error:
+            refuse_lack(error)
             self._add(Reason.POOL_UNREADABLE, f"its disk fails: {error.strerror}")
             return
         if counted:
@@ -164,6 +169,8 @@ class PoolCheck:
         if _was_never_noted(backend):
             return
         notes = Notes(backend.where)
+        if notes.failure:
+            raise notes.failure
         ours = backend.mounts() if notes.staged or notes.published else []
         for target in sorted({*notes.staged, *notes.published}):
             seen = self.kernel.mounts.topmost(target)
@@ -194,6 +201,12 @@ def _fullness_at(backend: Backend, mounted: Mount) -> Iterator[Fault]:
     yield from _fullness(backend.usage(Path(mounted.target)))
 
 
+def refuse_lack(error: BaseException | None) -> None:
+    """Raise `Aborted` if the driver lacks what it takes to look: that is no fault of the volume."""
+    if isinstance(error, OSError) and error.errno in _LACK:
+        raise Aborted(f"not examined: {error}; try again") from None
+
+
 def unreadable(error: Exception) -> Fault:
     """Return the fault that a volume cannot be examined."""
     return Fault(Reason.UNREADABLE, f"cannot be examined: {error}")
@@ -206,6 +219,7 @@ def _presence_faults(pool: Pool) -> Iterator[Fault]:
     except PoolReadOnly as error:
         yield Fault(Reason.POOL_READ_ONLY, str(error))
     except CsiError as error:
+        refuse_lack(error.__cause__)
         match error.__cause__:
             case OSError(errno=code) if code in DISK_FAULTS:
                 reason = Reason.POOL_UNREADABLE
@@ -215,11 +229,15 @@ def _presence_faults(pool: Pool) -> Iterator[Fault]:
 
 
 def _all_of(faults: Iterator[Fault]) -> list[Fault]:
-    """Return the faults that can be found; that the others cannot is one too."""
+    """Return the faults that can be found; that the others cannot is one too.
+
+    `Aborted` as `refuse_lack` raises it.
+    """
     found: list[Fault] = []
     try:
         found.extend(faults)
     except (OSError, ValueError, CsiError) as error:
+        refuse_lack(error)
         found.append(unreadable(error))
     return found
 

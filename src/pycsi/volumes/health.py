@@ -18,7 +18,7 @@ from pycsi.model.errors import Aborted, NotFound
 from pycsi.model.health import Fault, Reason, Status, ranked
 from pycsi.model.records import Volume
 from pycsi.pool.pool import Pool
-from pycsi.volumes.faults import PoolCheck, mount_faults, unreadable
+from pycsi.volumes.faults import PoolCheck, mount_faults, refuse_lack, unreadable
 from pycsi.volumes.locks import Locks
 from pycsi.volumes.pools import Pools
 
@@ -188,7 +188,7 @@ class _Examination:
                 looks[name] = iter(collect(_key(pool), self._look(pool, volumes[name])))
             except NoAnswerError:
                 looks[name] = itertools.repeat(_Look([_silent(pool)]))
-            except NotAskedError:
+            except (NotAskedError, Aborted):
                 looks[name] = itertools.repeat(None)
         return looks
 
@@ -253,6 +253,7 @@ def _looked(check: PoolCheck, backend: Backend) -> _Look:
     try:
         mounted = check.mount_to_ask(backend)
     except OSError as error:
+        refuse_lack(error)
         faults.append(unreadable(error))
     return _Look(faults, backend, mounted) if faults or mounted else _WELL
 

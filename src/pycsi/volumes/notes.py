@@ -60,13 +60,15 @@ UNKNOWN = Note(arguments="", mode=Mode.SINGLE_NODE_MULTI_WRITER)
 class Notes:
     """The notes of one volume: by path, where it was `staged` and where it was `published`.
 
-    `lost` means that they cannot be read: then every mount may be a staged or a published one. If
-    the pool is `away` they are not read, for another directory is at the pool's path.
+    `lost` means that they cannot be read: then every mount may be a staged or a published one;
+    `failure` is the disk's error, if that is why. If the pool is `away` they are not read, for
+    another directory is at the pool's path.
     """
 
     def __init__(self, where: str, *, away: bool = False) -> None:
         self._file = f"{where}/{NOTES_RECORD}"
         self.lost = away
+        self.failure: OSError | None = None
         data = NO_NOTES
         try:
             if not away:
@@ -76,7 +78,7 @@ class Notes:
         except OSError as error:
             if error.errno not in DISK_FAULTS:
                 raise
-            self.lost = True
+            self.lost, self.failure = True, error
         self.staged = {path: Note.from_json(note) for path, note in data["staged"].items()}
         self.published = {path: Note.from_json(note) for path, note in data["published"].items()}
 
