@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -202,6 +203,15 @@ def test_driver_that_lacks_what_it_takes_to_look(
             with refused(grpc.StatusCode.ABORTED, "not examined"):
                 driver.storage_health()
     well(driver, volume_id)
+
+
+def test_command_that_lacks_what_it_takes_to_look(root: None, driver: Driver, pool: Path) -> None:
+    """`pycsi volumes` lists the volume all the same."""
+    needs("strace", met=shutil.which("strace") is not None)
+    image = pool / "volumes" / driver.create("i", type="image").volume_id / "disk.img"
+    fault = ("strace", "-f", "-o", "/dev/null", "-P", image, "-e", "inject=openat:error=EMFILE")
+    command = (sys.executable, "-m", "pycsi", "volumes", f"--pool={driver.pools[0]}")
+    assert "Unreadable: cannot be examined" in run(*fault, *command)
 
 
 def test_limits_that_were_switched_off(filesystem: FilesystemFactory, serve: Serve) -> None:

@@ -86,10 +86,11 @@ def faults_if_examined(pool: Pool, volume: Volume, locks: Locks) -> Faults | Non
 
 def look_at(check: PoolCheck, backend: Backend) -> Faults:
     """Return the faults of a volume, looked for once; no operation may be under way."""
-    look = _looked(check, backend)
+    look = _WELL
     try:
+        look = _looked(check, backend)
         return _Examination(Locks(), check.kernel).all_faults(look)
-    except Aborted as error:  # too much hangs
+    except Aborted as error:  # too much hangs, or the command is out of descriptors or memory
         return ranked([*look.faults, unreadable(error)])
 
 
