@@ -4,7 +4,9 @@ import dataclasses
 import json
 from pathlib import Path
 
-from pycsi.model.records import Attachment, Volume, VolumeType
+from samples import VOLUME
+
+from pycsi.model.records import Attachment, Volume
 from pycsi.model.request import Access, Capability, Mode, RecordedRequest
 from pycsi.pool.layout import (
     Layout,
@@ -26,22 +28,10 @@ ATTACHMENT = {
     },
     "readonly": False,
 }
-VOLUME = Volume(
-    id="v@node-1",
-    name="v",
-    pool="p",
-    pool_uuid="u",
-    type=VolumeType.DIRECTORY,
-    reason="",
-    access=Access.MOUNT,
-    filesystem=None,
-    capacity=4096,
-    enforced=False,
-    thick=False,
-    mkfs_options=(),
+ATTACHABLE = dataclasses.replace(
+    VOLUME,
     request=RecordedRequest(capabilities=(CAPABILITY,)),
     settings={"onDelete": "delete"},
-    created=1,
 )
 
 
@@ -55,9 +45,9 @@ def loaded(layout: Layout) -> Volume:
 def test_attachment_in_the_record_of_an_older_version(tmp_path: Path) -> None:
     """It is still known after the volume's record was replaced, and gone when it is deleted."""
     layout = Layout(tmp_path)
-    place = layout.volumes / VOLUME.id
+    place = layout.volumes / ATTACHABLE.id
     place.mkdir(parents=True)
-    write_new_volume(str(place), VOLUME)
+    write_new_volume(str(place), ATTACHABLE)
     record = json.loads((place / "volume.json").read_text())
     (place / "volume.json").write_text(json.dumps(record | {"attachment": ATTACHMENT}))
     attached = loaded(layout)

@@ -5,29 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from samples import VOLUME
 
-from pycsi.model.records import Volume, VolumeType
-from pycsi.model.request import Access, RecordedRequest
+from pycsi.model.records import Volume
 from pycsi.pool.layout import Changes, Layout, volume_catalog, write_new_volume
 from pycsi.pool.trash import Fate, Trash, new_entry
-
-VOLUME = Volume(
-    id="v@node-1",
-    name="v",
-    pool="p",
-    pool_uuid="u",
-    type=VolumeType.DIRECTORY,
-    reason="",
-    access=Access.MOUNT,
-    filesystem=None,
-    capacity=4096,
-    enforced=False,
-    thick=False,
-    mkfs_options=(),
-    request=RecordedRequest(capabilities=()),
-    settings={},
-    created=1,
-)
 
 
 class Follower:

@@ -205,9 +205,9 @@ class UsableSpace:
         return _Measured(free, written, done, done + pause)
 
     def _of_volumes(self) -> int:
-        copied = {snapshot.volume.id for snapshot in self._contents.snapshots}
+        copied = {snapshot.volume.id for snapshot in self._contents.snapshots.indexed()}
         owned: collections.Counter[VolumeType] = collections.Counter()
-        for volume in self._contents.volumes:
+        for volume in self._contents.volumes.indexed():
             with contextlib.suppress(OSError, LimitError):  # what cannot be measured is left out
                 owned[volume.type] += self._contents.owned(
                     volume, volume.id in copied or bool(volume.request.source)

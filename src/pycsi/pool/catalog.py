@@ -244,6 +244,10 @@ class Catalog(Index[T]):
         self.catch_up()
         return super().following(after)
 
+    def indexed(self) -> Iterator[T]:
+        """Yield the items in the order of ids, without looking for new ones as `__iter__` does."""
+        return super().following("")
+
     def look(self) -> bool:
         """Look for new directories; return False if not all of them could be examined."""
         if self.adopts is None:

@@ -98,6 +98,7 @@ class PoolCheck:
 
     def limit_fault(self) -> Fault | None:
         """Return a fault if directories are not limited now; the kernel is asked once."""
+        # No cached_property: that of Python 3.11 holds one lock for all pools, and this may hang.
         if not self._asked:
             self._unlimited = self._limiter.fault()
             self._asked = True

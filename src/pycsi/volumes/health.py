@@ -7,8 +7,8 @@ by a thread that may hang with it (`linux/waiting.py`), and so is each mount.
 
 import itertools
 import time
-from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple, TypeVar
 
 from pycsi.backends import Backend
 from pycsi.linux.descriptor import is_directory
@@ -29,6 +29,7 @@ _LARGEST_BATCH = 256
 _LONGEST_WAIT = 2 * PATIENCE
 """Seconds that one examination waits for mounts that do not answer; it leaves out the others."""
 
+T = TypeVar("T")
 Faults = tuple[Fault, ...]
 Located = tuple[Pool, Volume]
 
@@ -112,11 +113,9 @@ def _pool_faults(pools: Pools, name: str) -> list[Fault]:
     if pool is None:
         return [Fault(Reason.POOL_MISSING, missing[name])]
     try:
-        return call(_key(pool), lambda: _own_faults(pool))
+        return asked(_key(pool), lambda: _own_faults(pool))
     except NoAnswerError:
         return [_silent(pool)]
-    except NotAskedError as error:
-        raise not_asked(error) from None
 
 
 def _own_faults(pool: Pool) -> list[Fault]:
@@ -144,9 +143,12 @@ def _silent(pool: Pool) -> Fault:
     )
 
 
-def not_asked(error: NotAskedError) -> Aborted:
-    """Return the exception to raise if too much hangs for an examination."""
-    return Aborted(f"not examined: {error}; try again")
+def asked(key: str, ask: Callable[[], T]) -> T:
+    """Return what `waiting.call` does, or raise `Aborted` if too much hangs to ask."""
+    try:
+        return call(key, ask)
+    except NotAskedError as error:
+        raise Aborted(f"not examined: {error}; try again") from None
 
 
 class _Examination:
@@ -217,11 +219,9 @@ class _Examination:
             return faults
         with self._locks.watch(volume.id) as watch:
             try:
-                look = call(_key(pool), lambda: _look_again(pool, volume.id))
+                look = asked(_key(pool), lambda: _look_again(pool, volume.id))
             except NoAnswerError:
                 return (_silent(pool),)
-            except NotAskedError as error:
-                raise not_asked(error) from None
             faults = self.all_faults(look)
         if faults and watch.disturbed:
             faults = tuple(fault for fault in faults if fault.reason in _SILENT)
@@ -240,13 +240,11 @@ class _Examination:
             raise Aborted("not examined: too many mounts do not answer")
         begin = time.monotonic()
         try:
-            return call(mounted.target, lambda: mount_faults(backend, mounted))
+            return asked(mounted.target, lambda: mount_faults(backend, mounted))
         except NoAnswerError:
             self._waited += time.monotonic() - begin
             text = f"its filesystem does not answer; it is mounted at {mounted.target}"
             return [Fault(Reason.NOT_RESPONDING, text)]
-        except NotAskedError as error:
-            raise not_asked(error) from None
 
 
 def _looked(check: PoolCheck, backend: Backend) -> _Look:

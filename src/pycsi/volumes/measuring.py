@@ -4,10 +4,10 @@ import functools
 from collections.abc import Mapping
 from pathlib import Path
 
-from pycsi.linux.waiting import NoAnswerError, NotAskedError, call
+from pycsi.linux.waiting import NoAnswerError
 from pycsi.model.health import Fault, Reason, ranked
 from pycsi.model.records import Usage
-from pycsi.volumes.health import Faults, faults_if_examined, faults_of, not_asked
+from pycsi.volumes.health import Faults, asked, faults_if_examined, faults_of
 from pycsi.volumes.locks import Locks
 from pycsi.volumes.pools import Pools
 from pycsi.volumes.publishing import Publisher
@@ -27,11 +27,9 @@ def measure(
     if faults and any(fault.reason is Reason.POOL_NOT_RESPONDING for fault in faults):
         return None, faults
     try:
-        usage = call(path, lambda: _usage(publisher, volume_id, path, well=not faults))
+        usage = asked(path, lambda: _usage(publisher, volume_id, path, well=not faults))
     except NoAnswerError:
         return None, ranked([*(faults or ()), _silent(path)])
-    except NotAskedError as error:
-        raise not_asked(error) from None
     return usage, faults
 
 
@@ -44,11 +42,9 @@ def faults_at(pools: Pools, locks: Locks, volume_id: str, paths: Mapping[str, st
     silent = []
     for field, path in paths.items():
         try:
-            call(path, functools.partial(pools.path_outside, path, field))
+            asked(path, functools.partial(pools.path_outside, path, field))
         except NoAnswerError:
             silent.append(_silent(path))
-        except NotAskedError as error:
-            raise not_asked(error) from None
     own_id = pools.own_id(volume_id)
     found = pools.find(own_id, sure=True, inline=own_id != volume_id)
     return ranked([*faults_of(*(found or pools.need_here(volume_id)), locks), *silent])
