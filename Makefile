@@ -103,7 +103,7 @@ filesystems:
 
 # The image's tests run where there is a builder; nobody but CI gets one installed unasked.
 tools: filesystems
-	@.ci/install-packages strace $(if $(CI),buildah debootstrap)
+	@.ci/install-packages strace openssl $(if $(CI),buildah debootstrap)
 
 $(INSTALLED): pyproject.toml
 	@.ci/install-packages venv

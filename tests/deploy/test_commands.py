@@ -18,7 +18,11 @@ import pycsi
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"
 DEMOS = DEPLOY / "demos"
-SCRIPTS = (DEMOS / "run.sh", DEPLOY / "kind" / "kind.sh")
+SCRIPTS = (
+    DEMOS / "run.sh",
+    DEPLOY / "kind" / "kind.sh",
+    DEPLOY / "kubernetes" / "tls-secrets.sh",
+)
 NAMES = (
     "01-pvc-pod",
     "02-snapshot",
