@@ -41,10 +41,8 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "single-node": (),
     "single-node with attach": ("--enable-attach",),
     "node": ("--mode=node",),
-    "controller": ("--mode=controller",),
     "single-node, CSI 1.12": ("--csi-version=1.12", "--enable-attach"),
     "node, CSI 1.12": ("--csi-version=1.12", "--mode=node"),
-    "controller, CSI 1.12": ("--csi-version=1.12", "--mode=controller"),
 }
 
 
@@ -144,26 +142,10 @@ def test_single_node(shared: Driver) -> None:
     } <= node_types(shared)
 
 
-def test_node(serve: Callable[..., Driver], pool: Path) -> None:
-    """In node mode the node grows volumes, and the controller neither grows nor modifies."""
+def test_node(serve: Callable[..., Driver], pool: Path, shared: Driver) -> None:
+    """One node of many advertises what a single one does: its controller forwards all that."""
     driver = serve(pool, options=("--mode=node",))
-    has = rpc_types(driver.controller)
-    assert not has & {"EXPAND_VOLUME", "MODIFY_VOLUME"}
-    assert has >= {"CREATE_DELETE_VOLUME", "GET_CAPACITY", *HEALTH}
-    assert node_types(driver) >= {"EXPAND_VOLUME", *NODE_HEALTH}
-    assert "GROUP_CONTROLLER_SERVICE" not in plugin(driver)[0]
-    assert "SNAPSHOT_ACCESSIBILITY_CONSTRAINTS" in plugin(driver)[0]
+    assert rpc_types(driver.controller) == rpc_types(shared.controller)
+    assert node_types(driver) == node_types(shared)
+    assert plugin(driver) == plugin(shared)
     driver.delete(driver.create("a", quota="none").volume_id)
-
-
-def test_controller(serve: Callable[..., Driver], pool: Path) -> None:
-    """In controller mode there are no volumes, and node expansion is all that is advertised."""
-    driver = serve(options=("--mode=controller",))
-    assert rpc_types(driver.controller) == set()
-    assert node_types(driver) == {"EXPAND_VOLUME"}
-    assert plugin(driver)[0] == {"CONTROLLER_SERVICE"}
-    assert answers(driver.node, "Node") == {
-        method.name: OK if method.name == "NodeGetCapabilities" else UNIMPLEMENTED
-        for method in methods("Node")
-    }
-    assert list(pool.iterdir()) == []

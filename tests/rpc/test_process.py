@@ -69,7 +69,9 @@ def test_variables(tmp_path: Path, pool: Path, endpoint: str) -> None:
             assert identity.GetPluginInfo(csi.GetPluginInfoRequest()).name == "storage.example.org"
             assert "PUBLISH_UNPUBLISH_VOLUME" in rpc_types(controller)
             assert code_of(
-                lambda: controller.ControllerExpandVolume(csi.ControllerExpandVolumeRequest())
+                lambda: controller.ControllerListVolumeHealth(
+                    csi.ControllerListVolumeHealthRequest()
+                )
             ) is (grpc.StatusCode.UNIMPLEMENTED)
             assert "pycsi_rpcs_total" in scrape(port)
         assert "event=Probe" in (tmp_path / "log").read_text()

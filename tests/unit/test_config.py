@@ -7,14 +7,9 @@ from typing import Any
 import pytest
 
 from pycsi.model import ids
-from pycsi.model.config import (
-    Config,
-    ConfigError,
-    DriverMode,
-    PoolConfig,
-    parse_endpoint,
-    parse_metrics_address,
-)
+from pycsi.model.addresses import Address, parse_endpoint
+from pycsi.model.config import Config, DriverMode, PoolConfig, parse_nodes
+from pycsi.model.errors import ConfigError
 from pycsi.model.size import Reserve, parse_size
 
 KI, MI, GI, TI, PI = (1024**power for power in range(1, 6))
@@ -237,8 +232,47 @@ def test_limit_of_volumes_that_cannot_be(number: int) -> None:
 
 
 def test_controller_mode_needs_no_node() -> None:
-    """The controller's process has neither a node nor pools."""
-    assert not config(mode=DriverMode.CONTROLLER, node_id="", pools=()).pools
+    """The controller's process has neither a node nor pools, but finds nodes, with TLS."""
+    service = Address("pycsi-nodes.pycsi.svc", 9810)
+    controller = {"mode": DriverMode.CONTROLLER, "node_id": "", "pools": ()}
+    assert not config(**controller, node_service=service, tls=Path("/tls")).pools
+    with pytest.raises(ConfigError, match="--tls-directory"):
+        config(**controller, node_service=service)
+    with pytest.raises(ConfigError, match="--node-service"):
+        config(**controller, tls=Path("/tls"))
+    with pytest.raises(ConfigError, match="not both"):
+        config(**controller, tls=Path("/tls"), node_service=service, nodes={"a": service})
+
+
+def test_listening_needs_node_mode_and_certificates() -> None:
+    """A node listens for its controller with TLS only, and no other mode does."""
+    listen = Address("", 9810)
+    assert config(mode=DriverMode.NODE, listen=listen, tls=Path("/tls")).listen == listen
+    with pytest.raises(ConfigError, match="--tls-directory"):
+        config(mode=DriverMode.NODE, listen=listen)
+    with pytest.raises(ConfigError, match="mode node"):
+        config(mode=DriverMode.SINGLE_NODE, listen=listen, tls=Path("/tls"))
+    with pytest.raises(ConfigError, match="mode controller"):
+        config(mode=DriverMode.NODE, nodes={"a": listen})
+
+
+def test_nodes() -> None:
+    """Each --node names a node by its id, and its address; they are known by topology segment."""
+    found = parse_nodes(["a=10.0.0.1:9810", "odd name=[::1]:1"])
+    assert found == {"a": ("10.0.0.1", 9810), ids.segment("odd name"): ("::1", 1)}
+
+
+@pytest.mark.parametrize("text", ["", "a", "=h:1", "a=", "a=:9810", "a=h", "a=h:0", "\0=h:1"])
+def test_node_that_cannot_be(text: str) -> None:
+    """A node has a name, a host and a port."""
+    with pytest.raises(ConfigError, match="--node"):
+        parse_nodes([text])
+
+
+def test_node_given_twice() -> None:
+    """A node has one address."""
+    with pytest.raises(ConfigError, match="more than once"):
+        parse_nodes(["a=h:1", "a=h:2"])
 
 
 @pytest.mark.parametrize(
@@ -283,9 +317,10 @@ def test_endpoint_that_cannot_be(text: str) -> None:
         ("localhost:65535", ("localhost", 65535)),
     ],
 )
-def test_metrics_address(text: str, address: tuple[str, int]) -> None:
-    """Metrics are served on a host and a port."""
-    assert parse_metrics_address(text) == address
+def test_address(text: str, address: tuple[str, int]) -> None:
+    """An address is a host and a port, and is shown as it is written."""
+    found = Address.parse(text, "--metrics-address", ":9180")
+    assert (found, str(found)) == (address, text)
 
 
 @pytest.mark.parametrize(
@@ -305,7 +340,7 @@ def test_metrics_address(text: str, address: tuple[str, int]) -> None:
         "h:٨",
     ],
 )
-def test_metrics_address_that_cannot_be(text: str) -> None:
+def test_address_that_cannot_be(text: str) -> None:
     """A port is a number from 1 to 65535, and is given."""
     with pytest.raises(ConfigError, match="--metrics-address"):
-        parse_metrics_address(text)
+        Address.parse(text, "--metrics-address", ":9180")

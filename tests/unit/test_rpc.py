@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pycsi.model import errors, ids
 from pycsi.model.config import CsiVersion, DriverMode
 from pycsi.proto import csi_pb2 as csi
-from pycsi.server.rpc import status_of
+from pycsi.server.report import status_of
 from pycsi.services import request
 from pycsi.services.capabilities import driver_capabilities
 from pycsi.volumes.locks import Locks

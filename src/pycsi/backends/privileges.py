@@ -6,7 +6,7 @@ import functools
 import structlog
 
 from pycsi.linux import privileges
-from pycsi.model.config import ConfigError
+from pycsi.model.errors import ConfigError
 
 log = structlog.get_logger()
 

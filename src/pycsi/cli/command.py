@@ -14,6 +14,7 @@ import click
 from pycsi import __version__
 
 if TYPE_CHECKING:
+    from pycsi.model.addresses import Address
     from pycsi.model.config import PoolConfig
 
 _UNWRITABLE = frozenset({errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOSPC})
@@ -68,7 +69,12 @@ def main() -> None:
     envvar=["PYCSI_ENDPOINT", "CSI_ENDPOINT"],
     help="Unix socket to serve on, such as unix:///csi/csi.sock. Also CSI_ENDPOINT.",
 )
-@click.option("--node-id", default="", metavar="NAME", help="This node's name.  [required]")
+@click.option(
+    "--node-id",
+    default="",
+    metavar="NAME",
+    help="This node's name.  [required, but not in mode controller]",
+)
 @_pools
 @click.option("--driver-name", metavar="NAME", help="Name of the driver.  [default: pycsi.storage]")
 @click.option(
@@ -76,8 +82,33 @@ def main() -> None:
     type=click.Choice(["single-node", "node", "controller"]),
     default="single-node",
     show_default=True,
-    help="RPCs to advertise: single-node, all; node, those that work on one node of many; "
-    "controller, those that an external resizer needs.",
+    help="single-node: the only node there is; node: one of many; controller: has no volumes, but "
+    "forwards each RPC to the node that it is for.",
+)
+@click.option(
+    "--listen-address",
+    metavar="HOST:PORT",
+    help="Mode node: address at which the controller calls this node, such as :9810.",
+)
+@click.option(
+    "--node-service",
+    metavar="HOST:PORT",
+    help="Mode controller: a DNS name with the addresses of all nodes, and their port.",
+)
+@click.option(
+    "--node",
+    "nodes",
+    multiple=True,
+    metavar="NAME=HOST:PORT",
+    envvar="PYCSI_NODE",
+    help="Mode controller: a node's --node-id and its address, in place of --node-service. May be "
+    "given several times.",
+)
+@click.option(
+    "--tls-directory",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIRECTORY",
+    help="Where ca.crt, tls.crt and tls.key are, with which controller and nodes know each other.",
 )
 @click.option(
     "--csi-version",
@@ -130,6 +161,10 @@ def serve(
     pools: tuple[str, ...],
     driver_name: str | None,
     mode: str,
+    listen_address: str | None,
+    node_service: str | None,
+    nodes: tuple[str, ...],
+    tls_directory: Path | None,
     csi_version: str,
     enable_attach: bool,
     max_volumes_per_node: int,
@@ -139,7 +174,8 @@ def serve(
     log_level: str,
 ) -> None:
     """Run the driver. Every option can be a variable too: --node-id is PYCSI_NODE_ID."""
-    from pycsi.model import config
+    from pycsi.model import addresses, config
+    from pycsi.model.errors import ConfigError
     from pycsi.server import logs
 
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # the driver reports gRPC's errors itself
@@ -149,9 +185,9 @@ def serve(
     logs.configure(log_format, log_level)
     try:
         if not endpoint:
-            raise config.ConfigError("--endpoint is missing; give unix:///path/of/the.sock")
+            raise ConfigError("--endpoint is missing; give unix:///path/of/the.sock")
         settings = config.Config(
-            socket=config.parse_endpoint(endpoint),
+            socket=addresses.parse_endpoint(endpoint),
             node_id=node_id,
             pools=tuple(map(config.PoolConfig.parse, pools)),
             driver_name=config.DRIVER_NAME if driver_name is None else driver_name,
@@ -159,14 +195,26 @@ def serve(
             csi_version=config.CsiVersion(csi_version),
             attach=enable_attach,
             max_volumes=max_volumes_per_node,
-            metrics=config.parse_metrics_address(metrics_address) if metrics_address else None,
+            metrics=_address(metrics_address, "--metrics-address", "127.0.0.1:9180"),
             one_cpu=one_cpu,
+            listen=_address(listen_address, "--listen-address", ":9810"),
+            tls=tls_directory,
+            node_service=_address(node_service, "--node-service", "pycsi-nodes.pycsi.svc:9810"),
+            nodes=config.parse_nodes(nodes),
         )
-        from pycsi.server.process import serve as run
-
+        if settings.mode is config.DriverMode.CONTROLLER:
+            from pycsi.server.controller import serve as run
+        else:
+            from pycsi.server.process import serve as run
         run(settings)
-    except config.ConfigError as error:
+    except ConfigError as error:
         sys.exit(f"pycsi: {error}")
+
+
+def _address(text: str | None, option: str, example: str) -> "Address | None":
+    from pycsi.model.addresses import Address
+
+    return Address.parse(text, option, example) if text else None
 
 
 _OUTPUT = click.option(
@@ -258,16 +306,17 @@ def _failing(pools: tuple[str, ...]) -> "Iterator[list[PoolConfig]]":
     """Yield the parsed pools to a `with` block; exit with a message of one line if it fails."""
     from pycsi.cli import tables as inspection
     from pycsi.model import config
+    from pycsi.model.errors import ConfigError
     from pycsi.server import logs
 
     logs.configure("text", "error")  # the command itself reports unreadable records
     try:
         if not pools:
-            raise config.ConfigError("no pool: give --pool NAME=PATH, or set PYCSI_POOL")
+            raise ConfigError("no pool: give --pool NAME=PATH, or set PYCSI_POOL")
         parsed = [config.PoolConfig.parse(pool) for pool in pools]
         config.refuse_entangled(parsed)
         yield parsed
-    except (config.ConfigError, inspection.InspectionError, OSError) as error:
+    except (ConfigError, inspection.InspectionError, OSError) as error:
         sys.exit(f"pycsi: {error}")
 
 

@@ -10,6 +10,9 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from pycsi.model import ids
+from pycsi.model.addresses import Address
+from pycsi.model.errors import ConfigError
 from pycsi.model.size import Reserve, parse_number
 
 DRIVER_NAME = "pycsi.storage"
@@ -19,13 +22,11 @@ _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
 _DURATION = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)([smhd]?)", re.ASCII)
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 60 * 60, "d": 24 * 60 * 60}
 _LONGEST_DURATION = 100 * 365 * _SECONDS["d"]
-_PORT = re.compile(r"\d{1,5}", re.ASCII)
-_LONGEST_SOCKET_PATH = 107
 _LONGEST_NODE_ID = 256
-
-
-class ConfigError(Exception):
-    """The configuration cannot work; the message is one line for the operator."""
+_NO_TLS = (
+    "controller and nodes speak with mutual TLS only; give --tls-directory, the directory of "
+    "tls.crt, tls.key and ca.crt"
+)
 
 
 class DriverMode(enum.StrEnum):
@@ -173,6 +174,9 @@ class Config:
     """The options of `pycsi serve`; an invalid one raises `ConfigError`.
 
     `max_volumes` is the number of volumes that the node takes; 0: any number.
+    `listen` is where the controller reaches a node, `tls` the directory of the certificates.
+    The controller finds the nodes at the addresses of `node_service`, or at those in `nodes`, by
+    topology segment.
     """
 
     socket: Path
@@ -183,18 +187,63 @@ class Config:
     csi_version: CsiVersion = CsiVersion.V1_13
     attach: bool = False
     max_volumes: int = 0
-    metrics: tuple[str, int] | None = None
+    metrics: Address | None = None
     one_cpu: bool = True
+    listen: Address | None = None
+    tls: Path | None = None
+    node_service: Address | None = None
+    nodes: Mapping[str, Address] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _check_driver_name(self.driver_name)
-        if self.mode is not DriverMode.CONTROLLER:
-            _check_node(self.node_id)
-            if not self.pools:
-                raise ConfigError("no pool: give --pool NAME=PATH at least once")
+        if self.mode is DriverMode.CONTROLLER:
+            self._check_controller()
+        else:
+            self._check_node()
         if not 0 <= self.max_volumes < 2**63:
             raise ConfigError(f"--max-volumes-per-node {self.max_volumes} is negative or too large")
         refuse_entangled(self.pools)
+
+    def _check_controller(self) -> None:
+        if self.pools:
+            raise ConfigError("--pool is for the nodes: a driver in mode controller has no pool")
+        if self.listen:
+            raise ConfigError("--listen-address is for mode node: the controller calls the nodes")
+        if bool(self.nodes) is bool(self.node_service):
+            raise ConfigError(
+                "mode controller forwards to the nodes: give --node-service HOST:PORT, a name with "
+                "the addresses of all nodes, or --node NAME=HOST:PORT for each node, and not both"
+            )
+        if self.tls is None:
+            raise ConfigError(f"mode controller: {_NO_TLS}")
+
+    def _check_node(self) -> None:
+        _check_node_id(self.node_id)
+        if not self.pools:
+            raise ConfigError("no pool: give --pool NAME=PATH at least once")
+        if self.node_service or self.nodes:
+            raise ConfigError("--node-service and --node are for mode controller")
+        if self.listen and self.mode is not DriverMode.NODE:
+            raise ConfigError("--listen-address is for mode node: in others no controller calls")
+        if self.listen and self.tls is None:
+            raise ConfigError(f"--listen-address: {_NO_TLS}")
+
+
+def parse_nodes(texts: Iterable[str]) -> dict[str, Address]:
+    """Return the addresses in the values `NAME=HOST:PORT` of --node, by topology segment."""
+    found: dict[str, Address] = {}
+    for text in texts:
+        name, equals, address = text.rpartition("=")
+        if not equals:
+            raise ConfigError(f"--node {text!r}: give NAME=HOST:PORT, with the node's --node-id")
+        _check_node_id(name)
+        segment = ids.segment(name)
+        if segment in found:
+            raise ConfigError(f"--node {name} is given more than once")
+        found[segment] = Address.parse(address, f"--node {name}", f"{name}=10.0.0.7:9810")
+        if not found[segment].host:
+            raise ConfigError(f"--node {text!r}: the host is missing; give NAME=HOST:PORT")
+    return found
 
 
 def refuse_entangled(pools: Iterable[PoolConfig]) -> None:
@@ -227,49 +276,10 @@ def _check_driver_name(name: str) -> None:
         )
 
 
-def _check_node(node_id: str) -> None:
+def _check_node_id(node_id: str) -> None:
     size = len(node_id.encode(errors="surrogateescape"))
     if not node_id or size > _LONGEST_NODE_ID or not node_id.isprintable():
         raise ConfigError(
             f"--node-id is {'missing' if not node_id else repr(node_id)}: give this node's name, "
             f"1 to {_LONGEST_NODE_ID} bytes without control characters"
         )
-
-
-def parse_endpoint(text: str) -> Path:
-    """Return the socket's path for `unix:///run/csi.sock`, `unix:/run/csi.sock` or a bare path.
-
-    A relative path, one that is not UTF-8 and one over 107 bytes (unix(7)) raise `ConfigError`.
-    """
-    path = text
-    if text.startswith("unix:"):
-        path = text.removeprefix("unix:")
-        path = "/" + path.lstrip("/") if path.startswith("/") else path
-    if not path.startswith("/"):
-        raise ConfigError(f"--endpoint {text!r}: give unix:///absolute/path/of/the.sock")
-    try:
-        length = len(path.encode())
-    except UnicodeEncodeError:
-        raise ConfigError(f"--endpoint {text!r} is not UTF-8") from None
-    if length > _LONGEST_SOCKET_PATH:
-        raise ConfigError(
-            f"--endpoint: {path} has over {_LONGEST_SOCKET_PATH} bytes, too long for a socket"
-        )
-    return Path(path)
-
-
-def parse_metrics_address(text: str) -> tuple[str, int]:
-    """Return the host and port of `HOST:PORT`, `[::1]:PORT` or `:PORT`; others: `ConfigError`.
-
-    `:PORT` stands for all addresses, and has the host "".
-    """
-    host, colon, port = text.rpartition(":")
-    bare = host.removeprefix("[").removesuffix("]")
-    bracketed = len(host) - len(bare) == len("[]")
-    wrong = bare != host and not bracketed, ":" in bare and not bracketed, bracketed and not bare
-    if not colon or not _PORT.fullmatch(port) or not 0 < int(port) < 2**16 or any(wrong):
-        raise ConfigError(
-            f"--metrics-address {text!r}: give HOST:PORT, such as 127.0.0.1:9180, :9180 or "
-            "[::1]:9180, with a port from 1 to 65535"
-        )
-    return bare, int(port)

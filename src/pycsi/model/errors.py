@@ -1,7 +1,7 @@
 """The errors that an RPC can answer with.
 
-An error is raised where the fault is found and carries its status code. Only `server/rpc.py` turns
-it into a gRPC status. Messages say what was wanted, what was found and what to change.
+An error is raised where the fault is found and carries its status code. Only `server/report.py`
+turns it into a gRPC status. Messages say what was wanted, what was found and what to change.
 """
 
 import contextlib
@@ -16,6 +16,10 @@ from pycsi.linux.descriptor import DISK_FAULTS
 _ATTEMPTS = 3
 
 T = TypeVar("T")
+
+
+class ConfigError(Exception):
+    """The configuration cannot work; the message is one line for the operator."""
 
 
 class CsiError(Exception):
@@ -80,8 +84,14 @@ class Cancelled(CsiError):
     code = grpc.StatusCode.CANCELLED
 
 
+class PermissionDenied(CsiError):
+    """The caller's certificate is not one that may call."""
+
+    code = grpc.StatusCode.PERMISSION_DENIED
+
+
 class Unavailable(CsiError):
-    """The driver is starting or stopping; try again."""
+    """The driver is starting or stopping, or does not reach a node; try again."""
 
     code = grpc.StatusCode.UNAVAILABLE
 

@@ -8,8 +8,8 @@ import threading
 from pycsi.linux.descriptor import closing
 from pycsi.linux.location import Location
 from pycsi.linux.record import RecordError
-from pycsi.model.config import ConfigError, PoolConfig
-from pycsi.model.errors import PoolMissing, PoolReadOnly
+from pycsi.model.config import PoolConfig
+from pycsi.model.errors import ConfigError, PoolMissing, PoolReadOnly
 from pycsi.pool.layout import Layout
 
 _VOLATILE = frozenset({"tmpfs", "ramfs"})

@@ -12,9 +12,13 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from pycsi.linux.waiting import NoAnswerError, NotAskedError, call
-from pycsi.model.errors import FailedPrecondition
+from pycsi.model.addresses import Address
+from pycsi.model.errors import ConfigError, FailedPrecondition
 from pycsi.pool.capacity import Capacity
 from pycsi.pool.pool import Pool
+from pycsi.routing.nodes import Nodes
+from pycsi.server.report import Observer
+from pycsi.server.socket import reason
 from pycsi.volumes.pools import Pools
 
 _GAUGES = {
@@ -27,33 +31,32 @@ _GAUGES = {
 }
 
 
-class Metrics:
-    """Counts RPCs, and serves the counts and the pools' capacity to Prometheus."""
+def serve_metrics(address: Address, collector: Collector) -> Observer:
+    """Serve metrics at `address` from a separate thread, and return what counts the RPCs.
 
-    def __init__(self, pools: Pools) -> None:
-        self._registry = CollectorRegistry()
-        self._registry.register(_PoolCollector(pools))
-        self._calls = Counter(
-            "pycsi_rpcs", "RPCs answered.", ["method", "code"], registry=self._registry
-        )
-        self._seconds = Histogram(
-            "pycsi_rpc_duration_seconds", "Time of an RPC.", ["method"], registry=self._registry
-        )
+    `collector` adds its own metrics to those of the RPCs. `ConfigError` if nobody can listen there.
+    An empty host stands for all addresses, including IPv6 where the machine has it.
+    """
+    registry = CollectorRegistry()
+    registry.register(collector)
+    calls = Counter("pycsi_rpcs", "RPCs answered.", ["method", "code"], registry=registry)
+    times = Histogram(
+        "pycsi_rpc_duration_seconds", "Time of an RPC.", ["method"], registry=registry
+    )
+    try:
+        server = _Server(_listening(*address))
+    except (OSError, UnicodeError) as error:
+        raise ConfigError(
+            f"--metrics-address {address}: cannot listen there: {reason(error)}"
+        ) from None
+    server.set_app(make_wsgi_app(registry))
+    threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
 
-    def observe(self, method: str, code: str, seconds: float) -> None:
-        """Count one RPC by its status code, with its duration in seconds."""
-        self._calls.labels(method, code).inc()
-        self._seconds.labels(method).observe(seconds)
+    def observe(method: str, code: str, seconds: float) -> None:
+        calls.labels(method, code).inc()
+        times.labels(method).observe(seconds)
 
-    def serve(self, host: str, port: int) -> None:
-        """Answer Prometheus on `http://host:port/metrics` from a separate thread.
-
-        An empty host stands for all addresses, including IPv6 where the machine has it. An address
-        that cannot be listened on raises `OSError`, or `UnicodeError` for an invalid host name.
-        """
-        server = _Server(_listening(host, port))
-        server.set_app(make_wsgi_app(self._registry))
-        threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
+    return observe
 
 
 def _listening(host: str, port: int) -> socket.socket:
@@ -85,7 +88,9 @@ class _Server(ThreadingMixIn, WSGIServer):
         self.setup_environ()
 
 
-class _PoolCollector(Collector):
+class PoolCollector(Collector):
+    """The capacity of the pools, and whether they are there."""
+
     def __init__(self, pools: Pools) -> None:
         self._pools = pools
 
@@ -109,6 +114,21 @@ class _PoolCollector(Collector):
                 gauge.add_metric([pool.name], getattr(capacity, key))
             volumes.add_metric([pool.name], len(pool.volumes))
         return [*gauges.values(), volumes, up]
+
+
+class NodeCollector(Collector):
+    """The nodes that a controller has found, and whether they answer."""
+
+    def __init__(self, nodes: Nodes) -> None:
+        self._nodes = nodes
+
+    def collect(self) -> Iterable[GaugeMetricFamily]:
+        up = GaugeMetricFamily(
+            "pycsi_node_up", "1 if the controller reaches the node, otherwise 0.", labels=["node"]
+        )
+        for segment, is_up in self._nodes.up.items():
+            up.add_metric([segment], is_up)
+        return [up]
 
 
 def _measured(pool: Pool) -> tuple[bool, Capacity | None]:

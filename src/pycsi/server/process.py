@@ -4,12 +4,9 @@ import contextlib
 import gc
 import os
 import signal
-import socket
-import stat
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import grpc
 import structlog
@@ -18,11 +15,15 @@ from pycsi import __version__
 from pycsi.backends import privileges
 from pycsi.linux import losetup
 from pycsi.linux.program import pin
-from pycsi.model.config import Config, ConfigError, DriverMode
+from pycsi.model.config import Config
 from pycsi.model.ids import NodeInfo
 from pycsi.proto import csi_pb2_grpc
-from pycsi.server.metrics import Metrics
-from pycsi.server.rpc import Interceptor, Observer
+from pycsi.routing.certificates import Certificates
+from pycsi.server.metrics import PoolCollector, serve_metrics
+from pycsi.server.report import Observer, Reporter, unobserved
+from pycsi.server.rpc import Admission, Guard, Interceptor
+from pycsi.server.socket import bound, refuse_served
+from pycsi.server.tls import SERVER_OPTIONS, bind, controller_only
 from pycsi.services.capabilities import driver_capabilities
 from pycsi.services.controller import Controller
 from pycsi.services.group_controller import GroupController
@@ -60,38 +61,42 @@ def serve(config: Config) -> None:
     if config.one_cpu:
         pin()
     with contextlib.ExitStack() as opened:
-        _refuse_served(config.socket)
-        serves_pools = config.mode is not DriverMode.CONTROLLER
-        if serves_pools:
-            privileges.refuse_powerless()
+        refuse_served(config.socket)
+        privileges.refuse_powerless()
         locks = Locks()
-        pools = Pools(config.pools if serves_pools else (), config.node_id, locks)
+        pools = Pools(config.pools, config.node_id, locks)
         opened.callback(pools.close)
         pools.claim()
         ready = threading.Event()
-        executor = ThreadPoolExecutor(WORKERS, thread_name_prefix="rpc")
-        probers = ThreadPoolExecutor(PROBERS, thread_name_prefix="probe")
-        server = _build(config, pools, locks, ready, executor, probers=probers)
-        opened.enter_context(_bound(server, config.socket))
-        server.start()
+        services = _Services(config, pools, locks, ready)
+        servers = _servers(config, services, opened)
+        for server in servers:
+            server.start()
         try:
             _recover(pools)
-            if serves_pools:
-                _remove_changed_devices()
+            _remove_changed_devices()
             pools.start()
-            if serves_pools:
-                privileges.warn()
+            privileges.warn()
             ready.set()
-            log.info(
-                "serving", endpoint=f"unix://{config.socket}", mode=config.mode, version=__version__
-            )
+            _log_serving(config)
             signal.sigwait(_STOPPING)
             log.info("stopping: waiting for the RPCs under way to end")
         finally:
-            server.stop(PATIENCE).wait()
+            stopped = [server.stop(PATIENCE) for server in servers]
+            for event in stopped:
+                event.wait()
             # Even after the timeout: a pool stays locked until the last operation on it has ended.
-            executor.shutdown()
-            probers.shutdown()
+            services.close()
+
+
+def _log_serving(config: Config) -> None:
+    log.info(
+        "serving",
+        endpoint=f"unix://{config.socket}",
+        mode=config.mode,
+        version=__version__,
+        **({"listen": str(config.listen)} if config.listen else {}),
+    )
 
 
 def _remove_changed_devices() -> None:
@@ -115,133 +120,82 @@ def _recover(pools: Pools) -> None:
         gc.enable()
 
 
-def _build(
-    config: Config,
-    pools: Pools,
-    locks: Locks,
-    ready: threading.Event,
-    executor: ThreadPoolExecutor,
-    *,
-    probers: ThreadPoolExecutor,
-) -> grpc.Server:
-    capabilities = driver_capabilities(
-        config.mode, attach=config.attach, version=config.csi_version
-    )
-    node = NodeInfo(
-        id=config.node_id,
-        driver_name=config.driver_name,
-        max_volumes=config.max_volumes,
-    )
-    server = grpc.server(executor)
-    observe = _observer(config, pools)
-    most = WORKERS - SPARE
-    interceptor = Interceptor(
-        server, capabilities.unimplemented, ready, most, observe, probers=probers
-    )
-    shared = (capabilities, pools, locks, node)
-    parts: tuple[tuple[Callable[..., None], object], ...] = (
-        (
-            csi_pb2_grpc.add_IdentityServicer_to_server,
-            Identity(config.driver_name, capabilities, pools, ready),
-        ),
-        (csi_pb2_grpc.add_ControllerServicer_to_server, Controller(*shared)),
-        (csi_pb2_grpc.add_ControllerServicer_to_server, ListingController(pools, locks, node)),
-        (csi_pb2_grpc.add_ControllerServicer_to_server, SnapshotController(*shared)),
-        (csi_pb2_grpc.add_NodeServicer_to_server, Node(*shared)),
-        (csi_pb2_grpc.add_GroupControllerServicer_to_server, GroupController(*shared)),
-        (csi_pb2_grpc.add_SnapshotMetadataServicer_to_server, SnapshotMetadata(pools, locks)),
-    )
-    for add, part in parts:
-        add(part, interceptor)
-    return server
+class _Services:
+    """The services of this process, and how they are added to its servers."""
+
+    def __init__(self, config: Config, pools: Pools, locks: Locks, ready: threading.Event) -> None:
+        self._config = config
+        self.capabilities = driver_capabilities(
+            config.mode, attach=config.attach, version=config.csi_version
+        )
+        node = NodeInfo(
+            id=config.node_id,
+            driver_name=config.driver_name,
+            max_volumes=config.max_volumes,
+        )
+        self.executor = ThreadPoolExecutor(WORKERS, thread_name_prefix="rpc")
+        self._probers = ThreadPoolExecutor(PROBERS, thread_name_prefix="probe")
+        self._admission = Admission(ready, WORKERS - SPARE)
+        self._reporter = Reporter(_observer(config, pools))
+        shared = (self.capabilities, pools, locks, node)
+        self._central: tuple[_Part, ...] = (
+            (
+                csi_pb2_grpc.add_IdentityServicer_to_server,
+                Identity(self.capabilities, pools, node, ready),
+            ),
+            (csi_pb2_grpc.add_ControllerServicer_to_server, Controller(*shared)),
+            (csi_pb2_grpc.add_ControllerServicer_to_server, ListingController(pools, locks, node)),
+            (csi_pb2_grpc.add_ControllerServicer_to_server, SnapshotController(*shared)),
+            (csi_pb2_grpc.add_GroupControllerServicer_to_server, GroupController(*shared)),
+            (csi_pb2_grpc.add_SnapshotMetadataServicer_to_server, SnapshotMetadata(pools, locks)),
+        )
+        self._local: tuple[_Part, ...] = ((csi_pb2_grpc.add_NodeServicer_to_server, Node(*shared)),)
+
+    def add_to_socket(self, server: grpc.Server) -> None:
+        """Add all services to the server of the unix socket."""
+        self._add(server, (*self._central, *self._local), None)
+
+    def add_to_port(self, server: grpc.Server) -> None:
+        """Add to the server of the TCP port what the controller forwards, and let only it call."""
+        only = controller_only(self._config.driver_name, self._config.node_id)
+        self._add(server, self._central, only)
+
+    def _add(self, server: grpc.Server, parts: Iterable["_Part"], guard: Guard | None) -> None:
+        interceptor = Interceptor(
+            server,
+            self.capabilities.unimplemented,
+            self._admission,
+            self._reporter,
+            probers=self._probers,
+            guard=guard,
+        )
+        for add, part in parts:
+            add(part, interceptor)
+
+    def close(self) -> None:
+        """Wait until the last operation has ended."""
+        self.executor.shutdown()
+        self._probers.shutdown()
+
+
+_Part = tuple[Callable[..., None], object]
+"""A part of a service, and the generated function that adds it to a server."""
+
+
+def _servers(
+    config: Config, services: _Services, opened: contextlib.ExitStack
+) -> list[grpc.Server]:
+    """Return the servers of the unix socket and, if the driver listens on one, of the TCP port."""
+    server = grpc.server(services.executor)
+    services.add_to_socket(server)
+    opened.enter_context(bound(server.add_insecure_port, config.socket))
+    if not config.listen or not config.tls:
+        return [server]
+    port = grpc.server(services.executor, options=SERVER_OPTIONS)
+    services.add_to_port(port)
+    bind(port, config.listen, Certificates(config.tls))
+    return [server, port]
 
 
 def _observer(config: Config, pools: Pools) -> Observer:
-    if config.metrics is None:
-        return lambda _method, _code, _seconds: None
-    metrics = Metrics(pools)
-    host, port = config.metrics
-    try:
-        metrics.serve(host, port)
-    except (OSError, UnicodeError) as error:
-        shown = f"[{host}]" if ":" in host else host
-        raise ConfigError(
-            f"--metrics-address {shown}:{port}: cannot listen there: {_reason(error)}"
-        ) from None
-    return metrics.observe
-
-
-def _reason(error: OSError | UnicodeError) -> str:
-    """Return the system's reason why an address cannot be listened on, without Python's prefix."""
-    match error:
-        case socket.gaierror():
-            return error.strerror or str(error)
-        case OSError(errno=int(number)):
-            return os.strerror(number)
-    return "that is no host's name"
-
-
-def _refuse_served(path: Path) -> None:
-    """Remove a dead socket at `path`; raise `ConfigError` if another driver serves there."""
-    try:
-        _remove_dead(path)
-    except OSError as error:
-        raise ConfigError(f"--endpoint: {error.filename}: {error.strerror}") from None
-
-
-def _remove_dead(path: Path) -> None:
-    if not path.parent.is_dir():
-        raise ConfigError(f"--endpoint: the directory {path.parent} does not exist; create it")
-    with contextlib.suppress(FileNotFoundError):
-        if not stat.S_ISSOCK(path.lstat().st_mode):
-            raise ConfigError(f"--endpoint: {path} exists and is no socket; remove it")
-        if _answers(path):
-            raise ConfigError(f"--endpoint: another driver serves on {path}; stop it first")
-        path.unlink()
-
-
-def _answers(path: Path) -> bool:
-    """Tell whether a process may be listening: all errors but a refused connection count as yes."""
-    with socket.socket(socket.AF_UNIX) as probe:
-        probe.settimeout(5)
-        try:
-            probe.connect(os.fspath(path))
-        except (ConnectionRefusedError, FileNotFoundError):
-            return False
-        except OSError:
-            return True
-    return True
-
-
-@contextlib.contextmanager
-def _bound(server: grpc.Server, path: Path) -> Iterator[None]:
-    """Let the server listen at `path`; at the end remove the socket if it is still this one."""
-    try:
-        server.add_insecure_port(f"unix://{path}")
-        ours = _identity(path)
-    except (RuntimeError, OSError):
-        raise ConfigError(
-            f"--endpoint: cannot listen on {path}: {_why_not_bound(path)}; use another directory"
-        ) from None
-    try:
-        yield
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            if _identity(path) == ours:
-                path.unlink()
-
-
-def _why_not_bound(path: Path) -> str:
-    """Return the kernel's reason why `path` cannot be listened on, which gRPC does not give."""
-    with socket.socket(socket.AF_UNIX) as probe:
-        try:
-            probe.bind(os.fspath(path))
-        except OSError as error:
-            return _reason(error)
-    path.unlink(missing_ok=True)
-    return "for an unknown reason"
-
-
-def _identity(path: Path) -> tuple[int, int]:
-    status = path.lstat()
-    return status.st_dev, status.st_ino
+    return serve_metrics(config.metrics, PoolCollector(pools)) if config.metrics else unobserved

@@ -1,8 +1,7 @@
 """The capabilities of each mode and CSI version, and the RPCs that therefore are UNIMPLEMENTED.
 
-The modes differ because not every CSI sidecar can work per node: a resizer that finds EXPAND_VOLUME
-on a controller sends every expansion to one node, whichever node has the volume. Without that
-capability, NodeExpandVolume on the volume's own node does the whole expansion.
+The modes differ in the access modes only: a volume can be used from many nodes if there is but one.
+What the controller of many nodes forwards, each of the nodes can do.
 
 CSI 1.13 has four health RPCs in place of 1.12's VolumeCondition, and the topology of snapshots. It
 has reserved the numbers that it took away, so in version 1.13 those of both are advertised, and
@@ -62,7 +61,6 @@ class DriverCapabilities:
     controller: tuple[csi.ControllerServiceCapability.RPC.Type, ...]
     node: tuple[csi.NodeServiceCapability.RPC.Type, ...]
     access_modes: frozenset[Mode] = _OF_ONE_NODE
-    serves_node: bool = True
 
     @property
     def snapshot_topology(self) -> bool:
@@ -74,10 +72,6 @@ class DriverCapabilities:
         """The names of the RPCs that answer UNIMPLEMENTED."""
         off = {rpc for flag, rpcs in _RPCS.items() if flag not in self.controller for rpc in rpcs}
         off |= {rpc for flag, rpc in _NODE_RPCS.items() if flag not in self.node}
-        if not self.serves_node:
-            services = csi.DESCRIPTOR.services_by_name
-            off |= {rpc.name for rpc in services["Node"].methods} - {"NodeGetCapabilities"}
-            off |= {"ValidateVolumeCapabilities"}
         for flag, name in _SERVICES.items():
             if flag not in self.plugin:
                 off |= {rpc.name for rpc in csi.DESCRIPTOR.services_by_name[name].methods}
@@ -89,17 +83,8 @@ def driver_capabilities(
 ) -> DriverCapabilities:
     """Return the capabilities of `mode` in a version of CSI.
 
-    `attach` adds ControllerPublishVolume and ControllerUnpublishVolume, but not in mode controller.
+    `attach` adds ControllerPublishVolume and ControllerUnpublishVolume.
     """
-    if mode is DriverMode.CONTROLLER:
-        # This is all that a resizer needs to leave expansion to the nodes.
-        return DriverCapabilities(
-            plugin=(_PLUGIN.CONTROLLER_SERVICE,),
-            expansion=(_EXPANSION.ONLINE,),
-            controller=(),
-            node=(_NODE.EXPAND_VOLUME,),
-            serves_node=False,
-        )
     controller = [
         _CONTROLLER.CREATE_DELETE_VOLUME,
         _CONTROLLER.LIST_VOLUMES,
@@ -111,11 +96,14 @@ def driver_capabilities(
         _CONTROLLER.GET_SNAPSHOT,
         _CONTROLLER.CLONE_VOLUME,
         _CONTROLLER.SINGLE_NODE_MULTI_WRITER,
+        _CONTROLLER.EXPAND_VOLUME,
+        _CONTROLLER.MODIFY_VOLUME,
     ]
     plugin = [
         _PLUGIN.CONTROLLER_SERVICE,
         _PLUGIN.VOLUME_ACCESSIBILITY_CONSTRAINTS,
         _PLUGIN.SNAPSHOT_METADATA_SERVICE,
+        _PLUGIN.GROUP_CONTROLLER_SERVICE,
     ]
     node = [
         _NODE.STAGE_UNSTAGE_VOLUME,
@@ -124,9 +112,6 @@ def driver_capabilities(
         _NODE.EXPAND_VOLUME,
         _NODE.SINGLE_NODE_MULTI_WRITER,
     ]
-    if mode is DriverMode.SINGLE_NODE:
-        controller += [_CONTROLLER.EXPAND_VOLUME, _CONTROLLER.MODIFY_VOLUME]
-        plugin.append(_PLUGIN.GROUP_CONTROLLER_SERVICE)
     if attach:
         controller += [
             _CONTROLLER.PUBLISH_UNPUBLISH_VOLUME,

@@ -41,9 +41,7 @@ class Controller(csi_pb2_grpc.ControllerServicer):
     def ControllerGetCapabilities(
         self, request: csi.ControllerGetCapabilitiesRequest, context: grpc.ServicerContext
     ) -> csi.ControllerGetCapabilitiesResponse:
-        kind = csi.ControllerServiceCapability
-        rpcs = [kind.RPC(type=item) for item in self._capabilities.controller]
-        return csi.ControllerGetCapabilitiesResponse(capabilities=[kind(rpc=rpc) for rpc in rpcs])
+        return reply.controller_capabilities(self._capabilities)
 
     # Volumes
 

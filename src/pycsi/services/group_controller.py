@@ -37,9 +37,7 @@ class GroupController(csi_pb2_grpc.GroupControllerServicer):
     def GroupControllerGetCapabilities(
         self, request: csi.GroupControllerGetCapabilitiesRequest, context: grpc.ServicerContext
     ) -> csi.GroupControllerGetCapabilitiesResponse:
-        kind = csi.GroupControllerServiceCapability
-        rpc = kind.RPC(type=kind.RPC.CREATE_DELETE_GET_VOLUME_GROUP_SNAPSHOT)
-        return csi.GroupControllerGetCapabilitiesResponse(capabilities=[kind(rpc=rpc)])
+        return reply.group_controller_capabilities()
 
     def CreateVolumeGroupSnapshot(
         self, request: csi.CreateVolumeGroupSnapshotRequest, context: grpc.ServicerContext

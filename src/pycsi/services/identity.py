@@ -1,18 +1,23 @@
 """The Identity service."""
 
+import os
 import threading
 
 import grpc
 from google.protobuf.wrappers_pb2 import BoolValue
 
-from pycsi import __version__
 from pycsi.linux import mkfs
 from pycsi.model.errors import FailedPrecondition
+from pycsi.model.ids import NodeInfo
 from pycsi.model.parameters import DEFAULT_FILESYSTEM
 from pycsi.proto import csi_pb2 as csi
 from pycsi.proto import csi_pb2_grpc
+from pycsi.services import reply
 from pycsi.services.capabilities import DriverCapabilities
 from pycsi.volumes.pools import Pools
+
+INSTANCE = "pycsi-instance"
+"""The key of the manifest with a random value, which another process does not have."""
 
 _READY = csi.ProbeResponse(ready=BoolValue(value=True))
 
@@ -20,13 +25,19 @@ _READY = csi.ProbeResponse(ready=BoolValue(value=True))
 class Identity(csi_pb2_grpc.IdentityServicer):
     """Report the driver's name, capabilities and readiness.
 
-    `ready` is set once the pools have been recovered; until then Probe answers not ready.
+    `ready` is set once the pools have been recovered; until then Probe answers not ready. The
+    manifest tells a controller which node this is, and which process.
     """
 
     def __init__(
-        self, name: str, capabilities: DriverCapabilities, pools: Pools, ready: threading.Event
+        self,
+        capabilities: DriverCapabilities,
+        pools: Pools,
+        node: NodeInfo,
+        ready: threading.Event,
     ) -> None:
-        self._name = name
+        self._name = node.driver_name
+        self._manifest = {**node.segments, INSTANCE: os.urandom(8).hex()}
         self._capabilities = capabilities
         self._pools = pools
         self._ready = ready
@@ -34,22 +45,12 @@ class Identity(csi_pb2_grpc.IdentityServicer):
     def GetPluginInfo(
         self, request: csi.GetPluginInfoRequest, context: grpc.ServicerContext
     ) -> csi.GetPluginInfoResponse:
-        return csi.GetPluginInfoResponse(name=self._name, vendor_version=__version__)
+        return reply.plugin_info(self._name, self._manifest)
 
     def GetPluginCapabilities(
         self, request: csi.GetPluginCapabilitiesRequest, context: grpc.ServicerContext
     ) -> csi.GetPluginCapabilitiesResponse:
-        capability = csi.PluginCapability
-        services = [capability.Service(type=item) for item in self._capabilities.plugin]
-        expansions = [
-            capability.VolumeExpansion(type=item) for item in self._capabilities.expansion
-        ]
-        return csi.GetPluginCapabilitiesResponse(
-            capabilities=[
-                *(capability(service=item) for item in services),
-                *(capability(volume_expansion=item) for item in expansions),
-            ]
-        )
+        return reply.plugin_capabilities(self._capabilities)
 
     def Probe(self, request: csi.ProbeRequest, context: grpc.ServicerContext) -> csi.ProbeResponse:
         if not self._ready.is_set():
@@ -58,8 +59,6 @@ class Identity(csi_pb2_grpc.IdentityServicer):
         return _READY
 
     def _check_programs(self) -> None:
-        if not self._capabilities.serves_node:
-            return
         counts = [
             catalog.filesystems
             for pool in self._pools

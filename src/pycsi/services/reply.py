@@ -1,17 +1,19 @@
 """Replies: conversion of volumes, snapshots and measurements to protobuf messages."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import NewType, TypeVar
 
 from google.protobuf.timestamp_pb2 import Timestamp
 from google.protobuf.wrappers_pb2 import Int64Value
 
+from pycsi import __version__
 from pycsi.model.health import Fault, Status
 from pycsi.model.ids import NodeInfo
 from pycsi.model.records import Group, Snapshot, Usage, Volume
 from pycsi.model.request import Source, SourceKind
 from pycsi.proto import csi_pb2 as csi
 from pycsi.services import request as read
+from pycsi.services.capabilities import DriverCapabilities
 from pycsi.volumes.provisioning import Offer
 
 Page = TypeVar(
@@ -24,7 +26,7 @@ Page = TypeVar(
 Encoded = NewType("Encoded", bytes)
 """An encoded reply, ready to be sent."""
 
-_LARGEST = 4 * 1024 * 1024 - 1024
+LARGEST_REPLY = 4 * 1024 * 1024 - 1024
 """Most bytes of entries in one reply: gRPC clients accept messages of up to 4 MiB by default."""
 
 _VOLUME_STATUS = {
@@ -39,6 +41,37 @@ _STORAGE_STATUS = {
 }
 
 
+def plugin_info(driver_name: str, manifest: Mapping[str, str]) -> csi.GetPluginInfoResponse:
+    """Return the driver's name and version, and what `manifest` says about the process."""
+    return csi.GetPluginInfoResponse(
+        name=driver_name, vendor_version=__version__, manifest=manifest
+    )
+
+
+def plugin_capabilities(found: DriverCapabilities) -> csi.GetPluginCapabilitiesResponse:
+    """Return the capabilities of the plugin."""
+    kind = csi.PluginCapability
+    services = [kind(service=kind.Service(type=item)) for item in found.plugin]
+    expansions = [
+        kind(volume_expansion=kind.VolumeExpansion(type=item)) for item in found.expansion
+    ]
+    return csi.GetPluginCapabilitiesResponse(capabilities=[*services, *expansions])
+
+
+def controller_capabilities(found: DriverCapabilities) -> csi.ControllerGetCapabilitiesResponse:
+    """Return the capabilities of the Controller service."""
+    kind = csi.ControllerServiceCapability
+    rpcs = [kind.RPC(type=item) for item in found.controller]
+    return csi.ControllerGetCapabilitiesResponse(capabilities=[kind(rpc=rpc) for rpc in rpcs])
+
+
+def group_controller_capabilities() -> csi.GroupControllerGetCapabilitiesResponse:
+    """Return the capabilities of the GroupController service."""
+    kind = csi.GroupControllerServiceCapability
+    rpc = kind.RPC(type=kind.RPC.CREATE_DELETE_GET_VOLUME_GROUP_SNAPSHOT)
+    return csi.GroupControllerGetCapabilitiesResponse(capabilities=[kind(rpc=rpc)])
+
+
 def page(kind: type[Page], entries: Iterable[tuple[str, bytes]], size: int) -> Page:
     """Return the page that `encoded_page` makes, as a message."""
     return kind.FromString(encoded_page(kind, entries, size))
@@ -51,7 +84,7 @@ def encoded_page(kind: type[Page], entries: Iterable[tuple[str, bytes]], size: i
     are the encoding of one reply with all the entries (Protocol Buffers encoding, "Last One Wins").
     """
     shown: list[bytes] = []
-    last, room = "", _LARGEST
+    last, room = "", LARGEST_REPLY
     for object_id, entry in entries:
         room -= len(entry)
         if shown and (len(shown) == size or room < 0):

@@ -14,8 +14,8 @@ from pathlib import PurePath
 import structlog
 
 from pycsi.linux.waiting import NoAnswerError, NotAskedError, call
-from pycsi.model.config import ConfigError, PoolConfig
-from pycsi.model.errors import CsiError
+from pycsi.model.config import PoolConfig
+from pycsi.model.errors import ConfigError, CsiError
 from pycsi.pool import opening
 from pycsi.pool.directory import MissingPoolError, opening_error
 from pycsi.pool.pool import Pool

@@ -1,0 +1,152 @@
+"""Which node an RPC is for, and forwarding it there."""
+
+import contextlib
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+
+from pycsi.model import ids
+from pycsi.model.errors import Aborted, Unavailable, Unimplemented
+from pycsi.proto import csi_pb2 as csi
+from pycsi.routing import lists, placement
+from pycsi.routing.link import Call, NodeLink
+from pycsi.routing.nodes import Nodes
+
+_BY_FIELD = {
+    "DeleteVolume": "volume_id",
+    "ControllerExpandVolume": "volume_id",
+    "ControllerModifyVolume": "volume_id",
+    "ValidateVolumeCapabilities": "volume_id",
+    "ControllerGetVolume": "volume_id",
+    "ControllerGetVolumeHealth": "volume_id",
+    "ControllerPublishVolume": "volume_id",
+    "ControllerUnpublishVolume": "volume_id",
+    "CreateSnapshot": "source_volume_id",
+    "DeleteSnapshot": "snapshot_id",
+    "GetSnapshot": "snapshot_id",
+    "GetMetadataAllocated": "snapshot_id",
+    "GetMetadataDelta": "target_snapshot_id",
+    "DeleteVolumeGroupSnapshot": "group_snapshot_id",
+    "GetVolumeGroupSnapshot": "group_snapshot_id",
+}
+"""The field of each request whose id names the node that the RPC is for."""
+
+_LISTS = {
+    "ListVolumes": csi.ListVolumesResponse,
+    "ListSnapshots": csi.ListSnapshotsResponse,
+    "ControllerListVolumeHealth": csi.ControllerListVolumeHealthResponse,
+}
+
+
+class Router:
+    """Forwards RPCs to the nodes that they are for; it keeps nothing but its connections.
+
+    A request that names no node is for any: what is wrong with it, each of them tells alike.
+    """
+
+    def __init__(self, nodes: Nodes, topology_key: str) -> None:
+        self._nodes = nodes
+        self._topology_key = topology_key
+        self._creating: set[str] = set()
+
+    async def answer(self, name: str, call: Call) -> bytes:
+        """Return the encoded reply to the unary RPC `name`."""
+        match name:
+            case "CreateVolume":
+                return await self._create_volume(call)
+            case "GetCapacity":
+                return await self._capacity(call)
+            case "ListSnapshots" if filtered := call.request.snapshot_id or (
+                call.request.source_volume_id
+            ):
+                return await self._forward(call, ids.node_of(filtered))
+            case "ListVolumes" | "ListSnapshots" | "ControllerListVolumeHealth":
+                return await lists.merged(call, await self._nodes.every(), _LISTS[name])
+            case "CreateVolumeGroupSnapshot":
+                return await self._create_group(call)
+        return await self._forward(call, self._node(name, call))
+
+    async def stream(self, name: str, call: Call) -> AsyncIterator[bytes]:
+        """Yield the encoded replies to the RPC `name`, which answers with a stream."""
+        link = await self._link(self._node(name, call))
+        async for reply in link.stream(call):
+            yield reply
+
+    def _node(self, name: str, call: Call) -> str | None:
+        return ids.node_of(getattr(call.request, _BY_FIELD[name]))
+
+    async def _link(self, segment: str | None) -> NodeLink:
+        return await (self._nodes.any() if segment is None else self._nodes.get(segment))
+
+    async def _forward(self, call: Call, segment: str | None) -> bytes:
+        """Forward an RPC to a node, or to any.
+
+        If the node does not answer, look whether it has another address now, and send it there:
+        every RPC can be repeated.
+        """
+        link = await self._link(segment)
+        try:
+            return await link.send(call)
+        except Unavailable:
+            if successor := await self._nodes.successor(link):
+                return await successor.send(call)
+            raise
+
+    # Volumes
+
+    async def _create_volume(self, call: Call) -> bytes:
+        source = _source(call.request.volume_content_source)
+        requirement = call.request.accessibility_requirements
+        if source:
+            # Only there is the data. The node refuses what `requisite` does not allow; `preferred`
+            # is a wish, and the volume's topology brings the pod to the data.
+            return await self._forward(call, ids.node_of(source))
+        if requirement.preferred and requirement.preferred[0].segments:
+            return await self._forward(call, self._named(requirement.preferred[0].segments))
+        with self._sole(call.request.name):
+            return await placement.create(call, await self._candidates(requirement.requisite))
+
+    async def _candidates(self, requisite: Sequence[csi.Topology]) -> list[NodeLink]:
+        if not requisite or not all(topology.segments for topology in requisite):
+            return await self._nodes.every()
+        segments = {self._named(topology.segments) for topology in requisite}
+        known = sorted(segment for segment in segments if segment is not None)
+        return [await self._nodes.get(segment) for segment in known] or [await self._nodes.any()]
+
+    def _named(self, segments: Mapping[str, str]) -> str | None:
+        """Return the topology segment that names a node; None if there is none, or more than that.
+
+        The case of keys is ignored (CSI specification, "Topology").
+        """
+        if len(segments) != 1:
+            return None
+        ((key, value),) = segments.items()
+        return value if key.lower() == self._topology_key.lower() else None
+
+    @contextlib.contextmanager
+    def _sole(self, name: str) -> Iterator[None]:
+        """Keep a name from being placed twice at once, on two nodes; `Aborted` if it would be."""
+        if name in self._creating:
+            raise Aborted(f"volume {name} is being created; try again")
+        self._creating.add(name)
+        try:
+            yield
+        finally:
+            self._creating.remove(name)
+
+    async def _capacity(self, call: Call) -> bytes:
+        segments = call.request.accessible_topology.segments
+        if segments:
+            return await self._forward(call, self._named(segments))
+        return await placement.capacity(call, await self._nodes.every())
+
+    # Group snapshots
+
+    async def _create_group(self, call: Call) -> bytes:
+        segments = {ids.node_of(volume_id) for volume_id in call.request.source_volume_ids}
+        if len(segments) > 1:
+            raise Unimplemented("the volumes are on several nodes; give those of one")
+        return await self._forward(call, segments.pop() if segments else None)
+
+
+def _source(content: csi.VolumeContentSource) -> str:
+    """Return the id of the snapshot or volume that a new volume is filled from, or ""."""
+    return content.snapshot.snapshot_id or content.volume.volume_id

@@ -1,0 +1,162 @@
+"""The process in mode controller: answers sidecars on a unix socket, and forwards to the nodes."""
+
+import asyncio
+import functools
+import os
+import signal
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import grpc
+import grpc.aio
+import structlog
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
+from google.protobuf.wrappers_pb2 import BoolValue
+
+from pycsi import __version__
+from pycsi.model.config import Config
+from pycsi.model.errors import ConfigError
+from pycsi.model.ids import NodeInfo
+from pycsi.proto import csi_pb2 as csi
+from pycsi.routing.certificates import Certificates
+from pycsi.routing.link import Call
+from pycsi.routing.nodes import Nodes, Whereabouts, looking
+from pycsi.routing.router import Router
+from pycsi.server.metrics import NodeCollector, serve_metrics
+from pycsi.server.report import Reporter, unobserved
+from pycsi.server.rpc import refuse
+from pycsi.server.socket import bound, refuse_served
+from pycsi.services import reply
+from pycsi.services.capabilities import driver_capabilities
+
+log = structlog.get_logger()
+
+_SERVICES = ("Identity", "Controller", "GroupController", "SnapshotMetadata")
+
+_PATIENCE = 20.0
+"""Seconds that a stopping controller waits for the RPCs under way: Kubernetes kills it after 30."""
+
+
+def serve(config: Config) -> None:
+    """Serve until SIGTERM or SIGINT; raise `ConfigError` if the configuration cannot work."""
+    os.umask(0o077)
+    refuse_served(config.socket)
+    asyncio.run(_serve(config))
+
+
+async def _serve(config: Config) -> None:
+    stopping = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    if config.tls is None:
+        raise ConfigError("--tls-directory is missing")
+    certificates = Certificates(config.tls)
+    key = NodeInfo(id="", driver_name=config.driver_name, max_volumes=0).topology_key
+    places = Whereabouts(service=config.node_service, fixed=config.nodes)
+    nodes = Nodes(places, certificates, config.driver_name, key)
+    observe = serve_metrics(config.metrics, NodeCollector(nodes)) if config.metrics else unobserved
+    server = grpc.aio.server()
+    _Services(config, Router(nodes, key), Reporter(observe)).add_to(server)
+    with bound(server.add_insecure_port, config.socket):
+        async with looking(nodes):
+            await server.start()
+            log.info(
+                "serving", endpoint=f"unix://{config.socket}", mode=config.mode, version=__version__
+            )
+            await stopping.wait()
+            log.info("stopping: waiting for the RPCs under way to end")
+            await server.stop(_PATIENCE)
+
+
+class _Services:
+    """The services of the controller, each method with the report that every RPC gets."""
+
+    def __init__(self, config: Config, router: Router, reporter: Reporter) -> None:
+        self._router = router
+        self._report = reporter.report
+        found = driver_capabilities(config.mode, attach=config.attach, version=config.csi_version)
+        self._unimplemented = found.unimplemented
+        self._own: dict[str, bytes] = {
+            name: message.SerializeToString()
+            for name, message in (
+                ("GetPluginInfo", reply.plugin_info(config.driver_name, {})),
+                ("GetPluginCapabilities", reply.plugin_capabilities(found)),
+                ("Probe", csi.ProbeResponse(ready=BoolValue(value=True))),
+                ("ControllerGetCapabilities", reply.controller_capabilities(found)),
+                ("GroupControllerGetCapabilities", reply.group_controller_capabilities()),
+            )
+        }
+
+    def add_to(self, server: grpc.aio.Server) -> None:
+        """Add all services to a server."""
+        for service in _SERVICES:
+            methods = csi.DESCRIPTOR.services_by_name[service].methods
+            server.add_registered_method_handlers(
+                f"csi.v1.{service}", {method.name: self._handler(method) for method in methods}
+            )
+
+    def _handler(self, method: Any) -> Any:
+        path = f"/{method.containing_service.full_name}/{method.name}"
+        decode = GetMessageClass(method.input_type).FromString
+        if method.server_streaming:
+            streams = functools.partial(self._stream, method.name, path, decode)
+            return grpc.unary_stream_rpc_method_handler(streams)
+        answers = functools.partial(self._answer, method.name, path, decode)
+        return grpc.unary_unary_rpc_method_handler(answers)
+
+    async def _answer(
+        self,
+        name: str,
+        path: str,
+        decode: Callable[[bytes], Message],
+        data: bytes,
+        context: Any,
+    ) -> bytes:
+        start = time.perf_counter()
+        request = None
+        try:
+            request = decode(data)
+            if name in self._unimplemented:
+                refuse(name)
+            answer = self._own.get(name) or await self._router.answer(
+                name, _call(path, request, data, context)
+            )
+        except asyncio.CancelledError as error:
+            self._report(name, request, start, error)
+            raise
+        except Exception as error:
+            await context.abort(*self._report(name, request, start, error))
+            raise
+        self._report(name, request, start)
+        return answer
+
+    async def _stream(
+        self,
+        name: str,
+        path: str,
+        decode: Callable[[bytes], Message],
+        data: bytes,
+        context: Any,
+    ) -> AsyncIterator[bytes]:
+        start = time.perf_counter()
+        request = None
+        try:
+            request = decode(data)
+            if name in self._unimplemented:
+                refuse(name)
+            async for part in self._router.stream(name, _call(path, request, data, context)):
+                yield part
+        except (asyncio.CancelledError, GeneratorExit) as error:
+            self._report(name, request, start, error)
+            raise
+        except Exception as error:  # noqa: BLE001
+            await context.abort(*self._report(name, request, start, error))
+        self._report(name, request, start)
+
+
+def _call(path: str, request: Message, data: bytes, context: Any) -> Call:
+    left = context.time_remaining()
+    deadline = None if left is None else asyncio.get_running_loop().time() + left
+    return Call(path, request, data, deadline, context.invocation_metadata() or ())

@@ -1,0 +1,129 @@
+"""What became of an RPC: its status code, its line in the log, and its metrics.
+
+This is the only place where exceptions become status codes.
+"""
+
+import asyncio
+import contextlib
+import functools
+import itertools
+import logging
+import os
+import time
+from typing import Any, Protocol
+
+import grpc
+import structlog
+from google.protobuf.descriptor import Descriptor
+from google.protobuf.message import DecodeError, Message
+
+from pycsi.model.errors import ERRNO_CODES, CsiError
+from pycsi.server.redaction import redacted
+
+log = structlog.get_logger()
+
+_IDENTIFYING = (
+    "volume_id",
+    "name",
+    "node_id",
+    "source_volume_id",
+    "snapshot_id",
+    "group_snapshot_id",
+    "base_snapshot_id",
+    "target_snapshot_id",
+    "target_path",
+)
+ROUTINE = frozenset({"Probe"})
+"""RPCs called every few seconds: successes are logged at debug level only."""
+
+_LONGEST_MESSAGE = 1024
+_DONE = grpc.StatusCode.OK, ""
+
+
+class Observer(Protocol):
+    """Counts an RPC by method and name of the status code, with its duration in seconds."""
+
+    def __call__(self, method: str, code: str, seconds: float) -> None: ...
+
+
+def unobserved(method: str, code: str, seconds: float) -> None:
+    """Count nothing: the observer of a driver without metrics."""
+
+
+def status_of(error: BaseException) -> tuple[grpc.StatusCode, str]:
+    """Return the status code and message for an exception of an RPC.
+
+    The code is never UNKNOWN, and the message never empty. The message is sent in an HTTP/2 header,
+    so it is cut to 1024 bytes.
+    """
+    message = _cut(str(error) or type(error).__name__)
+    if isinstance(error, CsiError):
+        return error.code, message
+    if isinstance(error, DecodeError):
+        return grpc.StatusCode.INVALID_ARGUMENT, (
+            "the request cannot be read as the message that this method takes; send what csi.proto "
+            "describes"
+        )
+    if isinstance(error, GeneratorExit | asyncio.CancelledError):
+        return grpc.StatusCode.CANCELLED, "the caller has hung up"
+    if isinstance(error, OSError) and error.errno in ERRNO_CODES:
+        return ERRNO_CODES[error.errno], message
+    return grpc.StatusCode.INTERNAL, message
+
+
+def _cut(text: str) -> str:
+    return text.encode(errors="replace")[:_LONGEST_MESSAGE].decode(errors="ignore")
+
+
+@functools.cache
+def _identifying(kind: Descriptor) -> tuple[str, ...]:
+    """Return the fields of a request type that identify the object of the request."""
+    return tuple(field for field in _IDENTIFYING if field in kind.fields_by_name)
+
+
+class Reporter:
+    """Counts every RPC with `observe`, and logs it."""
+
+    def __init__(self, observe: Observer) -> None:
+        self._observe = observe
+        self._prefix = os.urandom(4).hex()
+        self._numbers = itertools.count(1)
+        self._logger = log.bind()  # bound once: structlog's lazy proxy binds at each call
+        self._debugging = self._logger.is_enabled_for(logging.DEBUG)
+
+    def report(
+        self,
+        name: str,
+        request: Message | None,
+        start: float,
+        failure: BaseException | None = None,
+        **more: str,
+    ) -> tuple[grpc.StatusCode, str]:
+        """Count an RPC that began at `start`, log it, and return its status.
+
+        `request` is None if it could not be decoded; `more` is added to the log line.
+        """
+        seconds = time.perf_counter() - start
+        code, message = status_of(failure) if failure else _DONE
+        self._observe(name, code.name, seconds)
+        number = next(self._numbers)
+        level = logging.DEBUG if name in ROUTINE and not failure else logging.INFO
+        if level == logging.DEBUG and not self._debugging:
+            return code, message
+        about: dict[str, Any] = {}
+        if request is not None:
+            fields = _identifying(request.DESCRIPTOR)
+            about = {field: _cut(value) for field in fields if (value := getattr(request, field))}
+        about |= more
+        about["code"] = code.name
+        about["duration_ms"] = round(seconds * 1000, 3)
+        if message:
+            about["error"] = message
+        about["request_id"] = f"{self._prefix}-{number}"
+        if self._debugging and request is not None:
+            about["request"] = redacted(request)
+        if code is grpc.StatusCode.INTERNAL:
+            level, about["exc_info"] = logging.ERROR, failure
+        with contextlib.suppress(OSError):  # an unwritable log must not fail the RPC
+            self._logger.log(level, name, **about)
+        return code, message

@@ -1,0 +1,92 @@
+"""Several nodes and their controller, as processes of this machine, for tests."""
+
+import contextlib
+import dataclasses
+import socket
+import subprocess
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from driver import Driver
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def free_port() -> int:
+    """Return a TCP port of 127.0.0.1 on which nobody listens now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def make_certificates(folder: Path, *options: str) -> Path:
+    """Make an authority, and certificates for a controller and for nodes, in `folder`."""
+    script = ROOT / "deploy" / "kubernetes" / "tls-secrets.sh"
+    subprocess.run([script, *options, folder], check=True, stdout=subprocess.DEVNULL)
+    return folder
+
+
+class NodeDriver(Driver):
+    """A driver in mode node, called `name`, whose port is for the controller."""
+
+    def __init__(
+        self, name: str, folder: Path, pools: Sequence[str], tls: Path, options: Sequence[str] = ()
+    ) -> None:
+        self.name = name
+        self.port = free_port()
+        super().__init__(folder, pools, (*self._listening(tls), *options))
+
+    def _listening(self, tls: Path) -> tuple[str, ...]:
+        return (
+            "--mode=node",
+            f"--node-id={self.name}",
+            f"--listen-address=127.0.0.1:{self.port}",
+            f"--tls-directory={tls / 'node'}",
+        )
+
+    @property
+    def pool(self) -> Path:
+        return self.folders[0]
+
+
+@dataclasses.dataclass
+class Cluster:
+    """Nodes by name, and the controller that forwards to them; `tls` has their certificates."""
+
+    folder: Path
+    tls: Path
+    nodes: dict[str, NodeDriver]
+    controller: Driver
+
+
+@contextlib.contextmanager
+def cluster(
+    folder: Path, *names: str, pools: Sequence[Path] = (), options: Sequence[str] = ()
+) -> Iterator[Cluster]:
+    """Run a node for each name, each with a pool of its own, and a controller.
+
+    The pools are directories below `folder`, unless `pools` are given. All get the `options`.
+    """
+    tls = make_certificates(folder / "tls")
+    places = pools or [folder / name / "pool" for name in names]
+    with contextlib.ExitStack() as running:
+        nodes = {}
+        for name, place in zip(names, places, strict=True):
+            place.mkdir(parents=True, exist_ok=True)
+            node = NodeDriver(name, folder / name, [f"default={place}"], tls, options)
+            nodes[name] = running.enter_context(node)
+        yield Cluster(folder, tls, nodes, running.enter_context(controller(folder, tls, nodes)))
+
+
+def controller(
+    folder: Path,
+    tls: Path,
+    nodes: dict[str, NodeDriver],
+    options: Sequence[str] = (),
+    role: str = "controller",
+) -> Driver:
+    """Return a controller of `nodes`, not started, with the certificate of `role`."""
+    found = [f"--node={name}=127.0.0.1:{node.port}" for name, node in nodes.items()]
+    given = ("--mode=controller", f"--tls-directory={tls / role}", *found, *options)
+    return Driver(folder / "controller", (), given)
