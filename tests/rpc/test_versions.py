@@ -105,7 +105,7 @@ def test_both_see_that_it_is_well(driver: Driver, tmp_path: Path) -> None:
     assert list(new.call("NodeGetStorageHealth").backend_health) == []
 
 
-@pytest.mark.parametrize("mode", ["single-node", "node", "controller"])
+@pytest.mark.parametrize("mode", ["single-node", "node"])
 def test_nothing_new_for_1_12(serve: Callable[..., Driver], pool: Path, mode: str) -> None:
     """With --csi-version 1.12 no capability, field or RPC is there that 1.12 does not have."""
     driver = serve(pool, options=("--csi-version=1.12", f"--mode={mode}", "--enable-attach"))

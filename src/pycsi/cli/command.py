@@ -174,14 +174,15 @@ def serve(
     log_level: str,
 ) -> None:
     """Run the driver. Every option can be a variable too: --node-id is PYCSI_NODE_ID."""
+    # Both before gRPC is imported. The driver reports gRPC's errors itself.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    # gRPC's fork handlers crash children between fork and exec, and Python forks if it cannot vfork
+    # for lack of memory. No program that the driver starts uses gRPC.
+    os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
     from pycsi.model import addresses, config
     from pycsi.model.errors import ConfigError
     from pycsi.server import logs
 
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # the driver reports gRPC's errors itself
-    # gRPC's fork handlers crash children between fork and exec, and Python forks if it cannot vfork
-    # for lack of memory. No program that the driver starts uses gRPC.
-    os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
     logs.configure(log_format, log_level)
     try:
         if not endpoint:
