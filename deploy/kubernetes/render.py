@@ -19,8 +19,12 @@ NAME = "pycsi"
 NAMESPACE = "pycsi-system"
 
 SNAPSHOT_CLASS = "snapshot.storage.k8s.io/v1/VolumeSnapshotClass"
+GROUP_SNAPSHOT_CLASS = "groupsnapshot.storage.k8s.io/v1/VolumeGroupSnapshotClass"
 ATTRIBUTES_CLASS = "storage.k8s.io/v1/VolumeAttributesClass"
 HELM_LABELS = ("helm.sh/chart:", "app.kubernetes.io/managed-by:")
+
+# What tls-secrets.sh makes.
+SECRETS = {role: f"{NAME}-{role}-tls" for role in ("controller", "node")}
 
 # The driver is privileged, for it mounts.
 NAMESPACE_MANIFEST = f"""\
@@ -64,26 +68,29 @@ def render(
 def manifests() -> dict[str, str]:
     """Return the content of each manifest by its file name."""
     single = render({"mode": "single-node"}, api_versions=(SNAPSHOT_CLASS, ATTRIBUTES_CLASS))
-    many = render({"mode": "distributed"})
+    many = render({"mode": "distributed", "tls": {"existingSecrets": SECRETS}})
     # Where upstream's is, and where it stays when the driver is deleted.
-    labeller = render({"snapshotController": {"enabled": True}}, namespace="kube-system")
+    snapshots = render({"snapshotController": {"enabled": True}}, namespace="kube-system")
     driver = ("node/", "controller/", "csidriver.yaml", "classes/storageclasses.yaml")
     return {
         "single-node.yaml": _manifest(
             "the driver on the one node of a cluster", NAMESPACE_MANIFEST, *_chosen(single, driver)
         ),
         "distributed.yaml": _manifest(
-            "the driver on each node of a cluster", NAMESPACE_MANIFEST, *_chosen(many, driver)
+            "the driver on each node of a cluster, and a controller; needs the Secrets of "
+            "tls-secrets.sh",
+            NAMESPACE_MANIFEST,
+            *_chosen(many, driver),
         ),
         "snapshot-controller.yaml": _manifest(
             "for clusters that have none; needs the snapshot CRDs",
-            *_chosen(labeller, ("snapshot-controller/",)),
+            *_chosen(snapshots, ("snapshot-controller/",)),
         ),
         "snapshot-class.yaml": _manifest(
             "needs the snapshot CRDs", single["classes/volumesnapshotclasses.yaml"]
         ),
         "attributes-classes.yaml": _manifest(
-            "for single-node.yaml; needs Kubernetes 1.34",
+            "needs Kubernetes 1.34",
             single["classes/volumeattributesclasses.yaml"],
         ),
     }

@@ -13,7 +13,7 @@ helm = pytest.importorskip(
 )
 
 from kubernetes_validate import utils
-from render import ATTRIBUTES_CLASS, CHART, SNAPSHOT_CLASS, render
+from render import ATTRIBUTES_CLASS, CHART, GROUP_SNAPSHOT_CLASS, SNAPSHOT_CLASS, render
 
 Manifest = dict[str, Any]
 
@@ -45,11 +45,17 @@ EVERYTHING: dict[str, Any] = {
         }
     ],
     "volumeSnapshotClasses": [{"name": "fast", "default": True, "deletionPolicy": "Retain"}],
+    "volumeGroupSnapshotClasses": [{"name": "fast", "default": True, "deletionPolicy": "Retain"}],
     "groupSnapshots": {"enabled": True},
+    "snapshotMetadata": {"enabled": True, "extraArgs": ["--v=5"]},
     "snapshotController": {"enabled": True, "extraArgs": ["--v=5"]},
     "sidecars": {"provisioner": {"extraArgs": ["--v=5"]}},
     "metrics": {"podMonitor": {"enabled": True, "labels": {"team": "storage"}}},
-    "networkPolicy": {"enabled": True, "metricsFrom": [{"namespaceSelector": {}}]},
+    "networkPolicy": {
+        "enabled": True,
+        "metricsFrom": [{"namespaceSelector": {}}],
+        "snapshotMetadataFrom": [{"namespaceSelector": {}}],
+    },
     "criticalPods": {"quota": True},
     "openshift": {"enabled": True},
     "selinux": {"enforcing": True},
@@ -74,6 +80,19 @@ LATEST: dict[str, Any] = {
 }
 
 
+# All of it on many nodes.
+MANY: dict[str, Any] = {
+    **LATEST,
+    "mode": "distributed",
+    "controller": {
+        "replicas": 3,
+        "affinity": {"nodeAffinity": {}},
+        "podAnnotations": {"a": "b"},
+        "podLabels": {"c": "d"},
+    },
+}
+
+
 def values_of(path: Path) -> dict[str, Any]:
     values: dict[str, Any] = yaml.safe_load(path.read_text())
     return values
@@ -86,9 +105,40 @@ VALUES: dict[str, dict[str, Any]] = {
     "everything": EVERYTHING,
     "csi-1.12": {"csiVersion": "1.12"},
     "latest": LATEST,
+    "many": MANY,
     "health-monitor": {"sidecars": {"healthMonitor": {"enabled": True}}},
+    "changed-blocks": {
+        "snapshotMetadata": {"enabled": True},
+        "networkPolicy": {"enabled": True},
+        "metrics": {"enabled": False},
+    },
+    "cert-manager": {"tls": {"certManager": {"enabled": True}}},
+    "own-issuer": {
+        "tls": {
+            "certManager": {
+                "enabled": True,
+                "issuerRef": {"name": "company", "kind": "ClusterIssuer"},
+            }
+        }
+    },
+    "own-secrets": {
+        "tls": {"existingSecrets": {"controller": "a", "node": "b"}},
+        "snapshotMetadata": {
+            "enabled": True,
+            "tls": {"existingSecret": "c", "caCert": "LS0t"},
+        },
+    },
 }
-NEEDS = {"latest": NEWEST, "health-monitor": NEWEST}
+NEEDS = {"latest": NEWEST, "many": NEWEST, "health-monitor": NEWEST}
+# Of definitions that a cluster need not have.
+CUSTOM = {
+    "VolumeSnapshotClass",
+    "VolumeGroupSnapshotClass",
+    "PodMonitor",
+    "SnapshotMetadataService",
+    "Issuer",
+    "Certificate",
+}
 PLATFORMS = (
     "kind",
     "k3s",
@@ -120,7 +170,8 @@ def objects(values: dict[str, Any], version: tuple[int, ...] = NEWEST) -> list[M
 
 @functools.cache
 def _objects(values: str, version: tuple[int, ...]) -> list[Manifest]:
-    apis = [SNAPSHOT_CLASS, *([ATTRIBUTES_CLASS] if version >= (1, 34) else [])]
+    apis = [SNAPSHOT_CLASS, GROUP_SNAPSHOT_CLASS]
+    apis += [ATTRIBUTES_CLASS] if version >= (1, 34) else []
     texts = render(
         json.loads(values), kube_version=f"v{version[0]}.{version[1]}.0", api_versions=tuple(apis)
     )
@@ -160,5 +211,21 @@ def node_pod(values: dict[str, Any]) -> Manifest:
     return pod_of(the(objects(values), "DaemonSet"))
 
 
+def controller_pod(values: dict[str, Any]) -> Manifest:
+    return pod_of(the(objects(values), "Deployment", "pycsi-controller"))
+
+
+def sidecar_pod(values: dict[str, Any]) -> Manifest:
+    """Return the pod with the sidecars that call the API server."""
+    return node_pod(values) if values.get("mode") == "single-node" else controller_pod(values)
+
+
 def flags(container: Manifest) -> set[str]:
     return {argument for argument in container["args"] if argument.startswith("--")}
+
+
+def secret_of(pod: Manifest, volume: str) -> str:
+    """Return the name of the Secret that is in a volume of a pod."""
+    (found,) = (item["secret"] for item in pod["volumes"] if item["name"] == volume)
+    name: str = found["secretName"]
+    return name

@@ -3,16 +3,21 @@
 import functools
 import json
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from cluster import free_port, make_certificates
+from conftest import needs, run
 from deploy.rendered import (
+    CUSTOM,
     EVERYTHING,
     KUBELET,
     LATEST,
+    MANY,
     NEWEST,
     OLDEST,
     PLATFORMS,
@@ -20,11 +25,14 @@ from deploy.rendered import (
     VERSIONS,
     Manifest,
     containers,
+    controller_pod,
     flags,
     helm,
     node_pod,
     objects,
     pod_of,
+    secret_of,
+    sidecar_pod,
     the,
     values_of,
     versions,
@@ -56,8 +64,8 @@ def test_files() -> None:
 def test_schemas_of_kubernetes(name: str, version: tuple[int, int]) -> None:
     """Every object is valid, and has no field that Kubernetes does not know."""
     for manifest in objects(VALUES[name], version):
-        if manifest["kind"] in {"VolumeSnapshotClass", "PodMonitor"}:
-            continue  # of CRDs; see below
+        if manifest["kind"] in CUSTOM:
+            continue  # see below
         _validate(json.dumps(manifest, sort_keys=True), f"{version[0]}.{version[1]}")
 
 
@@ -67,8 +75,10 @@ def _validate(manifest: str, version: str) -> None:
     validate(json.loads(manifest), version, strict=True)
 
 
-def test_objects_of_custom_resources() -> None:
-    everything = objects(LATEST)
+@pytest.mark.parametrize("values", [LATEST, MANY], ids=["latest", "many"])
+def test_pod_monitor(values: dict[str, Any]) -> None:
+    """It reads all metrics that there are."""
+    everything = objects(values)
     monitor = the(everything, "PodMonitor")
     assert monitor["apiVersion"] == "monitoring.coreos.com/v1"
     ports = {
@@ -78,11 +88,20 @@ def test_objects_of_custom_resources() -> None:
         for port in container.get("ports", [])
     }
     scraped = {endpoint["port"] for endpoint in monitor["spec"]["podMetricsEndpoints"]}
-    assert scraped <= ports
-    assert the(everything, "VolumeSnapshotClass") == {
-        "apiVersion": "snapshot.storage.k8s.io/v1",
-        "kind": "VolumeSnapshotClass",
-        "metadata": the(everything, "VolumeSnapshotClass")["metadata"],
+    assert scraped == ports - {"healthz", "registration", "csi", "changed-blocks"}
+
+
+@pytest.mark.parametrize("kind", ["VolumeSnapshotClass", "VolumeGroupSnapshotClass"])
+def test_snapshot_classes(kind: str) -> None:
+    group = "groupsnapshot" if "Group" in kind else "snapshot"
+    made = the(objects(EVERYTHING), kind)
+    assert made["metadata"]["annotations"] == {
+        f"{group}.storage.kubernetes.io/is-default-class": "true"
+    }
+    assert made == {
+        "apiVersion": f"{group}.storage.k8s.io/v1",
+        "kind": kind,
+        "metadata": made["metadata"],
         "driver": "pycsi.storage",
         "deletionPolicy": "Retain",
     }
@@ -124,6 +143,21 @@ def test_plain_manifests(name: str) -> None:
             assert item["metadata"]["namespace"] == namespace["name"]
 
 
+def test_plain_manifests_name_the_secrets() -> None:
+    """They have no keys in them, but wait for the Secrets that the script prints."""
+    needs("openssl", met=shutil.which("openssl") is not None)
+    printed = run(CHART.parents[1] / "kubernetes" / "tls-secrets.sh")
+    secrets = {item["metadata"]["name"]: item for item in yaml.safe_load_all(printed)}
+    documents = list(yaml.safe_load_all(manifests()["distributed.yaml"]))
+    assert not any(item["kind"] == "Secret" for item in documents)
+    named = {
+        secret_of(pod_of(the(documents, kind)), "tls"): kind for kind in ("DaemonSet", "Deployment")
+    }
+    assert named.keys() == secrets.keys()
+    namespace = the(documents, "Namespace")["metadata"]["name"]
+    assert {item["metadata"]["namespace"] for item in secrets.values()} == {namespace}
+
+
 @pytest.mark.parametrize(
     ("values", "word"),
     [
@@ -160,7 +194,30 @@ def test_plain_manifests(name: str) -> None:
         ({"storageClasses": [{"name": "a", "type": "image"}]}, "type"),
         ({"storageClasses": [{"name": "a", "parameters": {"n": 1}}]}, "parameters"),
         ({"image": {"digest": "latest"}}, "digest"),
-        ({"groupSnapshots": {"enabled": True}}, "single-node"),
+        (
+            {
+                "groupSnapshots": {"enabled": True},
+                "sidecars": {"snapshotter": {"enabled": False}},
+            },
+            "snapshotter",
+        ),
+        ({"tls": {"existingSecrets": {"node": "a"}}}, "controller"),
+        ({"tls": {"existingSecrets": {"node": "a", "controller": "a"}}}, "key of its own"),
+        ({"tls": {"existingSecrets": {"node": "a b"}}}, "node"),
+        (
+            {
+                "tls": {
+                    "existingSecrets": {"node": "a", "controller": "b"},
+                    "certManager": {"enabled": True},
+                }
+            },
+            "choose one",
+        ),
+        ({"tls": {"certManager": {"issuerRef": {"kind": "Issuer"}}}}, "name"),
+        ({"tls": {"validityDays": 0}}, "validityDays"),
+        ({"snapshotMetadata": {"tls": {"existingSecret": "a"}}}, "caCert"),
+        ({"snapshotMetadata": {"tls": {"caCert": "LS0t"}}}, "existingSecret"),
+        ({"snapshotMetadata": {"audience": "a,b"}}, "audience"),
         ({"csiVersion": "1.11"}, "csiVersion"),
         ({"csiDriver": {"attachRequired": True}}, "attachRequired"),
         ({"csiDriver": {"nodeAllocatableUpdatePeriodSeconds": 9}}, "10"),
@@ -209,9 +266,17 @@ def test_refusal_by_version(values: dict[str, Any], needed: tuple[int, int]) -> 
 # What the driver is given
 
 
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a directory with certificates for the default name of the driver."""
+    needs("openssl", met=shutil.which("openssl") is not None)
+    path: Path = tmp_path_factory.mktemp("certificates")
+    return make_certificates(path)
+
+
 @pytest.mark.parametrize("name", VALUES)
 def test_driver_takes_its_arguments(
-    serve: Callable[..., Driver], tmp_path: Path, name: str
+    serve: Callable[..., Driver], tmp_path: Path, certificates: Path, name: str
 ) -> None:
     """The real driver starts with the arguments that it has in the pod, on other paths."""
     container = containers(node_pod(VALUES[name]))["pycsi"]
@@ -225,6 +290,10 @@ def test_driver_takes_its_arguments(
             mounted = {mount["mountPath"] for mount in container["volumeMounts"]}
             assert match[2] in mounted
             pools.append(f"{match[1]}={place}{re.sub(',require-(mount|pool)', '', match[3])}")
+        elif argument == "--tls-directory=/tls":
+            options.append(f"--tls-directory={certificates / 'node'}")
+        elif argument == "--listen-address=:9810":
+            options.append(f"--listen-address=127.0.0.1:{free_port()}")
         elif not argument.startswith(("--endpoint=", "--node-id=", "--metrics-address=")):
             options.append(argument)
     driver = serve(*pools, options=tuple(options))
@@ -233,11 +302,17 @@ def test_driver_takes_its_arguments(
     assert info.name == the(objects(VALUES[name]), "CSIDriver")["metadata"]["name"]
 
 
-def test_controller_takes_its_arguments(serve: Callable[..., Driver]) -> None:
-    deployment = the(objects({}), "Deployment")
-    _, *arguments = containers(pod_of(deployment))["pycsi"]["args"]
-    driver = serve(options=tuple(item for item in arguments if "--endpoint" not in item))
-    assert driver.identity.Probe(csi.ProbeRequest()).ready.value
+@pytest.mark.parametrize("name", ["default", "many", "csi-1.12"])
+def test_controller_takes_its_arguments(
+    serve: Callable[..., Driver], certificates: Path, name: str
+) -> None:
+    _, *arguments = containers(controller_pod(VALUES[name]))["pycsi"]["args"]
+    assert "--tls-directory=/tls" in arguments
+    options = [item for item in arguments if not item.startswith(("--endpoint", "--metrics"))]
+    options[options.index("--tls-directory=/tls")] = f"--tls-directory={certificates}/controller"
+    driver = serve(options=tuple(options))
+    info = driver.identity.GetPluginInfo(csi.GetPluginInfoRequest())
+    assert info.name == "pycsi.storage"
 
 
 @pytest.mark.parametrize("name", VALUES)
@@ -269,8 +344,15 @@ def test_paths(name: str) -> None:
 def test_kubelet_directory_is_one(name: str) -> None:
     """Every path of the kubelet's follows `kubeletDir`."""
     elsewhere = "/elsewhere/of/kubelet"
-    moved = yaml.safe_dump_all(objects({**VALUES[name], "kubeletDir": elsewhere}))
-    default = yaml.safe_dump_all(objects({**VALUES[name], "kubeletDir": KUBELET}))
+
+    def dumped(place: str) -> str:
+        made = objects({**VALUES[name], "kubeletDir": place})
+        # New certificates, and what names their authority, differ each time.
+        keyed = {"Secret", "SnapshotMetadataService"}
+        text: str = yaml.safe_dump_all(item for item in made if item["kind"] not in keyed)
+        return text
+
+    moved, default = dumped(elsewhere), dumped(KUBELET)
     assert KUBELET not in moved
     assert moved.replace(elsewhere, KUBELET) == default
 
@@ -304,27 +386,67 @@ def test_sockets() -> None:
 
 
 def test_modes() -> None:
-    """In mode single-node one pod has it all; otherwise the resizer is a Deployment's."""
-    sidecars = {"pycsi", "registrar", "livenessprobe", "provisioner", "snapshotter"}
+    """In mode single-node one pod has it all; otherwise the sidecars are with the controller."""
+    own = {"pycsi", "registrar", "livenessprobe"}
+    sidecars = {"provisioner", "snapshotter", "resizer"}
     single, many = objects({"mode": "single-node"}), objects({})
-    assert set(containers(pod_of(the(single, "DaemonSet")))) == sidecars | {"resizer"}
+    assert set(containers(pod_of(the(single, "DaemonSet")))) == own | sidecars
     assert workloads(single) == [the(single, "DaemonSet")]
-    assert set(containers(pod_of(the(many, "DaemonSet")))) == sidecars
-    controller = containers(pod_of(the(many, "Deployment")))
-    assert set(controller) == {"pycsi", "livenessprobe", "resizer"}
-    assert "--mode=controller" in flags(controller["pycsi"])
-    assert not any("pool" in item or "node-id" in item for item in flags(controller["pycsi"]))
-    assert the(many, "PodDisruptionBudget")["spec"]["maxUnavailable"] == 1
+    assert not any(item["kind"] in {"Service", "Secret"} for item in single)
+    assert set(containers(pod_of(the(many, "Deployment")))) == {
+        "pycsi",
+        "livenessprobe",
+        *sidecars,
+    }
+    assert set(containers(pod_of(the(many, "DaemonSet")))) == own
+
+
+@pytest.mark.parametrize("name", [name for name in VALUES if "single" not in str(VALUES[name])])
+def test_nodes_of_many(name: str) -> None:
+    """Whatever is chosen, each node has three containers, none of which can call the API server."""
+    pod = node_pod(VALUES[name])
+    assert set(containers(pod)) == {"pycsi", "registrar", "livenessprobe"}
+    assert "serviceAccountToken" not in str(pod)
+    assert pod["automountServiceAccountToken"] is False
 
 
 @pytest.mark.parametrize(
     ("mode", "told"), [("single-node", "single-node"), ("distributed", "node")]
 )
-def test_flags(mode: str, told: str) -> None:
-    """Each sidecar does what it can do on a node."""
-    pod = containers(node_pod({"mode": mode}))
-    assert f"--mode={told}" in flags(pod["pycsi"])
-    assert "--node-id=$(NODE_NAME)" in flags(pod["pycsi"])
+def test_flags_of_a_node(mode: str, told: str) -> None:
+    """It listens for the controller where there is one."""
+    driver = containers(node_pod({"mode": mode}))["pycsi"]
+    assert {f"--mode={told}", "--node-id=$(NODE_NAME)"} <= flags(driver)
+    port = {"name": "csi", "containerPort": 9810}
+    if mode == "distributed":
+        assert {"--listen-address=:9810", "--tls-directory=/tls"} <= flags(driver)
+        assert port in driver["ports"]
+    else:
+        assert not any("listen" in flag or "tls" in flag for flag in flags(driver))
+        assert port not in driver["ports"]
+
+
+def test_flags_of_the_controller() -> None:
+    """It has no pools and no node; it finds the nodes by a name that has all their addresses."""
+    made = objects({})
+    told = flags(containers(pod_of(the(made, "Deployment")))["pycsi"])
+    assert {"--mode=controller", "--tls-directory=/tls"} <= told
+    assert not any("pool" in item or "node-id" in item for item in told)
+    service = the(made, "Service", "-nodes")
+    name, namespace = service["metadata"]["name"], service["metadata"]["namespace"]
+    assert f"--node-service={name}.{namespace}.svc:9810" in told
+    assert service["spec"]["clusterIP"] == "None"
+    assert service["spec"]["publishNotReadyAddresses"] is True
+    labels = the(made, "DaemonSet")["spec"]["template"]["metadata"]["labels"]
+    assert service["spec"]["selector"].items() <= labels.items()
+    assert [(port["port"], port["targetPort"]) for port in service["spec"]["ports"]] == [
+        (9810, "csi")
+    ]
+
+
+def test_sidecars_of_one_node() -> None:
+    """They serve what is on their node, and elect nobody."""
+    pod = containers(node_pod({"mode": "single-node"}))
     assert {
         "--node-deployment=true",
         "--strict-topology=true",
@@ -333,29 +455,89 @@ def test_flags(mode: str, told: str) -> None:
         "--capacity-ownerref-level=1",
         "--extra-create-metadata=true",
     } <= flags(pod["provisioner"])
-    # It would be taken for every claim's wish, and on another filesystem no claim got a directory.
-    assert not any("default-fstype" in flag for flag in flags(pod["provisioner"]))
     environment = {item["name"] for item in pod["provisioner"]["env"]}
     assert environment == {"NODE_NAME", "NAMESPACE", "POD_NAME"}
-    # Without it the sidecar serves all snapshots, also where nobody labels them.
-    assert ("--node-deployment=true" in flags(pod["snapshotter"])) == (mode == "distributed")
+    # With it the sidecar would serve only snapshots that are labelled, and nobody labels them.
+    assert "--node-deployment=true" not in flags(pod["snapshotter"])
     assert not any("leader-election" in flag for item in pod.values() for flag in flags(item))
 
 
-def test_controller_elects_a_leader() -> None:
-    pod = containers(pod_of(the(objects({}), "Deployment")))
-    assert "--leader-election=true" in flags(pod["resizer"])
+def test_sidecars_of_many_nodes() -> None:
+    """They serve all nodes, and of several replicas one works; the others take over."""
+    pod = containers(pod_of(the(objects(MANY), "Deployment", "pycsi-controller")))
+    assert {
+        "--strict-topology=false",
+        "--immediate-topology=false",
+        "--enable-capacity=true",
+        "--capacity-ownerref-level=2",
+        "--extra-create-metadata=true",
+    } <= flags(pod["provisioner"])
     assert "--handle-volume-inuse-error=false" in flags(pod["resizer"])
+    for name in ("provisioner", "snapshotter", "resizer", "health-monitor"):
+        told = flags(pod[name])
+        assert {"--leader-election=true", "--leader-election-namespace=$(NAMESPACE)"} <= told
+        assert not any("node-deployment" in flag for flag in told)
+        assert "NAMESPACE" in {item["name"] for item in pod[name]["env"]}
+        (endpoint,) = (flag for flag in told if flag.startswith("--http-endpoint=:"))
+        (port,) = pod[name]["ports"]
+        assert endpoint == f"--http-endpoint=:{port['containerPort']}"
+        assert pod[name]["livenessProbe"]["httpGet"] == {
+            "path": "/healthz/leader-election",
+            "port": port["name"],
+        }
+
+
+@pytest.mark.parametrize("values", [LATEST, MANY], ids=["single", "many"])
+def test_provisioner_is_told_no_filesystem(values: dict[str, Any]) -> None:
+    """It would be taken for every claim's wish, and on another filesystem none got a directory."""
+    told = flags(containers(sidecar_pod(values))["provisioner"])
+    assert not any("default-fstype" in flag for flag in told)
+
+
+def test_calls_of_one_node_leave_threads_for_others() -> None:
+    """Each sidecar has more threads than a slow node is likely to hold, and tries again soon."""
+    pod = containers(controller_pod({}))
+    for name, flag, least in (
+        ("provisioner", "--worker-threads", 100),
+        ("provisioner", "--capacity-threads", 10),
+        ("snapshotter", "--worker-threads", 50),
+        ("resizer", "--workers", 50),
+    ):
+        told = dict(item.split("=", 1) for item in flags(pod[name]) if "=" in item)
+        assert int(told[flag]) >= least
+        assert told["--retry-interval-max"] == "1m"
+
+
+def test_controllers_are_on_different_nodes() -> None:
+    """A node that fails, or is drained, takes one of them along."""
+    made = objects({})
+    deployment = the(made, "Deployment")
+    assert deployment["spec"]["replicas"] == 2
+    rules = pod_of(deployment)["affinity"]["podAntiAffinity"]
+    (rule,) = rules["preferredDuringSchedulingIgnoredDuringExecution"]
+    assert rule["podAffinityTerm"]["topologyKey"] == "kubernetes.io/hostname"
+    labels = deployment["spec"]["template"]["metadata"]["labels"]
+    assert rule["podAffinityTerm"]["labelSelector"]["matchLabels"].items() <= labels.items()
+    budget = the(made, "PodDisruptionBudget")["spec"]
+    assert budget["maxUnavailable"] == 1
+    assert budget["selector"] == deployment["spec"]["selector"]
+    assert controller_pod(MANY)["affinity"] == {"nodeAffinity": {}}
+
+
+# Versions, and what is optional
 
 
 @pytest.mark.parametrize("enabled", [True, False])
 def test_group_snapshots(enabled: bool) -> None:
     """Both sides are told, also of no groups: upstream's default has changed."""
     gate = f"--feature-gates=CSIVolumeGroupSnapshot={'true' if enabled else 'false'}"
-    made = objects({**EVERYTHING, "groupSnapshots": {"enabled": enabled}})
-    assert gate in flags(containers(pod_of(the(made, "DaemonSet")))["snapshotter"])
-    controller = the(made, "Deployment", "snapshot-controller")
-    assert gate in flags(containers(pod_of(controller))["snapshot-controller"])
+    for everything in (EVERYTHING, MANY):
+        values = {**everything, "groupSnapshots": {"enabled": enabled}}
+        made = objects(values)
+        assert gate in flags(containers(sidecar_pod(values))["snapshotter"])
+        controller = the(made, "Deployment", "snapshot-controller")
+        assert gate in flags(containers(pod_of(controller))["snapshot-controller"])
+        assert any(item["kind"] == "VolumeGroupSnapshotClass" for item in made) == enabled
 
 
 def _resizer(version: tuple[int, ...], mode: str, tag: str = "") -> tuple[str, bool]:
@@ -384,9 +566,11 @@ def test_old_kubernetes_is_not_offered_recovery(mode: str) -> None:
     assert _resizer(OLDEST, mode, "mirrored") == ("mirrored", False)
 
 
-@pytest.mark.parametrize("mode", ["distributed", "single-node"])
-def test_health_monitor(mode: str) -> None:
-    """There is one for each driver that has volumes, and none unless it is wanted."""
+@pytest.mark.parametrize(
+    ("mode", "kind"), [("distributed", "Deployment"), ("single-node", "DaemonSet")]
+)
+def test_health_monitor(mode: str, kind: str) -> None:
+    """It is where the other sidecars are, and nowhere unless it is wanted."""
     assert not any("health-monitor" in str(item) for item in objects({"mode": mode}))
     made = objects({"mode": mode, "sidecars": {"healthMonitor": {"enabled": True}}})
     holders = [
@@ -394,10 +578,7 @@ def test_health_monitor(mode: str) -> None:
         for workload in workloads(made)
         if "health-monitor" in containers(pod_of(workload))
     ]
-    assert holders == ["DaemonSet"]
-    # Of several one would be the leader, and know only the volumes of its own node.
-    monitor = containers(pod_of(the(made, "DaemonSet")))["health-monitor"]
-    assert not any("leader" in flag for flag in flags(monitor))
+    assert holders == [kind]
 
 
 @pytest.mark.parametrize("mode", ["distributed", "single-node"])
@@ -411,13 +592,14 @@ def test_csi_version(mode: str) -> None:
 
 
 def test_snapshot_controller() -> None:
-    """It labels snapshots with their nodes, and is there only if wanted."""
+    """It is there only if wanted, and like any other: nodes are no concern of its."""
     assert not any("snapshot-controller" in str(item) for item in objects({}))
     controller = the(
         objects({"snapshotController": {"enabled": True}}), "Deployment", "snapshot-controller"
     )
     told = flags(containers(pod_of(controller))["snapshot-controller"])
-    assert "--enable-distributed-snapshotting=true" in told
+    assert "--leader-election=true" in told
+    assert not any("distributed" in flag for flag in told)
 
 
 @pytest.mark.parametrize("name", VALUES)
@@ -451,17 +633,16 @@ def test_classes() -> None:
     assert fast["allowVolumeExpansion"] is False
 
 
-def test_attributes_classes() -> None:
-    """They are where the cluster has them and a sidecar can change a volume."""
+@pytest.mark.parametrize("mode", ["single-node", "distributed"])
+def test_attributes_classes(mode: str) -> None:
+    """They are where the cluster has them."""
 
-    def names(mode: str, version: tuple[int, int]) -> set[str]:
+    def names(version: tuple[int, int]) -> set[str]:
         made = objects({"mode": mode}, version)
         return {v["metadata"]["name"] for v in made if v["kind"] == "VolumeAttributesClass"}
 
-    assert names("single-node", (1, 34)) == {"pycsi-delete", "pycsi-retain"}
-    assert names("single-node", (1, 33)) == set()
-    # Without the capability MODIFY_VOLUME csi-provisioner refuses claims that name a class.
-    assert names("distributed", (1, 34)) == set()
+    assert names((1, 34)) == {"pycsi-delete", "pycsi-retain"}
+    assert names((1, 33)) == set()
 
 
 def test_odd_values() -> None:
@@ -553,7 +734,7 @@ def test_other_fields_of_the_driver() -> None:
     chosen = LATEST["csiDriver"]
     for values in VALUES.values():
         spec = the(objects(values), "CSIDriver")["spec"]
-        if values is LATEST:
+        if values is LATEST or values is MANY:
             assert chosen.items() <= spec.items()
         else:
             assert spec["seLinuxMount"] is False
@@ -565,20 +746,21 @@ def test_names() -> None:
     assert sorted({f"{i['kind']}/{i['metadata']['name']}" for i in objects({})}) == [
         "CSIDriver/pycsi.storage",
         "ClusterRole/pycsi-controller",
-        "ClusterRole/pycsi-node",
         "ClusterRoleBinding/pycsi-controller",
-        "ClusterRoleBinding/pycsi-node",
         "DaemonSet/pycsi-node",
         "Deployment/pycsi-controller",
         "Pod/pycsi-test",
         "PodDisruptionBudget/pycsi-controller",
         "Role/pycsi-controller",
-        "Role/pycsi-node",
         "RoleBinding/pycsi-controller",
-        "RoleBinding/pycsi-node",
+        "Secret/pycsi-controller-tls",
+        "Secret/pycsi-node-tls",
+        "Service/pycsi-nodes",
         "ServiceAccount/pycsi-controller",
         "ServiceAccount/pycsi-node",
         "StorageClass/pycsi",
+        "VolumeAttributesClass/pycsi-delete",
+        "VolumeAttributesClass/pycsi-retain",
         "VolumeSnapshotClass/pycsi",
     ]
 
@@ -593,6 +775,7 @@ UPSTREAM = {
     "csi-node-driver-registrar": "v2.18.0",
     "livenessprobe": "v2.20.0",
     "csi-external-health-monitor-controller": "v0.19.0",
+    "csi-snapshot-metadata": "v1.1.0",
 }
 
 
@@ -613,7 +796,7 @@ def test_images(name: str) -> None:
 def sidecars() -> Iterator[tuple[Manifest, Manifest]]:
     for values in (
         {},
-        VALUES["health-monitor"],
+        {**MANY, "openshift": {}, "selinux": {}},
         {"mode": "single-node", "snapshotController": {"enabled": True}},
     ):
         for workload in workloads(objects(values)):
@@ -646,7 +829,7 @@ def test_driver_is_privileged_and_nothing_more() -> None:
 
 def test_tokens() -> None:
     """Only a container that calls the API server can read a token."""
-    for values in ({}, LATEST):
+    for values in ({}, LATEST, MANY):
         for workload in workloads(objects(values)):
             pod = pod_of(workload)
             assert pod["automountServiceAccountToken"] is False
@@ -656,7 +839,7 @@ def test_tokens() -> None:
                 if any(mount["name"] == "token" for mount in container.get("volumeMounts", []))
             }
             clients = {"provisioner", "snapshotter", "resizer", "snapshot-controller"}
-            clients.add("health-monitor")
+            clients |= {"health-monitor", "snapshot-metadata"}
             assert holders == clients & set(containers(pod))
 
 
@@ -709,24 +892,3 @@ def test_probes() -> None:
         assert probe["httpGet"] == {"path": "/healthz", "port": "healthz"}
         assert probe["timeoutSeconds"] > 3
     assert {"name": "healthz", "containerPort": 9808} in pod["pycsi"]["ports"]
-
-
-def test_network_policy() -> None:
-    """Every pod of the driver is selected, and metrics are the only way in."""
-    everything = objects(LATEST)
-    policy = the(everything, "NetworkPolicy")["spec"]
-    for workload in workloads(everything):
-        labels = workload["spec"]["template"]["metadata"]["labels"]
-        assert policy["podSelector"]["matchLabels"].items() <= labels.items()
-        component = policy["podSelector"]["matchExpressions"][0]
-        assert labels[component["key"]] in component["values"]
-    opened = {port["port"] for rule in policy["ingress"] for port in rule["ports"]}
-    metrics = {
-        port["containerPort"]
-        for workload in workloads(everything)
-        for container in pod_of(workload)["containers"]
-        for port in container.get("ports", [])
-        if port["name"] not in {"healthz", "registration"}
-    }
-    assert metrics <= opened
-    assert opened.isdisjoint({9808, 9809})

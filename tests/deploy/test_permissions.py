@@ -7,7 +7,7 @@ what an informer does; the others are single calls.
 from typing import Any
 
 import pytest
-from deploy.rendered import EVERYTHING, VALUES, Manifest, objects, the
+from deploy.rendered import EVERYTHING, MANY, Manifest, objects, the
 
 READ = frozenset({"get", "list", "watch"})
 SNAPSHOT = "snapshot.storage.k8s.io"
@@ -37,11 +37,18 @@ PROVISIONER: Calls = {
     (SNAPSHOT, "volumesnapshots"): READ | calls("update"),
     (SNAPSHOT, "volumesnapshotcontents"): calls("get", "list"),
 }
+# Which nodes have the driver, and their topology; one that is on its node only asks the driver.
+PROVISIONER_OF_ALL_NODES: Calls = {
+    ("", "nodes"): READ,
+    ("storage.k8s.io", "csinodes"): READ,
+}
 PROVISIONER_HERE: Calls = {
     ("storage.k8s.io", "csistoragecapacities"): READ | calls("create", "update", "delete"),
     # Whose objects the capacities are.
     ("", "pods"): calls("get"),
 }
+# The way from the pod to its Deployment.
+REPLICA_SETS: Calls = {("apps", "replicasets"): calls("get")}
 SNAPSHOTTER: Calls = {
     **EVENTS,
     (SNAPSHOT, "volumesnapshotclasses"): READ,
@@ -68,13 +75,20 @@ HEALTH_MONITOR: Calls = {
     ("", "persistentvolumeclaims"): READ,
     ("", "persistentvolumeclaims/status"): calls("patch"),
 }
+# Whether the token is one, whether its account may read the snapshot, and which snapshot it is;
+# the class, for the secrets that it may name, of which there are none here.
+SNAPSHOT_METADATA: Calls = {
+    ("authentication.k8s.io", "tokenreviews"): calls("create"),
+    ("authorization.k8s.io", "subjectaccessreviews"): calls("create"),
+    (SNAPSHOT, "volumesnapshots"): calls("get"),
+    (SNAPSHOT, "volumesnapshotcontents"): calls("get"),
+    (SNAPSHOT, "volumesnapshotclasses"): calls("get", "list"),
+}
 SNAPSHOT_CONTROLLER: Calls = {
     **EVENTS,
     ("", "persistentvolumes"): READ,
     # Finalizers of volumes of which a snapshot is being taken.
     ("", "persistentvolumeclaims"): READ | calls("update"),
-    # Which node has a volume.
-    ("", "nodes"): READ,
     (SNAPSHOT, "volumesnapshotclasses"): READ,
     (SNAPSHOT, "volumesnapshotcontents"): READ | calls("create", "patch", "delete"),
     (SNAPSHOT, "volumesnapshots"): READ | calls("update", "patch"),
@@ -93,14 +107,26 @@ GROUP_SNAPSHOT_CONTROLLER: Calls = {
 }
 
 CASES: dict[str, tuple[dict[str, Any], str, tuple[Calls, ...], tuple[Calls, ...]]] = {
-    "node of many": ({}, "-node", (PROVISIONER, SNAPSHOTTER), (PROVISIONER_HERE,)),
-    "node with a health monitor": (
-        VALUES["health-monitor"],
-        "-node",
-        (PROVISIONER, SNAPSHOTTER, HEALTH_MONITOR),
-        (PROVISIONER_HERE,),
+    "controller": (
+        {},
+        "-controller",
+        (PROVISIONER, PROVISIONER_OF_ALL_NODES, SNAPSHOTTER, RESIZER),
+        (PROVISIONER_HERE, REPLICA_SETS, ELECTION),
     ),
-    "controller": ({}, "-controller", (RESIZER,), (ELECTION,)),
+    "controller with everything": (
+        MANY,
+        "-controller",
+        (
+            PROVISIONER,
+            PROVISIONER_OF_ALL_NODES,
+            SNAPSHOTTER,
+            GROUP_SNAPSHOTTER,
+            RESIZER,
+            HEALTH_MONITOR,
+            SNAPSHOT_METADATA,
+        ),
+        (PROVISIONER_HERE, REPLICA_SETS, ELECTION),
+    ),
     "single node": (
         {"mode": "single-node"},
         "-node",
@@ -110,14 +136,14 @@ CASES: dict[str, tuple[dict[str, Any], str, tuple[Calls, ...], tuple[Calls, ...]
     "single node with groups": (
         EVERYTHING,
         "-node",
-        (PROVISIONER, SNAPSHOTTER, GROUP_SNAPSHOTTER, RESIZER),
+        (PROVISIONER, SNAPSHOTTER, GROUP_SNAPSHOTTER, RESIZER, SNAPSHOT_METADATA),
         (PROVISIONER_HERE,),
     ),
     "without snapshots and expansion": (
         {"sidecars": {"snapshotter": {"enabled": False}, "resizer": {"enabled": False}}},
-        "-node",
-        (PROVISIONER,),
-        (PROVISIONER_HERE,),
+        "-controller",
+        (PROVISIONER, PROVISIONER_OF_ALL_NODES),
+        (PROVISIONER_HERE, REPLICA_SETS, ELECTION),
     ),
     "snapshot controller": (
         {"mode": "single-node", "snapshotController": {"enabled": True}},
@@ -181,9 +207,31 @@ def test_bindings(case: str) -> None:
     assert roles == expected
 
 
+@pytest.mark.parametrize("values", [{}, MANY], ids=["default", "everything"])
+def test_nodes_of_many_may_do_nothing(values: dict[str, Any]) -> None:
+    """There is no role of the nodes' account, but what OpenShift needs to admit the pods."""
+    made = objects(values)
+    for item in made:
+        if item["kind"].endswith("Role"):
+            assert not item["metadata"]["name"].endswith("-node")
+        if item["kind"].endswith("Binding") and any(
+            subject["name"] == "pycsi-node" for subject in item["subjects"]
+        ):
+            assert item["roleRef"]["name"] == "system:openshift:scc:privileged"
+
+
+def test_client_of_changed_blocks() -> None:
+    """Backup software may find the service, and read the snapshots that it asks about."""
+    assert granted(the(objects(MANY), "ClusterRole", "-snapshot-metadata-client")) == {
+        (SNAPSHOT, "volumesnapshots"): READ,
+        (SNAPSHOT, "volumesnapshotcontents"): READ,
+        ("cbt.storage.k8s.io", "snapshotmetadataservices"): calls("get", "list"),
+    }
+
+
 def test_nothing_of_everything() -> None:
     """No rule has a wildcard, secrets, or the right to escalate."""
-    for values in ({}, EVERYTHING):
+    for values in ({}, EVERYTHING, MANY):
         for item in objects(values):
             for rule in item.get("rules", []):
                 assert "*" not in str(rule)

@@ -120,54 +120,25 @@ runAsUser: 0
 {{ .Values.kubeletDir }}/plugins/{{ .Values.driverName }}
 {{- end }}
 
-{{/* csi-resizer, in the controller of mode distributed and on the node of mode single-node. */}}
-{{- define "pycsi.resizerArgs" -}}
-- --csi-address=/csi/csi.sock
-- --handle-volume-inuse-error=false
-- --workers=4
-- --timeout=60s
-- --kube-api-qps=20
-- --kube-api-burst=40
-- --http-endpoint=:8083
-- --v=2
-{{- $tag := include "pycsi.resizerTag" . }}
-{{- if and (include "pycsi.before" (dict "root" . "version" "1.32")) (regexMatch "^v?[0-9]+[.][0-9]+[.][0-9]+$" $tag) (semverCompare "<2.3.0-0" $tag) }}
-- --feature-gates=RecoverVolumeExpansionFailure=false
-{{- end }}
-{{- end }}
-
-{{/* Kubelets before 1.32 do not know the states of a recovery, and since v2.3.0 they are always written. */}}
-{{- define "pycsi.resizerTag" -}}
-{{- if .Values.sidecars.resizer.image.tag -}}
-{{ .Values.sidecars.resizer.image.tag }}
-{{- else if include "pycsi.before" (dict "root" . "version" "1.32") -}}
-v2.2.1
-{{- else -}}
-v2.3.0
-{{- end }}
-{{- end }}
-
-{{/* The resizer's image, pull policy and resources. */}}
-{{- define "pycsi.resizer" -}}
-{{- $image := merge (dict "tag" (include "pycsi.resizerTag" .)) .Values.sidecars.resizer.image -}}
-{{ include "pycsi.sidecar" (dict "root" . "sidecar" (merge (dict "image" $image) .Values.sidecars.resizer)) }}
-{{- end }}
-
 {{/* Not empty if the cluster is older. Call with (dict "root" $ "version" "1.32"). */}}
 {{- define "pycsi.before" -}}
 {{- if semverCompare (printf "<%s.0-0" .version) .root.Capabilities.KubeVersion.Version }}true{{ end }}
 {{- end }}
 
-{{/* The account of a component's pods, and that it has the two roles of its name. Call with (dict "root" $ "component" "node"). */}}
+{{/* The account of a component's pods. Call with (dict "root" $ "component" "node"). */}}
 {{- define "pycsi.account" -}}
-{{- $name := printf "%s-%s" (include "pycsi.fullname" .root) .component -}}
 apiVersion: v1
 kind: ServiceAccount
 metadata:
-  name: {{ $name }}
+  name: {{ include "pycsi.fullname" .root }}-{{ .component }}
   namespace: {{ .root.Release.Namespace }}
   labels: {{- include "pycsi.componentLabels" . | nindent 4 }}
 automountServiceAccountToken: false
+{{- end }}
+
+{{/* That a component's account has the two roles of its name. Call likewise. */}}
+{{- define "pycsi.roleBindings" -}}
+{{- $name := printf "%s-%s" (include "pycsi.fullname" .root) .component -}}
 {{- range $kind := list "ClusterRole" "Role" }}
 ---
 apiVersion: rbac.authorization.k8s.io/v1
@@ -187,25 +158,6 @@ subjects:
     name: {{ $name }}
     namespace: {{ $.root.Release.Namespace }}
 {{- end }}
-{{- end }}
-
-{{/* What csi-resizer calls, beside leases. */}}
-{{- define "pycsi.resizerRules" -}}
-- apiGroups: [""]
-  resources: [persistentvolumes]
-  verbs: [get, list, watch, patch]
-- apiGroups: [""]
-  resources: [persistentvolumeclaims]
-  verbs: [get, list, watch]
-- apiGroups: [""]
-  resources: [persistentvolumeclaims/status]
-  verbs: [patch]
-- apiGroups: [""]
-  resources: [events]
-  verbs: [create, patch]
-- apiGroups: [storage.k8s.io]
-  resources: [volumeattributesclasses]
-  verbs: [get, list, watch]
 {{- end }}
 
 {{/* Who a pod runs as that needs nothing of the host. OpenShift chooses that itself. */}}
@@ -229,13 +181,11 @@ fsGroup: 65532
 {{- end }}
 {{- $taken = append $taken $pool.path }}
 {{- end }}
-{{- if and .Values.groupSnapshots.enabled (ne .Values.mode "single-node") }}
-{{- fail "groupSnapshots.enabled needs mode: single-node, for upstream's sidecars cannot route group snapshots to nodes" }}
-{{- end }}
 {{- if and .Values.groupSnapshots.enabled (not .Values.sidecars.snapshotter.enabled) }}
 {{- fail "groupSnapshots.enabled needs sidecars.snapshotter.enabled" }}
 {{- end }}
 {{- include "pycsi.checkVersions" . }}
+{{- include "pycsi.checkCertificates" . }}
 {{- if eq .Values.mode "single-node" }}
 {{- $nodes := list }}
 {{- range (lookup "v1" "Node" "" "").items }}
