@@ -47,9 +47,9 @@ lint: $(DEVELOPMENT) ## Check style and types
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-proto: $(DEVELOPMENT) ## Generate src/pycsi/proto from csi.proto
+proto: $(DEVELOPMENT) ## Generate src/pycsi/proto from csi.proto and groups.proto
 	$(BIN)/python -m grpc_tools.protoc -Ipycsi/proto=. --python_out=src --pyi_out=src \
-		--grpc_python_out=src csi.proto
+		--grpc_python_out=src csi.proto groups.proto
 
 sanity: $(DEVELOPMENT) tools ## Run the csi-sanity that is on PATH against every kind of volume
 	@command -v csi-sanity >/dev/null || { echo "csi-sanity is not on PATH: build it from \

@@ -80,3 +80,32 @@ def test_what_is_derived_of_an_older_state_is_not_kept(catalog: Catalog[Thing]) 
 
     assert catalog.derived(thing, replaced) == 1
     assert catalog.derived(Thing("a", 2), lambda item: item.held) == 2
+
+
+def test_hidden(catalog: Catalog[Thing]) -> None:
+    """What is hidden counts and keeps its id, and is neither found nor listed until it is shown."""
+    thing, other = Thing("a", 1, "xfs"), Thing("b", 2, "xfs")
+    catalog.put_hidden(thing)
+    catalog.put(other)
+    for _ in range(2):
+        assert [item.id for item in catalog] == ["b"]
+        assert len(catalog) == 1
+        assert catalog.get("a") is None
+        assert "a" in catalog
+        assert catalog.hidden() == [thing]
+        assert (catalog.held, catalog.held_by("a"), catalog.filesystems["xfs"]) == (3, 1, 2)
+        catalog.put_hidden(thing)
+    for _ in range(2):
+        catalog.show("a")
+        assert [item.id for item in catalog] == ["a", "b"]
+        assert catalog.get("a") == thing
+        assert catalog.hidden() == []
+        assert (catalog.held, catalog.held_by("a"), catalog.filesystems["xfs"]) == (3, 1, 2)
+    catalog.put_hidden(thing)
+    assert [item.id for item in catalog] == ["b"]
+    for _ in range(2):
+        catalog.drop("a")
+        assert "a" not in catalog
+        assert (catalog.held, catalog.filesystems["xfs"]) == (2, 1)
+    catalog.show("a")
+    assert catalog.get("a") is None

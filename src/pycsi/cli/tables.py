@@ -19,6 +19,7 @@ from pycsi.model.records import Volume
 from pycsi.model.size import show
 from pycsi.pool.capacity import Contents
 from pycsi.pool.catalog import Catalog
+from pycsi.pool.groups import hide_prepared, recorded_groups
 from pycsi.pool.layout import Layout, snapshot_catalog, volume_catalog
 from pycsi.pool.pool import backend_for
 from pycsi.pool.room import Room
@@ -51,6 +52,7 @@ class InspectedPool:
             self.snapshots = snapshot_catalog(self.layout)
             if self.layout.snapshots.is_dir():
                 self.snapshots.load()
+                hide_prepared(self.snapshots, recorded_groups(self.layout))
             self.trash = entries(self.layout) if self.layout.trash.is_dir() else []
         except RecordError as error:
             raise InspectionError(f"pool {config.name}: {error}") from None

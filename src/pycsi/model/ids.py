@@ -46,8 +46,13 @@ def segment(node: str) -> str:
 
 def object_id(name: str, node: str) -> str:
     """Return the id of the volume, snapshot or group snapshot called `name` on `node`."""
+    return id_at(name, segment(node))
+
+
+def id_at(name: str, at: str) -> str:
+    """Return the same id as `object_id`, for the node with the topology segment `at`."""
     is_key = _SAFE.fullmatch(name) and not name.startswith((DIGESTED, EPHEMERAL, MEMBER))
-    return f"{name if is_key else DIGESTED + _digest(name)}@{segment(node)}"
+    return f"{name if is_key else DIGESTED + _digest(name)}@{at}"
 
 
 def ephemeral_id(handle: str, node: str) -> str:
@@ -55,9 +60,12 @@ def ephemeral_id(handle: str, node: str) -> str:
     return f"{EPHEMERAL}{_digest(handle)}@{segment(node)}"
 
 
-def member_id(group_id: str, volume_id: str, node: str) -> str:
-    """Return the id of the group snapshot's member that is the snapshot of `volume_id`."""
-    return f"{MEMBER}{_digest(f'{group_id} {volume_id}')}@{segment(node)}"
+def member_id(group_id: str, volume_id: str, at: str) -> str:
+    """Return the id of the group snapshot's member that is the snapshot of `volume_id`.
+
+    `at` is the topology segment of the node on which both are.
+    """
+    return f"{MEMBER}{_digest(f'{group_id} {volume_id}')}@{at}"
 
 
 def node_of(text: str) -> str | None:

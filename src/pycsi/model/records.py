@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Self
 
 from pycsi.linux.record import fields_of
+from pycsi.model.ids import node_of
 from pycsi.model.request import Access, Capability, RecordedRequest
 
 
@@ -144,10 +145,14 @@ class Snapshot:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
-    """The record of a group snapshot.
+    """The record of a group snapshot, or of this node's part of one over several nodes.
 
     `members` maps the ids of its snapshots to the UUIDs of their pools. `sources` are the ids of
     the source volumes, in the order of the request. `created` is in seconds since the epoch.
+
+    A part has only this node's `members`, but all `sources`. `attempt` tells the takes of a group
+    over several nodes apart, and is None for a group on one node. A part that is `prepared` is
+    durable, but does not exist for anybody until it is committed.
     """
 
     id: str
@@ -156,9 +161,19 @@ class Group:
     members: Mapping[str, str]
     parameters: Mapping[str, str]
     created: float
+    attempt: str | None = None
+    prepared: bool = False
+
+    @property
+    def at_coordinator(self) -> bool:
+        """Whether this node coordinates the group: its record decides whether the group exists."""
+        return node_of(self.id) == node_of(next(iter(self.members)))
 
     def to_json(self) -> dict[str, Any]:
-        return fields_of(self)
+        plain = fields_of(self)
+        if self.attempt is None:
+            del plain["attempt"], plain["prepared"]  # older versions do not know the keys
+        return plain
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:

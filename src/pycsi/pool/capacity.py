@@ -205,7 +205,8 @@ class UsableSpace:
         return _Measured(free, written, done, done + pause)
 
     def _of_volumes(self) -> int:
-        copied = {snapshot.volume.id for snapshot in self._contents.snapshots.indexed()}
+        snapshots = self._contents.snapshots
+        copied = {snapshot.volume.id for snapshot in (*snapshots.indexed(), *snapshots.hidden())}
         owned: collections.Counter[VolumeType] = collections.Counter()
         for volume in self._contents.volumes.indexed():
             with contextlib.suppress(OSError, LimitError):  # what cannot be measured is left out

@@ -49,6 +49,8 @@ class Index(Generic[T]):
 
     `held` is the sum of the items' promised bytes, `filesystems` counts the items by the kind of
     filesystem on their images. Both are updated as items come and go.
+
+    A hidden item is in the index, counts, and keeps its id taken, but is neither found nor listed.
     """
 
     def __init__(self) -> None:
@@ -57,14 +59,15 @@ class Index(Generic[T]):
         self._mutex = threading.RLock()
         self._items: dict[str, T] = {}
         self._ids: list[str] = []
+        self._hidden: dict[str, T] = {}
         self._derived: dict[str, dict[Callable[[T], Any], Any]] = {}
         self._changes = 0
 
     def __contains__(self, object_id: str) -> bool:
-        return object_id in self._items
+        return object_id in self._items or object_id in self._hidden
 
     def __len__(self) -> int:
-        return len(self._items)
+        return len(self._ids)
 
     def __iter__(self) -> Iterator[T]:
         return self.following("")
@@ -82,25 +85,45 @@ class Index(Generic[T]):
 
     def held_by(self, object_id: str) -> int:
         """Return the bytes of the pool that are promised to an item; 0 if there is no such item."""
-        item = self._items.get(object_id)
+        item = self._items.get(object_id) or self._hidden.get(object_id)
         return item.held if item else 0
 
     def put(self, item: T) -> None:
-        """Add an item, or replace the one that has its id."""
+        """Add an item, or replace the one that has its id; a hidden one is shown by that."""
         with self._mutex:
             before = self._items.get(item.id)
             if before is None:
                 bisect.insort(self._ids, item.id)
             self._items[item.id] = item
-            self._count(before, item)
+            self._count(before or self._hidden.pop(item.id, None), item)
             self.touch(item.id)
 
+    def put_hidden(self, item: T) -> None:
+        """Add a hidden item, or hide the one that has its id."""
+        with self._mutex:
+            self.drop(item.id)
+            self._hidden[item.id] = item
+            self._count(None, item)
+
+    def show(self, object_id: str) -> None:
+        """Show a hidden item; one that is absent or shown is fine."""
+        with self._mutex:
+            if item := self._hidden.get(object_id):
+                self.put(item)
+
+    def hidden(self) -> list[T]:
+        """Return the hidden items."""
+        with self._mutex:
+            return list(self._hidden.values())
+
     def drop(self, object_id: str) -> None:
-        """Remove an item; absent is fine."""
+        """Remove an item, hidden or not; absent is fine."""
         with self._mutex:
             self.touch(object_id)
             if before := self._items.pop(object_id, None):
                 del self._ids[bisect.bisect_left(self._ids, object_id)]
+                self._count(before, None)
+            elif before := self._hidden.pop(object_id, None):
                 self._count(before, None)
 
     def _count(self, before: T | None, after: T | None) -> None:

@@ -1,17 +1,34 @@
 """The records of the group snapshots that have members in a pool."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import structlog
 
 from pycsi.linux.descriptor import sync_directory
 from pycsi.linux.record import read_record, write_record
-from pycsi.model.records import Group
-from pycsi.pool.catalog import UNREADABLE
+from pycsi.model.records import Group, Snapshot
+from pycsi.pool.catalog import UNREADABLE, Catalog
 from pycsi.pool.layout import Layout
 
 log = structlog.get_logger()
+
+
+def recorded_groups(layout: Layout) -> Iterator[Group]:
+    """Yield the groups whose records in a pool can be read."""
+    for record in sorted(layout.groups.glob("[!.]*.json")):
+        try:
+            yield Group.from_json(read_record(record))
+        except UNREADABLE as error:
+            log.warning("a record cannot be read", path=str(record), error=str(error))
+
+
+def hide_prepared(snapshots: Catalog[Snapshot], groups: Iterable[Group]) -> None:
+    """Hide the snapshots of a pool that belong to those of its `groups` that are prepared."""
+    prepared = {group.id for group in groups if group.prepared}
+    for snapshot in list(snapshots) if prepared else []:
+        if snapshot.group in prepared:
+            snapshots.put_hidden(snapshot)
 
 
 class Groups:
@@ -23,13 +40,7 @@ class Groups:
 
     def load(self) -> None:
         """Read the records, leave unreadable ones as they are, and delete unfinished ones."""
-        for record in sorted(self._layout.groups.glob("[!.]*.json")):
-            try:
-                group = Group.from_json(read_record(record))
-            except UNREADABLE as error:
-                log.warning("a record cannot be read", path=str(record), error=str(error))
-            else:
-                self._known[group.id] = group
+        self._known = {group.id: group for group in recorded_groups(self._layout)}
         for unfinished in list(self._layout.groups.glob(".*")):
             unfinished.unlink()
 

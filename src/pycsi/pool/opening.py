@@ -14,6 +14,7 @@ from pycsi.model.errors import FailedPrecondition
 from pycsi.model.size import show
 from pycsi.pool import trash
 from pycsi.pool.freezing import thaw_after_crash
+from pycsi.pool.groups import hide_prepared
 from pycsi.pool.pool import Pool
 
 log = structlog.get_logger()
@@ -46,6 +47,7 @@ def recover(pool: Pool) -> None:
     pool.reflinks = filecopy.can_reflink(pool.layout.record)
     pool.snapshots.load()
     pool.groups.load()
+    hide_prepared(pool.snapshots, pool.groups)
     for unfinished in list(pool.layout.tmp.iterdir()):
         unfinished.rename(trash.reaping_place(pool.layout, unfinished.name))
     log.info(

@@ -178,10 +178,13 @@ class Pool(PoolDirectory):
             layout.write_new_snapshot(building.directory, snapshot)
             building.commit(lambda: self.sync_subvolume(snapshot.volume))
 
-    def index_snapshot(self, building: Build, snapshot: Snapshot) -> None:
-        """Make a committed snapshot known in the catalog, where it replaces its reservation."""
+    def index_snapshot(self, building: Build, snapshot: Snapshot, *, hidden: bool = False) -> None:
+        """Make a committed snapshot known in the catalog, where it replaces its reservation.
+
+        A `hidden` one only counts: the catalog shows it later.
+        """
         with self.room.replaced(building.reservation):
-            self.snapshots.put(snapshot)
+            (self.snapshots.put_hidden if hidden else self.snapshots.put)(snapshot)
 
     @contextlib.contextmanager
     def _build(self, place: str, size: int, *, thick: bool) -> Iterator[Build]:

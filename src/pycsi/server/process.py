@@ -17,7 +17,7 @@ from pycsi.linux import losetup
 from pycsi.linux.program import pin
 from pycsi.model.config import Config
 from pycsi.model.ids import NodeInfo
-from pycsi.proto import csi_pb2_grpc
+from pycsi.proto import csi_pb2_grpc, groups_pb2_grpc
 from pycsi.routing.certificates import Certificates
 from pycsi.server.metrics import PoolCollector, serve_metrics
 from pycsi.server.report import Observer, Reporter, unobserved
@@ -27,6 +27,7 @@ from pycsi.server.tls import SERVER_OPTIONS, bind, controller_only
 from pycsi.services.capabilities import driver_capabilities
 from pycsi.services.controller import Controller
 from pycsi.services.group_controller import GroupController
+from pycsi.services.group_parts import GroupParts
 from pycsi.services.identity import Identity
 from pycsi.services.listing_controller import ListingController
 from pycsi.services.node import Node
@@ -149,6 +150,9 @@ class _Services:
             (csi_pb2_grpc.add_GroupControllerServicer_to_server, GroupController(*shared)),
             (csi_pb2_grpc.add_SnapshotMetadataServicer_to_server, SnapshotMetadata(pools, locks)),
         )
+        self._parts: tuple[_Part, ...] = (
+            (groups_pb2_grpc.add_GroupPartsServicer_to_server, GroupParts(*shared)),
+        )
         self._local: tuple[_Part, ...] = ((csi_pb2_grpc.add_NodeServicer_to_server, Node(*shared)),)
 
     def add_to_socket(self, server: grpc.Server) -> None:
@@ -158,7 +162,7 @@ class _Services:
     def add_to_port(self, server: grpc.Server) -> None:
         """Add to the server of the TCP port what the controller forwards, and let only it call."""
         only = controller_only(self._config.driver_name, self._config.node_id)
-        self._add(server, self._central, only)
+        self._add(server, (*self._central, *self._parts), only)
 
     def _add(self, server: grpc.Server, parts: Iterable["_Part"], guard: Guard | None) -> None:
         interceptor = Interceptor(

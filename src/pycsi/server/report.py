@@ -64,7 +64,7 @@ def status_of(error: BaseException) -> tuple[grpc.StatusCode, str]:
             "the request cannot be read as the message that this method takes; send what csi.proto "
             "describes"
         )
-    if isinstance(error, GeneratorExit | asyncio.CancelledError):
+    if isinstance(error, GeneratorExit | asyncio.CancelledError | grpc.RpcError):
         return grpc.StatusCode.CANCELLED, "the caller has hung up"
     if isinstance(error, OSError) and error.errno in ERRNO_CODES:
         return ERRNO_CODES[error.errno], message

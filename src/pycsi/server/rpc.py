@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import itertools
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -12,13 +13,14 @@ import grpc
 from google.protobuf.message import Message
 
 from pycsi.model.errors import Aborted, Unavailable, Unimplemented
-from pycsi.proto import csi_pb2_grpc
+from pycsi.proto import csi_pb2_grpc, groups_pb2_grpc
 from pycsi.server.report import ROUTINE, Reporter
 
 _STREAMS = 16
 """Maximum number of concurrent streams: each occupies a thread for as long as its reader takes."""
 
 _IDENTITY = "csi.v1.Identity"
+_GENERATED = {csi_pb2_grpc.__name__, groups_pb2_grpc.__name__}
 
 Method = Callable[[Any, grpc.ServicerContext], Any]
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
@@ -39,18 +41,22 @@ def refuse(name: str, *_: object) -> NoReturn:
 
 
 class _Rpc(NamedTuple):
-    """A method of a service: `decode` reads its request, `admitted` raises if it is refused."""
+    """A method of a service: `decode` reads a request, `admitted` raises if it is refused.
+
+    If it `converses`, it takes a stream of requests.
+    """
 
     name: str
     admitted: Admitted
     decode: Callable[[bytes], Message]
     method: Method
+    converses: bool = False
 
 
 def _is_generated(handler: Handler) -> bool:
     """Tell whether a handler is the one that the generated base class has: it serves nothing."""
-    method = handler.unary_stream or handler.unary_unary
-    return method.__module__ == csi_pb2_grpc.__name__
+    method = handler.stream_stream or handler.unary_stream or handler.unary_unary
+    return method.__module__ in _GENERATED
 
 
 class _UnaryHandler(functools.partial[Any]):
@@ -138,21 +144,25 @@ class Interceptor:
         self._server.add_registered_method_handlers(service, wrapped)
 
     def _wrapped(self, service: str, name: str, handler: Handler) -> Handler:
-        method = handler.unary_stream or handler.unary_unary
+        method = handler.stream_stream or handler.unary_stream or handler.unary_unary
         decode, encode = handler.request_deserializer, handler.response_serializer
         if method is None or decode is None or encode is None:
-            raise TypeError(f"{name} takes a stream or no message, which no method of CSI does")
-        admission = self._admission
-        admitted: Admitted = admission.stream if handler.response_streaming else admission.rpc
+            raise TypeError(f"{name} takes no message, or answers a stream with one message")
+        admission, converses = self._admission, handler.request_streaming
+        only_answers = handler.response_streaming and not converses
+        admitted: Admitted = admission.stream if only_answers else admission.rpc
         if service == _IDENTITY:
             admitted = contextlib.nullcontext
         if name in self._unimplemented:
             admitted, method = contextlib.nullcontext, functools.partial(refuse, name)
-        rpc = _Rpc(name, admitted, decode, method)
+        rpc = _Rpc(name, admitted, decode, method, converses=converses)
         # No deserializer, so that gRPC hands over the bytes: it answers its failure with INTERNAL.
-        if handler.response_streaming:
+        if converses:
             streams = functools.partial(self._stream, rpc)
-            return grpc.unary_stream_rpc_method_handler(streams, None, _encoder(encode))
+            return grpc.stream_stream_rpc_method_handler(streams, None, _encoder(encode))
+        if handler.response_streaming:
+            answered = functools.partial(self._answer, rpc)
+            return grpc.unary_stream_rpc_method_handler(answered, None, _encoder(encode))
         answers = _UnaryHandler(self._call, rpc)
         if name in ROUTINE:
             answers.experimental_thread_pool = self._probers
@@ -172,18 +182,24 @@ class Interceptor:
         self._report(rpc.name, request, start)
         return response
 
-    def _stream(self, rpc: _Rpc, data: bytes, context: grpc.ServicerContext) -> Iterator[Message]:
+    def _answer(self, rpc: _Rpc, data: bytes, context: grpc.ServicerContext) -> Iterator[Message]:
+        return self._stream(rpc, iter([data]), context)
+
+    def _stream(
+        self, rpc: _Rpc, requests: Iterator[bytes], context: grpc.ServicerContext
+    ) -> Iterator[Message]:
         start = time.perf_counter()
-        request = None
+        first = None
         try:
             if self._guard:
                 self._guard(context)
-            request = rpc.decode(data)
+            first = rpc.decode(next(requests, b""))
+            every = itertools.chain([first], map(rpc.decode, requests))
             with rpc.admitted():
-                yield from rpc.method(request, context)
+                yield from rpc.method(every if rpc.converses else first, context)
         except GeneratorExit as error:
-            self._report(rpc.name, request, start, error)
+            self._report(rpc.name, first, start, error)
             raise
         except Exception as error:  # noqa: BLE001
-            context.abort(*self._report(rpc.name, request, start, error))
-        self._report(rpc.name, request, start)
+            context.abort(*self._report(rpc.name, first, start, error))
+        self._report(rpc.name, first, start)

@@ -1,16 +1,11 @@
 """The GroupController service: snapshots of several volumes at one point in time."""
 
-import contextlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import grpc
 
 from pycsi.model import ids, parameters
-from pycsi.model.errors import (
-    AlreadyExists,
-    InvalidArgument,
-    NotFound,
-)
+from pycsi.model.errors import FailedPrecondition, InvalidArgument, NotFound
 from pycsi.model.ids import NodeInfo
 from pycsi.model.records import Group
 from pycsi.proto import csi_pb2 as csi
@@ -18,9 +13,9 @@ from pycsi.proto import csi_pb2_grpc
 from pycsi.services import reply
 from pycsi.services import request as read
 from pycsi.services.capabilities import DriverCapabilities
-from pycsi.volumes.locks import Locks, group_key, snapshot_key
+from pycsi.volumes.group_snapshots import GroupSnapshots, NewGroup, undecided
+from pycsi.volumes.locks import Locks, group_key
 from pycsi.volumes.pools import Pools
-from pycsi.volumes.snapshots import NewSnapshot, delete_group, take_group
 
 
 class GroupController(csi_pb2_grpc.GroupControllerServicer):
@@ -31,6 +26,7 @@ class GroupController(csi_pb2_grpc.GroupControllerServicer):
     ) -> None:
         self._pools = pools
         self._locks = locks
+        self._groups = GroupSnapshots(pools, locks)
         self._node = node
         self._snapshots_at = node if capabilities.snapshot_topology else None
 
@@ -44,54 +40,37 @@ class GroupController(csi_pb2_grpc.GroupControllerServicer):
     ) -> csi.CreateVolumeGroupSnapshotResponse:
         name = read.name(request.name)
         read.require(request, "source_volume_ids")
-        _refuse_repeated(request.source_volume_ids)
+        sources = read.group_sources(request.source_volume_ids)
         given = read.string_map(request.parameters, "parameters")
         parameters.point_in_time(given)
-        group_id = ids.object_id(name, self._node.id)
-        with self._locks.hold(group_key(group_id)):
-            if found := self._pools.find_group(group_id):
-                _refuse_different(found, request)
+        new = NewGroup(
+            id=ids.object_id(name, self._node.id),
+            name=name,
+            sources=sources,
+            parameters=given,
+        )
+        with self._locks.hold(group_key(new.id)):
+            self._groups.refuse_other(new)
+            if found := self._pools.find_group(new.id):
+                if found.prepared:
+                    raise undecided(found)
+                new.refuse_different(found)
             else:
-                found = self._take(group_id, name, request.source_volume_ids, given)
+                found = self._groups.take(new)
             return csi.CreateVolumeGroupSnapshotResponse(group_snapshot=self._reply(found))
 
-    def _take(
-        self, group_id: str, name: str, volume_ids: Iterable[str], given: dict[str, str]
-    ) -> Group:
-        with contextlib.ExitStack() as held:
-            snapshots = []
-            for volume_id in volume_ids:
-                member_id = ids.member_id(group_id, volume_id, self._node.id)
-                held.enter_context(self._locks.share(volume_id))
-                held.enter_context(self._locks.hold(snapshot_key(member_id)))
-                pool, volume = self._pools.need(volume_id)
-                snapshots.append(
-                    NewSnapshot(
-                        pool=pool,
-                        volume=volume,
-                        id=member_id,
-                        name=member_id,
-                        parameters=given,
-                        point_in_time=True,
-                        group=group_id,
-                    )
-                )
-            return take_group(self._pools, snapshots, group_id=group_id, name=name)
-
     def _reply(self, group: Group) -> csi.VolumeGroupSnapshot:
-        members = [self._pools.need_snapshot(member)[1] for member in group.members]
-        return reply.group(group, members, self._snapshots_at)
+        return reply.group(group, self._groups.snapshots(group), self._snapshots_at)
 
     def DeleteVolumeGroupSnapshot(
         self, request: csi.DeleteVolumeGroupSnapshotRequest, context: grpc.ServicerContext
     ) -> csi.DeleteVolumeGroupSnapshotResponse:
         read.require(request, "group_snapshot_id")
-        with self._locks.hold(group_key(request.group_snapshot_id)), contextlib.ExitStack() as held:
+        with self._locks.hold(group_key(request.group_snapshot_id)):
             if group := self._pools.find_group(request.group_snapshot_id, sure=True):
+                _refuse_part(group)
                 _check_members(group, request.snapshot_ids)
-                for member in group.members:
-                    held.enter_context(self._locks.hold(snapshot_key(member)))
-                delete_group(self._pools, group)
+                self._groups.delete(group)
             else:
                 self._pools.refuse_elsewhere("group snapshot", request.group_snapshot_id)
         return csi.DeleteVolumeGroupSnapshotResponse()
@@ -106,27 +85,16 @@ class GroupController(csi_pb2_grpc.GroupControllerServicer):
                 f"there is no group snapshot {request.group_snapshot_id!r} on node "
                 f"{self._pools.node}"
             )
+        _refuse_part(group)
         _check_members(group, request.snapshot_ids)
         return csi.GetVolumeGroupSnapshotResponse(group_snapshot=self._reply(group))
 
 
-def _refuse_repeated(volume_ids: Sequence[str]) -> None:
-    for number, volume_id in enumerate(volume_ids):
-        if not volume_id:
-            raise InvalidArgument(f"source_volume_ids[{number}] is missing")
-        if list(volume_ids).count(volume_id) > 1:
-            raise InvalidArgument(f"source_volume_ids: {volume_id} is there more than once")
-
-
-def _refuse_different(group: Group, request: csi.CreateVolumeGroupSnapshotRequest) -> None:
-    """Raise `AlreadyExists` unless the existing group snapshot matches the request."""
-    same_volumes = set(group.sources) == set(request.source_volume_ids)
-    before = parameters.without_orchestrator_keys(group.parameters)
-    now = parameters.without_orchestrator_keys(request.parameters)
-    if not same_volumes or before != now:
-        other = "parameters" if same_volumes else f"volumes ({', '.join(group.sources)})"
-        raise AlreadyExists(
-            f"group snapshot {group.name!r} exists, with other {other}; use another name"
+def _refuse_part(group: Group) -> None:
+    """Raise `FailedPrecondition` for a part of a group over several nodes: it is not the group."""
+    if group.attempt is not None:
+        raise FailedPrecondition(
+            f"group snapshot {group.id} has members on several nodes; ask the driver's controller"
         )
 
 

@@ -4,11 +4,12 @@ For malformed input every function raises `InvalidArgument` that names the field
 those of the CSI specification's "Size Limits" and of the fields' own descriptions.
 """
 
+import collections
 import hashlib
 import json
 import os
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from google.protobuf.message import Message
 
@@ -181,6 +182,17 @@ def source(message: csi.VolumeContentSource) -> Source:
     if not object_id:
         raise InvalidArgument(f"volume_content_source.{kind}.{kind}_id is missing")
     return Source(kind=SourceKind(kind), id=object_id)
+
+
+def group_sources(volume_ids: Sequence[str]) -> tuple[str, ...]:
+    """Return the ids of a group's source volumes, of which none may be empty or repeated."""
+    for number, volume_id in enumerate(volume_ids):
+        if not volume_id:
+            raise InvalidArgument(f"source_volume_ids[{number}] is missing")
+    for volume_id, count in collections.Counter(volume_ids).items():
+        if count > 1:
+            raise InvalidArgument(f"source_volume_ids: {volume_id} is there more than once")
+    return tuple(volume_ids)
 
 
 def stage(request: csi.NodeStageVolumeRequest, served: Collection[Mode]) -> NodeRequest:

@@ -20,7 +20,7 @@ def admit_first(pools: Iterable[Pool]) -> None:
     for pool in pools:
         _follow(pool, pools)
         pool.deletions.forget(other.name for other in pools)
-    groups.delete_partial(list(pools))
+    groups.settle(list(pools))
     warn_of_shared_room(pools)
 
 
@@ -35,8 +35,8 @@ def admit_late(pool: Pool, pools: Iterable[Pool]) -> None:
     _follow(pool, pools)
     for other in (*pools, pool):
         other.deletions.forget([pool.name])
-    # No RPC deletes these groups at the same time: without this pool it would be refused.
-    groups.delete_partial([*pools, pool], of=pool)
+    # No RPC changes these groups at the same time: without this pool it would be refused.
+    groups.settle([*pools, pool], of=pool)
     warn_of_shared_room([*pools, pool], late=pool)
 
 

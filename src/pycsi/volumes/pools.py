@@ -96,11 +96,18 @@ class Pools(Presence):
         return found if found and (found[1].handle is not None) is inline else None
 
     def _search(
-        self, kind: str, object_id: str, look: Callable[[Pool], F | None], *, sure: bool
+        self,
+        kind: str,
+        object_id: str,
+        look: Callable[[Pool], F | None],
+        *,
+        sure: bool,
+        foreign: bool = False,
     ) -> tuple[Pool, F] | None:
         """Return the first object that `look` finds in a pool, and the pool, or None.
 
-        With `sure` raise `PoolMissing` if the object may lie in a pool that is missing.
+        With `sure` raise `PoolMissing` if the object may lie in a pool that is missing. An object
+        whose id names another node does not, unless `foreign` says that it can be here.
         """
         while True:
             missing, pools = self.missing, self.open
@@ -116,7 +123,7 @@ class Pools(Presence):
         if (
             sure
             and missing
-            and ids.node_of(object_id) == self.node
+            and (foreign or ids.node_of(object_id) == self.node)
             and not any(pool.deletions.vouches(kind, object_id, missing) for pool in self)
         ):
             raise PoolMissing(
@@ -191,10 +198,20 @@ class Pools(Presence):
         for snapshot, _ in _merged((pool.snapshots.following(after), pool) for pool in self):
             yield snapshot
 
-    def find_group(self, group_id: str, *, sure: bool = False) -> Group | None:
-        """Return a group snapshot, or None; `sure` as for `find`."""
-        found = self._search("group", group_id, lambda pool: pool.groups.get(group_id), sure=sure)
+    def find_group(self, group_id: str, *, sure: bool = False, part: bool = False) -> Group | None:
+        """Return a group snapshot, or None; `sure` as for `find`.
+
+        With `part` it may be this node's part of a group that another node coordinates.
+        """
+        found = self._search(
+            "group", group_id, lambda pool: pool.groups.get(group_id), sure=sure, foreign=part
+        )
         return found[1] if found else None
+
+    def groups(self) -> Iterator[Group]:
+        """Yield the group snapshots, and the parts of such, prepared or not."""
+        for pool in self:
+            yield from pool.groups
 
 
 def _merged(streams: Iterable[tuple[Iterator[T], Pool]]) -> Iterator[tuple[T, Pool]]:

@@ -21,27 +21,52 @@ def quiesced(
     takes longer. At most one volume in use may be one that cannot be frozen: its copy is of one
     point in time by itself, and is taken while the others are frozen.
     """
-    sources = [source for _, source in volumes]
+    with prepared(pools, volumes):
+        refuse_unfreezable(unfreezable(volumes))
+        with held_still(pools, volumes, limit) as window:
+            yield window
+
+
+@contextlib.contextmanager
+def prepared(pools: Pools, volumes: Sequence[tuple[Pool, Backend]]) -> Iterator[None]:
+    """Prepare volumes for being copied in the `with` block, in which nobody else freezes them."""
     with contextlib.ExitStack() as turns:
         # All operations take turns in the same order, or two could wait for each other.
-        for source in sorted(sources, key=lambda item: item.volume.id):
+        for _, source in sorted(volumes, key=lambda item: item[1].volume.id):
             turns.enter_context(pools.turns.prepared(source))
-        _refuse_unfreezable(sources)
-        try:
-            with frozen(_freeze_targets(volumes), limit) as window:
-                yield window
-        except OverdueError:
-            raise FailedPrecondition(_overdue(pools, sources, limit)) from None
+        yield
 
 
-def _refuse_unfreezable(sources: Sequence[Backend]) -> None:
-    unfreezable = [source for source in sources if not source.freezable() and source.written_at()]
-    if len(unfreezable) > 1:
-        names = ", ".join(source.volume.id for source in unfreezable)
+def unfreezable(volumes: Sequence[tuple[Pool, Backend]]) -> list[str]:
+    """Return the ids of the volumes that are in use and cannot be frozen."""
+    return [
+        source.volume.id for _, source in volumes if not source.freezable() and source.written_at()
+    ]
+
+
+def refuse_unfreezable(volume_ids: Sequence[str]) -> None:
+    """Raise `FailedPrecondition` if a group has more than one volume that is `unfreezable`."""
+    if len(volume_ids) > 1:
         raise FailedPrecondition(
-            f"volumes in use that cannot be frozen: {names}. There can be one in a group: the "
-            "others need a filesystem of their own (type: image), or must not be in use"
+            f"volumes in use that cannot be frozen: {', '.join(volume_ids)}. There can be one in a "
+            "group: the others need a filesystem of their own (type: image), or must not be in use"
         )
+
+
+@contextlib.contextmanager
+def held_still(
+    pools: Pools, volumes: Sequence[tuple[Pool, Backend]], limit: float
+) -> Iterator[FreezeWindow]:
+    """Freeze those of the prepared volumes that can be frozen, for `limit` seconds at most.
+
+    `FailedPrecondition` if the `with` block takes longer.
+    """
+    try:
+        with frozen(_freeze_targets(volumes), limit) as window:
+            yield window
+    except OverdueError:
+        sources = [source for _, source in volumes]
+        raise FailedPrecondition(_overdue(pools, sources, limit)) from None
 
 
 def _freeze_targets(volumes: Sequence[tuple[Pool, Backend]]) -> list[FreezeTarget]:
