@@ -5,7 +5,7 @@
 # feature the cluster lacks is skipped, with the reason. Everything is made in one namespace, which is deleted at the end.
 #
 # Variables: DRIVER (pycsi.storage), STORAGE_CLASS (pycsi, or else the first of the driver's; volumes of 64 MiB must be
-# possible), SNAPSHOT_CLASS (likewise), NAMESPACE (pycsi-demo), IMAGE (busybox; any with a shell and dd), TIMEOUT (seconds for
+# possible), SNAPSHOT_CLASS and GROUP_SNAPSHOT_CLASS (likewise), NAMESPACE (pycsi-demo), IMAGE (busybox; any with a shell and dd), TIMEOUT (seconds for
 # each thing to happen, 300), KEEP (1: leave everything).
 set -u
 cd "$(dirname "${BASH_SOURCE[0]}")" || exit 1
@@ -21,12 +21,15 @@ k() { kubectl --namespace "$NAMESPACE" "$@"; }
 
 # manifest NAME: a manifest of this directory, with this cluster's names
 manifest() {
-    sed -e "s|storageClassName: pycsi|storageClassName: $STORAGE_CLASS|" \
-        -e "s|volumeSnapshotClassName: pycsi|volumeSnapshotClassName: ${SNAPSHOT_CLASS:-none}|" \
+    sed -e "s|storageClassName: pycsi\$|storageClassName: $STORAGE_CLASS|" \
+        -e "s|volumeSnapshotClassName: pycsi\$|volumeSnapshotClassName: ${SNAPSHOT_CLASS:-none}|" \
+        -e "s|volumeGroupSnapshotClassName: pycsi\$|volumeGroupSnapshotClassName: ${GROUP_SNAPSHOT_CLASS:-none}|" \
+        -e "s|pycsi-demo-image\$|$NAMESPACE-image|" -e "s|provisioner: pycsi.storage|provisioner: $DRIVER|" \
         -e "s|driver: pycsi.storage|driver: $DRIVER|" -e "s|image: busybox|image: $IMAGE|" "$1.yaml"
 }
 
-apply() { manifest "$1" | k apply -f -; }
+# apply NAME [LABEL]: a manifest, or what has this label in it
+apply() { manifest "$1" | k apply ${2:+-l "pycsi-demo=$2"} -f -; }
 
 # eventually WHAT WANTED COMMAND...: wait until the command prints a text that matches the pattern WANTED
 eventually() {
@@ -73,6 +76,27 @@ skip() {
     exit "$SKIPPED"
 }
 
+snapshot_ready() { eventually "snapshot $1 ready" true k get volumesnapshot "$1" -o 'jsonpath={.status.readyToUse}'; }
+
+node_of() { k get pod "$1" -o 'jsonpath={.spec.nodeName}'; }
+
+# driver_on NODE: the namespace and the name of the driver's pod there, by the labels of the chart
+driver_on() {
+    kubectl get pods --all-namespaces -l app.kubernetes.io/part-of=pycsi,app.kubernetes.io/component=node \
+        --field-selector "spec.nodeName=$1" -o 'jsonpath={range .items[*]}{.metadata.namespace} {.metadata.name}{"\n"}{end}' | head -n 1
+}
+
+# on_node NODE COMMAND...: run pycsi COMMAND in the driver's container there, with the driver's pools
+on_node() {
+    local namespace pod pools
+    read -r namespace pod <<<"$(driver_on "$1")"
+    shift
+    pools=$(kubectl -n "$namespace" get pod "$pod" -o 'jsonpath={range .spec.containers[?(@.name=="pycsi")].args[*]}{@}{"\n"}{end}' |
+        grep -e '^--pool=')
+    # shellcheck disable=SC2086  # a list of options
+    kubectl -n "$namespace" exec "$pod" -c pycsi -- pycsi "$@" $pools
+}
+
 need_snapshots() {
     [ -n "$SNAPSHOT_CLASS" ] || skip "no VolumeSnapshotClass of $DRIVER: install the snapshot CRDs and controller, then one"
 }
@@ -92,7 +116,7 @@ demo_02_snapshot() {
     need 01
     write writer before
     apply 02-snapshot
-    eventually "snapshot ready" true k get volumesnapshot data-1 -o 'jsonpath={.status.readyToUse}'
+    snapshot_ready data-1
     write writer after
     proved "a snapshot was taken of the volume in use"
 }
@@ -237,8 +261,7 @@ demo_11_statefulset() {
     ready store-0
     same "data of store-0" store-0 "$(in_pod store-0 'cat /data/owner')"
     same "data of store-1" store-1 "$(in_pod store-1 'cat /data/owner')"
-    proved "two pods on $(k get pods -l pycsi-demo=store -o 'jsonpath={range .items[*]}{.spec.nodeName}{"\n"}{end}' | sort -u | wc -l)" \
-        "node(s) wrote on while the driver was restarted; a pod started anew had its data"
+    proved "two pods on $(nodes_of store) node(s) wrote on while the driver was restarted; a pod started anew had its data"
 }
 
 # running POD: changes when the pod or its container is started again
@@ -260,6 +283,152 @@ demo_12_user_namespace() {
     same "owner for others" 1000 "$(in_pod writer 'stat -c %u /data/isolated')"
     same content isolated "$(in_pod writer 'cat /data/isolated')"
     proved "a pod that has users of its own wrote to two volumes, and owns what it wrote in other pods, too"
+}
+
+demo_13_attributes_class() {
+    local class started node volume handle entry before
+    for class in pycsi-retain pycsi-delete; do
+        [ "$(kubectl get volumeattributesclass "$class" -o 'jsonpath={.driverName}' 2>/dev/null)" = "$DRIVER" ] ||
+            skip "no VolumeAttributesClass $class of $DRIVER: it needs Kubernetes 1.34"
+    done
+    apply 13-attributes-class
+    ready changing
+    node=$(node_of changing)
+    [ -n "$(driver_on "$node")" ] || skip "found no pod with the labels of the chart to look into"
+    started=$(running changing)
+    volume=$(k get pvc changing -o 'jsonpath={.spec.volumeName}')
+    handle=$(kubectl get pv "$volume" -o 'jsonpath={.spec.csi.volumeHandle}')
+    k patch pvc changing --type merge --patch '{"spec": {"volumeAttributesClassName": "pycsi-retain"}}'
+    eventually "the class of the claim" pycsi-retain k get pvc changing -o 'jsonpath={.status.currentVolumeAttributesClassName}'
+    before=$(in_pod changing 'wc -l < /data/log')
+    eventually "the pod writes" later newer changing "$before"
+    same "the pod" "$started" "$(running changing)"
+    k delete pod changing
+    k delete pvc changing
+    eventually "PersistentVolume gone" '' kubectl get pv "$volume" --ignore-not-found -o name
+    eventually "$handle is in the trash" '?*' in_trash "$node" "$handle"
+    eventually "$handle is not in the trash any more" '' empty_trash "$node" "$handle"
+    proved "a volume was told to outlive its claim while a pod wrote to it, and was in the trash when the claim was gone"
+}
+
+# in_trash NODE VOLUME: the entry of a deleted volume
+in_trash() { on_node "$1" trash list -o json | awk -F'"' -v id="$2." '$2 == "entry" && index($4, id) == 1 { print $4 }'; }
+
+# empty_trash NODE VOLUME: free it, and print what is still there
+empty_trash() {
+    local entry
+    entry=$(in_trash "$1" "$2")
+    [ -z "$entry" ] || on_node "$1" trash empty "$entry" >/dev/null
+    in_trash "$1" "$2"
+}
+
+demo_14_group_snapshot() {
+    need_snapshots
+    [ -n "$GROUP_SNAPSHOT_CLASS" ] || skip "no VolumeGroupSnapshotClass of $DRIVER: groupSnapshots.enabled of the chart, with the group CRDs"
+    local writer
+    apply 14-group-snapshot ledger
+    ready ledger-0
+    ready ledger-1
+    write_in_turn &
+    writer=$!
+    eventually "records" '????*' tail -n 1 "$LOGS/records"
+    apply 14-group-snapshot group
+    eventually "group snapshot ready" true k get volumegroupsnapshot ledger -o 'jsonpath={.status.readyToUse}'
+    touch "$LOGS/enough"
+    wait "$writer"
+    same "members of the group" 2 "$(members | wc -l)"
+    proved "a snapshot of two volumes on $(nodes_of ledger) node(s) was taken while $(tail -n 1 "$LOGS/records") records were written to them in turn"
+}
+
+# One writer, two nodes: a record is written when the one before it, on the other node, has been.
+write_in_turn() {
+    local pod number=0 answer
+    for pod in ledger-0 ledger-1; do
+        mkfifo "$LOGS/$pod.in" "$LOGS/$pod.out"
+        # shellcheck disable=SC2016  # for the shell in the pod
+        k exec -i $pod -- sh -c 'while read -r n; do echo "$n" >> /data/records && echo "$n"; done' <"$LOGS/$pod.in" >"$LOGS/$pod.out" &
+    done
+    exec 3>"$LOGS/ledger-0.in" 4<"$LOGS/ledger-0.out" 5>"$LOGS/ledger-1.in" 6<"$LOGS/ledger-1.out"
+    until [ -e "$LOGS/enough" ]; do
+        number=$((number + 1))
+        if ((number % 2)); then
+            echo $number >&3
+            read -r answer <&4
+        else
+            echo $number >&5
+            read -r answer <&6
+        fi
+        same "the answer of the writer" $number "$answer"
+        echo $number >>"$LOGS/records"
+    done
+}
+
+# The snapshots that the group consists of.
+members() {
+    k get volumesnapshots -o 'jsonpath={range .items[?(@.status.volumeGroupSnapshotName=="ledger")]}{.metadata.name}{"\n"}{end}'
+}
+
+# nodes_of LABEL: on how many nodes its pods are
+nodes_of() { k get pods -l "pycsi-demo=$1" -o 'jsonpath={range .items[*]}{.spec.nodeName}{"\n"}{end}' | sort -u | wc -l; }
+
+demo_15_group_restore() {
+    need 14
+    local names last
+    mapfile -t names < <(members)
+    manifest 15-group-restore | sed -e "s|name: member-0|name: ${names[0]}|" -e "s|name: member-1|name: ${names[1]}|" | k apply -f -
+    ready ledger-restored-0
+    ready ledger-restored-1
+    # Nothing is missing between the first record and the last: the copies are of one moment.
+    last=$({
+        in_pod ledger-restored-0 'cat /data/records'
+        in_pod ledger-restored-1 'cat /data/records'
+    } | sort -n | awk '$1 != NR { print "record " NR " is missing before " $1; exit } END { print NR }')
+    [[ $last =~ ^[0-9]+$ ]] && ((last > 0 && last < $(tail -n 1 "$LOGS/records"))) ||
+        { echo "the restored volumes have no prefix of what was written: $last"; return 1; }
+    proved "the two restored volumes have records 1 to $last and no other: each write that one has, and all that came before it"
+}
+
+demo_16_restore_elsewhere() {
+    need 02
+    local start=$SECONDS
+    apply 16-restore-elsewhere
+    ready elsewhere
+    same "restored content" before "$(in_pod elsewhere 'cat /data/file')"
+    same "the node" "$(node_of writer)" "$(node_of elsewhere)"
+    proved "a pod that wanted to another node ran after $((SECONDS - start)) s where its restored volume is: $(node_of elsewhere)"
+}
+
+demo_17_changed_blocks() {
+    need_snapshots
+    local service=(kubectl get snapshotmetadataservice "$DRIVER" -o) namespace pod image base found
+    "${service[@]}" name >/dev/null 2>&1 ||
+        skip "no SnapshotMetadataService $DRIVER: snapshotMetadata.enabled of the chart, with its CRD"
+    apply 17-changed-blocks blocks
+    ready blocks
+    in_pod blocks 'dd if=/dev/urandom of=/dev/xvda bs=1M count=16 conv=fsync 2>/dev/null'
+    apply 17-changed-blocks base
+    snapshot_ready blocks-base
+    in_pod blocks 'dd if=/dev/urandom of=/dev/xvda bs=1M seek=8 count=2 conv=fsync 2>/dev/null'
+    apply 17-changed-blocks target
+    snapshot_ready blocks-target
+    read -r namespace pod <<<"$(driver_on "$(node_of blocks)")"
+    [ -n "$pod" ] || skip "found no pod with the labels of the chart, whose image has a client"
+    image=$(kubectl -n "$namespace" get pod "$pod" -o 'jsonpath={.spec.containers[?(@.name=="pycsi")].image}')
+    k create configmap backup-authority --from-literal "ca.crt=$("${service[@]}" 'jsonpath={.spec.caCert}' | base64 -d)"
+    k create role backup --verb get --resource volumesnapshots.snapshot.storage.k8s.io
+    k create rolebinding backup --role backup --serviceaccount "$NAMESPACE:backup"
+    manifest 17-changed-blocks | sed -e "s|image: driver-image|image: $image|" \
+        -e "s|pycsi-demo-audience|$("${service[@]}" 'jsonpath={.spec.audience}')|" | k apply -l pycsi-demo=backup -f -
+    ready backup
+    base=$(kubectl get volumesnapshotcontent "$(k get volumesnapshot blocks-base -o 'jsonpath={.status.boundVolumeSnapshotContentName}')" \
+        -o 'jsonpath={.status.snapshotHandle}')
+    found=$(k exec backup -- python3 /var/run/backup/changed_blocks.py "$("${service[@]}" 'jsonpath={.spec.address}')" "$NAMESPACE" "$base" blocks-target)
+    # The ranges have all that was written, and little else.
+    awk -v from=$((8 << 20)) -v to=$((10 << 20)) '
+        { all += $2; start = $1 > from ? $1 : from; end = $1 + $2 < to ? $1 + $2 : to; if (end > start) inside += end - start }
+        END { exit !(inside == to - from && all < 2 * (to - from)) }' <<<"$found" ||
+        { echo "2 MiB at 8 MiB were written, and the ranges (offset, size) are: $found"; return 1; }
+    proved "a client was told which $(awk '{ all += $2 } END { print all }' <<<"$found") bytes of 64 MiB differ between two snapshots"
 }
 
 # need DEMO: run it first, unless this run has done so
@@ -314,6 +483,7 @@ clean_up() {
         printf 'FAIL  %-22s look at: kubectl get all,pvc --namespace %s\n' "clean up" "$NAMESPACE"
         return
     fi
+    kubectl delete storageclass "$NAMESPACE-image" --ignore-not-found >/dev/null
     printf 'ok    %-22s nothing is left (%d s)\n' "clean up" $((SECONDS - start))
 }
 
@@ -335,6 +505,7 @@ main() {
     done
     STORAGE_CLASS=${STORAGE_CLASS:-$(class_of storageclasses provisioner)}
     SNAPSHOT_CLASS=${SNAPSHOT_CLASS:-$(class_of volumesnapshotclasses driver)}
+    GROUP_SNAPSHOT_CLASS=${GROUP_SNAPSHOT_CLASS:-$(class_of volumegroupsnapshotclasses driver)}
     [ -n "$STORAGE_CLASS" ] || { echo "no StorageClass of $DRIVER: make one, or set STORAGE_CLASS"; exit 2; }
     [ "$(kubectl get storageclass "$STORAGE_CLASS" -o 'jsonpath={.reclaimPolicy}')" = Delete ] ||
         { echo "StorageClass $STORAGE_CLASS keeps its volumes, so nothing could be cleaned up: set STORAGE_CLASS"; exit 2; }

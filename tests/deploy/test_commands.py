@@ -36,6 +36,11 @@ NAMES = (
     "10-capacity",
     "11-statefulset",
     "12-user-namespace",
+    "13-attributes-class",
+    "14-group-snapshot",
+    "15-group-restore",
+    "16-restore-elsewhere",
+    "17-changed-blocks",
 )
 
 TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
@@ -119,24 +124,44 @@ def test_demos() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_demo_is_valid(name: str) -> None:
-    """Every Kubernetes takes it, and all pods but the one with a device are confined."""
+    """Every Kubernetes takes it, and all pods but those with a device are confined."""
     for manifest in demo(name):
         if "apiVersion" not in manifest:
             assert manifest == {"spec": {"resources": {"requests": {"storage": "160Mi"}}}}
             continue
-        if manifest["kind"] != "VolumeSnapshot":
+        if not manifest["kind"].endswith("Snapshot"):
             for version in VERSIONS:
                 validate(manifest, f"{version[0]}.{version[1]}", strict=True)
-        template = manifest.get("spec", {}).get("template", manifest)
-        if "containers" in template.get("spec", {}) and name != "06-block":
-            security = template["spec"]["securityContext"]
+        spec = manifest.get("spec", {}).get("template", manifest).get("spec", {})
+        containers = spec.get("containers", [])
+        if any("volumeDevices" in container for container in containers):
+            continue
+        if containers:
+            security = spec["securityContext"]
             assert security["runAsNonRoot"] is True
             assert security["seccompProfile"] == {"type": "RuntimeDefault"}
-            for container in template["spec"]["containers"]:
-                assert container["securityContext"] == {
-                    "allowPrivilegeEscalation": False,
-                    "capabilities": {"drop": ["ALL"]},
-                }
+        for container in containers:
+            assert container["securityContext"] == {
+                "allowPrivilegeEscalation": False,
+                "capabilities": {"drop": ["ALL"]},
+            }
+
+
+def test_devices() -> None:
+    """Only two demos have pods that are not confined, for they show devices."""
+    with_devices = {
+        name for name in NAMES if "volumeDevices" in (DEMOS / f"{name}.yaml").read_text()
+    }
+    assert with_devices == {"06-block", "17-changed-blocks"}
+
+
+@pytest.mark.parametrize("name", ["14-group-snapshot", "17-changed-blocks"])
+def test_steps_of_demos(name: str) -> None:
+    """What is applied step by step, by label, is all that the manifest has."""
+    script = (DEMOS / "run.sh").read_text()
+    steps = set(re.findall(rf"apply {name} (\w+)", script))
+    steps |= {"backup"} if "pycsi-demo=backup" in script and name.startswith("17") else set()
+    assert {manifest["metadata"]["labels"]["pycsi-demo"] for manifest in demo(name)} == steps
 
 
 def test_demo_that_there_is_not(tmp_path: Path) -> None:
