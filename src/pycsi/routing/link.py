@@ -2,7 +2,7 @@
 
 import asyncio
 import dataclasses
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 import grpc
@@ -17,7 +17,7 @@ NODE_KEY = "pycsi-node"
 
 Metadata = Sequence[tuple[str, str | bytes]]
 
-_RESERVED = frozenset({NODE_KEY, "user-agent"})
+_RESERVED = (NODE_KEY, "user-agent", "grpc-", ":")
 _UNANSWERED = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNKNOWN})
 
 _OPTIONS = (
@@ -96,31 +96,34 @@ class NodeLink:
         metadata = self._metadata(call)
         try:
             reply: bytes = await method(call.data, timeout=call.remaining, metadata=metadata)
-        except grpc.aio.AioRpcError as error:
+        except (grpc.aio.AioRpcError, grpc.aio.UsageError) as error:
             raise self.failure(error) from None
         return reply
 
-    async def stream(self, call: Call) -> AsyncIterator[bytes]:
+    async def stream(self, call: Call) -> AsyncGenerator[bytes, None]:
         """Yield the node's replies to an RPC that answers with a stream; errors as in `send`.
 
         The node is asked for more only as they are taken (HTTP/2 flow control).
         """
         method: Any = self.channel.unary_stream(call.path)
-        replies = method(call.data, timeout=call.remaining, metadata=self._metadata(call))
         try:
-            async for reply in replies:
-                yield reply
-        except grpc.aio.AioRpcError as error:
+            replies = method(call.data, timeout=call.remaining, metadata=self._metadata(call))
+            try:
+                async for reply in replies:
+                    yield reply
+            finally:
+                replies.cancel()
+        except (grpc.aio.AioRpcError, grpc.aio.UsageError) as error:
             raise self.failure(error) from None
-        finally:
-            replies.cancel()
 
     def _metadata(self, call: Call) -> Metadata:
-        kept = [item for item in call.metadata if item[0] not in _RESERVED]
+        kept = [item for item in call.metadata if not item[0].startswith(_RESERVED)]
         return (*kept, (NODE_KEY, self.segment))
 
-    def failure(self, error: grpc.aio.AioRpcError) -> CsiError:
-        """Return the error of an RPC that has failed."""
+    def failure(self, error: grpc.aio.AioRpcError | grpc.aio.UsageError) -> CsiError:
+        """Return the error of an RPC that has failed, or whose channel has been closed."""
+        if isinstance(error, grpc.aio.UsageError):
+            return Unavailable(f"node {self.segment} is no longer at {self.target}; try again")
         code, details = error.code(), error.details() or "no reason given"
         if code in _UNANSWERED:
             return Unavailable(f"node {self.segment} at {self.target}: {details}")

@@ -185,6 +185,7 @@ class Nodes:
             if self._certificates.renewed():
                 for at, peer in list(self._peers.items()):
                     self._replace(at, peer.expected)
+                self._index()
             await self._update(await self._whereabouts.targets())
             self._fault = ""
         except OSError as error:
@@ -214,9 +215,12 @@ class Nodes:
         """Open a new channel to an address; what is known of the node there stays known."""
         before = self._peers.get(at)
         channel = open_channel(at, self._certificates.pair, self._driver_name)
-        self._peers[at] = _Peer(channel, expected)
-        if before is not None:
-            self._close(before.channel)
+        peer = self._peers[at] = _Peer(channel, expected)
+        if before is None:
+            return
+        if before.link:
+            peer.link, peer.instance = NodeLink(before.link.segment, at, channel), before.instance
+        self._close(before.channel)
 
     def _close(self, channel: grpc.aio.Channel) -> None:
         task = asyncio.get_running_loop().create_task(channel.close(grace=_GRACE))

@@ -1,7 +1,7 @@
 """Which node an RPC is for, and forwarding it there."""
 
 import contextlib
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 
 from pycsi.model import ids
 from pycsi.model.errors import Aborted, Unavailable, Unimplemented
@@ -64,11 +64,12 @@ class Router:
                 return await self._create_group(call)
         return await self._forward(call, self._node(name, call))
 
-    async def stream(self, name: str, call: Call) -> AsyncIterator[bytes]:
+    async def stream(self, name: str, call: Call) -> AsyncGenerator[bytes, None]:
         """Yield the encoded replies to the RPC `name`, which answers with a stream."""
         link = await self._link(self._node(name, call))
-        async for reply in link.stream(call):
-            yield reply
+        async with contextlib.aclosing(link.stream(call)) as replies:
+            async for reply in replies:
+                yield reply
 
     def _node(self, name: str, call: Call) -> str | None:
         return ids.node_of(getattr(call.request, _BY_FIELD[name]))

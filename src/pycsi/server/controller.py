@@ -1,11 +1,12 @@
 """The process in mode controller: answers sidecars on a unix socket, and forwards to the nodes."""
 
 import asyncio
+import contextlib
 import functools
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 import grpc
@@ -16,6 +17,7 @@ from google.protobuf.message_factory import GetMessageClass
 from google.protobuf.wrappers_pb2 import BoolValue
 
 from pycsi import __version__
+from pycsi.linux.program import pin
 from pycsi.model.config import Config
 from pycsi.model.errors import ConfigError
 from pycsi.model.ids import NodeInfo
@@ -42,6 +44,8 @@ _PATIENCE = 20.0
 def serve(config: Config) -> None:
     """Serve until SIGTERM or SIGINT; raise `ConfigError` if the configuration cannot work."""
     os.umask(0o077)
+    if config.one_cpu:
+        pin()
     refuse_served(config.socket)
     asyncio.run(_serve(config))
 
@@ -120,9 +124,10 @@ class _Services:
             request = decode(data)
             if name in self._unimplemented:
                 refuse(name)
-            answer = self._own.get(name) or await self._router.answer(
-                name, _call(path, request, data, context)
-            )
+            if name in self._own:
+                answer = self._own[name]
+            else:
+                answer = await self._router.answer(name, _call(path, request, data, context))
         except asyncio.CancelledError as error:
             self._report(name, request, start, error)
             raise
@@ -139,15 +144,17 @@ class _Services:
         decode: Callable[[bytes], Message],
         data: bytes,
         context: Any,
-    ) -> AsyncIterator[bytes]:
+    ) -> AsyncGenerator[bytes, None]:
         start = time.perf_counter()
         request = None
         try:
             request = decode(data)
             if name in self._unimplemented:
                 refuse(name)
-            async for part in self._router.stream(name, _call(path, request, data, context)):
-                yield part
+            call = _call(path, request, data, context)
+            async with contextlib.aclosing(self._router.stream(name, call)) as parts:
+                async for part in parts:
+                    yield part
         except (asyncio.CancelledError, GeneratorExit) as error:
             self._report(name, request, start, error)
             raise
