@@ -2,22 +2,25 @@
 
 import contextlib
 import dataclasses
+import secrets
 import socket
 import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from driver import Driver
+from rpc.conftest import limited_pool
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 def free_port() -> int:
-    """Return a TCP port of 127.0.0.1 on which nobody listens now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """Return a TCP port on which nobody listens now, and that the kernel gives no client."""
+    first_of_clients = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    while True:
+        port = 10_000 + secrets.randbelow(first_of_clients - 10_000)
+        with contextlib.suppress(OSError), socket.create_server(("", port)):
+            return port
 
 
 def make_certificates(folder: Path, *options: str) -> Path:
@@ -62,21 +65,29 @@ class Cluster:
 
 @contextlib.contextmanager
 def cluster(
-    folder: Path, *names: str, pools: Sequence[Path] = (), options: Sequence[str] = ()
+    folder: Path,
+    *names: str,
+    pools: Sequence[Path] = (),
+    options: Sequence[str] = (),
+    sizes: Sequence[int] = (),
 ) -> Iterator[Cluster]:
     """Run a node for each name, each with a pool of its own, and a controller.
 
     The pools are directories below `folder`, unless `pools` are given. All get the `options`.
+    `sizes` are the bytes that the pools can promise, if not what their filesystems have.
     """
     tls = make_certificates(folder / "tls")
     places = pools or [folder / name / "pool" for name in names]
     with contextlib.ExitStack() as running:
-        nodes = {}
+        nodes: dict[str, NodeDriver] = {}
         for name, place in zip(names, places, strict=True):
             place.mkdir(parents=True, exist_ok=True)
-            node = NodeDriver(name, folder / name, [f"default={place}"], tls, options)
+            size = sizes[len(nodes)] if sizes else 0
+            pool = limited_pool("default", place, size) if size else f"default={place}"
+            node = NodeDriver(name, folder / name, [pool], tls, options)
             nodes[name] = running.enter_context(node)
-        yield Cluster(folder, tls, nodes, running.enter_context(controller(folder, tls, nodes)))
+        central = running.enter_context(controller(folder, tls, nodes, options))
+        yield Cluster(folder, tls, nodes, central)
 
 
 def controller(
