@@ -116,6 +116,14 @@ class NodeLink:
         except (grpc.aio.AioRpcError, grpc.aio.UsageError) as error:
             raise self.failure(error) from None
 
+    def converse(self, call: Call, path: str) -> Any:
+        """Begin the RPC `path` for `call`, with streams of bytes in both directions."""
+        method: Any = self.channel.stream_stream(path)
+        try:
+            return method(timeout=call.remaining, metadata=self._metadata(call))
+        except grpc.aio.UsageError as error:
+            raise self.failure(error) from None
+
     def _metadata(self, call: Call) -> Metadata:
         kept = [item for item in call.metadata if not item[0].startswith(_RESERVED)]
         return (*kept, (NODE_KEY, self.segment))

@@ -114,6 +114,10 @@ class Nodes:
                 log.exception("looking for nodes has failed; it goes on")
             await asyncio.sleep(_INTERVAL)
 
+    def processes(self) -> dict[str, str]:
+        """Return a word for the process that answers as each node; another process has another."""
+        return {peer.link.segment: peer.instance for peer in self._peers.values() if peer.link}
+
     # Asking for nodes
 
     async def get(self, segment: str) -> NodeLink:

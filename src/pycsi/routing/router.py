@@ -1,12 +1,13 @@
 """Which node an RPC is for, and forwarding it there."""
 
 import contextlib
-from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
 
 from pycsi.model import ids
-from pycsi.model.errors import Aborted, Unavailable, Unimplemented
+from pycsi.model.errors import Aborted, Unavailable
 from pycsi.proto import csi_pb2 as csi
 from pycsi.routing import lists, placement
+from pycsi.routing.groups import GroupRouter
 from pycsi.routing.link import Call, NodeLink
 from pycsi.routing.nodes import Nodes
 
@@ -24,8 +25,6 @@ _BY_FIELD = {
     "GetSnapshot": "snapshot_id",
     "GetMetadataAllocated": "snapshot_id",
     "GetMetadataDelta": "target_snapshot_id",
-    "DeleteVolumeGroupSnapshot": "group_snapshot_id",
-    "GetVolumeGroupSnapshot": "group_snapshot_id",
 }
 """The field of each request whose id names the node that the RPC is for."""
 
@@ -46,22 +45,26 @@ class Router:
         self._nodes = nodes
         self._topology_key = topology_key
         self._creating: set[str] = set()
+        self.groups = GroupRouter(nodes, self._forward)
+        self._answers: Mapping[str, Callable[[Call], Awaitable[bytes]]] = {
+            "CreateVolume": self._create_volume,
+            "GetCapacity": self._capacity,
+            "CreateVolumeGroupSnapshot": self.groups.create,
+            "DeleteVolumeGroupSnapshot": self.groups.delete,
+            "GetVolumeGroupSnapshot": self.groups.get,
+        }
 
     async def answer(self, name: str, call: Call) -> bytes:
         """Return the encoded reply to the unary RPC `name`."""
+        if answer := self._answers.get(name):
+            return await answer(call)
         match name:
-            case "CreateVolume":
-                return await self._create_volume(call)
-            case "GetCapacity":
-                return await self._capacity(call)
             case "ListSnapshots" if filtered := call.request.snapshot_id or (
                 call.request.source_volume_id
             ):
                 return await self._forward(call, ids.node_of(filtered))
             case "ListVolumes" | "ListSnapshots" | "ControllerListVolumeHealth":
                 return await lists.merged(call, await self._nodes.every(), _LISTS[name])
-            case "CreateVolumeGroupSnapshot":
-                return await self._create_group(call)
         return await self._forward(call, self._node(name, call))
 
     async def stream(self, name: str, call: Call) -> AsyncGenerator[bytes, None]:
@@ -138,14 +141,6 @@ class Router:
         if segments:
             return await self._forward(call, self._named(segments))
         return await placement.capacity(call, await self._nodes.every())
-
-    # Group snapshots
-
-    async def _create_group(self, call: Call) -> bytes:
-        segments = {ids.node_of(volume_id) for volume_id in call.request.source_volume_ids}
-        if len(segments) > 1:
-            raise Unimplemented("the volumes are on several nodes; give those of one")
-        return await self._forward(call, segments.pop() if segments else None)
 
 
 def _source(content: csi.VolumeContentSource) -> str:

@@ -26,6 +26,7 @@ from pycsi.routing.certificates import Certificates
 from pycsi.routing.link import Call
 from pycsi.routing.nodes import Nodes, Whereabouts, looking
 from pycsi.routing.router import Router
+from pycsi.routing.settling import settling
 from pycsi.server.metrics import NodeCollector, serve_metrics
 from pycsi.server.report import Reporter, unobserved
 from pycsi.server.rpc import refuse
@@ -62,9 +63,10 @@ async def _serve(config: Config) -> None:
     nodes = Nodes(places, certificates, config.driver_name, key)
     observe = serve_metrics(config.metrics, NodeCollector(nodes)) if config.metrics else unobserved
     server = grpc.aio.server()
-    _Services(config, Router(nodes, key), Reporter(observe)).add_to(server)
+    router = Router(nodes, key)
+    _Services(config, router, Reporter(observe)).add_to(server)
     with bound(server.add_insecure_port, config.socket):
-        async with looking(nodes):
+        async with looking(nodes), settling(router.groups.settling):
             await server.start()
             log.info(
                 "serving", endpoint=f"unix://{config.socket}", mode=config.mode, version=__version__

@@ -33,8 +33,8 @@ _IDENTIFYING = (
     "target_snapshot_id",
     "target_path",
 )
-ROUTINE = frozenset({"Probe"})
-"""RPCs called every few seconds: successes are logged at debug level only."""
+ROUTINE = frozenset({"Probe", "ListPrepared"})
+"""RPCs called again and again: successes are logged at debug level only."""
 
 _LONGEST_MESSAGE = 1024
 _DONE = grpc.StatusCode.OK, ""

@@ -108,7 +108,7 @@ class Interceptor:
     """Stands in for the `grpc.Server` when services are added, and wraps each method once.
 
     A `grpc.ServerInterceptor` would look up the method at every call. `guard` raises if the caller
-    may not call. Identity needs no admission, and Probe runs on the threads of `probers`.
+    may not call. Identity needs no admission, and routine runs on the threads of `probers`.
     """
 
     def __init__(

@@ -1,0 +1,123 @@
+"""Asking nodes about their parts of group snapshots: the client of the service GroupParts."""
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+import grpc
+import grpc.aio
+from google.protobuf.message import Message
+
+from pycsi.model.errors import CsiError, FailedPrecondition, Unavailable
+from pycsi.proto import groups_pb2 as groups
+from pycsi.routing.link import Call, NodeError, NodeLink
+
+Forward = Callable[[Call, str | None], Awaitable[bytes]]
+"""Sends a call to the node with a topology segment, or to any, and returns its reply."""
+
+Answer = TypeVar("Answer", bound=Message)
+
+_SERVICE = "/pycsi.v1.GroupParts"
+
+_END = 5.0
+"""Seconds for a node to undo its part when a take is given up, before the error is told."""
+
+
+class Parts:
+    """The parts of group snapshots on all nodes. Every method names the node that it asks.
+
+    `NodeError` with the node's own status, `Unavailable` if it does not answer; both name the node.
+    """
+
+    def __init__(self, forward: Forward) -> None:
+        self._forward = forward
+
+    async def get(self, call: Call, node: str, group_id: str) -> groups.Part | None:
+        """Return a node's part of a group, or None if it has none."""
+        request = groups.GetPartRequest(group_snapshot_id=group_id)
+        answer = await self._ask(call, node, "GetPart", request, groups.GetPartResponse)
+        return answer.part if answer.HasField("part") else None
+
+    async def is_committed(self, call: Call, node: str, group_id: str, attempt: str) -> bool:
+        """Tell whether the coordinator `node` has committed an attempt; if not it never will."""
+        request = groups.GetDecisionRequest(group_snapshot_id=group_id, attempt=attempt)
+        answer = await self._ask(call, node, "GetDecision", request, groups.GetDecisionResponse)
+        return answer.committed
+
+    async def commit(self, call: Call, node: str, group_id: str, attempt: str) -> groups.Part:
+        """Commit a node's part, as the coordinator has; return it."""
+        request = groups.FinishPartRequest(group_snapshot_id=group_id, attempt=attempt, commit=True)
+        answer = await self._ask(call, node, "FinishPart", request, groups.FinishPartResponse)
+        return answer.part
+
+    async def undo(self, call: Call, node: str, group_id: str, attempt: str) -> None:
+        """Undo a node's part, which the coordinator has not committed."""
+        request = groups.FinishPartRequest(group_snapshot_id=group_id, attempt=attempt)
+        await self._ask(call, node, "FinishPart", request, groups.FinishPartResponse)
+
+    async def delete(self, call: Call, node: str, group_id: str, attempt: str) -> None:
+        """Delete a node's part, whether it is committed or not."""
+        request = groups.DeletePartRequest(group_snapshot_id=group_id, attempt=attempt)
+        await self._ask(call, node, "DeletePart", request, groups.DeletePartResponse)
+
+    async def prepared(self, call: Call, node: str) -> list[tuple[str, str]]:
+        """Return the group ids and attempts of the parts that are in doubt on a node."""
+        request = groups.ListPreparedRequest()
+        answer = await self._ask(call, node, "ListPrepared", request, groups.ListPreparedResponse)
+        return [(entry.group_snapshot_id, entry.attempt) for entry in answer.entries]
+
+    async def _ask(
+        self, call: Call, node: str, name: str, request: Message, kind: type[Answer]
+    ) -> Answer:
+        try:
+            reply = await self._forward(call.asking(f"{_SERVICE}/{name}", request), node)
+        except NodeError as error:
+            raise _told(node, error) from None
+        return kind.FromString(reply)
+
+
+def _told(node: str, error: CsiError) -> CsiError:
+    """Return the error of a node as the caller of the controller gets it: with the node's name."""
+    if not isinstance(error, NodeError):
+        return error
+    if error.code is grpc.StatusCode.UNIMPLEMENTED:
+        return FailedPrecondition(
+            f"the driver on node {node} is of a version that takes no part in group snapshots over "
+            "several nodes; update it"
+        )
+    return NodeError(error.code, f"node {node}: {error}")
+
+
+class PartStream:
+    """The take of one node's part, step by step."""
+
+    def __init__(self, link: NodeLink, call: Call) -> None:
+        self.node = link.segment
+        self._link = link
+        self._rpc: Any = link.converse(call, f"{_SERVICE}/TakePart")
+
+    async def step(self, request: groups.TakePartRequest) -> groups.TakePartResponse:
+        """Ask for a step, and return the node's answer; errors as those of `Parts`."""
+        try:
+            # If the node has ended the stream, reading tells why.
+            with contextlib.suppress(asyncio.InvalidStateError):
+                await self._rpc.write(request.SerializeToString())
+            answer = await self._rpc.read()
+        except (grpc.aio.AioRpcError, grpc.aio.UsageError) as error:
+            raise _told(self.node, self._link.failure(error)) from None
+        if answer is grpc.aio.EOF:
+            raise Unavailable(f"node {self.node}: it has ended the take; try again")
+        return groups.TakePartResponse.FromString(answer)
+
+    async def end(self) -> None:
+        """Give up the take, or let a complete one end; the node's locks are free afterwards."""
+        try:
+            async with asyncio.timeout(_END):
+                with contextlib.suppress(asyncio.InvalidStateError, grpc.aio.AioRpcError):
+                    await self._rpc.done_writing()
+                await self._rpc.code()
+        except TimeoutError:
+            pass
+        finally:
+            self._rpc.cancel()

@@ -1,0 +1,120 @@
+"""Settling parts of group snapshots that are in doubt: prepared, and left so by a take that ended.
+
+The coordinator of each is asked what it has decided. A controller does so for every node that it
+connects to, for those of a take that has failed, and for all nodes now and then.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Coroutine
+from typing import Any
+
+import structlog
+
+from pycsi.model import ids
+from pycsi.model.errors import CsiError
+from pycsi.routing.link import Call
+from pycsi.routing.nodes import Nodes
+from pycsi.routing.parts import Parts
+
+log = structlog.get_logger()
+
+_INTERVAL = 60.0
+"""Seconds after which every node is asked again."""
+
+_LOOK = 1.0
+"""Seconds after which the controller looks again for nodes that it has connected to."""
+
+_PATIENCE = 30.0
+"""Seconds for each question."""
+
+_NO_REQUEST = object()
+
+
+def own_call(patience: float = _PATIENCE) -> Call:
+    """Return a call that the controller makes for itself, with `patience` seconds to go."""
+    deadline = asyncio.get_running_loop().time() + patience
+    return Call("", _NO_REQUEST, b"", deadline, ())
+
+
+class Settling:
+    """Settles parts in doubt in the background, and does what must outlast the RPC that began it.
+
+    It keeps nothing: after a restart of the controller it finds out again.
+    """
+
+    def __init__(self, nodes: Nodes, parts: Parts) -> None:
+        self._nodes = nodes
+        self._parts = parts
+        self._asked: dict[str, tuple[str, float]] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    async def run(self) -> None:
+        """Look for parts in doubt, until this is cancelled."""
+        while True:
+            now = asyncio.get_running_loop().time()
+            for node, process in self._nodes.processes().items():
+                before, then = self._asked.get(node, ("", 0.0))
+                if process != before or now > then + _INTERVAL:
+                    self._asked[node] = process, now
+                    self.begin(self.settle(node))
+            await asyncio.sleep(_LOOK)
+
+    def begin(self, work: Coroutine[Any, Any, Any]) -> "asyncio.Task[Any]":
+        """Begin work that goes on also when the RPC that it is for has been given up."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+        return task
+
+    def _done(self, task: "asyncio.Task[Any]") -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()):
+            # If somebody waits for it, that one tells it.
+            log.debug("background work has failed", error=str(error))
+
+    async def end(self) -> None:
+        """Wait for the work that was begun."""
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def settle(self, node: str) -> None:
+        """Commit or undo the parts that are in doubt on a node; what fails is tried again later."""
+        try:
+            for group_id, attempt in await self._parts.prepared(own_call(), node):
+                await self._settle(node, group_id, attempt)
+        except CsiError as error:
+            log.debug("parts of group snapshots are not settled", node=node, error=str(error))
+
+    async def _settle(self, node: str, group_id: str, attempt: str) -> None:
+        coordinator = ids.node_of(group_id)
+        if coordinator is None:
+            return
+        try:
+            committed = await self._parts.is_committed(own_call(), coordinator, group_id, attempt)
+            if committed:
+                await self._parts.commit(own_call(), node, group_id, attempt)
+            else:
+                await self._parts.undo(own_call(), node, group_id, attempt)
+        except CsiError as error:
+            log.warning(
+                "it is not known yet whether a group snapshot was taken",
+                group=group_id,
+                node=node,
+                error=str(error),
+            )
+        else:
+            done = "committed" if committed else "undone"
+            log.info("a part of a group snapshot is settled", group=group_id, node=node, how=done)
+
+
+@contextlib.asynccontextmanager
+async def settling(work: Settling) -> AsyncIterator[None]:
+    """Settle parts in doubt for the `with` block; then wait for what was begun."""
+    task = asyncio.get_running_loop().create_task(work.run())
+    try:
+        yield
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+        await work.end()
