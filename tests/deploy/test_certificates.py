@@ -161,7 +161,7 @@ def test_snapshot_metadata(mode: str, tmp_path: Path) -> None:
 
     host, port = told["spec"]["address"].split(":")
     service = the(made, "Service", "-snapshot-metadata")
-    assert host == f"{service['metadata']['name']}.{service['metadata']['namespace']}"
+    assert host == f"{service['metadata']['name']}.{service['metadata']['namespace']}.svc"
     (opened,) = service["spec"]["ports"]
     assert opened["port"] == int(port)
     listening = {item["name"]: item["containerPort"] for item in sidecar["ports"]}
