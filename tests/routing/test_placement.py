@@ -1,5 +1,7 @@
 """On which node a volume is made if the request leaves that to the driver."""
 
+import contextlib
+import functools
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -45,30 +47,39 @@ def sized(driver: Driver, name: str, size: int, **fields: csi.TopologyRequiremen
     return volume_id.partition("@")[2]
 
 
-def test_most_room(running: Cluster) -> None:
-    """The node with most room gets the volume, of those that the request allows."""
-    assert sized(running.controller, "first", 50 * MIB) == "large"
-    assert sized(running.controller, "second", 100 * MIB) == "large"
-    assert sized(running.controller, "third", 10 * MIB) == "medium"
+def test_room(running: Cluster) -> None:
+    """A volume goes to a node that has room for it, of those that the request allows."""
+    assert sized(running.controller, "first", 250 * MIB) == "large"
+    assert sized(running.controller, "second", 150 * MIB) == "medium"
+    assert sized(running.controller, "third", 75 * MIB) == "small"
     allowed = requirement(requisite=("small", "large"))
-    chosen = sized(running.controller, "fourth", 10 * MIB, accessibility_requirements=allowed)
+    chosen = sized(running.controller, "fourth", 40 * MIB, accessibility_requirements=allowed)
     assert chosen == "large"
 
 
+def test_spread(running: Cluster) -> None:
+    """Names are spread over all nodes that have room."""
+    found = {sized(running.controller, f"v{number}", 1 * MIB) for number in range(40)}
+    assert found == set(SIZES)
+
+
 def test_repeated(running: Cluster) -> None:
-    """A name that is asked for again is the same volume, also if another node has more room."""
-    assert sized(running.controller, "same", 200 * MIB) == "large"
-    for _ in range(3):
-        assert sized(running.controller, "same", 200 * MIB) == "large"
-    assert sized(running.controller, "other", 10 * MIB) == "medium"
-    assert sorted(running.controller.volume_ids()) == ["other@medium", "same@large"]
+    """A name that is asked for again is the same volume, also if its node has room no more."""
+    names = [f"v{number}" for number in range(4)]
+    first = {name: sized(running.controller, name, 60 * MIB) for name in names}
+    for node in SIZES:  # whatever room is left
+        with contextlib.suppress(grpc.RpcError):
+            sized(
+                running.controller, f"fill-{node}", 50 * MIB, accessibility_requirements=only(node)
+            )
+    assert {name: sized(running.controller, name, 60 * MIB) for name in names} == first
 
 
 def test_same_name_with_another_size(running: Cluster) -> None:
     """A name that is taken on one node is not used on another."""
-    assert sized(running.controller, "same", 200 * MIB) == "large"
+    assert sized(running.controller, "same", 250 * MIB) == "large"
     with refused(grpc.StatusCode.ALREADY_EXISTS):
-        sized(running.controller, "same", 201 * MIB)
+        sized(running.controller, "same", 251 * MIB)
     assert running.controller.volume_ids() == ["same@large"]
 
 
@@ -93,20 +104,31 @@ def test_wrong_request(running: Cluster, wrong: dict[str, Any]) -> None:
     """A request that no node takes is answered as a node answers it."""
     answer = ending(lambda: create(running.controller, **wrong))
     assert answer[0] is not grpc.StatusCode.OK
-    assert answer == ending(lambda: create(running.nodes["large"], **wrong))
+    nodes = running.nodes.values()
+    assert answer in [ending(functools.partial(create, node, **wrong)) for node in nodes]
     assert running.controller.volume_ids() == []
 
 
 def test_node_away(running: Cluster) -> None:
-    """While a node is away that may have the volume, none is made; others need only their nodes."""
+    """While a node is away, names that may be there wait for it; others do not."""
+    names = [f"v{number}" for number in range(12)]
+    first = {name: sized(running.controller, name, 5 * MIB) for name in names}
     with killed(running, "small"):
-        with refused(grpc.StatusCode.UNAVAILABLE, "small"):
-            sized(running.controller, "v", 10 * MIB)
+        for name, node in first.items():
+            if node == "small":
+                with refused(grpc.StatusCode.UNAVAILABLE, "small"):
+                    sized(running.controller, name, 5 * MIB)
+            else:
+                assert sized(running.controller, name, 5 * MIB) == node
+        made = 0
+        for number in range(12):
+            with contextlib.suppress(grpc.RpcError):
+                assert sized(running.controller, f"w{number}", 1 * MIB) != "small"
+                made += 1
+        assert 0 < made < 12
         allowed = requirement(requisite=("medium", "large"))
-        chosen = sized(running.controller, "w", 10 * MIB, accessibility_requirements=allowed)
-        assert chosen == "large"
-    assert running.nodes["large"].volume_ids() == ["w@large"]
-    assert running.nodes["medium"].volume_ids() == []
+        sized(running.controller, "x", 10 * MIB, accessibility_requirements=allowed)
+    assert {name: sized(running.controller, name, 5 * MIB) for name in names} == first
 
 
 def test_names_at_once(running: Cluster) -> None:
@@ -139,18 +161,19 @@ def test_one_name_at_once(running: Cluster) -> None:
         )
     assert set(codes) <= {grpc.StatusCode.OK, grpc.StatusCode.ABORTED}
     assert grpc.StatusCode.OK in codes
-    assert running.controller.volume_ids() == ["one@large"]
+    assert len(running.controller.volume_ids()) == 1
 
 
 def test_refusal(filesystem: FilesystemFactory, tmp_path: Path) -> None:
-    """If the node with most room refuses after all, the next one gets the volume."""
+    """If a node refuses for lack of inodes, the next one gets the volume."""
     pools = [
         filesystem("ext4", 512 * MIB, "-N", "64"),
         filesystem("ext4", 256 * MIB),
     ]
     with cluster(tmp_path, "full", "next", pools=pools) as made:
         _use_up(pools[0].parent / "files")
-        assert sized(made.controller, "v", 10 * MIB) == "next"
+        found = {sized(made.controller, f"v{number}", 5 * MIB) for number in range(12)}
+        assert found == {"next"}
         assert made.nodes["full"].volume_ids() == []
         with refused(grpc.StatusCode.RESOURCE_EXHAUSTED):
             sized(made.controller, "w", 10 * MIB, accessibility_requirements=only("full"))

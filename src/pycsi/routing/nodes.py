@@ -142,6 +142,15 @@ class Nodes:
             return links[0]
         raise Unavailable(f"no node is there: {self._why_missing()}")
 
+    async def known(self) -> set[str]:
+        """Return the segments of the nodes that are there, or were a while ago.
+
+        `Unavailable` if there is none.
+        """
+        if not self._seen:
+            await self.any()
+        return set(self._seen)
+
     async def every(self) -> list[NodeLink]:
         """Return the links of all nodes in the order of segments.
 

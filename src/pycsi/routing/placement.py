@@ -1,72 +1,70 @@
 """Choosing the node of a new volume, where the request leaves that to the driver."""
 
 import asyncio
-from collections.abc import Sequence
-
-import grpc
+import hashlib
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 from pycsi.model import ids
-from pycsi.model.errors import CsiError, NotFound
+from pycsi.model.errors import CsiError, NotFound, ResourceExhausted, Unavailable
 from pycsi.proto import csi_pb2 as csi
 from pycsi.routing.link import Call, NodeError, NodeLink
 
 _GET = "/csi.v1.Controller/ControllerGetVolume"
-_CAPACITY = "/csi.v1.Controller/GetCapacity"
 
-_MOST_TRIED = 8
-"""Nodes that are tried before a volume is refused; only a race makes more than one refuse."""
+_PATIENCE = 5.0
+"""Seconds for a node to say whether it has a volume."""
 
 
-async def create(call: Call, links: Sequence[NodeLink]) -> bytes:
-    """Create a volume on one of the nodes: the one that has it, or else the one with most room.
+Forward = Callable[[Call, str], Awaitable[bytes]]
+"""Sends an RPC to the node of a topology segment; `Unavailable` if that does not answer."""
 
-    Every node is asked whether it has a volume of this name, so that a repeated request returns the
-    volume that it made, wherever that is.
+
+async def create(call: Call, segments: Iterable[str], forward: Forward) -> bytes:
+    """Create a volume on one of the nodes: on the one that has it, or else on one with room.
+
+    The volume's name orders the nodes, so a repeated request begins with the same node; one that is
+    full is passed over. A node that does not answer may have the volume if its turn comes, and then
+    it is `Unavailable`; later in the order it keeps nobody waiting for long.
     """
-    if len(links) > 1:
-        found = await asyncio.gather(*(_has(call, link) for link in links))
-        holders = [link for link, has in zip(links, found, strict=True) if has]
-        links = holders or await _by_room(call, links)
-    for link in links[:-1]:
+    ranked = sorted(segments, key=lambda segment: _rank(call.request.name, segment))
+    if len(ranked) == 1:
+        return await forward(call, ranked[0])
+    looks = await asyncio.gather(*(_look(call, segment, forward) for segment in ranked))
+    if True in looks:
+        return await forward(call, ranked[looks.index(True)])
+    full: NodeError | None = None
+    for segment, found in zip(ranked, looks, strict=True):
+        if isinstance(found, CsiError):
+            raise Unavailable(f"node {segment} may have volume {call.request.name!r}: {found}")
         try:
-            return await link.send(call)
+            return await forward(call, segment)
         except NodeError as error:
-            if error.code is not grpc.StatusCode.RESOURCE_EXHAUSTED:
+            if error.code is not ResourceExhausted.code:
                 raise
-    return await links[-1].send(call)
+            full = full or error
+    raise full or Unavailable("no node may have the volume")
 
 
-async def _has(call: Call, link: NodeLink) -> bool:
-    volume_id = ids.object_id(call.request.name, link.segment)
+def _rank(name: str, segment: str) -> bytes:
+    """Return the node's place in the order for a name (rendezvous hashing).
+
+    The order of the others stays the same if a node comes or goes.
+    """
+    return hashlib.sha256(f"{name}\0{segment}".encode()).digest()
+
+
+async def _look(call: Call, segment: str, forward: Forward) -> bool | CsiError:
+    """Tell whether a node has the volume; return the error if it cannot say."""
+    volume_id = ids.object_id(call.request.name, segment)
+    asked = call.asking(_GET, csi.ControllerGetVolumeRequest(volume_id=volume_id))
     try:
-        await link.send(call.asking(_GET, csi.ControllerGetVolumeRequest(volume_id=volume_id)))
-    except NodeError as error:
-        if error.code is NotFound.code:
-            return False
-        raise
+        async with asyncio.timeout(_PATIENCE):
+            await forward(asked, segment)
+    except TimeoutError:
+        return Unavailable(f"no answer in {_PATIENCE:g} s")
+    except CsiError as error:
+        return False if error.code is NotFound.code else error
     return True
-
-
-async def _by_room(call: Call, links: Sequence[NodeLink]) -> list[NodeLink]:
-    """Return the nodes that have room for the volume, the most first; at least one node."""
-    request = csi.GetCapacityRequest(
-        volume_capabilities=call.request.volume_capabilities, parameters=call.request.parameters
-    )
-    wanted = call.asking(_CAPACITY, request)
-    sizes = await asyncio.gather(*(_largest(wanted, link) for link in links))
-    least = max(1, call.request.capacity_range.required_bytes)
-    ranked = sorted(zip(sizes, links, strict=True), key=lambda item: -item[0])
-    fitting = [link for size, link in ranked if size >= least]
-    return fitting[:_MOST_TRIED] or [ranked[0][1]]
-
-
-async def _largest(call: Call, link: NodeLink) -> int:
-    """Return the bytes of the largest volume that the node can make; 0 if it cannot tell."""
-    try:
-        answer = csi.GetCapacityResponse.FromString(await link.send(call))
-    except CsiError:
-        return 0  # CreateVolume will tell what is wrong with the request, or with the node
-    return answer.maximum_volume_size.value
 
 
 async def capacity(call: Call, links: Sequence[NodeLink]) -> bytes:

@@ -106,14 +106,16 @@ class Router:
         if requirement.preferred and requirement.preferred[0].segments:
             return await self._forward(call, self._named(requirement.preferred[0].segments))
         with self._sole(call.request.name):
-            return await placement.create(call, await self._candidates(requirement.requisite))
+            segments = await self._candidates(requirement.requisite)
+            return await placement.create(call, segments, self._forward)
 
-    async def _candidates(self, requisite: Sequence[csi.Topology]) -> list[NodeLink]:
-        if not requisite or not all(topology.segments for topology in requisite):
-            return await self._nodes.every()
-        segments = {self._named(topology.segments) for topology in requisite}
-        known = sorted(segment for segment in segments if segment is not None)
-        return [await self._nodes.get(segment) for segment in known] or [await self._nodes.any()]
+    async def _candidates(self, requisite: Sequence[csi.Topology]) -> set[str]:
+        """Return the segments of the nodes that a new volume may be on; at least one."""
+        if requisite and all(topology.segments for topology in requisite):
+            named = {self._named(topology.segments) for topology in requisite} - {None}
+            # Where none of them is a node of this driver, any node tells so.
+            return {item for item in named if item} or {(await self._nodes.any()).segment}
+        return await self._nodes.known()
 
     def _named(self, segments: Mapping[str, str]) -> str | None:
         """Return the topology segment that names a node; None if there is none, or more than that.

@@ -27,7 +27,7 @@
     # All nodes that a volume may be on, the selected one first: a claim with a source goes to the source's node,
     # whichever was selected, and the scheduler follows.
     - --strict-topology=false
-    # Of claims that wait for no pod (Immediate) the controller chooses the node: the one with most room.
+    # Of claims that wait for no pod (Immediate) the controller chooses a node with room.
     - --immediate-topology=false
     # The Deployment owns the capacity objects, so they outlive its pods.
     - --capacity-ownerref-level=2
