@@ -77,14 +77,15 @@ def cluster(
     `sizes` are the bytes that the pools can promise, if not what their filesystems have.
     """
     tls = make_certificates(folder / "tls")
-    places = pools or [folder / name / "pool" for name in names]
+    homes = [folder / f"node-{number}" for number in range(len(names))]  # a name can be long
+    places = pools or [home / "pool" for home in homes]
     with contextlib.ExitStack() as running:
         nodes: dict[str, NodeDriver] = {}
-        for name, place in zip(names, places, strict=True):
+        for name, home, place in zip(names, homes, places, strict=True):
             place.mkdir(parents=True, exist_ok=True)
             size = sizes[len(nodes)] if sizes else 0
             pool = limited_pool("default", place, size) if size else f"default={place}"
-            node = NodeDriver(name, folder / name, [pool], tls, options)
+            node = NodeDriver(name, home, [pool], tls, options)
             nodes[name] = running.enter_context(node)
         central = running.enter_context(controller(folder, tls, nodes, options))
         yield Cluster(folder, tls, nodes, central)

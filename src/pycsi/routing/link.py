@@ -26,6 +26,7 @@ _OPTIONS = (
     # A node that has gone without closing its connections is noticed within 15 seconds.
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.http2.ping_timeout_ms", 5_000),  # of a node that accepts data, but does not answer
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
     # An attempt to connect takes at most three seconds, and the next begins soon.

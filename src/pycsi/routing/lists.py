@@ -1,106 +1,125 @@
 """Lists over all nodes, in the order of their segments, page by page.
 
-A token is the segment of the node where the page begins, and the node's own token, which begins
-with `>`. A node that does not answer fails the list: a shorter one would look like a whole one.
+A token is that of the node at which the page goes on, which ends with the node's segment; or the
+segment alone, of a node of which nothing is listed yet. A node that does not answer fails the list:
+a shorter one would look like a whole one.
 """
 
 import asyncio
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from google.protobuf.message import Message
 
 from pycsi.model.errors import Aborted, InvalidArgument
-from pycsi.routing.link import Call, NodeLink
+from pycsi.routing.link import Call
+from pycsi.routing.placement import Forward
 from pycsi.services.reply import LARGEST_REPLY
 
-_TOKEN = re.compile(r"(?P<node>[^>]+)(?P<rest>(?:>.*)?)", re.DOTALL)
+_TOKEN = re.compile(r"(?P<node>[^>]+)(?P<rest>(?:>.*)?)|>.*@(?P<last>[^@]*)", re.DOTALL)
 
 
-async def merged(call: Call, links: list[NodeLink], kind: type[Message]) -> bytes:
+async def merged(
+    call: Call, segments: Sequence[str], kind: type[Message], forward: Forward
+) -> bytes:
     """Return one page of the list that a request asks for, whose replies are of type `kind`.
 
-    `links` are those of all nodes, in order.
+    `segments` are those of all nodes, in order.
     """
-    request = call.request
-    if request.max_entries < 0:
-        raise InvalidArgument(f"max_entries is {request.max_entries}; it must not be negative")
-    node, token = _position(request.starting_token, links)
-    rest = [link for link in links if link.segment >= node]
-    first = {link.segment: token if link.segment == node else "" for link in rest}
-    if request.max_entries:
-        return await _page(call, rest, first, kind, request.max_entries)
-    return await _everything(call, rest, first, kind)
+    size = call.request.max_entries
+    if size < 0:
+        raise InvalidArgument(f"max_entries is {size}; it must not be negative")
+    first, token = _position(call.request.starting_token, segments)
+    starts = [(item, token if item == first else "") for item in segments if item >= first]
+    listing = _Listing(call, kind, forward)
+    return await (listing.page(starts, size) if size else listing.everything(starts))
 
 
-def _position(token: str, links: list[NodeLink]) -> tuple[str, str]:
+def _position(token: str, segments: Sequence[str]) -> tuple[str, str]:
     """Return the segment of the node at which a page begins, and the token for that node."""
     if not token:
         return "", ""
     match = _TOKEN.fullmatch(token)
-    if match is None or all(link.segment != match["node"] for link in links):
+    segment = match and (match["node"] or match["last"])
+    if match is None or segment not in segments:
         raise Aborted("starting_token is not one that this driver gave; start the listing again")
-    return match["node"], match["rest"]
+    return str(segment), match["rest"] if match["node"] else token
 
 
-async def _page(
-    call: Call, links: list[NodeLink], tokens: dict[str, str], kind: type[Message], most: int
-) -> bytes:
-    """Ask one node after the other, until there are `most` entries or the reply is full."""
-    parts: list[bytes] = []
-    room = LARGEST_REPLY
-    for link in links:
-        if not most or (parts and room <= 0):
-            return _joined(parts, kind, link.segment)
-        part, token = await _ask(call, link, tokens[link.segment], kind, most)
+def _token(segment: str, token: str) -> str:
+    """Return the token of a list that goes on at a node's own token.
+
+    That has up to 128 bytes (CSI specification, "Size Limits"), without room for more. It names the
+    node, but for what was made while the node had another name.
+    """
+    return token if token.endswith(f"@{segment}") else segment + token
+
+
+class _Reply:
+    """A reply that is joined of several nodes' pages, as long as they fit into one message."""
+
+    def __init__(self, kind: Any) -> None:
+        self._kind = kind
+        self._parts: list[bytes] = []
+        self._room = LARGEST_REPLY
+
+    def takes(self, part: Message) -> bool:
+        """Add a page, or tell that there is no room for it; there is for the first."""
         size = part.ByteSize()
-        if parts and size > room:
-            return _joined(parts, kind, link.segment + tokens[link.segment])
-        parts.append(part.SerializeToString())
-        room -= size
-        most -= len(part.entries)
-        if token:
-            return _joined(parts, kind, link.segment + token)
-    return _joined(parts, kind, "")
+        if self._parts and size > self._room:
+            return False
+        self._parts.append(part.SerializeToString())
+        self._room -= size
+        return True
+
+    def encoded(self, token: str) -> bytes:
+        """Return the reply: joined encodings are that of one message with all entries."""
+        return b"".join([*self._parts, self._kind(next_token=token).SerializeToString()])
 
 
-async def _everything(
-    call: Call, links: list[NodeLink], tokens: dict[str, str], kind: type[Message]
-) -> bytes:
-    """Ask all nodes at once, and return what fits into one reply."""
-    asked = [
-        asyncio.ensure_future(_ask(call, link, tokens[link.segment], kind, 0)) for link in links
-    ]
-    parts: list[bytes] = []
-    room = LARGEST_REPLY
-    try:
-        for link, answer in zip(links, asked, strict=True):
-            part, token = await answer
-            size = part.ByteSize()
-            if parts and size > room:
-                return _joined(parts, kind, link.segment + tokens[link.segment])
-            parts.append(part.SerializeToString())
-            room -= size
+class _Listing:
+    """The list that an RPC asks for."""
+
+    def __init__(self, call: Call, kind: Any, forward: Forward) -> None:
+        self._call = call
+        self._kind = kind
+        self._forward = forward
+
+    async def page(self, starts: Sequence[tuple[str, str]], size: int) -> bytes:
+        """Ask one node after the other, until there are `size` entries or the reply is full.
+
+        `starts` are the nodes' segments, each with the token at which it begins.
+        """
+        reply = _Reply(self._kind)
+        for segment, start in starts:
+            if not size:
+                return reply.encoded(_token(segment, start))
+            part, token = await self._ask(segment, start, size)
+            if not reply.takes(part):
+                return reply.encoded(_token(segment, start))
             if token:
-                return _joined(parts, kind, link.segment + token)
-    finally:
-        for answer in asked:
-            answer.cancel()
-    return _joined(parts, kind, "")
+                return reply.encoded(_token(segment, token))
+            size -= len(part.entries)
+        return reply.encoded("")
 
+    async def everything(self, starts: Sequence[tuple[str, str]]) -> bytes:
+        """Ask all nodes at once, and return what fits into one reply."""
+        reply = _Reply(self._kind)
+        answers = await asyncio.gather(*(self._ask(*start, 0) for start in starts))
+        for (segment, start), (part, token) in zip(starts, answers, strict=True):
+            if not reply.takes(part):
+                return reply.encoded(_token(segment, start))
+            if token:
+                return reply.encoded(_token(segment, token))
+        return reply.encoded("")
 
-async def _ask(
-    call: Call, link: NodeLink, token: str, kind: type[Message], most: int
-) -> tuple[Any, str]:
-    """Return a node's page without its token, and the token."""
-    request = type(call.request)()
-    request.CopyFrom(call.request)
-    request.starting_token, request.max_entries = token, most
-    page: Any = kind.FromString(await link.send(call.asking(call.path, request)))
-    token, page.next_token = page.next_token, ""
-    return page, token
-
-
-def _joined(parts: list[bytes], kind: Any, token: str) -> bytes:
-    """Return the reply with the entries of all parts; joined encodings are that of one message."""
-    return b"".join([*parts, kind(next_token=token).SerializeToString()])
+    async def _ask(self, segment: str, start: str, size: int) -> tuple[Any, str]:
+        """Return a node's page without its token, and the token."""
+        request = type(self._call.request)()
+        request.CopyFrom(self._call.request)
+        request.starting_token, request.max_entries = start, size
+        asked = self._call.asking(self._call.path, request)
+        page = self._kind.FromString(await self._forward(asked, segment))
+        token, page.next_token = page.next_token, ""
+        return page, token

@@ -67,13 +67,14 @@ class Whereabouts:
 class _Peer:
     """A channel to an address, and the node's link and process there, once it has told them.
 
-    `fault` is why it has not.
+    `fault` is why it has not. `doubted`: an RPC has failed since, so another node may be there now.
     """
 
     channel: grpc.aio.Channel
     expected: str | None
     link: NodeLink | None = None
     instance: str = ""
+    doubted: bool = False
     fault: str = "it has not answered yet"
 
 
@@ -151,27 +152,33 @@ class Nodes:
             await self.any()
         return set(self._seen)
 
-    async def every(self) -> list[NodeLink]:
-        """Return the links of all nodes in the order of segments.
+    async def every(self) -> list[str]:
+        """Return the segments of all nodes, in order.
 
         `Unavailable` if one that should be there is not known; its name is told, or its address.
         """
-        if not self._links or any(not peer.link for peer in self._peers.values()):
+        if self._lacking():
             await self.look()
+        if lacking := self._lacking():
+            raise Unavailable(f"not all nodes are there: {'; '.join(lacking[:4])}")
+        return sorted(self._links)
+
+    def _lacking(self) -> list[str]:
+        """Return why the nodes that are known are not all that there are."""
         lost = [
             f"node {segment} has no address {self._whereabouts} any more"
             for segment in self._seen
             if segment not in self._links
         ]
         faults = [f"{at}: {peer.fault}" for at, peer in self._peers.items() if not peer.link]
-        if lacking := [*self._twice.values(), *lost, *faults]:
-            raise Unavailable(f"not all nodes are there: {'; '.join(lacking[:4])}")
-        if not self._links:
-            raise Unavailable(f"no node is there: {self._why_missing()}")
-        return [self._links[segment] for segment in sorted(self._links)]
+        none = [] if self._links or lost or faults else [self._why_missing()]
+        return [*self._twice.values(), *lost, *faults, *none]
 
     async def successor(self, failed: NodeLink) -> NodeLink | None:
         """Look where the node of a link is that has failed; None if it has no other address."""
+        peer = self._peers.get(failed.target)
+        if peer and peer.link is failed:
+            peer.doubted = True
         await self.look()
         link = self._links.get(failed.segment)
         return link if link is not failed else None
@@ -201,8 +208,9 @@ class Nodes:
                 self._index()
             await self._update(await self._whereabouts.targets())
             self._fault = ""
-        except OSError as error:
-            self._fault = f"the nodes {self._whereabouts} cannot be found: {error.strerror}"
+        except (OSError, UnicodeError) as error:
+            reason = getattr(error, "strerror", None) or "that is no host's name"
+            self._fault = f"the nodes {self._whereabouts} cannot be found: {reason}"
             log.warning("nodes cannot be found", error=self._fault)
         finally:
             self._looked = asyncio.get_running_loop().time()
@@ -214,15 +222,27 @@ class Nodes:
             self._close(self._peers.pop(at).channel)
         for at in targets.keys() - self._peers.keys():
             self._replace(at, targets[at])
+        self._index()
+        await asyncio.gather(*(self._identify(at, peer) for at, peer in self._unsure()))
+        self._index()
+
+    def _unsure(self) -> list[tuple[str, _Peer]]:
+        """Return the peers of which it is not known which node and which process is there now.
+
+        A process at several addresses may have been replaced without each channel telling: if one
+        of a node's is unsure, so are the others.
+        """
         ready = grpc.ChannelConnectivity.READY
-        unsure = [
+        unsure = {
+            at: peer.link and peer.link.segment
+            for at, peer in self._peers.items()
+            if not peer.link or peer.doubted or peer.channel.get_state(try_to_connect=True) != ready
+        }
+        return [
             (at, peer)
             for at, peer in self._peers.items()
-            if peer.link is None or peer.channel.get_state(try_to_connect=True) != ready
+            if at in unsure or (peer.link and peer.link.segment in unsure.values())
         ]
-        self._index()
-        await asyncio.gather(*(self._identify(at, peer) for at, peer in unsure))
-        self._index()
 
     def _replace(self, at: str, expected: str | None) -> None:
         """Open a new channel to an address; what is known of the node there stays known."""
@@ -252,6 +272,7 @@ class Nodes:
         except grpc.aio.AioRpcError as error:
             peer.fault = error.details() or error.code().name
             return
+        peer.doubted = False
         segment = answer.manifest.get(self._topology_key, "")
         if fault := self._misfit(answer, segment, peer.expected):
             peer.link, peer.fault = None, fault

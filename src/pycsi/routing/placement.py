@@ -2,12 +2,12 @@
 
 import asyncio
 import hashlib
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable
 
 from pycsi.model import ids
 from pycsi.model.errors import CsiError, NotFound, ResourceExhausted, Unavailable
 from pycsi.proto import csi_pb2 as csi
-from pycsi.routing.link import Call, NodeError, NodeLink
+from pycsi.routing.link import Call, NodeError
 
 _GET = "/csi.v1.Controller/ControllerGetVolume"
 
@@ -67,9 +67,9 @@ async def _look(call: Call, segment: str, forward: Forward) -> bool | CsiError:
     return True
 
 
-async def capacity(call: Call, links: Sequence[NodeLink]) -> bytes:
+async def capacity(call: Call, segments: Iterable[str], forward: Forward) -> bytes:
     """Return the capacity of all nodes together, and the sizes that a volume can have on one."""
-    replies = await asyncio.gather(*(link.send(call) for link in links))
+    replies = await asyncio.gather(*(forward(call, segment) for segment in segments))
     answers = [csi.GetCapacityResponse.FromString(reply) for reply in replies]
     total = csi.GetCapacityResponse(
         available_capacity=sum(answer.available_capacity for answer in answers)

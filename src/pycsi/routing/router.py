@@ -64,15 +64,21 @@ class Router:
             ):
                 return await self._forward(call, ids.node_of(filtered))
             case "ListVolumes" | "ListSnapshots" | "ControllerListVolumeHealth":
-                return await lists.merged(call, await self._nodes.every(), _LISTS[name])
+                segments = await self._nodes.every()
+                return await lists.merged(call, segments, _LISTS[name], self._forward)
         return await self._forward(call, self._node(name, call))
 
     async def stream(self, name: str, call: Call) -> AsyncGenerator[bytes, None]:
         """Yield the encoded replies to the RPC `name`, which answers with a stream."""
         link = await self._link(self._node(name, call))
-        async with contextlib.aclosing(link.stream(call)) as replies:
-            async for reply in replies:
-                yield reply
+        try:
+            async with contextlib.aclosing(link.stream(call)) as replies:
+                async for reply in replies:
+                    yield reply
+        except Unavailable:
+            # The caller goes on with a new stream, from where this one has ended.
+            await self._nodes.successor(link)
+            raise
 
     def _node(self, name: str, call: Call) -> str | None:
         return ids.node_of(getattr(call.request, _BY_FIELD[name]))
@@ -142,7 +148,7 @@ class Router:
         segments = call.request.accessible_topology.segments
         if segments:
             return await self._forward(call, self._named(segments))
-        return await placement.capacity(call, await self._nodes.every())
+        return await placement.capacity(call, await self._nodes.every(), self._forward)
 
 
 def _source(content: csi.VolumeContentSource) -> str:
