@@ -2,7 +2,8 @@
 
     sudo make bench
     sudo .venv/bin/python benchmarks/bench.py [--filesystem xfs]... [--volumes 10000]
-        [--only PART]... [--peer unix:///path/csi.sock] [--plots DIRECTORY] [--markdown FILE]
+        [--nodes 200] [--only PART]... [--peer unix:///path/csi.sock] [--plots DIRECTORY]
+        [--markdown FILE]
 
 That least time, the floor, is measured in the same run, in turns with the driver. So the ratios are
 comparable between machines, while the times are not. Each driver runs as a process, on a filesystem
@@ -23,7 +24,9 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
+import controller
 import copies
+import fleet
 import floors
 import growth
 import peers
@@ -39,8 +42,9 @@ SHARING = ("xfs", "btrfs")
 class Report:
     """The results so far, and the parameters of the measurements."""
 
-    def __init__(self, volumes: int, peer: str | None) -> None:
+    def __init__(self, volumes: int, nodes: int, peer: str | None) -> None:
         self.volumes = volumes
+        self.nodes = nodes
         self.peer = peer
         self.rows: list[Row] = []
         self.growth: dict[str, Series] = {}
@@ -101,6 +105,19 @@ def _copies(where: Location, to: Report) -> None:
             to.add(row)
 
 
+def _controller(where: Location, to: Report) -> None:
+    with fleet.fleet(where, "few", 3) as few:
+        for measured in (controller.single, controller.shared, controller.faults):
+            for row in measured(few, where):
+                to.add(row)
+    with (
+        fleet.fleet(where, "two", 2, controller.VOLUMES) as two,
+        fleet.fleet(where, "many", to.nodes, controller.VOLUMES) as many,
+    ):
+        for row in controller.growing(two, many, where):
+            to.add(row)
+
+
 def _peer(where: Location, to: Report) -> None:
     if to.peer:
         with where.driver("beside") as driver:
@@ -112,6 +129,7 @@ PARTS: dict[str, tuple[Callable[[Location, Report], None], tuple[str, ...]]] = {
     "rpcs": (_rpcs, ("xfs", "ext4")),
     "growth": (_growth, ("xfs", "ext4")),
     "copies": (_copies, SHARING),
+    "controller": (_controller, ("xfs",)),
     "peer": (_peer, ("xfs",)),
 }
 """The parts of the benchmark: a function, and the filesystems for which it is meaningful."""
@@ -120,15 +138,16 @@ PARTS: dict[str, tuple[Callable[[Location, Report], None], tuple[str, ...]]] = {
 @click.command(help=__doc__)
 @click.option("--filesystem", "kinds", multiple=True, default=("xfs", "ext4", "btrfs"))
 @click.option("--volumes", default=10_000, help="How many volumes there are in the end.")
+@click.option("--nodes", default=200, help="How many nodes the larger cluster has.")
 @click.option("--only", "parts", multiple=True, type=click.Choice(list(PARTS)), default=list(PARTS))
 @click.option("--peer", help="The endpoint of another CSI driver, to measure beside this one.")
 @click.option("--plots", type=click.Path(path_type=Path, file_okay=False, exists=True))
 @click.option("--markdown", type=click.Path(path_type=Path), help="Write the table there too.")
 def main(
-    kinds: tuple[str, ...], parts: tuple[str, ...], *, volumes: int, peer: str | None,
-    plots: Path | None, markdown: Path | None,
+    kinds: tuple[str, ...], parts: tuple[str, ...], *, volumes: int, nodes: int,
+    peer: str | None, plots: Path | None, markdown: Path | None,
 ) -> None:  # fmt: skip
-    report = Report(volumes, peer)
+    report = Report(volumes, nodes, peer)
     report.add(rpcs.help_text())
     for kind in kinds:
         for part, where in (PARTS[name] for name in parts):

@@ -59,9 +59,19 @@ def endpoint(driver: Driver) -> str:
 
 
 def resident(driver: Driver) -> int:
-    """Return the resident memory of a driver's process in bytes (VmRSS, proc_pid_status(5))."""
+    """Return the resident memory of a driver's process in bytes."""
+    return _memory(driver, "VmRSS")
+
+
+def peak(driver: Driver) -> int:
+    """Return the most that the resident memory of a driver's process has been, in bytes."""
+    return _memory(driver, "VmHWM")
+
+
+def _memory(driver: Driver, field: str) -> int:
+    """Return a field of proc_pid_status(5), in bytes."""
     assert driver.process is not None
     status = Path(f"/proc/{driver.process.pid}/status").read_text()
-    found = re.search(r"VmRSS:\s+(\d+) kB", status)
+    found = re.search(rf"{field}:\s+(\d+) kB", status)
     assert found is not None
     return int(found[1]) * 1024

@@ -7,11 +7,12 @@ takes up all cores, the clients and not the driver were the limit.
 
 import concurrent.futures
 import dataclasses
+import math
 import multiprocessing
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 import grpc
 from driver import MIB, mount_capability
 
+from pycsi.model.ids import NodeInfo
 from pycsi.proto import csi_pb2 as csi
 from pycsi.proto import csi_pb2_grpc
 
 THREADS = 4
 """The number of clients in a process, each in a thread."""
+
+_TOPOLOGY_KEY = NodeInfo(id="", driver_name="pycsi.storage", max_volumes=0).topology_key
 
 _OPTIONS = (("grpc.default_authority", "localhost"), ("grpc.max_receive_message_length", 1 << 28))
 
@@ -33,7 +37,8 @@ _OPTIONS = (("grpc.default_authority", "localhost"), ("grpc.max_receive_message_
 class Wanted:
     """The volumes that clients create: parameters, filesystem, `size` in bytes, prefix of the name.
 
-    Staging and target paths are in `folder`.
+    They are made on the `nodes`, given by their topology segments, in turn; where there are none,
+    the driver chooses. Staging and target paths are in `folder`.
     """
 
     folder: Path
@@ -41,6 +46,13 @@ class Wanted:
     filesystem: str = ""
     size: int = 64 * MIB
     prefix: str = "bench"
+    nodes: Sequence[str] = ()
+
+    def topology(self, number: int) -> csi.Topology:
+        """Return where the volume with this number is to be."""
+        if not self.nodes:
+            return csi.Topology()
+        return csi.Topology(segments={_TOPOLOGY_KEY: self.nodes[number % len(self.nodes)]})
 
 
 class Client:
@@ -68,6 +80,8 @@ class Client:
             volume_capabilities=[self._capability],
             parameters=self._wanted.parameters,
         )
+        if self._wanted.nodes:
+            request.accessibility_requirements.preferred.append(self._wanted.topology(int(name)))
         volume: csi.Volume = self._controller.CreateVolume(request).volume
         self._volumes[name] = volume
         return volume
@@ -77,6 +91,24 @@ class Client:
         volume = self._volumes.pop(name, None) or self.create(name)
         self._controller.DeleteVolume(csi.DeleteVolumeRequest(volume_id=volume.volume_id))
         self._volumes.pop(name, None)
+
+    def renew(self, name: str) -> None:
+        """Create and delete."""
+        self.create(name)
+        self.delete(name)
+
+    def get(self, name: str) -> None:
+        self._controller.ControllerGetVolume(
+            csi.ControllerGetVolumeRequest(volume_id=self._volumes[name].volume_id)
+        )
+
+    def capacity(self, name: str) -> None:
+        self._controller.GetCapacity(
+            csi.GetCapacityRequest(
+                parameters=self._wanted.parameters,
+                accessible_topology=self._wanted.topology(int(name)),
+            )
+        )
 
     def stage(self, name: str) -> None:
         staging, _ = self._places(name)
@@ -136,11 +168,16 @@ class Client:
             )
         )
 
-    def list(self, _name: str = "") -> int:
-        """List all volumes, page by page, and return their number."""
+    def list(self, _name: str = "", most: int = 0) -> int:
+        """List all volumes, page by page, and return their number.
+
+        A page has at most `most` entries, or as many as the driver puts into it.
+        """
         token, count = "", 0
         while True:
-            page = self._controller.ListVolumes(csi.ListVolumesRequest(starting_token=token))
+            page = self._controller.ListVolumes(
+                csi.ListVolumesRequest(starting_token=token, max_entries=most)
+            )
             count += len(page.entries)
             token = page.next_token
             if not token:
@@ -182,15 +219,24 @@ class Result:
 
 
 def run(
-    endpoint: str, wanted: Wanted, operation: str, *, clients: int, count: int, first: int = 0
+    endpoint: str,
+    wanted: Wanted,
+    operation: str,
+    *,
+    clients: int,
+    count: int,
+    first: int = 0,
+    seconds: float = math.inf,
+    meanwhile: Callable[[], object] = bool,
 ) -> Result:
     """Have `clients` call the method `operation` of `Client` `count` times in all.
 
-    The calls get names made of consecutive numbers, from `first`.
+    The calls get names made of consecutive numbers, from `first`. No call begins when `seconds`
+    have passed. `meanwhile` is called here when the clients begin. An RPC that fails is raised.
     """
     processes = max(1, clients // THREADS)
     context = multiprocessing.get_context("spawn")
-    barrier = context.Barrier(processes)
+    barrier = context.Barrier(processes + 1, timeout=60)
     with concurrent.futures.ProcessPoolExecutor(
         processes, context, initializer=_remember, initargs=(barrier,)
     ) as pool:
@@ -203,9 +249,12 @@ def run(
                 operation,
                 min(clients, THREADS),
                 range(first + number * per_process, first + (number + 1) * per_process),
+                seconds=seconds,
             )
             for number in range(processes)
         ]
+        barrier.wait()
+        meanwhile()
         answers = [job.result() for job in jobs]
     begin, end = min(item[1] for item in answers), max(item[2] for item in answers)
     return Result(
@@ -224,7 +273,7 @@ def _remember(barrier: Any) -> None:
 
 
 def _process(
-    endpoint: str, wanted: Wanted, operation: str, threads: int, numbers: range
+    endpoint: str, wanted: Wanted, operation: str, threads: int, numbers: range, *, seconds: float
 ) -> tuple[list[float], float, float, float]:
     """Run the clients of one process, and return their times and how much of a processor they took.
 
@@ -239,7 +288,7 @@ def _process(
     begin, used = time.monotonic(), time.process_time()
     with concurrent.futures.ThreadPoolExecutor(threads) as pool:
         jobs = [
-            pool.submit(timed, getattr(client, operation), share)
+            pool.submit(timed, getattr(client, operation), share, seconds)
             for client, share in zip(clients, shares, strict=True)
         ]
         times = [seconds for job in jobs for seconds in job.result()]
@@ -249,11 +298,17 @@ def _process(
     return times, begin, end, used
 
 
-def timed(call: Callable[[str], object], numbers: range) -> list[float]:
-    """Call `call` with each number as a name of six digits; return the seconds of each call."""
+def timed(call: Callable[[str], object], numbers: range, seconds: float = math.inf) -> list[float]:
+    """Call `call` with each number as a name of six digits; return the seconds of each call.
+
+    No call begins when `seconds` have passed.
+    """
     times = []
+    end = time.perf_counter() + seconds
     for number in numbers:
         begin = time.perf_counter()
+        if begin > end:
+            break
         call(f"{number:06}")
         times.append(time.perf_counter() - begin)
     return times
