@@ -31,22 +31,28 @@ def make_certificates(folder: Path, *options: str) -> Path:
 
 
 class NodeDriver(Driver):
-    """A driver in mode node, called `name`, whose port is for the controller."""
+    """A driver in mode node, called `name`, whose port is for the controller.
+
+    It can be given another `host` or `port`, at which it listens when it is started again.
+    """
 
     def __init__(
         self, name: str, folder: Path, pools: Sequence[str], tls: Path, options: Sequence[str] = ()
     ) -> None:
         self.name = name
+        self.host = "127.0.0.1"
         self.port = free_port()
-        super().__init__(folder, pools, (*self._listening(tls), *options))
+        mode = ("--mode=node", f"--node-id={name}", f"--tls-directory={tls / 'node'}")
+        self.own_options = (*mode, *options)
+        super().__init__(folder, pools, self.own_options)
 
-    def _listening(self, tls: Path) -> tuple[str, ...]:
-        return (
-            "--mode=node",
-            f"--node-id={self.name}",
-            f"--listen-address=127.0.0.1:{self.port}",
-            f"--tls-directory={tls / 'node'}",
-        )
+    @property
+    def address(self) -> str:
+        return f"{self.host}:{self.port}"
+
+    def launch(self) -> None:
+        self.options = (*self.own_options, f"--listen-address={self.address}")
+        super().launch()
 
     @property
     def pool(self) -> Path:
@@ -99,6 +105,6 @@ def controller(
     role: str = "controller",
 ) -> Driver:
     """Return a controller of `nodes`, not started, with the certificate of `role`."""
-    found = [f"--node={name}=127.0.0.1:{node.port}" for name, node in nodes.items()]
+    found = [f"--node={name}={node.address}" for name, node in nodes.items()]
     given = ("--mode=controller", f"--tls-directory={tls / role}", *found, *options)
     return Driver(folder / "controller", (), given)

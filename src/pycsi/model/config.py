@@ -243,6 +243,11 @@ def parse_nodes(texts: Iterable[str]) -> dict[str, Address]:
         found[segment] = Address.parse(address, f"--node {name}", f"{name}=10.0.0.7:9810")
         if not found[segment].host:
             raise ConfigError(f"--node {text!r}: the host is missing; give NAME=HOST:PORT")
+    for one, other in itertools.combinations(found, 2):
+        if found[one] == found[other]:
+            raise ConfigError(
+                f"--node {other}: {found[other]} is that of node {one}; give each node its own"
+            )
     return found
 
 

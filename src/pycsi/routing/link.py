@@ -23,6 +23,8 @@ _UNANSWERED = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNKNOWN})
 _OPTIONS = (
     # How large a reply can be is for the node to say, and for the sidecar to accept.
     ("grpc.max_receive_message_length", -1),
+    # What the environment says of proxies is for others than the cluster's own addresses.
+    ("grpc.enable_http_proxy", 0),
     # A node that has gone without closing its connections is noticed within 15 seconds.
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 5_000),
