@@ -3,39 +3,28 @@
 import asyncio
 import dataclasses
 import functools
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Sequence
 
 from pycsi.model import ids
 from pycsi.model.errors import (
-    Aborted,
     CsiError,
     FailedPrecondition,
     InvalidArgument,
     NotFound,
-    Unavailable,
 )
 from pycsi.proto import csi_pb2 as csi
 from pycsi.proto import groups_pb2 as groups
 from pycsi.routing.link import Call
 from pycsi.routing.nodes import Nodes
 from pycsi.routing.parts import Forward, Parts
-from pycsi.routing.settling import Settling, own_call
+from pycsi.routing.settling import Settling, insist, own_call
 from pycsi.routing.taking import GroupTake, WantedGroup, nodes_of
 
 _LONGEST_TAKE = 600.0
 """Seconds for a take whose caller has set no deadline."""
 
-_INSISTENCE = 15.0
-"""Seconds for which nodes are asked again to finish a take that is decided."""
-
-_PAUSE = 0.2
-"""Seconds between two such questions."""
-
 _Found = dict[str, groups.Part]
 """The parts of a group, by the segments of their nodes."""
-
-T = TypeVar("T")
 
 
 class GroupRouter:
@@ -70,7 +59,7 @@ class GroupRouter:
             existing = await take.prepare(call, links)
         except BaseException:
             await take.end()
-            self._settle(wanted.nodes)
+            self._settle(wanted.id, wanted.nodes)
             raise
         if existing is None:
             # From here on it is for the coordinator to say whether the group exists: that the
@@ -87,7 +76,7 @@ class GroupRouter:
             except CsiError:
                 await take.end()
                 decided = functools.partial(self._is_committed, wanted, take.attempt)
-                if not await _insist(decided):
+                if not await insist(decided):
                     raise
                 found = {}
             finally:
@@ -95,18 +84,24 @@ class GroupRouter:
             for node in wanted.nodes:
                 if node not in found:
                     ask = functools.partial(self._part, own_call, node, wanted.id, take.attempt)
-                    found[node] = await _insist(ask)
+                    found[node] = await insist(ask)
         except CsiError:
-            self._settle(wanted.nodes)
+            self._settle(wanted.id, wanted.nodes)
             raise
         return found
 
     async def _is_committed(self, wanted: WantedGroup, attempt: str) -> bool:
         return await self._parts.is_committed(own_call(), wanted.nodes[0], wanted.id, attempt)
 
-    def _settle(self, nodes: Iterable[str]) -> None:
+    def _settle(self, group_id: str, nodes: Iterable[str]) -> None:
         for node in nodes:
-            self.settling.begin(self.settling.settle(node))
+            self.settling.begin(self._settle_part(group_id, node))
+
+    async def _settle_part(self, group_id: str, node: str) -> None:
+        """Settle the part of a take that has failed, once the node does not work on it any more."""
+        part = await insist(lambda: self._parts.get(own_call(), node, group_id))
+        if part and part.prepared:
+            await self.settling.settle_part(node, group_id, part.attempt)
 
     async def _whole(self, call: Call, group_id: str, coordinators: groups.Part) -> _Found:
         """Return all parts of a group of which the coordinator has committed its own.
@@ -154,7 +149,7 @@ class GroupRouter:
         parts = {node: part for node, part in zip(asked, answers, strict=True) if part}
         group = record or next((part for part in parts.values() if not part.prepared), None)
         if group is None:
-            self._settle(nodes)
+            self._settle(group_id, nodes)
         else:
             _check_members(group_id, group, given)
             await self._delete(call, group_id, group, parts)
@@ -198,20 +193,6 @@ def _bounded(call: Call) -> Call:
     """Return a call with a deadline: what it begins on the nodes must not last for ever."""
     latest = asyncio.get_running_loop().time() + _LONGEST_TAKE
     return call if call.deadline is not None else dataclasses.replace(call, deadline=latest)
-
-
-async def _insist(ask: Callable[[], Awaitable[T]]) -> T:
-    """Return what `ask` returns; where a node is busy or does not answer, ask it again."""
-    loop = asyncio.get_running_loop()
-    deadline = loop.time() + _INSISTENCE
-    while True:
-        try:
-            return await ask()
-        except CsiError as error:
-            passing = error.code in {Aborted.code, Unavailable.code}
-            if not passing or loop.time() > deadline:
-                raise
-        await asyncio.sleep(_PAUSE)
 
 
 def _is_on(node: str, record: groups.Part | None, snapshot_ids: Iterable[str]) -> bool:

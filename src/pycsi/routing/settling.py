@@ -6,13 +6,13 @@ connects to, for those of a take that has failed, and for all nodes now and then
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Coroutine
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
 
 import structlog
 
 from pycsi.model import ids
-from pycsi.model.errors import CsiError
+from pycsi.model.errors import Aborted, CsiError, Unavailable
 from pycsi.routing.link import Call
 from pycsi.routing.nodes import Nodes
 from pycsi.routing.parts import Parts
@@ -28,13 +28,39 @@ _LOOK = 1.0
 _PATIENCE = 30.0
 """Seconds for each question."""
 
+_INSISTENCE = 10.0
+"""Seconds for which a node is asked again if it is busy or does not answer."""
+
+_FIRST_PAUSE = 0.05
+"""Seconds before the first of these questions; each pause is twice as long as the one before."""
+
 _NO_REQUEST = object()
+
+T = TypeVar("T")
 
 
 def own_call(patience: float = _PATIENCE) -> Call:
     """Return a call that the controller makes for itself, with `patience` seconds to go."""
     deadline = asyncio.get_running_loop().time() + patience
     return Call("", _NO_REQUEST, b"", deadline, ())
+
+
+async def insist(ask: Callable[[], Awaitable[T]]) -> T:
+    """Return what `ask` returns; where a node is busy or does not answer, ask it again for a while.
+
+    The last error is raised.
+    """
+    loop = asyncio.get_running_loop()
+    deadline, pause = loop.time() + _INSISTENCE, _FIRST_PAUSE
+    while True:
+        try:
+            return await ask()
+        except CsiError as error:
+            passing = error.code in {Aborted.code, Unavailable.code}
+            if not passing or loop.time() > deadline:
+                raise
+        await asyncio.sleep(pause)
+        pause *= 2
 
 
 class Settling:
@@ -81,16 +107,19 @@ class Settling:
         """Commit or undo the parts that are in doubt on a node; what fails is tried again later."""
         try:
             for group_id, attempt in await self._parts.prepared(own_call(), node):
-                await self._settle(node, group_id, attempt)
+                await self.settle_part(node, group_id, attempt)
         except CsiError as error:
             log.debug("parts of group snapshots are not settled", node=node, error=str(error))
 
-    async def _settle(self, node: str, group_id: str, attempt: str) -> None:
+    async def settle_part(self, node: str, group_id: str, attempt: str) -> None:
+        """Commit or undo one part, as its coordinator has decided; errors are logged."""
         coordinator = ids.node_of(group_id)
         if coordinator is None:
             return
         try:
-            committed = await self._parts.is_committed(own_call(), coordinator, group_id, attempt)
+            committed = await insist(
+                lambda: self._parts.is_committed(own_call(), coordinator, group_id, attempt)
+            )
             if committed:
                 await self._parts.commit(own_call(), node, group_id, attempt)
             else:
