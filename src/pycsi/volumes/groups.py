@@ -47,8 +47,8 @@ def _settle(group: Group, pools: list[Pool]) -> None:
     if not all(pool.groups.is_recorded(group.id) for pool in theirs):
         log.warning("a group snapshot is not whole and is deleted", group=group.id)
         delete(group, theirs)
-    elif not any(found.prepared for found in known):
-        return
+    elif len(known) < len(theirs) or not any(found.prepared for found in known):
+        return  # a record that cannot be read may be a committed one
     elif not all(found.prepared for found in known):
         commit(group, theirs)
     elif group.at_coordinator and not _lacks(group, pools):

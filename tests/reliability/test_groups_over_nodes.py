@@ -1,0 +1,256 @@
+"""A group over several nodes whose controller, or any node, is killed at every step.
+
+Afterwards nothing is frozen, and the group is whole or absent; a repeated call gets there.
+"""
+
+import contextlib
+import dataclasses
+import itertools
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import grpc
+import pytest
+from cluster import NodeDriver
+from conftest import FilesystemFactory
+from driver import GIB, MIB, Driver, from_snapshot
+from relay import Relayed, relayed
+from reliability.conftest import Counter, check_whole, names_in
+from reliability.faults import Point, Worker, died, record, some, traced
+from rpc.conftest import wait_for
+
+from pycsi.proto import csi_pb2 as csi
+
+_NODES = ("a", "b", "c")
+_SHARE = 6
+_WITHIN = 5.0
+_PATIENCE = 40.0
+
+T = TypeVar("T")
+
+
+def writable(target: Path) -> bool:
+    """Tell whether a file can be made soon: a frozen filesystem lets nobody begin."""
+    begin = f"open({str(target / 'probe')!r}, 'w').write('x')"
+    writer = subprocess.Popen([sys.executable, "-S", "-c", begin])
+    try:
+        return writer.wait(_WITHIN) == 0
+    except subprocess.TimeoutExpired:
+        writer.kill()
+        return False
+
+
+def again(call: Callable[[], T]) -> T:
+    """Call as a sidecar does, until it succeeds."""
+    found: list[T] = []
+
+    def ask() -> bool:
+        try:
+            found.append(call())
+        except grpc.RpcError as error:
+            failure: Any = error
+            passing = {grpc.StatusCode.ABORTED, grpc.StatusCode.UNAVAILABLE}
+            assert failure.code() in passing, f"{failure.code()}: {failure.details()}"
+            return False
+        return True
+
+    wait_for(ask, _PATIENCE)
+    return found[0]
+
+
+@dataclasses.dataclass
+class Scene:
+    """A group of volumes in use on all nodes, taken and deleted again and again."""
+
+    nodes: Relayed
+    volumes: list[str]
+    targets: list[Path]
+    names: Iterator[int] = dataclasses.field(default_factory=itertools.count)
+
+    @property
+    def driver(self) -> Driver:
+        return self.nodes.controller
+
+    def take(self, name: str) -> csi.VolumeGroupSnapshot:
+        return self.driver.snapshot_group(name, *self.volumes)
+
+    def delete(self, name: str, members: list[str]) -> None:
+        self.driver.delete_group(f"{name}@a", *members)
+
+    def revive(self) -> None:
+        """Start whoever was killed; what nobody works on is not frozen before, either."""
+        for driver in (*self.nodes.nodes.values(), self.driver):
+            assert driver.process is not None
+            if driver.process.poll() is not None:
+                assert driver.process.returncode == -signal.SIGKILL
+                driver.channel.close()
+                driver.start()
+        for target in self.targets:
+            assert writable(target), f"{target} is frozen"
+
+    def check_settled(self) -> None:
+        """Check that without a repeated call there are soon all members, or none."""
+        wait_for(lambda: not again(self.nodes.in_doubt), _PATIENCE)
+        wait_for(lambda: len(again(self.driver.snapshots)) in {0, len(self.volumes)}, _PATIENCE)
+        wait_for(lambda: not self.unfinished())
+
+    def unfinished(self) -> set[str]:
+        """Return the names of what is being made or frozen on the nodes."""
+        pools = [node.pool for node in self.nodes.nodes.values()]
+        return {
+            name
+            for pool in pools
+            for folder in ("tmp", "frozen")
+            for name in names_in(pool / folder)
+        }
+
+    def members_of(self, name: str) -> list[str]:
+        """Take a group; return its members."""
+        return [item.snapshot_id for item in again(lambda: self.take(name)).snapshots]
+
+    def check_taken(self, group: csi.VolumeGroupSnapshot) -> list[str]:
+        """Check that the group is there, once and whole, and can be restored."""
+        members = [item.snapshot_id for item in group.snapshots]
+        assert [item.source_volume_id for item in group.snapshots] == self.volumes
+        assert len({str(item.creation_time) for item in group.snapshots}) == 1
+        assert sorted(item.snapshot_id for item in self.driver.snapshots()) == sorted(members)
+        for node in self.nodes.nodes.values():
+            check_whole(node, node.pool)
+        source = from_snapshot(members[next(self.names) % len(members)])
+        copy = self.driver.create("copy", 16 * MIB, type="image", source=source)
+        self.driver.delete(copy.volume_id)
+        return members
+
+    def check_gone(self) -> None:
+        """Check that nothing of a group is left, not even room that is promised to it."""
+        assert self.driver.snapshots() == []
+        for node in self.nodes.nodes.values():
+            check_whole(node, node.pool)
+            assert names_in(node.pool / "groups") == set()
+            assert names_in(node.pool / "snapshots") == set()
+            assert node.capacity().available_capacity == self.room[node.name]
+
+    def __post_init__(self) -> None:
+        self.room = {
+            name: node.capacity().available_capacity for name, node in self.nodes.nodes.items()
+        }
+
+
+@pytest.fixture
+def scene(filesystem: FilesystemFactory, tmp_path: Path) -> Iterator[Scene]:
+    """Return three nodes with pools on different filesystems, and a volume in use on each."""
+    kinds = ("xfs", "btrfs", "ext4")
+    pools = {name: filesystem(kind, 2 * GIB) for name, kind in zip(_NODES, kinds, strict=True)}
+    # Promised bytes are to be counted, and not what the filesystem has for itself.
+    with relayed(tmp_path, pools, ",overcommit=0.5") as nodes:
+        volumes = [
+            node.create("v", 16 * MIB, type="image").volume_id for node in nodes.nodes.values()
+        ]
+        with nodes.published(*volumes) as targets:
+            yield Scene(nodes, volumes, targets)
+
+
+def kill(driver: Driver) -> bool:
+    """Kill a process; what it was about to send, or to get, is lost."""
+    assert driver.process is not None
+    driver.process.kill()
+    driver.process.wait(10)
+    return False
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("what", ["take", "delete"])
+def test_controller_killed_at_every_message(
+    scene: Scene, thorough: bool, counted: Counter, what: str
+) -> None:
+    """The controller is killed before each message to or from a node."""
+    watch = scene.nodes.watch
+    watch.begin()
+    members = scene.check_taken(scene.take("g"))
+    count = watch.passed
+    watch.begin()
+    scene.delete("g", members)
+    count = count if what == "take" else watch.passed
+    chosen = range(1, count + 1) if thorough else some(range(1, count + 1), _SHARE, 0)
+    killed = 0
+    for at in chosen:
+        name = f"g{next(scene.names)}"
+        if what == "delete":
+            members = scene.members_of(name)
+        watch.begin(at, lambda: kill(scene.driver))
+        with contextlib.suppress(grpc.RpcError):
+            if what == "take":
+                scene.take(name)
+            else:
+                scene.delete(name, members)
+        watch.begin()
+        assert scene.driver.process is not None
+        killed += scene.driver.process.poll() is not None
+        scene.revive()
+        end(scene, name, members, what)
+    assert killed >= len(chosen) / 2, f"{killed} of {len(chosen)} points were reached"
+    counted(f"kills of a controller in {what}", killed)
+
+
+def end(scene: Scene, name: str, members: list[str], what: str) -> None:
+    """Repeat what was under way, and see that it was done completely."""
+    if what == "take":
+        scene.check_settled()
+        members = scene.check_taken(again(lambda: scene.take(name)))
+    again(lambda: scene.delete(name, members))
+    scene.check_gone()
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("name", ["a", "b"])
+@pytest.mark.parametrize("what", ["take", "delete"])
+def test_node_killed_at_every_system_call(
+    scene: Scene, tmp_path: Path, thorough: bool, counted: Counter, what: str, name: str
+) -> None:
+    """The coordinator, or another node, is killed before each call that changes something."""
+    node = scene.nodes.nodes[name]
+    chosen = points(scene, node, tmp_path / "log", what)
+    chosen = chosen if thorough else list(some(chosen, _SHARE, ord(name)))
+    killed = 0
+    for point in chosen:
+        group = f"g{next(scene.names)}"
+        members: list[str] = []
+        if what == "delete":
+            members = scene.members_of(group)
+        with (
+            traced(node, Worker.RPC, tmp_path / "log", *point.inject("signal=KILL")),
+            contextlib.suppress(grpc.RpcError),
+        ):
+            if what == "take":
+                scene.take(group)
+            else:
+                scene.delete(group, members)
+        killed += died(node)
+        scene.revive()
+        end(scene, group, members, what)
+    assert killed >= len(chosen) / 2, f"{killed} of {len(chosen)} points were reached"
+    counted(f"kills of a node in {what}", killed)
+
+
+def points(scene: Scene, node: NodeDriver, log: Path, what: str) -> list[Point]:
+    """Return the system calls of a node in a take, or in a deletion."""
+    taken: list[csi.VolumeGroupSnapshot] = []
+
+    def take() -> None:
+        taken.append(scene.take("g"))
+
+    def delete() -> None:
+        scene.delete("g", [item.snapshot_id for item in taken[0].snapshots])
+
+    if what == "take":
+        found = record(node, Worker.RPC, log, take, asking=False)
+        delete()
+    else:
+        take()
+        found = record(node, Worker.RPC, log, delete, asking=False)
+    scene.check_gone()
+    return found
