@@ -5,8 +5,11 @@ of type kubernetes.io/tls. The certificates name their roles: `controller.<drive
 `node.<driver name>` are DNS names in the extension subjectAltName.
 """
 
+import contextlib
 import dataclasses
+import os
 import ssl
+from collections.abc import Iterator
 from pathlib import Path
 
 import structlog
@@ -40,14 +43,18 @@ class KeyPair:
 class Certificates:
     """The certificates in `directory`, read again when the files change.
 
-    `ConfigError` if one is missing or damaged when the driver starts. Later such files are logged,
-    and what was read before is kept.
+    `node`: the certificate is a node's, and has this name; None: it is the controller's.
+    `ConfigError` if a file is missing or damaged when the driver starts. Later such files are
+    logged, and what was read before is kept.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, node: str | None) -> None:
         self._directory = directory
+        self._node = node
+        self._refused = ""
         self._seen = self._versions()
         self.pair = self._read()
+        self.refusal()
 
     def renewed(self) -> bool:
         """Read the files again if they have changed; tell whether there is a new, valid pair."""
@@ -64,7 +71,23 @@ class Certificates:
             return False
         self.pair = pair
         log.info("certificates are read again", directory=str(self._directory))
+        self.refusal()
         return True
+
+    def refusal(self) -> str:
+        """Return why who has the same authority refuses the certificate now; "": he accepts it.
+
+        In TLS 1.3 a client is not told. A reason that is new is logged.
+        """
+        fault = _refusal(self.pair, self._node)
+        if fault and fault != self._refused:
+            log.warning(
+                "the certificate is refused by whoever has this ca.crt; renew it",
+                directory=str(self._directory),
+                error=fault,
+            )
+        self._refused = fault
+        return fault and f"{self._directory / 'tls.crt'} is refused: {fault}"
 
     def _versions(self) -> list[tuple[int, ...]]:
         """Return what changes with the files, which others write or replace."""
@@ -72,11 +95,22 @@ class Certificates:
 
     def _read(self) -> KeyPair:
         paths = [self._directory / name for name in _FILES]
-        _check(*paths)
         try:
-            return KeyPair(*(path.read_bytes() for path in paths))
+            pair = KeyPair(*(path.read_bytes() for path in paths))
         except OSError as error:
-            raise _unreadable(error) from None
+            raise ConfigError(
+                f"--tls-directory: {error.filename}: {error.strerror}; put ca.crt, tls.crt and "
+                "tls.key there"
+            ) from None
+        try:
+            _load(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), pair)
+        except ssl.SSLError as error:
+            authority, key, chain = paths
+            raise ConfigError(
+                f"--tls-directory: {chain} and {key} are no certificate with its key, or "
+                f"{authority} is no certificate ({error.reason or error}); write all three anew"
+            ) from None
+        return pair
 
 
 def _version(path: Path) -> tuple[int, ...]:
@@ -87,25 +121,43 @@ def _version(path: Path) -> tuple[int, ...]:
     return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size
 
 
-def _check(authority: Path, key: Path, chain: Path) -> None:
-    """Raise `ConfigError` unless the files are a certificate with its key, and an authority."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    try:
-        for path in (authority, key, chain):
-            path.open("rb").close()
+def _load(context: ssl.SSLContext, pair: KeyPair) -> None:
+    """Have a context use a pair; `ssl.SSLError` unless it is a key with its certificate."""
+    with _file(pair.authority) as authority, _file(pair.key) as key, _file(pair.chain) as chain:
         context.load_cert_chain(chain, key, password=lambda: "")
         context.load_verify_locations(authority)
+
+
+@contextlib.contextmanager
+def _file(content: bytes) -> Iterator[str]:
+    """Yield the path of a file in memory: OpenSSL reads files, and those on disk may change."""
+    with os.fdopen(os.memfd_create("pem"), "wb") as file:
+        file.write(content)
+        file.flush()
+        yield f"/proc/self/fd/{file.fileno()}"
+
+
+def _refusal(pair: KeyPair, node: str | None) -> str:
+    """Return why a certificate is refused by whoever has its authority; "" if it is not.
+
+    That is tried, in memory: the name of a `node` is checked as the controller does.
+    """
+    accepting = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    calling = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    calling.check_hostname = bool(node)
+    calling.verify_mode = ssl.CERT_REQUIRED if node else ssl.CERT_NONE
+    accepting.verify_mode = ssl.CERT_NONE if node else ssl.CERT_REQUIRED
+    for context in (accepting, calling):
+        _load(context, pair)
+    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+    server = accepting.wrap_bio(to_server, to_client, server_side=True)
+    client = calling.wrap_bio(to_client, to_server, server_hostname=node)
+    try:
+        for side in (client, server, client, server):
+            with contextlib.suppress(ssl.SSLWantReadError):
+                side.do_handshake()
+    except ssl.SSLCertVerificationError as error:
+        return error.verify_message
     except ssl.SSLError as error:
-        raise ConfigError(
-            f"--tls-directory: {chain} and {key} are no certificate with its key, or {authority} "
-            f"is no certificate ({error.reason or error}); write all three anew"
-        ) from None
-    except OSError as error:
-        raise _unreadable(error) from None
-
-
-def _unreadable(error: OSError) -> ConfigError:
-    return ConfigError(
-        f"--tls-directory: {error.filename}: {error.strerror}; put ca.crt, tls.crt and tls.key "
-        "there"
-    )
+        return error.reason or str(error)
+    return ""

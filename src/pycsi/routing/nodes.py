@@ -37,6 +37,7 @@ The pod of a node that restarts has no address for a while; a node that was remo
 _GRACE = 300.0
 """Seconds for the RPCs under way on a channel that is replaced."""
 
+_READY = grpc.ChannelConnectivity.READY
 _WHO = "/csi.v1.Identity/GetPluginInfo"
 
 
@@ -101,6 +102,7 @@ class Nodes:
         self._twice: dict[str, str] = {}
         self.up: Mapping[str, bool] = {}
         self._fault = ""
+        self._refusal = ""
         self._look: asyncio.Task[None] | None = None
         self._looked = float("-inf")
         self._found = asyncio.Condition()
@@ -137,8 +139,7 @@ class Nodes:
         """Return the link of a node that answers, if there is one, or raise `Unavailable`."""
         if not self._links:
             await self.look()
-        ready = grpc.ChannelConnectivity.READY
-        links = sorted(self._links.values(), key=lambda item: item.channel.get_state() != ready)
+        links = sorted(self._links.values(), key=lambda item: item.channel.get_state() != _READY)
         if links:
             return links[0]
         raise Unavailable(f"no node is there: {self._why_missing()}")
@@ -185,7 +186,7 @@ class Nodes:
 
     def _why_missing(self) -> str:
         faults = [f"{at}: {peer.fault}" for at, peer in self._peers.items() if not peer.link]
-        reasons = [self._fault, *faults] if self._fault else faults
+        reasons = [reason for reason in (self._fault, self._refusal, *faults) if reason]
         return "; ".join(reasons[:4]) or f"no address of it is among those {self._whereabouts}"
 
     # Looking for nodes
@@ -225,6 +226,8 @@ class Nodes:
         self._index()
         await asyncio.gather(*(self._identify(at, peer) for at, peer in self._unsure()))
         self._index()
+        down = any(peer.channel.get_state() != _READY for peer in self._peers.values())
+        self._refusal = self._certificates.refusal() if down else ""
 
     def _unsure(self) -> list[tuple[str, _Peer]]:
         """Return the peers of which it is not known which node and which process is there now.
@@ -232,11 +235,12 @@ class Nodes:
         A process at several addresses may have been replaced without each channel telling: if one
         of a node's is unsure, so are the others.
         """
-        ready = grpc.ChannelConnectivity.READY
         unsure = {
             at: peer.link and peer.link.segment
             for at, peer in self._peers.items()
-            if not peer.link or peer.doubted or peer.channel.get_state(try_to_connect=True) != ready
+            if not peer.link
+            or peer.doubted
+            or peer.channel.get_state(try_to_connect=True) != _READY
         }
         return [
             (at, peer)
@@ -299,30 +303,28 @@ class Nodes:
     def _index(self) -> None:
         """Find the link of each node among all peers, and the nodes that have gone."""
         now = asyncio.get_running_loop().time()
-        ready = grpc.ChannelConnectivity.READY
         known: dict[str, list[_Peer]] = {}
         for peer in self._peers.values():
             if peer.link:
                 known.setdefault(peer.link.segment, []).append(peer)
         self._twice = {}
         for segment, peers in known.items():
-            answering = [peer for peer in peers if peer.channel.get_state() == ready] or peers
+            answering = [peer for peer in peers if peer.channel.get_state() == _READY] or peers
             if len({peer.instance for peer in answering}) > 1:
                 self._twice[segment] = _claimed(segment, answering)
             self._seen[segment] = now
         self._links = {segment: _best(peers) for segment, peers in known.items()}
         self._seen = {item: at for item, at in self._seen.items() if now < at + _REMEMBERED}
         self.up = {
-            item: item in self._links and self._links[item].channel.get_state() == ready
+            item: item in self._links and self._links[item].channel.get_state() == _READY
             for item in self._seen
         }
 
 
 def _best(peers: Iterable[_Peer]) -> NodeLink:
     """Return the link of a peer that is connected, if one is: all are of the same node."""
-    ready = grpc.ChannelConnectivity.READY
     links = [peer.link for peer in peers if peer.link]
-    return next((link for link in links if link.channel.get_state() == ready), links[0])
+    return next((link for link in links if link.channel.get_state() == _READY), links[0])
 
 
 def _claimed(segment: str, peers: Iterable[_Peer]) -> str:

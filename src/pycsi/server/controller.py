@@ -57,7 +57,7 @@ async def _serve(config: Config) -> None:
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
     if config.tls is None:
         raise ConfigError("--tls-directory is missing")
-    certificates = Certificates(config.tls)
+    certificates = Certificates(config.tls, None)
     key = NodeInfo(id="", driver_name=config.driver_name, max_volumes=0).topology_key
     places = Whereabouts(service=config.node_service, fixed=config.nodes)
     nodes = Nodes(places, certificates, config.driver_name, key)

@@ -18,7 +18,7 @@ from pycsi.linux.program import pin
 from pycsi.model.config import Config
 from pycsi.model.ids import NodeInfo
 from pycsi.proto import csi_pb2_grpc, groups_pb2_grpc
-from pycsi.routing.certificates import Certificates
+from pycsi.routing.certificates import Certificates, node_name
 from pycsi.server.metrics import PoolCollector, serve_metrics
 from pycsi.server.report import Observer, Reporter, unobserved
 from pycsi.server.rpc import Admission, Guard, Interceptor
@@ -197,7 +197,8 @@ def _servers(
         return [server]
     port = grpc.server(services.executor, options=SERVER_OPTIONS)
     services.add_to_port(port)
-    bind(port, config.listen, Certificates(config.tls))
+    certificates = Certificates(config.tls, node_name(config.driver_name))
+    bind(port, config.listen, certificates)
     return [server, port]
 
 

@@ -19,7 +19,8 @@ SERVER_OPTIONS = (
     ("grpc.keepalive_permit_without_calls", 1),
 )
 
-_NAMES = "x509_subject_alternative_name"
+_NAMES = "peer_dns"
+"""The property of a client's certificate with its DNS names; other kinds of names say nothing."""
 
 
 def bind(server: grpc.Server, address: Address, certificates: Certificates) -> None:
@@ -57,7 +58,9 @@ def controller_only(driver_name: str, node_id: str) -> Guard:
     wanted, own = controller_name(driver_name), segment(node_id)
 
     def check(context: Any) -> None:
-        names = [name.decode(errors="replace") for name in context.auth_context().get(_NAMES, ())]
+        names = [
+            name.decode(errors="replace").lower() for name in context.auth_context().get(_NAMES, ())
+        ]
         if wanted not in names:
             raise PermissionDenied(
                 f"the certificate is for {', '.join(names) or 'no name'}; only that of the "
