@@ -55,7 +55,7 @@ def _rank(name: str, segment: str) -> bytes:
 
 async def _look(call: Call, segment: str, forward: Forward) -> bool | CsiError:
     """Tell whether a node has the volume; return the error if it cannot say."""
-    volume_id = ids.object_id(call.request.name, segment)
+    volume_id = ids.id_at(call.request.name, segment)
     asked = call.asking(_GET, csi.ControllerGetVolumeRequest(volume_id=volume_id))
     try:
         async with asyncio.timeout(_PATIENCE):
