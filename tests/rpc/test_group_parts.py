@@ -183,7 +183,7 @@ def test_prepared_part(node: NodeDriver, stub: Any, end: str) -> None:
 
 @pytest.mark.parametrize("name", [OTHER], indirect=True)
 def test_prepared_part_that_is_undone(node: NodeDriver, stub: Any) -> None:
-    """An aborted part leaves nothing; neither does one that another attempt finds."""
+    """An aborted part leaves nothing; another take is told of it, and does not touch it."""
     before, room = on_disk(node), node.capacity().available_capacity
     with Taker(stub, GROUP, *VOLUMES) as taker:
         taker.up_to("prepare")
@@ -198,6 +198,10 @@ def test_prepared_part_that_is_undone(node: NodeDriver, stub: Any) -> None:
     with Taker(stub, GROUP, *VOLUMES) as second:
         second.up_to("prepare")
     left(stub)
+    with Taker(stub, GROUP, *VOLUMES) as third:
+        assert third.step("begin").found == left(stub)
+    assert prepared(stub) == [(GROUP, second.attempt)]
+    finish(stub, second, commit=False)
     with Taker(stub, GROUP, *VOLUMES) as third:
         assert third.up_to("commit").committed.attempt == third.attempt
     for stale in (taker, second):

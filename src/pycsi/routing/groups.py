@@ -54,7 +54,7 @@ class GroupRouter:
 
     async def _taken(self, call: Call, wanted: WantedGroup) -> _Found:
         links = [await self._nodes.get(node) for node in wanted.nodes]
-        take = GroupTake(wanted)
+        take = GroupTake(wanted, self._parts)
         try:
             existing = await take.prepare(call, links)
         except BaseException:

@@ -13,7 +13,7 @@ from pycsi.model import ids
 from pycsi.model.errors import NotFound
 from pycsi.proto import groups_pb2 as groups
 from pycsi.routing.link import Call, NodeLink
-from pycsi.routing.parts import PartStream
+from pycsi.routing.parts import Parts, PartStream
 from pycsi.volumes.quiescing import refuse_unfreezable
 
 _STEP = groups.TakePartRequest
@@ -59,9 +59,10 @@ def nodes_of(volume_ids: Iterable[str]) -> list[str]:
 class GroupTake:
     """A take of a group: `prepare` on all nodes, then `commit`; at last `end` in any case."""
 
-    def __init__(self, wanted: WantedGroup) -> None:
+    def __init__(self, wanted: WantedGroup, parts: Parts) -> None:
         self.attempt = uuid.uuid4().hex
         self._wanted = wanted
+        self._parts = parts
         self._streams: list[PartStream] = []
 
     async def prepare(self, call: Call, links: Iterable[NodeLink]) -> groups.Part | None:
@@ -73,10 +74,12 @@ class GroupTake:
         unfreezable: list[str] = []
         # One after the other and in order: so takes that share volumes do not wait for each other.
         for link in links:
-            self._streams.append(PartStream(link, call))
-            answer = await self._streams[-1].step(self._begin())
-            if answer.HasField("found"):
+            answer = await self._begin(call, link)
+            if answer.HasField("found") and not answer.found.prepared:
                 return answer.found
+            if answer.HasField("found"):
+                await self._undo(call, link, answer.found)
+                answer = await self._begin(call, link)
             unfreezable += answer.ready.unfreezable_volume_ids
         refuse_unfreezable(unfreezable)
         await self._all(_FREEZE)
@@ -84,7 +87,7 @@ class GroupTake:
         await self._all(_PREPARE)
         return None
 
-    def _begin(self) -> groups.TakePartRequest:
+    async def _begin(self, call: Call, link: NodeLink) -> groups.TakePartResponse:
         wanted = self._wanted
         begin = _STEP.Begin(
             name=wanted.name,
@@ -92,7 +95,17 @@ class GroupTake:
             source_volume_ids=wanted.sources,
             parameters=wanted.parameters,
         )
-        return _STEP(group_snapshot_id=wanted.id, begin=begin)
+        self._streams.append(PartStream(link, call))
+        return await self._streams[-1].step(_STEP(group_snapshot_id=wanted.id, begin=begin))
+
+    async def _undo(self, call: Call, link: NodeLink, part: groups.Part) -> None:
+        """Undo what an earlier take has prepared on a node.
+
+        The coordinator holds the group's lock, and has no record: so that take was not committed.
+        It is undone by its attempt, whenever the request may arrive.
+        """
+        await self._streams.pop().end()
+        await self._parts.undo(call, link.segment, self._wanted.id, part.attempt)
 
     async def _all(self, request: groups.TakePartRequest) -> None:
         """Take a step on all nodes; the first error ends the streams that have not answered."""

@@ -84,13 +84,13 @@ class GroupParts(groups_pb2_grpc.GroupPartsServicer):
         )
 
     def _existing(self, new: NewGroup) -> Group | None:
-        """Return the group if it exists already; what another attempt has prepared is undone.
+        """Return the group if it exists already, or another node's part of it that is in doubt.
 
-        The coordinator has begun before all others, so no other attempt was committed there.
+        Of the coordinator's part the take has ended without a commit, so it is undone.
         """
         found = self._pools.find_group(new.id)
-        if found is None:
-            return None
+        if found is None or (found.prepared and not found.at_coordinator):
+            return found
         if found.prepared:
             self._groups.delete(found)
             return None
