@@ -117,9 +117,9 @@ class Nodes:
                 log.exception("looking for nodes has failed; it goes on")
             await asyncio.sleep(_INTERVAL)
 
-    def processes(self) -> dict[str, str]:
-        """Return a word for the process that answers as each node; another process has another."""
-        return {peer.link.segment: peer.instance for peer in self._peers.values() if peer.link}
+    def processes(self) -> set[tuple[str, str]]:
+        """Return the nodes that are known, each with a word that tells its processes apart."""
+        return {(peer.link.segment, peer.instance) for peer in self._peers.values() if peer.link}
 
     # Asking for nodes
 

@@ -72,18 +72,19 @@ class Settling:
     def __init__(self, nodes: Nodes, parts: Parts) -> None:
         self._nodes = nodes
         self._parts = parts
-        self._asked: dict[str, tuple[str, float]] = {}
+        self._asked: dict[tuple[str, str], float] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
 
     async def run(self) -> None:
         """Look for parts in doubt, until this is cancelled."""
         while True:
             now = asyncio.get_running_loop().time()
-            for node, process in self._nodes.processes().items():
-                before, then = self._asked.get(node, ("", 0.0))
-                if process != before or now > then + _INTERVAL:
-                    self._asked[node] = process, now
-                    self.begin(self.settle(node))
+            processes = self._nodes.processes()
+            self._asked = {item: then for item, then in self._asked.items() if item in processes}
+            for item in processes:
+                if now > self._asked.get(item, float("-inf")) + _INTERVAL:
+                    self._asked[item] = now
+                    self.begin(self.settle(item[0]))
             await asyncio.sleep(_LOOK)
 
     def begin(self, work: Coroutine[Any, Any, Any]) -> "asyncio.Task[Any]":
