@@ -18,7 +18,16 @@ NODE_KEY = "pycsi-node"
 Metadata = Sequence[tuple[str, str | bytes]]
 
 _RESERVED = (NODE_KEY, "user-agent", "grpc-", ":")
-_UNANSWERED = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNKNOWN})
+
+_UNANSWERED = frozenset(
+    {
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.UNKNOWN,
+        grpc.StatusCode.CANCELLED,  # by a node that stops; if the caller cancels nobody is told
+        grpc.StatusCode.PERMISSION_DENIED,  # the node does not take this for the controller
+    }
+)
+"""The codes of RPCs that the node has not answered: what an earlier attempt has done stays open."""
 
 _OPTIONS = (
     # How large a reply can be is for the node to say, and for the sidecar to accept.
@@ -101,6 +110,9 @@ class NodeLink:
             reply: bytes = await method(call.data, timeout=call.remaining, metadata=metadata)
         except (grpc.aio.AioRpcError, grpc.aio.UsageError) as error:
             raise self.failure(error) from None
+        except asyncio.CancelledError:
+            self._check_open()
+            raise
         return reply
 
     async def stream(self, call: Call) -> AsyncGenerator[bytes, None]:
@@ -118,6 +130,9 @@ class NodeLink:
                 replies.cancel()
         except (grpc.aio.AioRpcError, grpc.aio.UsageError) as error:
             raise self.failure(error) from None
+        except asyncio.CancelledError:
+            self._check_open()
+            raise
 
     def converse(self, call: Call, path: str) -> Any:
         """Begin the RPC `path` for `call`, with streams of bytes in both directions."""
@@ -134,8 +149,20 @@ class NodeLink:
     def failure(self, error: grpc.aio.AioRpcError | grpc.aio.UsageError) -> CsiError:
         """Return the error of an RPC that has failed, or whose channel has been closed."""
         if isinstance(error, grpc.aio.UsageError):
-            return Unavailable(f"node {self.segment} is no longer at {self.target}; try again")
+            return self._closed()
         code, details = error.code(), error.details() or "no reason given"
         if code in _UNANSWERED:
             return Unavailable(f"node {self.segment} at {self.target}: {details}")
         return NodeError(code, details)
+
+    def _check_open(self) -> None:
+        """Raise `Unavailable` if an RPC was cancelled because its channel was closed.
+
+        gRPC tells that like the cancellation of the task, after which a caller gets no answer.
+        """
+        task = asyncio.current_task()
+        if task is None or not task.cancelling():
+            raise self._closed() from None
+
+    def _closed(self) -> Unavailable:
+        return Unavailable(f"node {self.segment} is no longer at {self.target}; try again")
