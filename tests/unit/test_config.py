@@ -242,6 +242,8 @@ def test_controller_mode_needs_no_node() -> None:
         config(**controller, tls=Path("/tls"))
     with pytest.raises(ConfigError, match="not both"):
         config(**controller, tls=Path("/tls"), node_service=service, nodes={"a": service})
+    with pytest.raises(ConfigError, match="host is missing"):
+        config(**controller, tls=Path("/tls"), node_service=Address("", 9810))
 
 
 def test_listening_needs_node_mode_and_certificates() -> None:

@@ -214,6 +214,11 @@ class Config:
                 "mode controller forwards to the nodes: give --node-service HOST:PORT, a name with "
                 "the addresses of all nodes, or --node NAME=HOST:PORT for each node, and not both"
             )
+        if self.node_service and not self.node_service.host:
+            raise ConfigError(
+                f"--node-service {self.node_service}: the host is missing; give HOST:PORT, with a "
+                "name that has the addresses of all nodes"
+            )
         if self.tls is None:
             raise ConfigError(f"mode controller: {_NO_TLS}")
 
