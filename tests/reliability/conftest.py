@@ -75,8 +75,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 def trash(pool: Path, command: str, *arguments: str) -> str:
     """Run `pycsi trash` on a pool; return what it says."""
-    words = [command, f"--pool=default={pool}", *arguments]
-    return run(sys.executable, "-m", "pycsi", "trash", *words)
+    words = ["trash", command, *(["--yes"] if command == "empty" else [])]
+    return run(sys.executable, "-m", "pycsi", *words, f"--pool=default={pool}", *arguments)
 
 
 def names_in(folder: Path) -> set[str]:

@@ -614,7 +614,7 @@ class Machine(RuleBasedStateMachine):
         for handle in HANDLES:
             self.driver.unpublish(handle, self.target(handle, 1))
         delete_all(self.driver)
-        empty = [sys.executable, "-m", "pycsi", "trash", "empty", "--all"]
+        empty = [sys.executable, "-m", "pycsi", "trash", "empty", "--all", "--yes"]
         subprocess.run([*empty, f"--pool=default={self.pool}"], check=True, capture_output=True)
         check_whole(self.driver, self.pool)
         check_unused(self.pool)

@@ -271,7 +271,9 @@ def test_hostile_content(
         driver.reaped()
         for _ in range(2):
             (kept,) = (big_pool / "trash").iterdir()
-            assert kept.name in trash(big_pool, "list")
+            assert kept.name in run(
+                sys.executable, "-m", "pycsi", "get", "trash", f"--pool=default={big_pool}"
+            )
             trash(big_pool, "restore", kept.name)
             with driver.published(volumes[-1], tmp_path) as target:
                 assert shape(target) == wanted

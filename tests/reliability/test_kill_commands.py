@@ -68,8 +68,9 @@ def test_trash(
     """A volume is restored or deleted, whole, when the command is given again."""
     log = tmp_path / "strace.log"
     pool = f"--pool={served.pools[0]}"
+    words = ["trash", what, *(["--yes"] if what == "empty" else [])]
     scene, entry = retained(served, ground, tmp_path, "r")
-    run_traced(["trash", what, pool, entry], log, "-e", f"trace={CHANGING}")
+    run_traced([*words, pool, entry], log, "-e", f"trace={CHANGING}")
     found = on(big_pool, log)
     chosen = found if thorough else some(found, _SHARE, len(tmp_path.name))
     assert chosen
@@ -77,11 +78,11 @@ def test_trash(
         delete(scene)
     for number, point in enumerate(chosen):
         scene, entry = retained(served, ground, tmp_path, f"k{number}")
-        killed = run_traced(["trash", what, pool, entry], log, *point.inject(KILL))
+        killed = run_traced([*words, pool, entry], log, *point.inject(KILL))
         assert killed == -signal.SIGKILL, f"{point} was not reached"
         left = [path for path in (big_pool / "trash").iterdir() if path.name == entry]
         if left:
-            assert run_traced(["trash", what, pool, entry], log, "-e", f"trace={point.name}") == 0
+            assert run_traced([*words, pool, entry], log, "-e", f"trace={point.name}") == 0
         if what == "restore":
             assert scene.is_listed("v")
             scene.check_filled("v")

@@ -13,7 +13,7 @@ import pytest
 from conftest import FilesystemFactory, needs, run
 from driver import MIB, Driver
 
-LISTS = [("volumes",), ("snapshots",), ("pools",), ("trash", "list")]
+LISTS = [("get", "volumes"), ("get", "snapshots"), ("get", "pools"), ("get", "trash")]
 
 
 def command(*words: str | Path) -> subprocess.CompletedProcess[str]:
@@ -52,7 +52,7 @@ def test_one_pool_of_two_is_missing(
     both = f"--pool=gone={tmp_path}/nope", f"--pool=default={pool}"
     done = command(*words, *both, "-o", "json")
     assert done.returncode == 1
-    assert len(rows(done)) == (1 if words == ("pools",) else 2)
+    assert len(rows(done)) == (1 if words == ("get", "pools") else 2)
     (line,) = done.stderr.splitlines()
     assert line.startswith(f"pycsi: pool gone is missing: {tmp_path}/nope does not exist")
     assert command(*words, *both).stdout.count("default") >= 1
@@ -83,7 +83,7 @@ def test_no_pool(tmp_path: Path, words: tuple[str, ...], what: str, says: str) -
 def test_pool_of_another_uuid(filled: Driver, pool: Path) -> None:
     """A wrong disk is not shown for the right one."""
     wrong = "00000000-0000-0000-0000-000000000000"
-    done = command("volumes", f"--pool=default={pool},uuid={wrong}")
+    done = command("get", "volumes", f"--pool=default={pool},uuid={wrong}")
     assert done.returncode == 1
     assert f"not {wrong}" in done.stderr
 
@@ -91,9 +91,9 @@ def test_pool_of_another_uuid(filled: Driver, pool: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "record", "name"),
     [
-        (("volumes",), "volumes/a@node-1/volume.json", "a@node-1"),
-        (("snapshots",), "snapshots/sa@node-1/snapshot.json", "sa@node-1"),
-        (("trash", "list"), "trash/ta@node-1.*/volume.json", "ta@node-1"),
+        (("get", "volumes"), "volumes/a@node-1/volume.json", "a@node-1"),
+        (("get", "snapshots"), "snapshots/sa@node-1/snapshot.json", "sa@node-1"),
+        (("get", "trash"), "trash/ta@node-1.*/volume.json", "ta@node-1"),
     ],
 )
 def test_damaged_record(
@@ -112,7 +112,7 @@ def test_damaged_record(
     assert str(path.parent) in line
     table = command(*words, f"--pool=default={pool}")
     assert "its record cannot be read" in table.stdout
-    assert command("pools", f"--pool=default={pool}").returncode == 1
+    assert command("get", "pools", f"--pool=default={pool}").returncode == 1
 
 
 def test_trash_of_a_missing_pool(filled: Driver, pool: Path, tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def test_trash_of_a_missing_pool(filled: Driver, pool: Path, tmp_path: Path) -> 
     kept = next(path.name for path in (pool / "trash").glob("ta@*"))
     assert command("trash", "restore", *both, kept).stdout == "ta@node-1\n"
     assert "nope does not exist" in command("trash", "restore", *both, kept).stderr
-    done = command("trash", "empty", *both, "--all")
+    done = command("trash", "empty", *both, "--all", "--yes")
     assert done.returncode == 1
     assert done.stdout.startswith("tb@node-1.")
     assert "nope does not exist" in done.stderr
@@ -136,8 +136,8 @@ def test_disk_that_is_not_mounted(filled: Driver, pool: Path, root: None) -> Non
     for words in [
         *LISTS,
         ("trash", "restore", kept),
-        ("trash", "empty", kept),
-        ("trash", "empty", "--all"),
+        ("trash", "empty", "-y", kept),
+        ("trash", "empty", "--all", "-y"),
         ("delete-inline", "a@node-1"),
     ]:
         done = command(*words, option)
@@ -153,7 +153,7 @@ def test_disk_that_is_mounted(filesystem: FilesystemFactory, serve: Callable[...
     run("rm", "-r", disk / "pool", disk / "lost+found")
     option = f"default={disk},require-mount"
     serve(option).create("a", MIB, quota="none")
-    assert len(rows(command("volumes", f"--pool={option}", "-o", "json"))) == 1
+    assert len(rows(command("get", "volumes", f"--pool={option}", "-o", "json"))) == 1
 
 
 @pytest.mark.parametrize("words", [*LISTS, ("--help",), ("serve", "--help")])
@@ -176,7 +176,7 @@ def test_full_output(
     assert done.stderr == "pycsi: standard output: No space left on device\n"
 
 
-@pytest.mark.parametrize("words", [("volumes",), ("volumes", "-o", "json")])
+@pytest.mark.parametrize("words", [("get", "volumes"), ("get", "volumes", "-o", "json")])
 def test_nobody_reads(filled: Driver, pool: Path, words: tuple[str, ...]) -> None:
     """Who has read enough, as head(1), is no reason to complain."""
     reading, writing = os.pipe()
@@ -196,7 +196,7 @@ def test_interrupted(filled: Driver, pool: Path, module: str) -> None:
     """SIGINT ends a command as it ends others, also while Python imports."""
     command = ["env", "--default-signal=INT", sys.executable, "-X", "importtime", "-m", "pycsi"]
     with subprocess.Popen(
-        [*command, "volumes", f"--pool=default={pool}"],
+        [*command, "get", "volumes", f"--pool=default={pool}"],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
@@ -211,23 +211,26 @@ def test_interrupted(filled: Driver, pool: Path, module: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "words",
+    ("words", "status", "says"),
     [
-        ("volumes",),
-        ("volumes", "--pool=x"),
-        ("volumes", "--pool=default=/x,reserve=x%"),
-        ("volumes", "--pool=a=/x", "--pool=b=/x"),
-        ("trash", "empty", "--pool=a=/x", "--pool=a=/y", "--all"),
-        ("trash", "restore", "--pool=default=/nope", "entry"),
-        ("trash", "empty", "--pool=default=/nope", "entry"),
-        ("trash", "empty", "--pool=default=/nope", "--all"),
-        ("delete-inline", "--pool=default=/nope", "volume"),
+        (("get", "volumes"), 2, "give --pool NAME=PATH"),
+        (("get", "volumes", "--pool=x"), 2, "write NAME=PATH"),
+        (("get", "volumes", "--pool=default=/x,reserve=x%"), 2, "between 0% and 100%"),
+        (("get", "volumes", "--pool=a=/x", "--pool=b=/x"), 2, "give each its own"),
+        (("trash", "empty", "--pool=a=/x", "--pool=a=/y", "--all"), 2, "more than once"),
+        (("trash", "restore", "--pool=default=/nope", "entry"), 1, "mount its disk"),
+        (("trash", "empty", "--pool=default=/nope", "entry"), 1, "mount its disk"),
+        (("trash", "empty", "--pool=default=/nope", "--all"), 1, "mount its disk"),
+        (("delete-inline", "--pool=default=/nope", "volume"), 1, "mount its disk"),
     ],
 )
-def test_mistakes(words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every mistake is one line."""
+def test_mistakes(
+    words: tuple[str, ...], status: int, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every mistake is one line, which says what to do."""
     monkeypatch.delenv("PYCSI_POOL", raising=False)
     done = command(*words)
-    assert done.returncode == 1
+    assert done.returncode == status
     (line,) = done.stderr.splitlines()
     assert line.startswith("pycsi: ")
+    assert says in line

@@ -100,10 +100,10 @@ def test_retry_after_a_change(driver: Driver) -> None:
 
 
 def command(driver: Driver, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run `pycsi trash` on the driver's pools."""
+    """Run `pycsi trash`, or `pycsi get trash`, on the driver's pools."""
     pools = [f"--pool={pool}" for pool in driver.pools]
     return subprocess.run(
-        [sys.executable, "-m", "pycsi", "trash", arguments[0], *pools, *arguments[1:]],
+        [sys.executable, "-m", "pycsi", *arguments, *pools],
         capture_output=True,
         text=True,
         check=False,
@@ -118,7 +118,7 @@ def test_table_that_is_not_for_a_terminal(driver: Driver) -> None:
     )
     driver.delete(made.volume_id)
     (entry,) = trash(driver)
-    assert any(entry in line for line in command(driver, "list").stdout.splitlines())
+    assert any(entry in line for line in command(driver, "get", "trash").stdout.splitlines())
 
 
 @pytest.mark.parametrize("running", [True, False])
@@ -135,7 +135,7 @@ def test_restore(limited: Callable[..., Driver], running: bool) -> None:
     (entry,) = trash(driver)
     if not running:
         driver.stop()
-    done = command(driver, "restore", entry)
+    done = command(driver, "trash", "restore", entry)
     assert (done.returncode, done.stdout.strip()) == (0, made.volume_id), done.stderr
     if not running:
         driver.start()
@@ -153,13 +153,13 @@ def test_restore_what_cannot_be(driver: Driver) -> None:
     driver.delete(made.volume_id)
     create(driver, "v", {"onDelete": "retain"})
     (entry,) = trash(driver)
-    done = command(driver, "restore", entry)
+    done = command(driver, "trash", "restore", entry)
     assert done.returncode == 1
     assert "a volume v@node-1 exists" in done.stderr
     assert trash(driver) == [entry]
-    done = command(driver, "restore", "../volumes/v@node-1")
-    assert (done.returncode, trash(driver)) == (1, [entry])
-    assert "trash list" in done.stderr
+    done = command(driver, "trash", "restore", "../volumes/v@node-1")
+    assert (done.returncode, trash(driver)) == (3, [entry])
+    assert "get trash" in done.stderr
 
 
 @pytest.mark.parametrize("running", [True, False])
@@ -170,16 +170,16 @@ def test_empty(limited: Callable[..., Driver], running: bool) -> None:
     for name in ("a", "b", "c"):
         driver.delete(create(driver, name, {"onDelete": "retain"}).volume_id)
     names = trash(driver)
-    listed = json.loads(command(driver, "list", "-o", "json").stdout)
+    listed = json.loads(command(driver, "get", "trash", "-o", "json").stdout)
     assert sorted(row["entry"] for row in listed) == names
-    assert command(driver, "list").returncode == 0
+    assert command(driver, "get", "trash").returncode == 0
     if not running:
         driver.stop()
-    assert command(driver, "empty").returncode == 2
+    assert command(driver, "trash", "empty", "--yes").returncode == 2
     assert trash(driver) == names
-    assert command(driver, "empty", names[0]).returncode == 0
+    assert command(driver, "trash", "empty", "--yes", names[0]).returncode == 0
     assert trash(driver) == names[1:]
-    assert command(driver, "empty", "--all").returncode == 0
+    assert command(driver, "trash", "empty", "--yes", "--all").returncode == 0
     assert list((driver.folders[0] / "trash").iterdir()) == []
     if not running:
         driver.start()
@@ -239,7 +239,7 @@ def test_restore_beside_another_pool(serve: Callable[..., Driver], tmp_path: Pat
     driver.delete(create(driver, "v", {"onDelete": "retain"}, pool="a").volume_id)
     (entry,) = trash(driver)
     made = create(driver, "v", {}, pool="b")
-    done = command(driver, "restore", entry)
+    done = command(driver, "trash", "restore", entry)
     assert (done.returncode, trash(driver)) == (1, [entry])
     # As who knows of one pool only.
     (tmp_path / "a/trash" / entry).rename(tmp_path / "a/volumes/v@node-1")

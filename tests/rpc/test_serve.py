@@ -36,7 +36,7 @@ NODE = "--node-id=node-1"
     ("arguments", "word"),
     [
         (["--node-id=n", "--pool=default={pool}"], "--endpoint"),
-        (["{endpoint}", "--pool=default={pool}"], "--node-id"),
+        (["{endpoint}", "--node-id=", "--pool=default={pool}"], "--node-id"),
         (["{endpoint}", "--node-id=n"], "--pool"),
         (["{endpoint}", "--node-id=" + "x" * 257, "--pool=default={pool}"], "--node-id"),
         (["{endpoint}", "--node-id=a\nb", "--pool=default={pool}"], "--node-id"),
@@ -79,6 +79,24 @@ def test_misconfiguration(pool: Path, endpoint: str, arguments: list[str], word:
     ]
     assert any(part in refusal(*given) for part in word.split("|"))
     assert not (pool.parent / "csi.sock").exists()
+
+
+def test_all_mistakes_at_once(pool: Path) -> None:
+    """Who has made several mistakes is told all of them, not one after the other."""
+    done = pycsi("--pool=a", "--mode=x", "--log-level=loud", "--max-volumes-per-node=many")
+    assert done.returncode == 2
+    lines = done.stderr.splitlines()
+    assert len(lines) == 4
+    assert [line for line in lines if not line.startswith("pycsi: ")] == []
+    done = pycsi("--node-id=", f"--pool=a={pool}", f"--pool=b={pool}", "--listen-address=:1")
+    assert done.returncode == 2
+    assert [line.split()[1] for line in done.stderr.splitlines()] == [
+        "--endpoint",
+        "--node-id",
+        "--listen-address",
+        "--listen-address:",
+        "pools",
+    ]
 
 
 @pytest.mark.parametrize("option", ["--endpoint=unix:///\xff", "--pool=a=/\xff", "--node-id=\xff"])
@@ -157,7 +175,7 @@ def test_pool_behind_a_link(
     with driver.published(volume_id, tmp_path) as target:
         (target / "file").write_text("data")
         assert driver.condition(volume_id).message == "healthy"
-    assert str(link) in run(sys.executable, "-m", "pycsi", "pools", f"--pool=default={link}")
+    assert str(link) in run(sys.executable, "-m", "pycsi", "get", "pools", f"--pool=default={link}")
     driver.delete(volume_id)
     driver.reaped()
 

@@ -219,13 +219,13 @@ def test_pool_that_was_replaced(
 
 
 def test_command(driver: Driver, root: None, pool: Path) -> None:
-    """`pycsi volumes` tells the same, without the driver."""
+    """`pycsi get volumes` tells the same, without the driver."""
     volume_id = driver.create("v", type="image").volume_id
     driver.snapshot("s", volume_id)
     (pool / "volumes" / volume_id / "disk.img").unlink()
     driver.stop()
     said = {
-        what: run(sys.executable, "-m", "pycsi", what, f"--pool={driver.pools[0]}")
+        what: run(sys.executable, "-m", "pycsi", "get", what, f"--pool={driver.pools[0]}")
         for what in ("volumes", "snapshots", "pools")
     }
     assert "missing" in said["volumes"]

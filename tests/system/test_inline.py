@@ -217,7 +217,7 @@ def gone(pool: Path) -> bool:
 
 
 def rows(pool: Path) -> list[dict[str, Any]]:
-    listed: list[dict[str, Any]] = json.loads(pycsi(pool, "volumes", "-o", "json"))
+    listed: list[dict[str, Any]] = json.loads(pycsi(pool, "get", "volumes", "-o", "json"))
     return listed
 
 
@@ -287,9 +287,9 @@ def test_no_orphan_is_only_supposed(inline: Driver, tmp_path: Path, pool: Path, 
     assert held(pool) == [volume_id]
     if what == "mounted":
         with pytest.raises(AssertionError, match="in use"):
-            pycsi(pool, "delete-inline", volume_id)
+            pycsi(pool, "delete-inline", "--yes", volume_id)
         run("umount", elsewhere)
-    assert pycsi(pool, "delete-inline", volume_id).strip() == volume_id
+    assert pycsi(pool, "delete-inline", "--yes", volume_id).strip() == volume_id
     assert held(pool) == []
 
 
@@ -319,7 +319,7 @@ def test_delete_volume_refuses_what_is_inline(inline: Driver, tmp_path: Path, po
         ):
             inline.delete(name)
     with pytest.raises(AssertionError, match="in use"):
-        pycsi(pool, "delete-inline", HANDLE)
+        pycsi(pool, "delete-inline", "--yes", HANDLE)
     inline.unpublish(HANDLE, target)
     inline.delete(volume_id)
     inline.delete(HANDLE)
@@ -334,10 +334,10 @@ def test_deleted_by_hand_while_the_driver_runs(
     target = at_pod(tmp_path)
     inline.publish(HANDLE, None, target, context=POD | {"size": "32Mi"})
     run("umount", target)
-    table = pycsi(pool, "volumes")
+    table = pycsi(pool, "get", "volumes")
     assert "INLINE" in table
     assert " yes " in table
-    pycsi(pool, "delete-inline", HANDLE)
+    pycsi(pool, "delete-inline", "--yes", HANDLE)
     inline.controller.GetCapacity(csi.GetCapacityRequest())  # who asks for room is not kept waiting
     assert inline.capacity().available_capacity == before
     inline.publish(HANDLE, None, target, context=POD | {"size": "32Mi"})
@@ -348,7 +348,10 @@ def test_deleted_by_hand_while_the_driver_runs(
 def test_delete_inline_is_for_inline_volumes(inline: Driver, pool: Path) -> None:
     """Neither a persistent volume nor one that is not there is deleted by that command."""
     volume_id = inline.create("kept", type="directory", quota="none").volume_id
-    for name, word in ((volume_id, "no inline volume"), ("ephemeral-1@node-1", "pycsi volumes")):
+    for name, word in (
+        (volume_id, "no inline volume"),
+        ("ephemeral-1@node-1", "pycsi get volumes"),
+    ):
         with pytest.raises(AssertionError, match=word):
-            pycsi(pool, "delete-inline", name)
+            pycsi(pool, "delete-inline", "--yes", name)
     assert held(pool) == [volume_id]

@@ -206,11 +206,11 @@ def test_driver_that_lacks_what_it_takes_to_look(
 
 
 def test_command_that_lacks_what_it_takes_to_look(root: None, driver: Driver, pool: Path) -> None:
-    """`pycsi volumes` lists the volume all the same."""
+    """`pycsi get volumes` lists the volume all the same."""
     needs("strace", met=shutil.which("strace") is not None)
     image = pool / "volumes" / driver.create("i", type="image").volume_id / "disk.img"
     fault = ("strace", "-f", "-o", "/dev/null", "-P", image, "-e", "inject=openat:error=EMFILE")
-    command = (sys.executable, "-m", "pycsi", "volumes", f"--pool={driver.pools[0]}")
+    command = (sys.executable, "-m", "pycsi", "get", "volumes", f"--pool={driver.pools[0]}")
     assert "Unreadable: cannot be examined" in run(*fault, *command)
 
 

@@ -17,7 +17,7 @@ from driver import GIB, MIB, Driver
 from health import storage, unwell, well
 from silent import SilentFilesystem
 
-from pycsi.cli import tables
+from pycsi.cli import rows as lists
 from pycsi.linux import mount, waiting
 from pycsi.linux.waiting import PATIENCE
 from pycsi.model.config import PoolConfig
@@ -180,11 +180,11 @@ def test_many_mounts_that_fall_silent(
 
 
 def test_command(silent: SilentFilesystem, driver: Driver) -> None:
-    """`pycsi volumes` tells of a mount that is silent; as a process it ends when that answers."""
+    """`pycsi get volumes` tells of a mount that is silent; its process ends when that answers."""
     volume_id = driver.create("v", type="image").volume_id
     with driver.published(volume_id, silent.place):
         silent.fall_silent()
-        command = [sys.executable, "-m", "pycsi", "volumes", f"--pool={driver.pools[0]}"]
+        command = [sys.executable, "-m", "pycsi", "get", "volumes", f"--pool={driver.pools[0]}"]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
             try:
                 with within(2 * SOON):
@@ -199,7 +199,7 @@ def test_command(silent: SilentFilesystem, driver: Driver) -> None:
 def test_command_when_too_much_hangs(
     silent: SilentFilesystem, driver: Driver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`pycsi volumes` lists what cannot be examined too, or says that it could not look."""
+    """`pycsi get volumes` lists what cannot be examined too, or says that it could not look."""
     monkeypatch.setattr(waiting, "PATIENCE", 0.3)
     monkeypatch.setattr(waiting, "MOST_STUCK", 1)
     pool = PoolConfig.parse(driver.pools[0])
@@ -209,9 +209,9 @@ def test_command_when_too_much_hangs(
             published.enter_context(driver.published(volume_id, silent.place))
         published.callback(silent.speak)
         silent.fall_silent()
-        rows, faults = tables.look("volumes", [pool])
+        rows, faults = lists.look("volumes", [pool])
         reasons = [fault["reason"] for row in rows for fault in row["faults"]]
         assert (reasons, faults) == (["NotResponding", "Unreadable"], [])
-        rows, faults = tables.look("volumes", [pool])
+        rows, faults = lists.look("volumes", [pool])
         assert rows == []
         assert faults == [f"pool {pool.name}: 1 calls hang already; try again"]

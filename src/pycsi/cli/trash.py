@@ -6,46 +6,55 @@ succeeds. A running driver is told by an announcement in the pool.
 
 import contextlib
 import errno
-import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from pycsi.cli.tables import InspectedPool, InspectionError
+from pycsi.cli.errors import CommandError, InspectionError, UnknownNameError
+from pycsi.cli.inspection import InspectedPool, inspect
 from pycsi.linux.record import rename_durably
 from pycsi.linux.tree import refuse_mounts
 from pycsi.model.config import PoolConfig
 from pycsi.model.records import Volume
 from pycsi.pool.layout import Layout
-from pycsi.pool.pool import backend_for
-from pycsi.pool.trash import (
-    Entry,
-    Fate,
-    new_entry,
-    reap,
-)
+from pycsi.pool.trash import Entry, Fate, new_entry, reap
 from pycsi.volumes.staging import Staging
 
 
 def restore(configs: Iterable[PoolConfig], name: str) -> str:
     """Restore the deleted volume of the trash entry `name`; return its id.
 
-    `InspectionError` if the entry is no complete volume, or a volume with its id exists again.
+    `name` may be the volume's id too, if that has one entry only. `CommandError` if the entry is no
+    complete volume, or a volume with its id exists again.
     """
     configs = tuple(configs)
-    for seen, entry in _found(configs, [name]):
-        if not isinstance(entry.record(), Volume) or entry.reaping:
-            raise InspectionError(f"{name} is not a complete volume; it cannot be restored")
-        place = seen.layout.volumes / entry.id
-        for config in configs:
-            if (Layout(config.path).volumes / entry.id).exists():
-                raise _there_again(entry)
-        try:
-            with _announced(seen.layout):
-                rename_durably(entry.path, place)
-        except OSError as error:
-            if error.errno not in {errno.EEXIST, errno.ENOTEMPTY}:
-                raise
-            raise _there_again(entry) from None
+    seen, entry = _found(configs, [name], _is_whole)[0]
+    if not _is_whole(entry):
+        raise CommandError(
+            f"{name} cannot be restored, for it is no complete volume; see: pycsi get trash"
+        )
+    place = seen.layout.volumes / entry.id
+    for config in configs:
+        if (Layout(config.path).volumes / entry.id).exists():
+            raise _there_again(entry)
+    try:
+        with _announced(seen.layout):
+            rename_durably(entry.path, place)
+    except OSError as error:
+        if error.errno not in {errno.EEXIST, errno.ENOTEMPTY}:
+            raise _failure(seen, entry, error) from None
+        raise _there_again(entry) from None
     return entry.id
+
+
+def _is_whole(entry: Entry) -> bool:
+    """Tell whether an entry is a complete volume, which can be restored."""
+    return isinstance(entry.record(), Volume) and not entry.reaping
+
+
+def _failure(seen: InspectedPool, entry: Entry, error: OSError) -> CommandError:
+    if error.errno == errno.ENOENT:
+        return UnknownNameError(f"{entry.path.name} has just been restored or deleted")
+    place = error.filename or entry.path
+    return CommandError(f"pool {seen.config.name}: {place}: {error.strerror}")
 
 
 @contextlib.contextmanager
@@ -61,10 +70,15 @@ def _announced(layout: Layout) -> Iterator[None]:
         layout.changes.announce()
 
 
-def _there_again(entry: Entry) -> InspectionError:
-    return InspectionError(
+def _there_again(entry: Entry) -> CommandError:
+    return CommandError(
         f"a volume {entry.id} exists; delete it first, or leave this one in the trash"
     )
+
+
+def doomed(configs: Iterable[PoolConfig], names: Sequence[str]) -> list[str]:
+    """Return the entries that `empty` would delete."""
+    return [entry.path.name for _, entry in _found(configs, names)]
 
 
 def empty(configs: Iterable[PoolConfig], names: Sequence[str]) -> Iterator[str]:
@@ -74,58 +88,82 @@ def empty(configs: Iterable[PoolConfig], names: Sequence[str]) -> Iterator[str]:
     """
     configs = tuple(configs)
     for seen, entry in _found(configs, names):
-        with _announced(seen.layout):
-            reap(entry, seen.limiter, lambda: False)
+        try:
+            with _announced(seen.layout):
+                reap(entry, seen.limiter, lambda: False)
+        except OSError as error:
+            raise _failure(seen, entry, error) from None
         yield entry.path.name
     _, missing = _there(configs)
     if missing and not names:
         raise InspectionError("; ".join(missing))
 
 
+def inline(configs: Iterable[PoolConfig], name: str) -> str:
+    """Return the driver's id of the inline volume that `delete_inline` would delete."""
+    return _inline(configs, name)[1].id
+
+
 def delete_inline(configs: Iterable[PoolConfig], name: str) -> str:
     """Delete the inline volume with the driver's or the orchestrator's id `name`.
 
-    Return the driver's id. `InspectionError` if there is none, or it is in use.
+    Return the driver's id. `CommandError` if there is none, or it is in use.
     """
+    seen, volume = _inline(configs, name)
+    place = seen.layout.volumes / volume.id
+    if where := Staging(seen.backend(volume)).in_use():
+        raise CommandError(f"{volume.id} is in use at {where}; delete its pod")
+    refuse_mounts(place)
+    with _announced(seen.layout):  # the driver reaps it, or the next one to start
+        rename_durably(place, new_entry(seen.layout, volume.id, Fate.GONE).path)
+    return volume.id
+
+
+def _inline(configs: Iterable[PoolConfig], name: str) -> tuple[InspectedPool, Volume]:
     pools, missing = _there(configs)
     for seen in pools:
         for volume in seen.volumes:
             if name in {volume.id, volume.handle}:
-                _delete_inline(seen, volume)
-                return volume.id
-    raise InspectionError(
-        "; ".join([f"there is no inline volume {name!r}; see: pycsi volumes", *missing])
-    )
-
-
-def _delete_inline(seen: InspectedPool, volume: Volume) -> None:
-    if volume.handle is None:
-        raise InspectionError(f"{volume.id} is no inline volume; delete its claim")
-    place = seen.layout.volumes / volume.id
-    backend = backend_for(os.fspath(place), volume, seen.limiter, seen.location)
-    if where := Staging(backend).in_use():
-        raise InspectionError(f"{volume.id} is in use at {where}; delete its pod")
-    refuse_mounts(place)
-    with _announced(seen.layout):  # the driver reaps it, or the next one to start
-        rename_durably(place, new_entry(seen.layout, volume.id, Fate.GONE).path)
+                if volume.handle is None:
+                    raise CommandError(
+                        f"{volume.id} is no inline volume; delete its claim, or use pycsi delete"
+                    )
+                return seen, volume
+    raise _unknown(f"there is no inline volume {name!r}; see: pycsi get volumes", missing)
 
 
 def _found(
-    configs: Iterable[PoolConfig], names: Sequence[str]
+    configs: Iterable[PoolConfig],
+    names: Sequence[str],
+    fits: Callable[[Entry], bool] = lambda _: True,
 ) -> list[tuple[InspectedPool, Entry]]:
     """Return the entries `names`, or all if `names` is empty, with their pools.
 
-    `InspectionError` if a name is not in the trash.
+    A name is that of an entry, or the id of what has one entry that `fits`. `UnknownNameError` if a
+    name is not in the trash, `CommandError` if several entries have it.
     """
     pools, missing = _there(configs)
     every = [(seen, entry) for seen in pools for entry in seen.trash]
-    known = {entry.path.name for _, entry in every}
+    if not names:
+        return every
+    found = {}
     for name in names:
-        if name not in known:
-            raise InspectionError(
-                "; ".join([f"there is no {name!r} in the trash; see: pycsi trash list", *missing])
-            )
-    return [item for item in every if not names or item[1].path.name in names]
+        those = [item for item in every if item[1].path.name == name]
+        those = those or [item for item in every if item[1].id == name and fits(item[1])]
+        if not those:
+            raise _unknown(f"there is no {name!r} in the trash; see: pycsi get trash", missing)
+        if len(those) > 1:
+            listed = ", ".join(entry.path.name for _, entry in those)
+            raise CommandError(f"{name} is in the trash {len(those)} times; give one of {listed}")
+        found[those[0][1].path] = those[0]
+    return list(found.values())
+
+
+def _unknown(message: str, missing: Sequence[str]) -> CommandError:
+    """Return the error for a name that was not found; it may be in a pool that is missing."""
+    if missing:
+        return InspectionError("; ".join([*missing, message]))
+    return UnknownNameError(message)
 
 
 def _there(configs: Iterable[PoolConfig]) -> tuple[list[InspectedPool], list[str]]:
@@ -134,7 +172,7 @@ def _there(configs: Iterable[PoolConfig]) -> tuple[list[InspectedPool], list[str
     missing: list[str] = []
     for config in configs:
         try:
-            pools.append(InspectedPool(config))
+            inspect(config, pools.append)
         except InspectionError as error:
             missing.append(str(error))
     return pools, missing

@@ -6,7 +6,7 @@ import itertools
 import os
 import re
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -137,7 +137,7 @@ def _uuid(text: str) -> str:
         return str(uuid.UUID(text))
     except ValueError:
         raise ValueError(
-            f"uuid: {text!r} is no UUID; `pycsi pools -o json` shows that of a pool"
+            f"uuid: {text!r} is no UUID; `pycsi get pools -o json` shows that of a pool"
         ) from None
 
 
@@ -195,43 +195,51 @@ class Config:
     nodes: Mapping[str, Address] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        _check_driver_name(self.driver_name)
-        if self.mode is DriverMode.CONTROLLER:
-            self._check_controller()
-        else:
-            self._check_node()
-        if not 0 <= self.max_volumes < 2**63:
-            raise ConfigError(f"--max-volumes-per-node {self.max_volumes} is negative or too large")
-        refuse_entangled(self.pools)
+        if mistakes := [*dict.fromkeys(self._mistakes())]:
+            raise ConfigError(*mistakes)
 
-    def _check_controller(self) -> None:
+    def _mistakes(self) -> Iterator[str]:
+        """Yield what is wrong: all of it, since each start tells no more."""
+        yield from _driver_name_mistakes(self.driver_name)
+        if self.mode is DriverMode.CONTROLLER:
+            yield from self._controller_mistakes()
+        else:
+            yield from self._node_mistakes()
+        if not 0 <= self.max_volumes < 2**63:
+            yield f"--max-volumes-per-node {self.max_volumes} is negative or too large"
+        try:
+            refuse_entangled(self.pools)
+        except ConfigError as error:
+            yield str(error)
+
+    def _controller_mistakes(self) -> Iterator[str]:
         if self.pools:
-            raise ConfigError("--pool is for the nodes: a driver in mode controller has no pool")
+            yield "--pool is for the nodes: a driver in mode controller has no pool"
         if self.listen:
-            raise ConfigError("--listen-address is for mode node: the controller calls the nodes")
+            yield "--listen-address is for mode node: the controller calls the nodes"
         if bool(self.nodes) is bool(self.node_service):
-            raise ConfigError(
+            yield (
                 "mode controller forwards to the nodes: give --node-service HOST:PORT, a name with "
                 "the addresses of all nodes, or --node NAME=HOST:PORT for each node, and not both"
             )
         if self.node_service and not self.node_service.host:
-            raise ConfigError(
+            yield (
                 f"--node-service {self.node_service}: the host is missing; give HOST:PORT, with a "
                 "name that has the addresses of all nodes"
             )
         if self.tls is None:
-            raise ConfigError(f"mode controller: {_NO_TLS}")
+            yield f"mode controller: {_NO_TLS}"
 
-    def _check_node(self) -> None:
-        _check_node_id(self.node_id)
+    def _node_mistakes(self) -> Iterator[str]:
+        yield from _node_id_mistakes(self.node_id)
         if not self.pools:
-            raise ConfigError("no pool: give --pool NAME=PATH at least once")
+            yield "no pool: give --pool NAME=PATH at least once"
         if self.node_service or self.nodes:
-            raise ConfigError("--node-service and --node are for mode controller")
+            yield "--node-service and --node are for mode controller"
         if self.listen and self.mode is not DriverMode.NODE:
-            raise ConfigError("--listen-address is for mode node: in others no controller calls")
+            yield "--listen-address is for mode node: in others no controller calls"
         if self.listen and self.tls is None:
-            raise ConfigError(f"--listen-address: {_NO_TLS}")
+            yield f"--listen-address: {_NO_TLS}"
 
 
 def parse_nodes(texts: Iterable[str]) -> dict[str, Address]:
@@ -241,7 +249,8 @@ def parse_nodes(texts: Iterable[str]) -> dict[str, Address]:
         name, equals, address = text.rpartition("=")
         if not equals:
             raise ConfigError(f"--node {text!r}: give NAME=HOST:PORT, with the node's --node-id")
-        _check_node_id(name)
+        if mistakes := [*_node_id_mistakes(name)]:
+            raise ConfigError(*mistakes)
         segment = ids.segment(name)
         if segment in found:
             raise ConfigError(f"--node {name} is given more than once")
@@ -278,18 +287,18 @@ def _refuse_nested(pool: PoolConfig, other: PoolConfig) -> None:
             )
 
 
-def _check_driver_name(name: str) -> None:
+def _driver_name_mistakes(name: str) -> Iterator[str]:
     if not _NAME.fullmatch(name) or len(name) > 63:  # noqa: PLR2004  (GetPluginInfoResponse.name)
-        raise ConfigError(
+        yield (
             f"--driver-name {name!r}: at most 63 letters, digits, '.', '-' and '_', "
             "beginning and ending with a letter or digit"
         )
 
 
-def _check_node_id(node_id: str) -> None:
+def _node_id_mistakes(node_id: str) -> Iterator[str]:
     size = len(node_id.encode(errors="surrogateescape"))
     if not node_id or size > _LONGEST_NODE_ID or not node_id.isprintable():
-        raise ConfigError(
+        yield (
             f"--node-id is {'missing' if not node_id else repr(node_id)}: give this node's name, "
             f"1 to {_LONGEST_NODE_ID} bytes without control characters"
         )

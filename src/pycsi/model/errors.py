@@ -19,7 +19,14 @@ T = TypeVar("T")
 
 
 class ConfigError(Exception):
-    """The configuration cannot work; the message is one line for the operator."""
+    """The configuration cannot work; each of `messages` is one line for the operator."""
+
+    def __init__(self, *messages: str) -> None:
+        super().__init__(*messages)
+        self.messages = messages
+
+    def __str__(self) -> str:
+        return "; ".join(self.messages)
 
 
 class CsiError(Exception):
