@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from cluster import cluster
 from conftest import FilesystemFactory
 from driver import GIB, MIB, Driver
 
@@ -29,6 +30,8 @@ ALL_OF_1_12 = 95
 CAPABILITIES = "should return appropriate capabilities"
 """The tests that compare what is advertised with what csi-sanity knows."""
 
+OPTIONS = ("--enable-attach", "--max-volumes-per-node=4", "--log-level=debug")
+
 SECRETS = [
     "CreateVolume",
     "DeleteVolume",
@@ -46,8 +49,13 @@ SECRETS = [
 ]
 
 
-def sanity(driver: Driver, parameters: Path, access: str, size: int, *more: str) -> str:
-    """Run csi-sanity once; return what it printed."""
+def sanity(
+    driver: Driver, central: Driver, parameters: Path, access: str, size: int, *more: str
+) -> str:
+    """Run csi-sanity once; return what it printed.
+
+    It asks `central` for what a controller does, which can be the `driver` itself.
+    """
     folder = driver.folder
     secrets = folder / "secrets.yaml"
     secrets.write_text("".join(f"{kind}Secret: {{key: MARKER}}\n" for kind in SECRETS))
@@ -59,6 +67,7 @@ def sanity(driver: Driver, parameters: Path, access: str, size: int, *more: str)
         [
             "csi-sanity",
             f"--csi.endpoint=unix://{driver.socket}",
+            f"--csi.controllerendpoint=unix://{central.socket}",
             f"--csi.mountdir={folder}/mount",
             f"--csi.stagingdir={folder}/staging",
             f"--csi.secrets={secrets}",
@@ -102,6 +111,31 @@ def without_unknown(run: Callable[..., str]) -> tuple[int, list[str]]:
     return passed + failed, [f"--ginkgo.skip={CAPABILITIES}"]
 
 
+def check(driver: Driver, central: Driver, parameters: Path, case: str, version: str) -> None:
+    """Run csi-sanity twice, in order and at random: no test fails, and no secret is in a log."""
+    _, text, access, size = CASES[case]
+    parameters.write_text(text)
+    run = functools.partial(sanity, driver, central, parameters, access, size)
+    unknown, skip = without_unknown(run)
+    assert version == "1.13" or not unknown, "1.12 advertises nothing that is new"
+    for more in ((), ("--ginkgo.randomize-all",)):
+        said = run(*skip, *more)
+        passed, failed, pending, skipped = counts(said)
+        # The one that is pending is so for everybody: csi-test itself has switched it off.
+        assert (failed, pending) == (0, 1), said
+        assert passed >= ALL_OF_1_12 - unknown, said
+        assert skipped == unknown or version == "1.12", said
+    assert "MARKER" not in driver.log + central.log
+    assert central.volume_ids() == []
+    assert not central.controller.ListSnapshots(csi.ListSnapshotsRequest()).entries
+
+
+@pytest.fixture(autouse=True)
+def _on_path() -> None:
+    if shutil.which("csi-sanity") is None:
+        pytest.skip("csi-sanity is not on PATH; see make sanity")
+
+
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("version", ["1.12", "1.13"])
 @pytest.mark.parametrize("case", CASES)
@@ -112,25 +146,24 @@ def test_sanity(
     case: str,
     version: str,
 ) -> None:
-    """No test fails, in order and at random, twice on one server; no secret is in the log."""
-    if shutil.which("csi-sanity") is None:
-        pytest.skip("csi-sanity is not on PATH; see make sanity")
-    kind, text, access, size = CASES[case]
-    parameters = tmp_path / "parameters.yaml"
-    parameters.write_text(text)
-    pool = filesystem(kind, 8 * GIB)
-    options = ("--enable-attach", "--max-volumes-per-node=4", "--log-level=debug")
-    driver = serve(f"default={pool},overcommit=4", options=(*options, f"--csi-version={version}"))
-    run = functools.partial(sanity, driver, parameters, access, size)
-    unknown, skip = without_unknown(run)
-    assert version == "1.13" or not unknown, "1.12 advertises nothing that is new"
-    for more in ((), ("--ginkgo.randomize-all",)):
-        said = run(*skip, *more)
-        passed, failed, pending, skipped = counts(said)
-        # The one that is pending is so for everybody: csi-test itself has switched it off.
-        assert (failed, pending) == (0, 1), said
-        assert passed >= ALL_OF_1_12 - unknown, said
-        assert skipped == unknown or version == "1.12", said
-    assert "MARKER" not in driver.log
-    assert driver.volume_ids() == []
-    assert not driver.controller.ListSnapshots(csi.ListSnapshotsRequest()).entries
+    """All tests pass on one server, in both versions of CSI, and for every kind of volume."""
+    pool = filesystem(CASES[case][0], 8 * GIB)
+    driver = serve(f"default={pool},overcommit=4", options=(*OPTIONS, f"--csi-version={version}"))
+    check(driver, driver, tmp_path / "parameters.yaml", case, version)
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("names", [("a",), ("a", "b")], ids=["one node", "two nodes"])
+@pytest.mark.parametrize("case", CASES)
+def test_sanity_through_a_controller(
+    filesystem: FilesystemFactory, tmp_path: Path, case: str, names: tuple[str, ...]
+) -> None:
+    """All tests pass with a controller and one of its nodes; another node has no room.
+
+    For csi-sanity asks for volumes without a topology, and uses them on the node that it knows.
+    """
+    pools = [filesystem(CASES[case][0], 32 * GIB) for _ in names]
+    sizes = (0, 1)[: len(names)]
+    with cluster(tmp_path, *names, pools=pools, options=OPTIONS, sizes=sizes) as running:
+        node = running.nodes["a"]
+        check(node, running.controller, tmp_path / "parameters.yaml", case, "1.13")
