@@ -21,9 +21,11 @@ from driver import GIB, MIB, Driver, from_snapshot
 from relay import Relayed, relayed
 from reliability.conftest import Counter, check_whole, names_in
 from reliability.faults import Point, Worker, died, record, some, traced
-from rpc.conftest import wait_for
+from rpc.conftest import code_of, wait_for
+from taker import Taker, calling
 
 from pycsi.proto import csi_pb2 as csi
+from pycsi.proto import groups_pb2 as groups
 
 _NODES = ("a", "b", "c")
 _SHARE = 6
@@ -254,3 +256,82 @@ def points(scene: Scene, node: NodeDriver, log: Path, what: str) -> list[Point]:
         found = record(node, Worker.RPC, log, delete, asking=False)
     scene.check_gone()
     return found
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("commit", [True, False])
+def test_node_killed_while_it_finishes(
+    scene: Scene, tmp_path: Path, thorough: bool, counted: Counter, commit: bool
+) -> None:
+    """A node is killed while it commits, or undoes, what a killed controller left in doubt."""
+    node = scene.nodes.nodes["b"]
+    attempt = in_doubt(scene, "g", commit=commit)
+    log = tmp_path / "log"
+    found = record(
+        node,
+        Worker.RPC,
+        log,
+        lambda: finish(scene, node, "g", attempt, commit=commit),
+        asking=False,
+    )
+    end_in_doubt(scene, "g", commit=commit)
+    chosen = found if thorough else list(some(found, _SHARE, int(commit)))
+    killed = 0
+    for point in chosen:
+        name = f"g{next(scene.names)}"
+        attempt = in_doubt(scene, name, commit=commit)
+        with (
+            traced(node, Worker.RPC, log, *point.inject("signal=KILL")),
+            contextlib.suppress(grpc.RpcError),
+        ):
+            finish(scene, node, name, attempt, commit=commit)
+        killed += died(node)
+        end_in_doubt(scene, name, commit=commit)
+    assert killed >= len(chosen) / 2, f"{killed} of {len(chosen)} points were reached"
+    counted("kills of a node that finishes its part", killed)
+
+
+def in_doubt(scene: Scene, name: str, *, commit: bool) -> str:
+    """Leave a group as a killed controller does: prepared, or committed by the coordinator alone.
+
+    Return the attempt. There is no controller then.
+    """
+    kill(scene.driver)
+    with contextlib.ExitStack() as opened:
+        takers = []
+        for node in scene.nodes.nodes.values():
+            stub = opened.enter_context(calling(node, scene.nodes.tls))
+            takers.append(opened.enter_context(Taker(stub, f"{name}@a", *scene.volumes)))
+        for taker in takers:
+            taker.attempt = takers[0].attempt
+            taker.up_to("prepare")
+        if commit:
+            takers[0].step("commit")
+    wait_for(lambda: not any(is_busy(scene, node, name) for node in scene.nodes.nodes.values()))
+    return takers[0].attempt
+
+
+def is_busy(scene: Scene, node: NodeDriver, name: str) -> bool:
+    """Tell whether a node is working on a group."""
+    request = groups.GetPartRequest(group_snapshot_id=f"{name}@a")
+    with calling(node, scene.nodes.tls) as stub:
+        return code_of(lambda: stub.GetPart(request)) is grpc.StatusCode.ABORTED
+
+
+def finish(scene: Scene, node: NodeDriver, name: str, attempt: str, *, commit: bool) -> None:
+    request = groups.FinishPartRequest(
+        group_snapshot_id=f"{name}@a", attempt=attempt, commit=commit
+    )
+    with calling(node, scene.nodes.tls) as stub:
+        stub.FinishPart(request)
+
+
+def end_in_doubt(scene: Scene, name: str, *, commit: bool) -> None:
+    """Start the controller, and see that it settles the group by itself."""
+    scene.revive()
+    scene.check_settled()
+    members = len(scene.driver.snapshots())
+    assert members == (len(scene.volumes) if commit else 0)
+    group = scene.check_taken(again(lambda: scene.take(name)))
+    scene.delete(name, group)
+    scene.check_gone()

@@ -107,6 +107,7 @@ class GroupParts(groups_pb2_grpc.GroupPartsServicer):
     ) -> Generator[groups.TakePartResponse, None, float]:
         """Take the steps to the end of the freeze; return the point in time, in seconds."""
         with begun.prepared():
+            begun.write_back()  # or the other nodes would be frozen for as long as that takes here
             yield _ANSWER(ready=_ANSWER.Ready(unfreezable_volume_ids=begun.unfreezable()))
             steps.take("freeze")
             with begun.held_still() as window:

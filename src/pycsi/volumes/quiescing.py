@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pycsi.backends import Backend
 from pycsi.model.errors import FailedPrecondition
 from pycsi.model.size import show
-from pycsi.pool.freezing import FreezeTarget, FreezeWindow, OverdueError, frozen
+from pycsi.pool.freezing import FreezeTarget, FreezeWindow, OverdueError, frozen, write_back
 from pycsi.pool.pool import Pool
 from pycsi.volumes.pools import Pools
 
@@ -51,6 +51,11 @@ def refuse_unfreezable(volume_ids: Sequence[str]) -> None:
             f"volumes in use that cannot be frozen: {', '.join(volume_ids)}. There can be one in a "
             "group: the others need a filesystem of their own (type: image), or must not be in use"
         )
+
+
+def write_back_freezable(volumes: Sequence[tuple[Pool, Backend]]) -> None:
+    """Write to disk what is dirty in those volumes that can be frozen, to shorten the freeze."""
+    write_back(_freeze_targets(volumes))
 
 
 @contextlib.contextmanager

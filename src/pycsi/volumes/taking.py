@@ -15,7 +15,13 @@ from pycsi.pool.freezing import FreezeWindow
 from pycsi.pool.pool import Build, Pool
 from pycsi.volumes import groups
 from pycsi.volumes.pools import Pools
-from pycsi.volumes.quiescing import held_still, prepared, refuse_unfreezable, unfreezable
+from pycsi.volumes.quiescing import (
+    held_still,
+    prepared,
+    refuse_unfreezable,
+    unfreezable,
+    write_back_freezable,
+)
 
 log = structlog.get_logger()
 
@@ -91,6 +97,10 @@ class Take:
     def unfreezable(self) -> list[str]:
         """Return the ids of the prepared volumes that are in use and cannot be frozen."""
         return unfreezable(self._volumes)
+
+    def write_back(self) -> None:
+        """Write to disk what is dirty in the prepared volumes, to shorten the freeze."""
+        write_back_freezable(self._volumes)
 
     def held_still(self) -> contextlib.AbstractContextManager[FreezeWindow]:
         """Keep the prepared volumes from being written to in the `with` block."""
