@@ -286,7 +286,10 @@ class Nodes:
             peer.link = NodeLink(segment, at, peer.channel)
             log.info("found a node", node=segment, address=at)
         peer.instance = answer.manifest.get(INSTANCE, "")
-        self._index()
+        # At once, for those who wait; the end of the look judges all peers together.
+        known = self._links.get(segment)
+        if known is None or known.channel.get_state() != _READY:
+            self._links[segment] = peer.link
         async with self._found:
             self._found.notify_all()
 
