@@ -254,7 +254,7 @@ def test_silent_node(stocked: Cluster) -> None:
 def multiply(node: NodeDriver, count: int) -> None:
     """Have a stopped node find `count` copies of its only volume when it starts.
 
-    Each is described with 3000 bytes.
+    Each is described with 30,000 bytes.
     """
     (sample,) = node.pool.glob("volumes/*")
     record = json.loads((sample / "volume.json").read_text())
@@ -262,14 +262,14 @@ def multiply(node: NodeDriver, count: int) -> None:
         name = f"{number:063}"
         made = sample.with_name(sample.name.replace("sample", name))
         shutil.copytree(sample, made, copy_function=shutil.copyfile)
-        record |= {"id": made.name, "name": name, "reason": 3000 * "x"}
+        record |= {"id": made.name, "name": name, "reason": 30_000 * "x"}
         (made / "volume.json").write_text(json.dumps(record))
 
 
 def test_lists_of_many_messages(tmp_path: Path) -> None:
     """A list too long for a message is cut into several, that each fit, and add up."""
     names = [letter * 63 for letter in "xyz"]
-    counts = dict(zip(names, (1500, 0, 1000), strict=True))
+    counts = dict(zip(names, (150, 0, 100), strict=True))
     with cluster(tmp_path, *names) as running:
         for name, node in running.nodes.items():
             create(node, "sample")

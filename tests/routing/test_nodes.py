@@ -78,6 +78,13 @@ def lists(driver: Driver) -> list[str] | str:
     return details
 
 
+def listed_anew(driver: Driver) -> list[str] | str:
+    """Return what `lists` does, after the controller has looked for nodes once more."""
+    time.sleep(0.3)
+    ending(lambda: driver.delete("x@nowhere"))
+    return lists(driver)
+
+
 def make(driver: Driver, name: str, node: str) -> str:
     return create(driver, name, accessibility_requirements=requirement(preferred=(node,)))
 
@@ -103,7 +110,7 @@ def test_nodes_come_and_go(service: Service) -> None:
     assert up == {f'pycsi_node_up{{node="{name}"}} 1.0' for name in "abc"}
     # A node is missed for a while after it has lost its address.
     service.point("127.0.0.3", "127.0.0.4")
-    wait_for(lambda: "node a has no address" in lists(central), 30)
+    wait_for(lambda: "node a has no address" in listed_anew(central), 30)
     assert make(central, "w", "b") == "w@b"
     service.point("127.0.0.2", "127.0.0.3", "127.0.0.4")
     wait_for(lambda: lists(central) == ["v@a", "v@b", "w@b", "v@c"], 5)
@@ -165,7 +172,7 @@ def test_one_node_id_twice(service: Service) -> None:
     made = make(central, "v", "a")
     service.point("127.0.0.2", "127.0.0.3", "127.0.0.4")
     where = [f"127.0.0.{number}:{service.port}" for number in (2, 3)]
-    wait_for(lambda: "both are node a" in lists(central), 30)
+    wait_for(lambda: "both are node a" in listed_anew(central), 30)
     for volume_id in (made, "none@a"):
         with refused(UNAVAILABLE, *where, "--node-id"):
             central.delete(volume_id)
@@ -174,7 +181,7 @@ def test_one_node_id_twice(service: Service) -> None:
     assert reaches(central, "b")
     second.stop()
     service.point("127.0.0.2", "127.0.0.4")
-    wait_for(lambda: lists(central) == [made], 30)
+    wait_for(lambda: listed_anew(central) == [made], 30)
     central.delete(made)
 
 
@@ -277,6 +284,5 @@ def test_one_address_for_two_nodes(pair: Service, tmp_path: Path) -> None:
         f"--node=a=127.0.0.2:{pair.port}",
         f"--node=b=127.0.0.2:{pair.port}",
     )
-    assert done.returncode == 1
-    assert done.stderr.count("\n") == 1
+    assert done.returncode == 2
     assert f"--node b: 127.0.0.2:{pair.port} is that of node a" in done.stderr
