@@ -11,8 +11,9 @@ import grpc
 import pytest
 from cluster import NodeDriver, controller, free_port, make_certificates
 from driver import Driver, refused
+from metrics import scrape
 from routing.conftest import create, ending, reaches, requirement
-from rpc.conftest import pycsi, scrape, wait_for
+from rpc.conftest import pycsi, wait_for
 
 from pycsi.proto import csi_pb2 as csi
 
@@ -106,8 +107,8 @@ def test_nodes_come_and_go(service: Service) -> None:
     wait_for(lambda: reaches(central, "c"), 5)
     assert make(central, "v", "c") == "v@c"
     assert lists(central) == ["v@a", "v@b", "v@c"]
-    up = {line for line in scrape(port).splitlines() if line.startswith("pycsi_node_up")}
-    assert up == {f'pycsi_node_up{{node="{name}"}} 1.0' for name in "abc"}
+    found = scrape(port)
+    assert [found("pycsi_node_up", node=name) for name in "abc"] == [1, 1, 1]
     # A node is missed for a while after it has lost its address.
     service.point("127.0.0.3", "127.0.0.4")
     wait_for(lambda: "node a has no address" in listed_anew(central), 30)

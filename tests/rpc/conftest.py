@@ -6,7 +6,6 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -203,13 +202,6 @@ def free_port() -> int:
     """Return a TCP port that was free a moment ago."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         return int(free.getsockname()[1])
-
-
-def scrape(port: int, host: str = "127.0.0.1") -> str:
-    """Return what a driver tells Prometheus."""
-    with urllib.request.urlopen(f"http://{host}:{port}/metrics", timeout=10) as answer:
-        text: bytes = answer.read()
-    return text.decode()
 
 
 def rpc_types(controller: Any) -> set[str]:

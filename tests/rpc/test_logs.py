@@ -1,6 +1,9 @@
 """The log: one line for each call, and nothing sensitive in any of them."""
 
 import json
+import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,7 +11,7 @@ from typing import Any
 import grpc
 import pytest
 from driver import MIB, Driver, mount_capability
-from rpc.conftest import OK, code_of, request
+from rpc.conftest import OK, code_of, pycsi, request
 
 from pycsi.proto import csi_pb2 as csi
 
@@ -45,7 +48,8 @@ def test_line_of_a_call(driver: Driver) -> None:
     for line in found:
         assert line["duration_ms"] >= 0
         assert line["timestamp"].endswith("Z")
-        assert line["level"] == "info"
+        assert line["level"] == ("info" if line["code"] == "OK" else "warning")
+        assert list(line)[:3] == ["timestamp", "level", "event"]
 
 
 def test_text(serve: Callable[..., Driver], pool: Path) -> None:
@@ -56,15 +60,57 @@ def test_text(serve: Callable[..., Driver], pool: Path) -> None:
         driver.controller.CreateVolume(request(name))
     text = driver.log_file.read_bytes().decode()
     assert text.count("event=CreateVolume") == len(names)
-    assert all(line.startswith("timestamp=") for line in text.rstrip("\n").split("\n"))
+    first = r"timestamp=\S+ level=\w+ event="
+    assert all(re.match(first, line) for line in text.rstrip("\n").split("\n"))
     assert "\r" not in text
 
 
-def test_level(serve: Callable[..., Driver], pool: Path) -> None:
-    """At level error a refused call is no news."""
-    driver = serve(pool, options=("--log-level=error",))
+@pytest.mark.parametrize(("level", "logged"), [("warning", 1), ("error", 0)])
+def test_level(serve: Callable[..., Driver], pool: Path, level: str, logged: int) -> None:
+    """A refused call is a warning; one that succeeds is not."""
+    driver = serve(pool, options=(f"--log-level={level}",))
+    driver.create("a", quota="none")
     code_of(lambda: driver.create(""))
-    assert driver.log == ""
+    assert [line["code"] for line in lines(driver)] == ["INVALID_ARGUMENT"] * logged
+
+
+@pytest.mark.parametrize("level", ["debug", "error"])
+def test_refusal_to_start_in_text(tmp_path: Path, level: str) -> None:
+    """Why the driver does not start is told in the format of the log, whatever the level."""
+    endpoint = f"--endpoint=unix://{tmp_path}/csi.sock"
+    done = pycsi(endpoint, "--node-id=n", "--log-format=text", f"--log-level={level}")
+    assert done.returncode == 1
+    assert re.fullmatch(
+        r'timestamp=\S+ level=error event="the driver cannot start" error="no pool: .+"\n',
+        done.stderr,
+    )
+
+
+def test_what_nobody_handles() -> None:
+    """What libraries log, and what fails without being handled, is in the log's format too."""
+    script = """
+import logging, threading
+from pycsi.server import logs
+logs.configure("json", "info")
+logging.getLogger("grpc").warning("50 %% of %s", "it")
+logging.getLogger("grpc").info("no news")
+thread = threading.Thread(target=lambda: [][0], name="worker")
+thread.start()
+thread.join()
+raise ValueError("a\\nb")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    library, thread, failure = map(json.loads, done.stderr.splitlines())
+    assert (library["level"], library["event"]) == ("warning", "50 % of it")
+    assert (thread["level"], thread["thread"]) == ("critical", "worker")
+    assert thread["exception"].endswith("IndexError: list index out of range")
+    assert failure["exception"].endswith("ValueError: a\nb")
+    assert [list(line)[:3] for line in (library, thread, failure)] == [
+        ["timestamp", "level", "event"]
+    ] * 3
 
 
 PLAUSIBLE: dict[str, Any] = {

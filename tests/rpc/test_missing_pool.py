@@ -12,7 +12,8 @@ import grpc
 import pytest
 from conftest import mounted, run
 from driver import MIB, Driver, from_snapshot, from_volume, refused
-from rpc.conftest import OK, code_of, free_port, on_node, pycsi, request, scrape, wait_for
+from metrics import scrape
+from rpc.conftest import OK, code_of, free_port, on_node, pycsi, request, wait_for
 
 from pycsi.linux.descriptor import closing
 from pycsi.linux.record import read_record, write_record
@@ -464,14 +465,12 @@ def test_disk_that_is_mounted_later(
         driver.stop()
 
 
-def test_metrics(serve: Callable[..., Driver], pool: Path, fast: Path, tmp_path: Path) -> None:
+def test_metrics(serve: Callable[..., Driver], pool: Path, fast: Path) -> None:
     """Which pool is there can be seen in the metrics; a missing one has no other numbers."""
     port = free_port()
     pools = f"default={pool}", f"fast={fast}"
     serve(*pools, options=(f"--metrics-address=127.0.0.1:{port}",))
-    text = scrape(port)
-    assert 'pycsi_pool_up{pool="default"} 1.0' in text
-    assert 'pycsi_pool_up{pool="fast"} 0.0' in text
-    assert 'pycsi_pool_size_bytes{pool="fast"}' not in text
-    pool.rename(tmp_path / "away")
-    assert 'pycsi_pool_up{pool="default"} 0.0' in scrape(port)
+    found = scrape(port)
+    assert found("pycsi_pool_up", pool="default") == 1
+    assert found("pycsi_pool_up", pool="fast") == 0
+    assert found("pycsi_pool_size_bytes", pool="fast") is None

@@ -1,10 +1,9 @@
-"""The process: its variables, its metrics, and how it ends."""
+"""The process: its variables, and how it ends."""
 
 import concurrent.futures
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -15,9 +14,9 @@ from typing import Any
 
 import grpc
 import pytest
-from conftest import needs
 from driver import AS_ROOT, MIB, NODE, Driver, block_capability
-from rpc.conftest import SlowPrograms, code_of, free_port, on_disk, rpc_types, scrape, wait_for
+from metrics import scrape
+from rpc.conftest import SlowPrograms, code_of, free_port, on_disk, rpc_types, wait_for
 
 from pycsi.proto import csi_pb2 as csi
 from pycsi.proto import csi_pb2_grpc
@@ -50,6 +49,7 @@ def test_variables(tmp_path: Path, pool: Path, endpoint: str) -> None:
             "PYCSI_ENABLE_ATTACH": "true",
             "PYCSI_MAX_VOLUMES_PER_NODE": "17",
             "PYCSI_METRICS_ADDRESS": f"127.0.0.1:{port}",
+            "PYCSI_METRICS_VOLUMES": "0",
             "PYCSI_LOG_FORMAT": "text",
             "PYCSI_LOG_LEVEL": "debug",
         },
@@ -73,59 +73,13 @@ def test_variables(tmp_path: Path, pool: Path, endpoint: str) -> None:
                     csi.ControllerListVolumeHealthRequest()
                 )
             ) is (grpc.StatusCode.UNIMPLEMENTED)
-            assert "pycsi_rpcs_total" in scrape(port)
+            found = scrape(port).names
+            assert "csi_plugin_operations_seconds_count" in found
+            assert "pycsi_volume_info" not in found
         assert "event=Probe" in (tmp_path / "log").read_text()
     finally:
         process.terminate()
         assert process.wait(30) == 0
-
-
-def test_metrics(serve: Callable[..., Driver], pool: Path, tmp_path: Path) -> None:
-    """Calls are counted by method and code, and pools have their gauges."""
-    port = free_port()
-    driver = serve(pool, options=(f"--metrics-address=127.0.0.1:{port}",))
-    driver.create("a", 64 * MIB, quota="none")
-    code_of(lambda: driver.create(""))
-    text = scrape(port)
-    assert 'pycsi_rpcs_total{code="OK",method="CreateVolume"} 1.0' in text
-    assert 'pycsi_rpcs_total{code="INVALID_ARGUMENT",method="CreateVolume"} 1.0' in text
-    assert 'pycsi_rpc_duration_seconds_count{method="CreateVolume"} 2.0' in text
-    gauges = {line.split(" ")[0]: line.split(" ")[1] for line in text.splitlines()}
-    facts = os.statvfs(pool)
-    assert float(gauges['pycsi_pool_size_bytes{pool="default"}']) == facts.f_blocks * facts.f_frsize
-    assert float(gauges['pycsi_pool_committed_bytes{pool="default"}']) == 64 * MIB
-    assert float(gauges['pycsi_pool_volumes{pool="default"}']) == 1
-    for name in ("free", "reserve", "limit"):
-        assert f'pycsi_pool_{name}_bytes{{pool="default"}}' in gauges
-    pool.rename(tmp_path / "away")
-    assert "pycsi_rpcs_total" in scrape(port)
-    (tmp_path / "away").rename(pool)
-
-
-@pytest.mark.parametrize(
-    ("address", "hosts"),
-    [
-        (":{port}", ["127.0.0.1", "[::1]"]),
-        ("[::]:{port}", ["127.0.0.1", "[::1]"]),
-        ("[::1]:{port}", ["[::1]"]),
-        ("localhost:{port}", ["localhost"]),
-    ],
-)
-def test_metrics_addresses(
-    serve: Callable[..., Driver], pool: Path, address: str, hosts: list[str]
-) -> None:
-    """Metrics are served where they were asked for; without a host on IPv4 and on IPv6."""
-    needs("IPv6", met=has_ipv6())
-    port = free_port()
-    serve(pool, options=(f"--metrics-address={address.format(port=port)}",))
-    for host in hosts:
-        assert "pycsi_pool_up" in scrape(port, host)
-
-
-def has_ipv6() -> bool:
-    with contextlib.suppress(OSError), socket.create_server(("::1", 0), family=socket.AF_INET6):
-        return True
-    return False
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

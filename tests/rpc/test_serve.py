@@ -1,6 +1,7 @@
 """Starting: every misconfiguration is one line, and ends the process before it serves."""
 
 import contextlib
+import json
 import os
 import socket
 import sys
@@ -14,14 +15,22 @@ from rpc.conftest import pycsi
 
 
 def refusal(*arguments: str | Path | bytes, **variables: str) -> str:
-    """Return the one line with which `pycsi serve` ends."""
+    """Return the one line with which `pycsi serve` ends, or its reason if that is in the log.
+
+    A mistake in the command line is told as by any other command.
+    """
     done = pycsi(*arguments, variables=variables)
     assert done.returncode != 0
     assert done.stdout == ""
     lines = done.stderr.splitlines()
     assert len(lines) == 1, done.stderr
-    assert lines[0].startswith("pycsi: ")
-    return lines[0]
+    if done.returncode == 2:
+        assert lines[0].startswith("pycsi: ")
+        return lines[0]
+    found = json.loads(lines[0])
+    assert list(found) == ["timestamp", "level", "event", "error"]
+    assert (found["level"], found["event"]) == ("error", "the driver cannot start")
+    return str(found["error"])
 
 
 @pytest.fixture

@@ -231,6 +231,13 @@ def test_limit_of_volumes_that_cannot_be(number: int) -> None:
         config(max_volumes=number)
 
 
+def test_number_of_volumes_with_metrics() -> None:
+    """It can be none, but not fewer."""
+    assert config(metrics_volumes=0).metrics_volumes == 0
+    with pytest.raises(ConfigError, match="--metrics-volumes"):
+        config(metrics_volumes=-1)
+
+
 def test_controller_mode_needs_no_node() -> None:
     """The controller's process has neither a node nor pools, but finds nodes, with TLS."""
     service = Address("pycsi-nodes.pycsi.svc", 9810)

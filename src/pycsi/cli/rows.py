@@ -14,7 +14,7 @@ from pycsi.cli.inspection import InspectedPool, inspect_all
 from pycsi.linux.kernel import IndexedKernelView
 from pycsi.model.config import PoolConfig
 from pycsi.model.health import Fault
-from pycsi.model.parameters import ORCHESTRATOR
+from pycsi.model.parameters import CLAIM_NAME, CLAIM_NAMESPACE, ORCHESTRATOR
 from pycsi.model.records import Snapshot, Volume, VolumeType
 from pycsi.pool.catalog import Catalog
 from pycsi.pool.trash import Entry
@@ -101,8 +101,8 @@ def claim_of(volume: Volume) -> Row:
     namespace, _, pod = volume.name.partition("/") if volume.handle else ("", "", "")
     given = volume.request.parameters
     return {
-        "namespace": given.get(f"{ORCHESTRATOR}pvc/namespace") or namespace or None,
-        "pvc": given.get(f"{ORCHESTRATOR}pvc/name"),
+        "namespace": given.get(CLAIM_NAMESPACE) or namespace or None,
+        "pvc": given.get(CLAIM_NAME),
         "pod": pod or None,
     }
 

@@ -173,7 +173,8 @@ _POOL_OPTIONS: Mapping[str, Callable[[str], Any]] = {
 class Config:
     """The options of `pycsi serve`; an invalid one raises `ConfigError`.
 
-    `max_volumes` is the number of volumes that the node takes; 0: any number.
+    `max_volumes` is the number of volumes that the node takes; 0: any number. `metrics_volumes` is
+    the number of volumes that have metrics of their own.
     `listen` is where the controller reaches a node, `tls` the directory of the certificates.
     The controller finds the nodes at the addresses of `node_service`, or at those in `nodes`, by
     topology segment.
@@ -188,6 +189,7 @@ class Config:
     attach: bool = False
     max_volumes: int = 0
     metrics: Address | None = None
+    metrics_volumes: int = 500
     one_cpu: bool = True
     listen: Address | None = None
     tls: Path | None = None
@@ -207,6 +209,8 @@ class Config:
             yield from self._node_mistakes()
         if not 0 <= self.max_volumes < 2**63:
             yield f"--max-volumes-per-node {self.max_volumes} is negative or too large"
+        if self.metrics_volumes < 0:
+            yield f"--metrics-volumes {self.metrics_volumes} is negative; 0 is none"
         try:
             refuse_entangled(self.pools)
         except ConfigError as error:

@@ -12,6 +12,9 @@ from pycsi.model.rootdirectory import RootDirectory
 ORCHESTRATOR = "csi.storage.k8s.io/"
 """The prefix of keys that the orchestrator adds. They only describe, with one exception."""
 
+CLAIM_NAME = "csi.storage.k8s.io/pvc/name"
+CLAIM_NAMESPACE = "csi.storage.k8s.io/pvc/namespace"
+
 FILESYSTEM = "csi.storage.k8s.io/fstype"
 """The exception: the filesystem to make if the capability names none."""
 

@@ -9,7 +9,8 @@ import contextlib
 import dataclasses
 import os
 import threading
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import structlog
@@ -57,8 +58,14 @@ class FreezeWindow:
 
 
 @contextlib.contextmanager
-def frozen(volumes: Iterable[FreezeTarget], limit: float) -> Iterator[FreezeWindow]:
+def frozen(
+    volumes: Iterable[FreezeTarget],
+    limit: float,
+    froze: Callable[[float, bool], None] = lambda _seconds, _overran: None,
+) -> Iterator[FreezeWindow]:
     """Freeze the volumes' filesystems for the `with` block, but for `limit` seconds at most.
+
+    Once they are thawed, `froze` is called with the seconds, and whether the limit has ended it.
 
     The block should call `check` of the window now and then. Without volumes there is no limit.
     `FailedPrecondition` if another process has frozen or thaws one of the filesystems;
@@ -80,11 +87,16 @@ def frozen(volumes: Iterable[FreezeTarget], limit: float) -> Iterator[FreezeWind
             watchdog.start()
             undo.callback(watchdog.join)
             undo.callback(done.set)
+            undo.callback(_tell, froze, time.monotonic(), window)
         for fd, volume in opened_volumes:
             undo.enter_context(_frozen(fd, volume, window))
             window.check()
         yield window
         window.check()
+
+
+def _tell(froze: Callable[[float, bool], None], begin: float, window: FreezeWindow) -> None:
+    froze(time.monotonic() - begin, window.over)
 
 
 def write_back(volumes: Iterable[FreezeTarget]) -> None:

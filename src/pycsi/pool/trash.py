@@ -10,6 +10,7 @@ import dataclasses
 import enum
 import errno
 import functools
+import itertools
 import os
 import re
 import threading
@@ -207,6 +208,8 @@ class Trash:
         """The time at which an entry last came or went, in seconds of the monotonic clock."""
         self.notices: Callable[[str], None] = lambda _id: None
         """Called with the id of each volume or snapshot that another process may have deleted."""
+        self.removed: Callable[[float | None], None] = lambda _seconds: None
+        """Called with the seconds that removing an entry has taken; None: it has failed."""
         layout.changes.follow(self.look)
 
     def look(self) -> bool:
@@ -227,6 +230,19 @@ class Trash:
             self.held = sum(self._sizes.values())  # in one step: it is read without the lock
             return True
         return False
+
+    def __len__(self) -> int:
+        return len(self._sizes)
+
+    def overdue(self) -> float:
+        """Return for how many seconds the entry that is due the longest has been; 0: none is."""
+        with self._mutex:
+            # Unfinished builds have no time of deletion. The oldest of those kept is the first.
+            since = [float(entry.deleted) for entry in self._gone.values() if entry.deleted]
+            since += [
+                entry.due(self._retain_for) for entry in itertools.islice(self._kept.values(), 1)
+            ]
+        return max(0.0, time.time() - min(since, default=float("inf")))
 
     def written(self) -> int:
         """Return how many of the `held` bytes are known to be on the disk: those of images."""
@@ -286,6 +302,7 @@ class Trash:
         """Remove the entries that are due; return the seconds until there is more, or infinity."""
         due, wait = self._due()
         for entry in due:
+            begin = time.monotonic()
             try:
                 # Forgotten before it disappears: then its room is already free.
                 reap(entry, limiter, interrupted, functools.partial(self._forget, entry))
@@ -296,8 +313,10 @@ class Trash:
                 log.warning("cannot be deleted now", path=str(entry.path), error=str(error))
                 wait = min(wait, _RETRY)
                 self._look_again()
+                self.removed(None)
             else:
                 self._forget(entry)
+                self.removed(time.monotonic() - begin)
         return wait
 
     def _look_again(self) -> None:

@@ -7,7 +7,9 @@ of type kubernetes.io/tls. The certificates name their roles: `controller.<drive
 
 import contextlib
 import dataclasses
+import datetime as dt
 import os
+import re
 import ssl
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +21,10 @@ from pycsi.model.errors import ConfigError
 log = structlog.get_logger()
 
 _FILES = ("ca.crt", "tls.key", "tls.crt")
+_CERTIFICATE = re.compile("-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
+
+_CONTEXT_0, _UTC_TIME = 0xA0, 0x17
+"""Tags of DER (X.690)."""
 
 
 def controller_name(driver_name: str) -> str:
@@ -38,6 +44,53 @@ class KeyPair:
     authority: bytes
     key: bytes = dataclasses.field(repr=False)
     chain: bytes
+
+
+def expiries(text: str) -> list[float]:
+    """Return when the certificates in a PEM text end, in seconds since the epoch.
+
+    `ValueError` if it has no certificate, or one that is damaged.
+    """
+    ends = [_expiry(ssl.PEM_cert_to_DER_cert(pem)) for pem in _CERTIFICATE.findall(text)]
+    if not ends:
+        raise ValueError("there is no certificate")
+    return ends
+
+
+def _expiry(certificate: bytes) -> float:
+    """Return `notAfter` of a certificate in DER (RFC 5280, section 4.1).
+
+    Python's `ssl` tells it of authorities, and of a peer whose certificate is valid, but not of
+    one's own, or of one that has expired.
+    """
+    _, body, _ = _element(certificate)
+    _, fields, _ = _element(body)
+    tag, _, after_version = _element(fields)
+    rest = after_version if tag == _CONTEXT_0 else fields  # the version is left out if it is 1
+    for _ in ("serialNumber", "signature", "issuer"):
+        _, _, rest = _element(rest)
+    _, validity, _ = _element(rest)
+    _, _, rest = _element(validity)  # notBefore
+    tag, moment, _ = _element(rest)
+    digits = moment.decode("ascii")
+    if tag == _UTC_TIME:  # two digits of the year: 50 and above are of the last century
+        digits = ("19" if digits >= "50" else "20") + digits
+    parsed = dt.datetime.strptime(digits, "%Y%m%d%H%M%SZ").replace(tzinfo=dt.UTC)
+    return parsed.timestamp()
+
+
+def _element(data: bytes) -> tuple[int, bytes, bytes]:
+    """Return the tag and the content of the first element of DER, and what follows it.
+
+    `ValueError` if it is not complete.
+    """
+    tag, length, start = *data[:2], 2
+    if length & 0x80:
+        start += length & 0x7F
+        length = int.from_bytes(data[2:start])
+    if len(data) < start + length:
+        raise ValueError("the certificate is cut off")
+    return tag, data[start : start + length], data[start + length :]
 
 
 class Certificates:

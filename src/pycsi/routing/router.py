@@ -1,10 +1,12 @@
 """Which node an RPC is for, and forwarding it there."""
 
 import contextlib
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
 
 from pycsi.model import ids
-from pycsi.model.errors import Aborted, Unavailable
+from pycsi.model.errors import Aborted, CsiError, Unavailable
+from pycsi.model.observer import Observer
 from pycsi.proto import csi_pb2 as csi
 from pycsi.routing import lists, placement
 from pycsi.routing.groups import GroupRouter
@@ -38,11 +40,13 @@ _LISTS = {
 class Router:
     """Forwards RPCs to the nodes that they are for; it keeps nothing but its connections.
 
-    A request that names no node is for any: what is wrong with it, each of them tells alike.
+    A request that names no node is for any: what is wrong with it, each of them tells alike. Each
+    RPC that is sent to a node is told to the `observer`, but for the parts of group snapshots.
     """
 
-    def __init__(self, nodes: Nodes, topology_key: str) -> None:
+    def __init__(self, nodes: Nodes, topology_key: str, observer: Observer) -> None:
         self._nodes = nodes
+        self._observer = observer
         self._topology_key = topology_key
         self._creating: set[str] = set()
         self.groups = GroupRouter(nodes, self._forward)
@@ -72,9 +76,10 @@ class Router:
         """Yield the encoded replies to the RPC `name`, which answers with a stream."""
         link = await self._link(self._node(name, call))
         try:
-            async with contextlib.aclosing(link.stream(call)) as replies:
-                async for reply in replies:
-                    yield reply
+            with self._observed(link):
+                async with contextlib.aclosing(link.stream(call)) as replies:
+                    async for reply in replies:
+                        yield reply
         except Unavailable:
             # The caller goes on with a new stream, from where this one has ended.
             await self._nodes.successor(link)
@@ -94,11 +99,29 @@ class Router:
         """
         link = await self._link(segment)
         try:
-            return await link.send(call)
+            return await self._sent(link, call)
         except Unavailable:
             if successor := await self._nodes.successor(link):
-                return await successor.send(call)
+                return await self._sent(successor, call)
             raise
+
+    async def _sent(self, link: NodeLink, call: Call) -> bytes:
+        with self._observed(link):
+            return await link.send(call)
+
+    @contextlib.contextmanager
+    def _observed(self, link: NodeLink) -> Iterator[None]:
+        """Have the RPC in the `with` block counted, which is sent to a node."""
+        begin, code = time.perf_counter(), "CANCELLED"
+        self._observer.began(link.segment)
+        try:
+            yield
+            code = "OK"
+        except CsiError as error:
+            code = error.code.name
+            raise
+        finally:
+            self._observer.ended(link.segment, code, time.perf_counter() - begin)
 
     # Volumes
 

@@ -5,7 +5,6 @@ import contextlib
 import functools
 import os
 import signal
-import time
 from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
@@ -21,14 +20,18 @@ from pycsi.linux.program import pin
 from pycsi.model.config import Config
 from pycsi.model.errors import ConfigError
 from pycsi.model.ids import NodeInfo
+from pycsi.model.observer import Observer, Unobserved
 from pycsi.proto import csi_pb2 as csi
 from pycsi.routing.certificates import Certificates
 from pycsi.routing.link import Call
 from pycsi.routing.nodes import Nodes, Whereabouts, looking
 from pycsi.routing.router import Router
 from pycsi.routing.settling import settling
-from pycsi.server.metrics import NodeCollector, serve_metrics
-from pycsi.server.report import Reporter, unobserved
+from pycsi.server.metrics.controller import NodeCollector
+from pycsi.server.metrics.endpoint import serve as serve_metrics
+from pycsi.server.metrics.process import registry_for
+from pycsi.server.metrics.rpcs import NodeRpcMetrics, RpcMetrics
+from pycsi.server.report import Reporter
 from pycsi.server.rpc import refuse
 from pycsi.server.socket import bound, refuse_served
 from pycsi.services import reply
@@ -61,10 +64,10 @@ async def _serve(config: Config) -> None:
     key = NodeInfo(id="", driver_name=config.driver_name, max_volumes=0).topology_key
     places = Whereabouts(service=config.node_service, fixed=config.nodes)
     nodes = Nodes(places, certificates, config.driver_name, key)
-    observe = serve_metrics(config.metrics, NodeCollector(nodes)) if config.metrics else unobserved
+    served, forwarded = _observers(config, nodes)
     server = grpc.aio.server()
-    router = Router(nodes, key)
-    _Services(config, router, Reporter(observe)).add_to(server)
+    router = Router(nodes, key, forwarded)
+    _Services(config, router, Reporter(served)).add_to(server)
     with bound(server.add_insecure_port, config.socket):
         async with looking(nodes), settling(router.groups.settling):
             await server.start()
@@ -76,12 +79,24 @@ async def _serve(config: Config) -> None:
             await server.stop(_PATIENCE)
 
 
+def _observers(config: Config, nodes: Nodes) -> tuple[Observer, Observer]:
+    """Return what counts the RPCs that are served, and those that are forwarded."""
+    if config.metrics is None:
+        return Unobserved(), Unobserved()
+    registry = registry_for(config)
+    found = NodeCollector(nodes)
+    registry.register(found)
+    served, forwarded = RpcMetrics(config.driver_name, registry), NodeRpcMetrics(registry)
+    serve_metrics(config.metrics, registry, found.check)
+    return served, forwarded
+
+
 class _Services:
     """The services of the controller, each method with the report that every RPC gets."""
 
     def __init__(self, config: Config, router: Router, reporter: Reporter) -> None:
         self._router = router
-        self._report = reporter.report
+        self._reporter = reporter
         found = driver_capabilities(config.mode, attach=config.attach, version=config.csi_version)
         self._unimplemented = found.unimplemented
         self._own: dict[str, bytes] = {
@@ -120,7 +135,7 @@ class _Services:
         data: bytes,
         context: Any,
     ) -> bytes:
-        start = time.perf_counter()
+        start = self._reporter.begin(path)
         request = None
         try:
             request = decode(data)
@@ -131,12 +146,12 @@ class _Services:
             else:
                 answer = await self._router.answer(name, _call(path, request, data, context))
         except asyncio.CancelledError as error:
-            self._report(name, request, start, error)
+            self._reporter.report(path, request, start, error)
             raise
         except Exception as error:
-            await context.abort(*self._report(name, request, start, error))
+            await context.abort(*self._reporter.report(path, request, start, error))
             raise
-        self._report(name, request, start)
+        self._reporter.report(path, request, start)
         return answer
 
     async def _stream(
@@ -147,7 +162,7 @@ class _Services:
         data: bytes,
         context: Any,
     ) -> AsyncGenerator[bytes, None]:
-        start = time.perf_counter()
+        start = self._reporter.begin(path)
         request = None
         try:
             request = decode(data)
@@ -158,11 +173,11 @@ class _Services:
                 async for part in parts:
                     yield part
         except (asyncio.CancelledError, GeneratorExit) as error:
-            self._report(name, request, start, error)
+            self._reporter.report(path, request, start, error)
             raise
         except Exception as error:  # noqa: BLE001
-            await context.abort(*self._report(name, request, start, error))
-        self._report(name, request, start)
+            await context.abort(*self._reporter.report(path, request, start, error))
+        self._reporter.report(path, request, start)
 
 
 def _call(path: str, request: Message, data: bytes, context: Any) -> Call:

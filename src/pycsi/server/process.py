@@ -17,10 +17,17 @@ from pycsi.linux import losetup
 from pycsi.linux.program import pin
 from pycsi.model.config import Config
 from pycsi.model.ids import NodeInfo
+from pycsi.model.observer import Observer, Unobserved
 from pycsi.proto import csi_pb2_grpc, groups_pb2_grpc
 from pycsi.routing.certificates import Certificates, node_name
-from pycsi.server.metrics import PoolCollector, serve_metrics
-from pycsi.server.report import Observer, Reporter, unobserved
+from pycsi.server.metrics.durations import DurationMetrics
+from pycsi.server.metrics.endpoint import Check
+from pycsi.server.metrics.endpoint import serve as serve_metrics
+from pycsi.server.metrics.pools import PoolCollector
+from pycsi.server.metrics.process import registry_for
+from pycsi.server.metrics.rpcs import RpcMetrics
+from pycsi.server.metrics.volumes import VolumeCollector
+from pycsi.server.report import Reporter
 from pycsi.server.rpc import Admission, Guard, Interceptor
 from pycsi.server.socket import bound, refuse_served
 from pycsi.server.tls import SERVER_OPTIONS, bind, controller_only
@@ -137,13 +144,11 @@ class _Services:
         self.executor = ThreadPoolExecutor(WORKERS, thread_name_prefix="rpc")
         self._probers = ThreadPoolExecutor(PROBERS, thread_name_prefix="probe")
         self._admission = Admission(ready, WORKERS - SPARE)
-        self._reporter = Reporter(_observer(config, pools))
+        identity = Identity(self.capabilities, pools, node, ready)
+        self._reporter = Reporter(_observer(config, pools, locks, identity.check))
         shared = (self.capabilities, pools, locks, node)
         self._central: tuple[_Part, ...] = (
-            (
-                csi_pb2_grpc.add_IdentityServicer_to_server,
-                Identity(self.capabilities, pools, node, ready),
-            ),
+            (csi_pb2_grpc.add_IdentityServicer_to_server, identity),
             (csi_pb2_grpc.add_ControllerServicer_to_server, Controller(*shared)),
             (csi_pb2_grpc.add_ControllerServicer_to_server, ListingController(pools, locks, node)),
             (csi_pb2_grpc.add_ControllerServicer_to_server, SnapshotController(*shared)),
@@ -202,5 +207,15 @@ def _servers(
     return [server, port]
 
 
-def _observer(config: Config, pools: Pools) -> Observer:
-    return serve_metrics(config.metrics, PoolCollector(pools)) if config.metrics else unobserved
+def _observer(config: Config, pools: Pools, locks: Locks, check: Check) -> Observer:
+    """Return what counts the RPCs; serve it and the other metrics, if that is asked for."""
+    if config.metrics is None:
+        return Unobserved()
+    registry = registry_for(config)
+    rpcs = RpcMetrics(config.driver_name, registry)
+    registry.register(PoolCollector(pools))
+    registry.register(VolumeCollector(pools, locks, config.metrics_volumes))
+    durations = DurationMetrics(registry)
+    pools.froze, pools.removed = durations.froze, durations.removed
+    serve_metrics(config.metrics, registry, check)
+    return rpcs

@@ -10,7 +10,7 @@ import itertools
 import logging
 import os
 import time
-from typing import Any, Protocol
+from typing import Any
 
 import grpc
 import structlog
@@ -18,6 +18,7 @@ from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import DecodeError, Message
 
 from pycsi.model.errors import ERRNO_CODES, CsiError
+from pycsi.model.observer import Observer
 from pycsi.server.redaction import redacted
 
 log = structlog.get_logger()
@@ -38,16 +39,6 @@ ROUTINE = frozenset({"Probe", "ListPrepared"})
 
 _LONGEST_MESSAGE = 1024
 _DONE = grpc.StatusCode.OK, ""
-
-
-class Observer(Protocol):
-    """Counts an RPC by method and name of the status code, with its duration in seconds."""
-
-    def __call__(self, method: str, code: str, seconds: float) -> None: ...
-
-
-def unobserved(method: str, code: str, seconds: float) -> None:
-    """Count nothing: the observer of a driver without metrics."""
 
 
 def status_of(error: BaseException) -> tuple[grpc.StatusCode, str]:
@@ -75,6 +66,15 @@ def _cut(text: str) -> str:
     return text.encode(errors="replace")[:_LONGEST_MESSAGE].decode(errors="ignore")
 
 
+def _level(name: str, code: grpc.StatusCode) -> int:
+    """Return the level at which the end of an RPC is logged."""
+    if code is grpc.StatusCode.INTERNAL:
+        return logging.ERROR
+    if code is not grpc.StatusCode.OK:
+        return logging.WARNING
+    return logging.DEBUG if name in ROUTINE else logging.INFO
+
+
 @functools.cache
 def _identifying(kind: Descriptor) -> tuple[str, ...]:
     """Return the fields of a request type that identify the object of the request."""
@@ -82,32 +82,40 @@ def _identifying(kind: Descriptor) -> tuple[str, ...]:
 
 
 class Reporter:
-    """Counts every RPC with `observe`, and logs it."""
+    """Has every RPC counted by `observer`, and logs it. RPCs are named by their paths."""
 
-    def __init__(self, observe: Observer) -> None:
-        self._observe = observe
+    def __init__(self, observer: Observer) -> None:
+        self._observer = observer
         self._prefix = os.urandom(4).hex()
         self._numbers = itertools.count(1)
         self._logger = log.bind()  # bound once: structlog's lazy proxy binds at each call
         self._debugging = self._logger.is_enabled_for(logging.DEBUG)
 
+    def begin(self, path: str) -> float:
+        """Count an RPC that begins, which `report` has to end; return its start."""
+        self._observer.began(path)
+        return time.perf_counter()
+
     def report(
         self,
-        name: str,
+        path: str,
         request: Message | None,
         start: float,
         failure: BaseException | None = None,
         **more: str,
     ) -> tuple[grpc.StatusCode, str]:
-        """Count an RPC that began at `start`, log it, and return its status.
+        """Count the end of an RPC that began at `start`, log it, and return its status.
+
+        One that has failed is logged as a warning, or as an error if the driver is to blame.
 
         `request` is None if it could not be decoded; `more` is added to the log line.
         """
         seconds = time.perf_counter() - start
         code, message = status_of(failure) if failure else _DONE
-        self._observe(name, code.name, seconds)
+        self._observer.ended(path, code.name, seconds)
         number = next(self._numbers)
-        level = logging.DEBUG if name in ROUTINE and not failure else logging.INFO
+        name = path.rpartition("/")[2]
+        level = _level(name, code)
         if level == logging.DEBUG and not self._debugging:
             return code, message
         about: dict[str, Any] = {}
@@ -123,7 +131,7 @@ class Reporter:
         if self._debugging and request is not None:
             about["request"] = redacted(request)
         if code is grpc.StatusCode.INTERNAL:
-            level, about["exc_info"] = logging.ERROR, failure
+            about["exc_info"] = failure
         with contextlib.suppress(OSError):  # an unwritable log must not fail the RPC
             self._logger.log(level, name, **about)
         return code, message

@@ -4,7 +4,6 @@ import contextlib
 import functools
 import itertools
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, NoReturn, TypeAlias
@@ -46,7 +45,7 @@ class _Rpc(NamedTuple):
     If it `converses`, it takes a stream of requests.
     """
 
-    name: str
+    path: str
     admitted: Admitted
     decode: Callable[[bytes], Message]
     method: Method
@@ -125,7 +124,7 @@ class Interceptor:
         self._probers = probers
         self._unimplemented = unimplemented
         self._admission = admission
-        self._report = reporter.report
+        self._reporter = reporter
         self._guard = guard
 
     def add_generic_rpc_handlers(self, handlers: Iterable[grpc.GenericRpcHandler]) -> None:
@@ -155,7 +154,7 @@ class Interceptor:
             admitted = contextlib.nullcontext
         if name in self._unimplemented:
             admitted, method = contextlib.nullcontext, functools.partial(refuse, name)
-        rpc = _Rpc(name, admitted, decode, method, converses=converses)
+        rpc = _Rpc(f"/{service}/{name}", admitted, decode, method, converses=converses)
         # No deserializer, so that gRPC hands over the bytes: it answers its failure with INTERNAL.
         if converses:
             streams = functools.partial(self._stream, rpc)
@@ -169,7 +168,7 @@ class Interceptor:
         return grpc.unary_unary_rpc_method_handler(answers, None, _encoder(encode))
 
     def _call(self, rpc: _Rpc, data: bytes, context: grpc.ServicerContext) -> Message | bytes:
-        start = time.perf_counter()
+        start = self._reporter.begin(rpc.path)
         request = None
         try:
             if self._guard:
@@ -178,8 +177,8 @@ class Interceptor:
             with rpc.admitted():
                 response: Message | bytes = rpc.method(request, context)
         except Exception as error:  # noqa: BLE001  (every exception becomes a status here)
-            context.abort(*self._report(rpc.name, request, start, error))
-        self._report(rpc.name, request, start)
+            context.abort(*self._reporter.report(rpc.path, request, start, error))
+        self._reporter.report(rpc.path, request, start)
         return response
 
     def _answer(self, rpc: _Rpc, data: bytes, context: grpc.ServicerContext) -> Iterator[Message]:
@@ -188,7 +187,7 @@ class Interceptor:
     def _stream(
         self, rpc: _Rpc, requests: Iterator[bytes], context: grpc.ServicerContext
     ) -> Iterator[Message]:
-        start = time.perf_counter()
+        start = self._reporter.begin(rpc.path)
         first = None
         try:
             if self._guard:
@@ -198,8 +197,8 @@ class Interceptor:
             with rpc.admitted():
                 yield from rpc.method(every if rpc.converses else first, context)
         except GeneratorExit as error:
-            self._report(rpc.name, first, start, error)
+            self._reporter.report(rpc.path, first, start, error)
             raise
         except Exception as error:  # noqa: BLE001
-            context.abort(*self._report(rpc.name, first, start, error))
-        self._report(rpc.name, first, start)
+            context.abort(*self._reporter.report(rpc.path, first, start, error))
+        self._reporter.report(rpc.path, first, start)

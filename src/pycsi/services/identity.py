@@ -7,7 +7,7 @@ import grpc
 from google.protobuf.wrappers_pb2 import BoolValue
 
 from pycsi.linux import mkfs
-from pycsi.model.errors import FailedPrecondition
+from pycsi.model.errors import FailedPrecondition, Unavailable
 from pycsi.model.ids import NodeInfo
 from pycsi.model.parameters import DEFAULT_FILESYSTEM
 from pycsi.proto import csi_pb2 as csi
@@ -57,6 +57,12 @@ class Identity(csi_pb2_grpc.IdentityServicer):
             return csi.ProbeResponse(ready=BoolValue(value=False))
         self._check_programs()
         return _READY
+
+    def check(self) -> None:
+        """Raise `Unavailable` before the driver is ready, `FailedPrecondition` if it cannot be."""
+        if not self._ready.is_set():
+            raise Unavailable("the driver is starting")
+        self._check_programs()
 
     def _check_programs(self) -> None:
         counts = [

@@ -1,16 +1,24 @@
-"""A volume's usage and health where it is staged or published, also where that does not answer."""
+"""Volumes' usage and health where they are staged or published, also where that does not answer."""
 
+import contextlib
 import functools
-from collections.abc import Mapping
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from pycsi.linux.waiting import NoAnswerError
+from pycsi.backends.limits import LimitError, filesystem_usage
+from pycsi.linux.kernel import KernelView
+from pycsi.linux.waiting import PATIENCE, NoAnswerError, NotAskedError, call, collect
 from pycsi.model.health import Fault, Reason, ranked
-from pycsi.model.records import Usage
-from pycsi.volumes.health import Faults, asked, faults_if_examined, faults_of
+from pycsi.model.records import Usage, Volume, VolumeType
+from pycsi.pool.pool import Pool
+from pycsi.volumes.health import Faults, Located, asked, faults_if_examined, faults_of
 from pycsi.volumes.locks import Locks
 from pycsi.volumes.pools import Pools
 from pycsi.volumes.publishing import Publisher
+
+_LONGEST_WAIT = 2 * PATIENCE
+"""Seconds to wait for mounts that do not answer, for all volumes together."""
 
 
 def measure(
@@ -71,3 +79,59 @@ def _usage(publisher: Publisher, volume_id: str, path: str, *, well: bool) -> Us
     # another filesystem at this path, so look again.
     publisher.locate(volume_id, path, lost=True)
     return usage
+
+
+def usages(volumes: Iterable[Located], kernel: KernelView) -> dict[str, Usage]:
+    """Return the usage of volumes, which come with their pools, by id, wherever they are mounted.
+
+    It is known of directories with a limit, and of images whose filesystem is mounted; of others,
+    and of what does not answer, there is none.
+    """
+    found: dict[str, Usage] = {}
+    mounts: dict[str, Path] = {}
+    for pool, those in _by_pool(volumes).values():
+        with contextlib.suppress(NoAnswerError, NotAskedError, OSError):
+            for volume_id, seen in collect(str(pool.config.path), _seen(pool, those, kernel)):
+                if isinstance(seen, Usage):
+                    found[volume_id] = seen
+                elif seen:
+                    mounts[volume_id] = seen
+    waited = 0.0
+    for volume_id, place in mounts.items():
+        begin = time.monotonic()
+        try:
+            found[volume_id] = call(str(place), functools.partial(filesystem_usage, place))
+        except NoAnswerError:
+            waited += time.monotonic() - begin
+        except (NotAskedError, OSError):
+            continue
+        if waited > _LONGEST_WAIT:
+            break
+    return found
+
+
+def _by_pool(volumes: Iterable[Located]) -> dict[str, tuple[Pool, list[Volume]]]:
+    found: dict[str, tuple[Pool, list[Volume]]] = {}
+    for pool, volume in volumes:
+        found.setdefault(pool.name, (pool, []))[1].append(volume)
+    return found
+
+
+def _seen(
+    pool: Pool, volumes: Iterable[Volume], kernel: KernelView
+) -> Iterator[tuple[str, Usage | Path | None]]:
+    """Yield the volumes' usage, or where to ask their own filesystems.
+
+    The pool's thread runs this.
+    """
+    counts = pool.limiter.fault() is None
+    for volume in volumes:
+        backend = pool.backend(volume, kernel)
+        seen: Usage | Path | None = None
+        with contextlib.suppress(OSError, LimitError):  # gone, or nothing counts it
+            if volume.filesystem:
+                mounts = (item.target for item in backend.mounts() if backend.is_seen(item.target))
+                seen = next(map(Path, mounts), None)
+            elif volume.type is VolumeType.DIRECTORY and volume.enforced and counts:
+                seen = pool.limiter.usage(backend.content, volume.project, volume.capacity)
+        yield volume.id, seen

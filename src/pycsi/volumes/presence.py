@@ -41,6 +41,10 @@ class Presence:
         self.configs: Mapping[str, PoolConfig] = {config.name: config for config in configs}
         self.open: Mapping[str, Pool] = {}
         self.missing: Mapping[str, str] = {}
+        self.froze: Callable[[float, bool], None] = lambda _seconds, _overran: None
+        """Called after each freeze, with its seconds, and whether its limit has ended it."""
+        self.removed: Callable[[str, float | None], None] = lambda _pool, _seconds: None
+        """Called with a pool's name for each entry of its trash; see `Trash.removed`."""
         self._locks = locks
         self._seeking = threading.Lock()
         self._told: dict[str, str] = {}
@@ -85,6 +89,7 @@ class Presence:
     def _opened(self, config: PoolConfig, *, create: bool) -> Pool:
         pool = Pool(config, create=create)
         pool.missing = lambda: self.missing
+        pool.trash.removed = lambda seconds: self.removed(config.name, seconds)
         return pool
 
     def recover(self) -> None:

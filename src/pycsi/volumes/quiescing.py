@@ -67,7 +67,7 @@ def held_still(
     `FailedPrecondition` if the `with` block takes longer.
     """
     try:
-        with frozen(_freeze_targets(volumes), limit) as window:
+        with frozen(_freeze_targets(volumes), limit, pools.froze) as window:
             yield window
     except OverdueError:
         sources = [source for _, source in volumes]

@@ -1,6 +1,7 @@
 """`pycsi serve`: run the driver."""
 
 import socket
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,11 +31,14 @@ def _endpoint(text: str) -> Path:
     return parse_endpoint(text)
 
 
-def _number(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise ValueError(f"--max-volumes-per-node {text!r}: give a whole number") from None
+def _number(option: str) -> Parsed:
+    def parse(text: str) -> int:
+        try:
+            return int(text)
+        except ValueError:
+            raise ValueError(f"{option} {text!r}: give a whole number") from None
+
+    return Parsed("number", parse)
 
 
 @click.command(
@@ -125,7 +129,7 @@ def _number(text: str) -> int:
 )
 @click.option(
     "--max-volumes-per-node",
-    type=Parsed("number", _number),
+    type=_number("--max-volumes-per-node"),
     default="0",
     metavar="N",
     show_envvar=True,
@@ -136,7 +140,15 @@ def _number(text: str) -> int:
     type=_address("--metrics-address", "127.0.0.1:9180"),
     metavar="HOST:PORT",
     show_envvar=True,
-    help="Address to serve Prometheus metrics on.",
+    help="Address to serve Prometheus metrics and probes on.",
+)
+@click.option(
+    "--metrics-volumes",
+    type=_number("--metrics-volumes"),
+    default="500",
+    metavar="N",
+    show_envvar=True,
+    help="Maximum number of volumes that have metrics of their own; 0 is none.",
 )
 @click.option(
     "--one-cpu/--all-cpus",
@@ -165,7 +177,6 @@ def serve(*, log_format: str, log_level: str, **given: Any) -> None:
 
     An option on the command line comes before its variable, and that before the configuration file.
     """
-    from pycsi.cli.errors import CommandError
     from pycsi.model.config import DriverMode
     from pycsi.model.errors import ConfigError
     from pycsi.server import logs
@@ -179,7 +190,8 @@ def serve(*, log_format: str, log_level: str, **given: Any) -> None:
             from pycsi.server.process import serve as run
         run(settings)
     except ConfigError as error:
-        raise CommandError(str(error)) from None
+        logs.refuse(str(error))
+        sys.exit(1)
 
 
 def _host(mode: str) -> str:
@@ -220,6 +232,7 @@ def _settings(
             attach=given["enable_attach"],
             max_volumes=given["max_volumes_per_node"],
             metrics=given["metrics_address"],
+            metrics_volumes=given["metrics_volumes"],
             one_cpu=given["one_cpu"],
             listen=given["listen_address"],
             tls=tls_directory,
