@@ -220,7 +220,8 @@ def _settings(
     try:
         addresses = model.parse_nodes(nodes)
     except ConfigError as error:
-        mistakes += error.messages
+        # Without its nodes, whatever else is said of a controller could be wrong.
+        raise MistakesError(*mistakes, *error.messages) from None
     try:
         settings = model.Config(
             socket=socket_path or Path(),
