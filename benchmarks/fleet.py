@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import contextlib
+import os
 import shutil
 import sys
 import uuid
@@ -45,8 +46,22 @@ def fleet(where: Location, name: str, count: int, volumes: int = 0) -> Iterator[
             ports.add(node.port)
             nodes[segment] = node
             _copy(template, pool, segment)
-    with _running(list(nodes.values())), controller(folder, tls, nodes) as central:
-        yield Cluster(folder, tls, nodes, central)
+    drivers = list(nodes.values())
+    central = controller(folder, tls, nodes)
+    with _running(drivers):
+        central.wrapper = _apart(drivers[0])
+        with central:
+            yield Cluster(folder, tls, nodes, central)
+
+
+def _apart(node: NodeDriver) -> tuple[str, ...]:
+    """Return the command prefix that keeps a controller off the CPU on which a node's driver stays.
+
+    It would be on another machine.
+    """
+    assert node.process is not None
+    others = os.sched_getaffinity(0) - os.sched_getaffinity(node.process.pid)
+    return ("taskset", "--cpu-list", ",".join(map(str, sorted(others)))) if others else ()
 
 
 def _template(where: Location, folder: Path, volumes: int, tls: Path) -> Path:
