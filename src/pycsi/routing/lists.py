@@ -6,6 +6,7 @@ a shorter one would look like a whole one.
 """
 
 import asyncio
+import dataclasses
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -56,6 +57,19 @@ def _token(segment: str, token: str) -> str:
     return token if token.endswith(f"@{segment}") else segment + token
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Page:
+    """A node's encoded entries, their number, and the token with which the node goes on.
+
+    Many pages can be waiting for others, and as messages they would take several times as much
+    memory.
+    """
+
+    entries: bytes
+    number: int
+    token: str
+
+
 class _Reply:
     """A reply that is joined of several nodes' pages, as long as they fit into one message."""
 
@@ -64,12 +78,12 @@ class _Reply:
         self._parts: list[bytes] = []
         self._room = LARGEST_REPLY
 
-    def takes(self, part: Message) -> bool:
+    def takes(self, page: _Page) -> bool:
         """Add a page, or tell that there is no room for it; there is for the first."""
-        size = part.ByteSize()
+        size = len(page.entries)
         if self._parts and size > self._room:
             return False
-        self._parts.append(part.SerializeToString())
+        self._parts.append(page.entries)
         self._room -= size
         return True
 
@@ -95,31 +109,31 @@ class _Listing:
         for segment, start in starts:
             if not size:
                 return reply.encoded(_token(segment, start))
-            part, token = await self._ask(segment, start, size)
-            if not reply.takes(part):
+            page = await self._ask(segment, start, size)
+            if not reply.takes(page):
                 return reply.encoded(_token(segment, start))
-            if token:
-                return reply.encoded(_token(segment, token))
-            size -= len(part.entries)
+            if page.token:
+                return reply.encoded(_token(segment, page.token))
+            size -= page.number
         return reply.encoded("")
 
     async def everything(self, starts: Sequence[tuple[str, str]]) -> bytes:
         """Ask all nodes at once, and return what fits into one reply."""
         reply = _Reply(self._kind)
-        answers = await asyncio.gather(*(self._ask(*start, 0) for start in starts))
-        for (segment, start), (part, token) in zip(starts, answers, strict=True):
-            if not reply.takes(part):
+        pages = await asyncio.gather(*(self._ask(*start, 0) for start in starts))
+        for (segment, start), page in zip(starts, pages, strict=True):
+            if not reply.takes(page):
                 return reply.encoded(_token(segment, start))
-            if token:
-                return reply.encoded(_token(segment, token))
+            if page.token:
+                return reply.encoded(_token(segment, page.token))
         return reply.encoded("")
 
-    async def _ask(self, segment: str, start: str, size: int) -> tuple[Any, str]:
-        """Return a node's page without its token, and the token."""
+    async def _ask(self, segment: str, start: str, size: int) -> _Page:
+        """Return a node's page."""
         request = type(self._call.request)()
         request.CopyFrom(self._call.request)
         request.starting_token, request.max_entries = start, size
         asked = self._call.asking(self._call.path, request)
-        page = self._kind.FromString(await self._forward(asked, segment))
-        token, page.next_token = page.next_token, ""
-        return page, token
+        reply = self._kind.FromString(await self._forward(asked, segment))
+        token, reply.next_token = reply.next_token, ""
+        return _Page(reply.SerializeToString(), len(reply.entries), token)
