@@ -193,6 +193,7 @@ def _ask(victim: NodeDriver, controller: Driver) -> None:
 
 def growing(two: Cluster, many: Cluster, where: Location) -> Iterator[Row]:
     """Compare a cluster of many nodes with one of two, in turns, and list all its volumes."""
+    _client(many, _wanted(where, (), DIRECTORY, PREFIX)).capacity("0")  # finds all nodes
     idle = resident(many.controller)
     sides = [_Side(many, where), _Side(two, where)]
     for _ in range(_TURNS):
@@ -212,7 +213,7 @@ def growing(two: Cluster, many: Cluster, where: Location) -> Iterator[Row]:
         yield Row(
             what=f"resident, the controller of {len(many.nodes)} nodes, {what}",
             ground=where.kind,
-            seen="after these measurements" if what == "at most" else "after a start",
+            seen="after these measurements" if what == "at most" else "after all nodes were found",
             value=size / _MEGABYTE,
             unit="MB",
             most=150,
