@@ -313,13 +313,13 @@ demo_13_attributes_class() {
 }
 
 # in_trash NODE VOLUME: the entry of a deleted volume
-in_trash() { on_node "$1" trash list -o json | awk -F'"' -v id="$2." '$2 == "entry" && index($4, id) == 1 { print $4 }'; }
+in_trash() { on_node "$1" get trash -o json | awk -F'"' -v id="$2." '$2 == "entry" && index($4, id) == 1 { print $4 }'; }
 
 # empty_trash NODE VOLUME: free it, and print what is still there
 empty_trash() {
     local entry
     entry=$(in_trash "$1" "$2")
-    [ -z "$entry" ] || on_node "$1" trash empty "$entry" >/dev/null
+    [ -z "$entry" ] || on_node "$1" trash empty --yes "$entry" >/dev/null
     in_trash "$1" "$2"
 }
 
