@@ -288,8 +288,9 @@ def test_start(tmp_path: Path, mode: str, harm: Callable[[Path], object], words:
     endpoint = f"--endpoint=unix://{tmp_path}/csi.sock"
     done = pycsi(f"--mode={mode}", endpoint, f"--tls-directory={folder}", *options[mode])
     assert done.returncode == 1
-    (line,) = [line for line in done.stderr.splitlines() if not line.startswith("{")]
-    assert line.startswith("pycsi: --tls-directory: ")
-    assert words in line
+    (line,) = map(json.loads, done.stderr.splitlines())
+    assert line["level"] == "error"
+    assert line["error"].startswith("--tls-directory: ")
+    assert words in line["error"]
     assert not any(key in done.stderr for key in keys)
     assert not (tmp_path / "csi.sock").exists()
