@@ -1,4 +1,4 @@
-"""A group over several nodes whose controller, or any node, is killed at every step.
+"""A group over several nodes whose controller, or any node, is killed or fails at every step.
 
 Afterwards nothing is frozen, and the group is whole or absent; a repeated call gets there.
 """
@@ -210,32 +210,40 @@ def end(scene: Scene, name: str, members: list[str], what: str) -> None:
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", ["a", "b"])
 @pytest.mark.parametrize("what", ["take", "delete"])
-def test_node_killed_at_every_system_call(
-    scene: Scene, tmp_path: Path, thorough: bool, counted: Counter, what: str, name: str
+@pytest.mark.parametrize("fault", ["signal=KILL", "error=EIO"])
+def test_fault_at_every_system_call_of_a_node(
+    scene: Scene,
+    tmp_path: Path,
+    thorough: bool,
+    counted: Counter,
+    fault: str,
+    what: str,
+    name: str,
 ) -> None:
-    """The coordinator, or another node, is killed before each call that changes something."""
-    node = scene.nodes.nodes[name]
-    chosen = points(scene, node, tmp_path / "log", what)
-    chosen = chosen if thorough else list(some(chosen, _SHARE, ord(name)))
-    killed = 0
+    """The coordinator, or another node, is killed before each call that changes something.
+
+    Or that call fails.
+    """
+    node, log = scene.nodes.nodes[name], tmp_path / "log"
+    chosen = points(scene, node, log, what)
+    chosen = chosen if thorough else list(some(chosen, _SHARE, ord(name) + len(fault)))
+    reached = 0
     for point in chosen:
         group = f"g{next(scene.names)}"
-        members: list[str] = []
-        if what == "delete":
-            members = scene.members_of(group)
+        members = scene.members_of(group) if what == "delete" else []
         with (
-            traced(node, Worker.RPC, tmp_path / "log", *point.inject("signal=KILL")),
+            traced(node, Worker.RPC, log, *point.inject(fault)),
             contextlib.suppress(grpc.RpcError),
         ):
             if what == "take":
                 scene.take(group)
             else:
                 scene.delete(group, members)
-        killed += died(node)
+        reached += died(node) or "(INJECTED)" in log.read_text()
         scene.revive()
         end(scene, group, members, what)
-    assert killed >= len(chosen) / 2, f"{killed} of {len(chosen)} points were reached"
-    counted(f"kills of a node in {what}", killed)
+    assert reached >= len(chosen) / 2, f"{reached} of {len(chosen)} points were reached"
+    counted(f"{fault} in a node's part of {what}", reached)
 
 
 def points(scene: Scene, node: NodeDriver, log: Path, what: str) -> list[Point]:
