@@ -72,7 +72,7 @@ image-archive: image ## Build the image and write it to build/pycsi.tar
 	$(CONTAINER_TOOL) $(if $(findstring buildah,$(CONTAINER_TOOL)), \
 		push $(IMAGE) docker-archive:$(ARCHIVE):$(IMAGE), save --output $(ARCHIVE) $(IMAGE))
 
-manifests: $(DEVELOPMENT) ## Make the plain manifests in deploy/kubernetes from the Helm chart
+manifests: $(DEVELOPMENT) ## Make deploy/kubernetes and deploy/monitoring from the Helm chart
 	$(BIN)/python deploy/kubernetes/render.py
 
 MODE ?= single-node
@@ -103,7 +103,7 @@ filesystems:
 
 # The image's tests run where there is a builder; nobody but CI gets one installed unasked.
 tools: filesystems
-	@.ci/install-packages strace openssl $(if $(CI),buildah debootstrap)
+	@.ci/install-packages strace openssl $(if $(CI),buildah debootstrap promtool)
 
 $(INSTALLED): pyproject.toml
 	@.ci/install-packages venv

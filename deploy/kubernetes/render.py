@@ -1,4 +1,4 @@
-"""Render the plain manifests of this directory from the Helm chart: `make manifests`.
+"""Render the plain manifests here, and those for monitoring, from the chart: `make manifests`.
 
 They are what `helm template` gives for the default values of each mode, without Helm's own labels,
 behind the namespace that they need.
@@ -96,6 +96,17 @@ def manifests() -> dict[str, str]:
     }
 
 
+def monitoring() -> dict[str, str]:
+    """Return what is for Prometheus and Grafana without the chart, by file name."""
+    rendered = render({"metrics": {"prometheusRule": {"enabled": True}}})
+    return {
+        "prometheusrule.yaml": _manifest(
+            "alerts, for the Prometheus operator", rendered["monitoring/prometheusrule.yaml"]
+        ),
+        "dashboard.json": (CHART / "files" / "dashboard.json").read_text(),
+    }
+
+
 def _chosen(rendered: dict[str, str], paths: tuple[str, ...]) -> Iterator[str]:
     """Yield what is rendered of the files in `paths`, accounts and permissions first."""
     for path in sorted(rendered, key=lambda path: (not path.endswith("rbac.yaml"), path)):
@@ -111,9 +122,10 @@ def _manifest(purpose: str, *documents: str) -> str:
 
 
 def main() -> None:
-    for name, text in manifests().items():
-        (HERE / name).write_text(text)
-        sys.stdout.write(f"{HERE / name}\n")
+    for folder, texts in ((HERE, manifests()), (HERE.parent / "monitoring", monitoring())):
+        for name, text in texts.items():
+            (folder / name).write_text(text)
+            sys.stdout.write(f"{folder / name}\n")
 
 
 if __name__ == "__main__":

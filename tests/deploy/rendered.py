@@ -50,7 +50,12 @@ EVERYTHING: dict[str, Any] = {
     "snapshotMetadata": {"enabled": True, "extraArgs": ["--v=5"]},
     "snapshotController": {"enabled": True, "extraArgs": ["--v=5"]},
     "sidecars": {"provisioner": {"extraArgs": ["--v=5"]}},
-    "metrics": {"podMonitor": {"enabled": True, "labels": {"team": "storage"}}},
+    "metrics": {
+        "volumes": 0,
+        "podMonitor": {"enabled": True, "labels": {"team": "storage"}},
+        "prometheusRule": {"enabled": True},
+        "dashboard": {"enabled": True},
+    },
     "networkPolicy": {
         "enabled": True,
         "metricsFrom": [{"namespaceSelector": {}}],
@@ -135,6 +140,7 @@ CUSTOM = {
     "VolumeSnapshotClass",
     "VolumeGroupSnapshotClass",
     "PodMonitor",
+    "PrometheusRule",
     "SnapshotMetadataService",
     "Issuer",
     "Certificate",

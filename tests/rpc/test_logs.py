@@ -78,10 +78,11 @@ def test_level(serve: Callable[..., Driver], pool: Path, level: str, logged: int
 def test_refusal_to_start_in_text(tmp_path: Path, level: str) -> None:
     """Why the driver does not start is told in the format of the log, whatever the level."""
     endpoint = f"--endpoint=unix://{tmp_path}/csi.sock"
-    done = pycsi(endpoint, "--node-id=n", "--log-format=text", f"--log-level={level}")
+    options = ("--node-id=n", f"--pool=default={tmp_path}/none,require-pool")
+    done = pycsi(endpoint, *options, "--log-format=text", f"--log-level={level}")
     assert done.returncode == 1
     assert re.fullmatch(
-        r'timestamp=\S+ level=error event="the driver cannot start" error="no pool: .+"\n',
+        r'timestamp=\S+ level=error event="the driver cannot start" error="pool default: .+"\n',
         done.stderr,
     )
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import FilesystemFactory, fill
+from conftest import FilesystemFactory, fill, run
 from driver import GIB, MIB, Driver, mount_capability
 from metrics import Scrape, scrape
 from rpc.conftest import free_port, wait_for
@@ -61,6 +61,7 @@ def test_directory(filesystem: FilesystemFactory, serve: Serve, tmp_path: Path) 
     driver.create("a", 64 * MIB, type="directory")
     with driver.published("a@node-1", tmp_path) as target:
         (target / "data").write_bytes(bytes(10 * MIB))
+        run("sync", "--file-system", target)  # btrfs counts what a transaction has committed
     soon(port, lambda seen: (seen("pycsi_volume_used_bytes") or 0) > 10 * MIB)
 
 

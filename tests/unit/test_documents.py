@@ -12,6 +12,7 @@ PAGES = sorted((ROOT / "docs").glob("*.md"))
 DOCUMENTS = [
     *sorted(ROOT.glob("*.md")),
     *PAGES,
+    *sorted((ROOT / "docs" / "runbooks").glob("*.md")),
     *sorted((ROOT / ".github").glob("*.md")),
     *sorted((ROOT / "deploy").rglob("README.md")),
 ]
