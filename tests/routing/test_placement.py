@@ -12,7 +12,7 @@ import pytest
 from cluster import Cluster, cluster
 from conftest import FilesystemFactory
 from driver import MIB, Driver, refused
-from routing.conftest import create, ending, killed, requirement
+from routing.conftest import create, ending, killed, requirement, stopped
 
 from pycsi.proto import csi_pb2 as csi
 
@@ -145,6 +145,19 @@ def test_names_at_once(running: Cluster) -> None:
     assert sorted(code.name for code in found) == ["OK", "OK", "OK", "RESOURCE_EXHAUSTED"]
     made = [item for item in running.controller.volume_ids() if item.startswith("v")]
     assert sorted(item.partition("@")[2] for item in made) == sorted(SIZES)
+
+
+def test_start_beside_a_silent_node(tmp_path: Path) -> None:
+    """A controller that has just begun places nothing before it knows where it may be already."""
+    with cluster(tmp_path, "a", "b") as made, stopped(made.nodes["b"]):
+        made.controller.restart()
+        names = [f"v{number}" for number in range(12)]
+        with ThreadPoolExecutor(len(names)) as threads:
+            found = list(
+                threads.map(lambda name: ending(lambda: create(made.controller, name)), names)
+            )
+    assert {code for code, _ in found} == {grpc.StatusCode.OK, grpc.StatusCode.UNAVAILABLE}
+    assert all("node b may have volume" in details for _, details in found if details)
 
 
 def only(node: str) -> csi.TopologyRequirement:

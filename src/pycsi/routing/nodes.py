@@ -145,13 +145,16 @@ class Nodes:
         raise Unavailable(f"no node is there: {self._why_missing()}")
 
     async def known(self) -> set[str]:
-        """Return the segments of the nodes that are there, or were a while ago.
+        """Return the segments of the nodes that are there, were a while ago, or are given by name.
 
         `Unavailable` if there is none.
         """
-        if not self._seen:
-            await self.any()
-        return set(self._seen)
+        if not self._seen:  # a look under way has found some nodes, but not all
+            await self.look()
+        given = {peer.expected for peer in self._peers.values() if peer.expected}
+        if found := given.union(self._seen):
+            return found
+        raise Unavailable(f"no node is there: {self._why_missing()}")
 
     async def every(self) -> list[str]:
         """Return the segments of all nodes, in order.
