@@ -39,6 +39,8 @@ def test_image_in_use(
         used = found("pycsi_volume_used_bytes", **own)
         usage = {entry.unit: entry for entry in driver.stats("a@node-1", target).usage}
         assert used == pytest.approx(usage[BYTES].used, abs=MIB)
+        available = found("pycsi_volume_available_bytes", **own)
+        assert available == pytest.approx(usage[BYTES].available, abs=MIB)
         assert found("pycsi_volume_inodes", **own) == usage[INODES].total
         assert found("pycsi_volume_inodes_used", **own) == usage[INODES].used
         assert found("pycsi_volume_capacity_bytes", **own) == 320 * MIB

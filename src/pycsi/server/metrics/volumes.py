@@ -30,6 +30,7 @@ _INFO = {
 _OF_VOLUME = {
     "capacity_bytes": "Size of the volume.",
     "used_bytes": "Used bytes of the volume, if they are counted.",
+    "available_bytes": "Bytes that can still be written to the volume, if that is known.",
     "inodes": "Inodes that the volume can have, if they are limited.",
     "inodes_used": "Used inodes of the volume, if they are counted.",
 }
@@ -169,6 +170,7 @@ def _numbers(volume: Volume, usage: Usage | None) -> dict[str, int | None]:
     return {
         "capacity_bytes": volume.capacity,
         "used_bytes": known.used,
+        "available_bytes": known.available,
         "inodes": known.inodes,
         "inodes_used": known.inodes_used,
     }
