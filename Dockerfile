@@ -13,6 +13,9 @@ COPY src src
 RUN /opt/pip/bin/pip --python /opt/pycsi install --no-cache-dir --no-compile --only-binary=:all: . \
     && python3 -m compileall -q --invalidation-mode unchecked-hash /opt/pycsi/lib
 
+ARG REVISION
+RUN echo "$REVISION" > "$(/opt/pycsi/bin/python3 -c 'import pycsi; print(pycsi.__path__[0])')/commit"
+
 FROM debian:trixie-slim
 # xfsprogs needs ICU, GLib and D-Bus for xfs_scrub alone, which the driver does not call: without them
 # the image is a fifth smaller.

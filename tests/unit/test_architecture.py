@@ -29,7 +29,7 @@ LAYERS = (
 )
 """The packages, the lowest first: each imports from itself and from those before it."""
 
-SPEAK_GRPC = ("services", "routing", "server", "cli.demo", "model.errors")
+SPEAK_GRPC = ("services", "routing", "server", "cli.demo", "cli.standalone", "model.errors")
 """Who knows gRPC; of the errors these are the status codes."""
 
 SPEAK_PROTOBUF = (
@@ -40,8 +40,9 @@ SPEAK_PROTOBUF = (
     "server.rpc",
     "server.redaction",
     "cli.demo",
+    "cli.standalone",
 )
-RUN_PROGRAMS = ("linux", "cli.demo.process")
+RUN_PROGRAMS = ("linux", "cli.demo.process", "cli.standalone.process")
 FLOCK = ("linux", "pool.directory")
 """Who calls what fcntl(2) and flock(2) do: what locks a pool's directory is above the kernel's."""
 

@@ -5,11 +5,13 @@ from pathlib import Path
 
 import click
 
-from pycsi.cli.commands import trash
+from pycsi import __version__
+from pycsi.cli.commands import trash, volumes
 from pycsi.cli.commands.base import Command, Group, examples
 from pycsi.cli.commands.describe import describe
 from pycsi.cli.commands.get import get
 from pycsi.cli.commands.serve import serve
+from pycsi.cli.commands.version import version
 
 
 @click.group(
@@ -17,10 +19,12 @@ from pycsi.cli.commands.serve import serve
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog=examples(
         "pycsi serve --endpoint unix:///run/pycsi/csi.sock --pool default=/var/lib/pycsi",
+        "pycsi create data --size 10Gi && pycsi mount data /mnt/data",
         "pycsi get volumes",
         "pycsi describe volume data@node-1",
     ),
 )
+@click.version_option(__version__, prog_name="pycsi", message="%(prog)s %(version)s")
 def main() -> None:
     """Serve local storage through the Container Storage Interface (CSI)."""
 
@@ -38,5 +42,21 @@ def demo(*, directory: Path | None) -> None:
     sys.exit(run(directory))
 
 
-for _command in (serve, get, describe, trash.trash, trash.delete_inline, demo):
+for _command in (
+    serve,
+    get,
+    describe,
+    volumes.create,
+    volumes.mount,
+    volumes.unmount,
+    volumes.expand,
+    volumes.snapshot,
+    volumes.clone,
+    volumes.restore,
+    volumes.delete,
+    trash.trash,
+    trash.delete_inline,
+    demo,
+    version,
+):
     main.add_command(_command)

@@ -20,6 +20,7 @@ from pycsi.model.records import Volume
 from pycsi.pool.capacity import Contents
 from pycsi.pool.groups import hide_prepared, recorded_groups
 from pycsi.pool.layout import Layout, snapshot_catalog, volume_catalog
+from pycsi.pool.options import recalled
 from pycsi.pool.pool import backend_for
 from pycsi.pool.room import Room
 from pycsi.pool.trash import Trash, entries
@@ -32,8 +33,8 @@ class InspectedPool:
     """A pool as it is on the disk; `InspectionError` if it is missing or cannot be read."""
 
     def __init__(self, config: PoolConfig) -> None:
-        self.config = config
         self.layout = Layout(config.path)
+        self.config = recalled(self.layout.options, config)
         try:
             self.uuid = self._read_uuid()
             with opened(config.path, os.O_DIRECTORY) as fd:

@@ -72,6 +72,7 @@ class PoolConfig:
     `freeze_limit`: the longest freeze window of a snapshot, in seconds.
     `retain_for`: the seconds that a volume with `onDelete: retain` stays in the trash; None: for
     ever.
+    `given`: the options that the operator has set.
     """
 
     name: str
@@ -84,6 +85,7 @@ class PoolConfig:
     allow_volatile: bool = False
     freeze_limit: float = 10.0
     retain_for: float | None = 7.0 * _SECONDS["d"]
+    given: frozenset[str] = dataclasses.field(default=frozenset(), compare=False, repr=False)
 
     @classmethod
     def parse(cls, text: str) -> "PoolConfig":
@@ -106,10 +108,44 @@ class PoolConfig:
                 raise ConfigError(f"pool {name}: {setting} is given more than once")
         try:
             return dataclasses.replace(
-                cls(name=name, path=Path(path)), **dict(map(_pool_option, settings))
+                cls(name=name, path=Path(path), given=frozenset(names)),
+                **dict(map(_pool_option, settings)),
             )
         except ValueError as error:
             raise ConfigError(f"pool {name}: {error}") from None
+
+    @property
+    def options(self) -> dict[str, str]:
+        """All options as texts that `parse` takes; a flag is "", if it is set."""
+        values = {
+            "reserve": str(self.reserve),
+            "overcommit": repr(self.overcommit),
+            "freeze-limit": _seconds(self.freeze_limit),
+            "retain-for": "ever" if self.retain_for is None else _seconds(self.retain_for),
+        }
+        flags = {flag: "" for flag in _POOL_FLAGS if getattr(self, flag.replace("-", "_"))}
+        return {**values, **flags, **({"uuid": self.uuid} if self.uuid else {})}
+
+    @property
+    def text(self) -> str:
+        """The text from which `parse` makes this configuration."""
+        return self._text(self.options)
+
+    def _text(self, options: Mapping[str, str]) -> str:
+        words = (f"{key}={value}" if value else key for key, value in options.items())
+        return ",".join((f"{self.name}={self.path}", *words))
+
+    def filled(self, options: Mapping[str, str]) -> "PoolConfig":
+        """Return this configuration with other `options` where the operator has set none.
+
+        `ConfigError` if one of them is invalid.
+        """
+        own = {key: value for key, value in self.options.items() if key in self.given}
+        return PoolConfig.parse(self._text({**options, **own}))
+
+
+def _seconds(time: float) -> str:
+    return f"{time:.9f}".rstrip("0").rstrip(".") + "s"
 
 
 def _pool_option(setting: tuple[str, str, str]) -> tuple[str, Any]:

@@ -82,6 +82,10 @@ class Reserve:
         """Return the reserve in bytes on a filesystem of `total` bytes."""
         return self.size + int(total * self.share)
 
+    def __str__(self) -> str:
+        """Return the text from which `parse` makes an equal reserve."""
+        return f"{self.share * 100:.12g}%" if self.share else str(self.size)
+
     @classmethod
     def parse(cls, text: str) -> "Reserve":
         """Parse a size such as `10Gi`, or a percentage such as `5%`; `ValueError` for others."""

@@ -239,8 +239,21 @@ def _lock(fd: int, config: PoolConfig) -> None:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise ConfigError(
-            f"pool {config.name}: {config.path} is in use by another driver"
+            f"pool {config.name}: {config.path} is in use by another driver; stop that one, or use "
+            "it through its --endpoint"
         ) from None
+
+
+def is_in_use(config: PoolConfig) -> bool:
+    """Tell whether a driver has the pool's directory open now."""
+    try:
+        with closing(os.open(config.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as fd:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def _identity(fd: int) -> tuple[int, int]:

@@ -83,6 +83,7 @@ class Layout:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.record = root / _POOL_RECORD
+        self.options = root / "options.json"
         self.volumes = root / "volumes"
         self.snapshots = root / "snapshots"
         self.groups = root / "groups"

@@ -12,7 +12,7 @@ from pycsi.linux import filecopy
 from pycsi.linux.mount import syncfs
 from pycsi.model.errors import FailedPrecondition
 from pycsi.model.size import show
-from pycsi.pool import trash
+from pycsi.pool import options, trash
 from pycsi.pool.freezing import thaw_after_crash
 from pycsi.pool.groups import hide_prepared
 from pycsi.pool.pool import Pool
@@ -39,6 +39,7 @@ def load(pool: Pool) -> None:
 def recover(pool: Pool) -> None:
     """Clean up after a crash, and load the snapshots and groups. Call once, after `load`."""
     pool.config.path.chmod(0o700)
+    options.keep(pool.layout.options, pool.config)
     # A driver that was killed may have left writes in the page cache only. A repeated call is
     # acknowledged for what is found now, so that must be durable.
     syncfs(pool.layout.root)

@@ -77,6 +77,9 @@ def _failed(messages: Sequence[str], status: int) -> int:
 
 def _misused(error: click.ClickException) -> int:
     message = error.format_message()
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        click.echo(message, err=True)
+        return _USAGE
     messages = [message[:1].lower() + message[1:].removesuffix(".")]
     ctx = getattr(error, "ctx", None)
     if ctx is not None:

@@ -1,0 +1,352 @@
+"""The commands that use volumes on a machine without an orchestrator."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from pycsi.cli.commands import options
+from pycsi.cli.commands.base import Choice, Command, Group, Parsed, examples
+from pycsi.cli.commands.configuration import config
+
+if TYPE_CHECKING:
+    from pycsi.cli.standalone.client import Client
+    from pycsi.cli.standalone.mounts import Mounts
+
+Decorated = TypeVar("Decorated", bound=Callable[..., Any])
+
+_BLOCK = "block"
+"""The type of a raw block volume; the others are those of the driver's parameter `type`."""
+
+
+def _endpoint(text: str) -> Path:
+    from pycsi.model.addresses import parse_endpoint
+
+    return parse_endpoint(text)
+
+
+def _size(text: str) -> int:
+    from pycsi.model.size import parse_size
+
+    size = parse_size(text)
+    if not size:
+        raise ValueError("a size of 0 is none; give one such as 10Gi")
+    return size
+
+
+def _parameter(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise ValueError(f"--parameter {text!r}: give KEY=VALUE, such as onDelete=retain")
+    return key, value
+
+
+def _driver(command: Decorated) -> Decorated:
+    """Give a command the options that say which driver it calls."""
+    for option in (
+        config,
+        click.option(
+            "--node-id",
+            metavar="NAME",
+            envvar="PYCSI_NODE_ID",
+            show_envvar=True,
+            help="The name of this node, if a driver has to be started.  [default: that in the "
+            "ids of the pool's volumes, or the host's name]",
+        ),
+        options.pools,
+        click.option(
+            "--endpoint",
+            type=Parsed("url", _endpoint),
+            metavar="URL",
+            envvar=["PYCSI_ENDPOINT", "CSI_ENDPOINT"],
+            show_envvar=True,
+            help="Unix socket of the driver. If none listens there, one is started for this "
+            "command.  [default: unix:///run/pycsi/csi.sock]",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+_sized = click.option(
+    "--size",
+    type=Parsed("size", _size),
+    metavar="SIZE",
+    help="Size, such as 10Gi.  [default: 1Gi, or that of the source]",
+)
+_parameters = click.option(
+    "--parameter",
+    "-p",
+    "parameters",
+    multiple=True,
+    type=Parsed("parameter", _parameter),
+    metavar="KEY=VALUE",
+    help="A parameter as in a StorageClass, such as pool=fast or onDelete=retain. May be given "
+    "several times.",
+)
+_run_directory = click.option(
+    "--run-directory",
+    type=click.Path(path_type=Path),
+    default=Path("/run/pycsi"),
+    show_default=True,
+    envvar="PYCSI_RUN_DIRECTORY",
+    show_envvar=True,
+    help="Where it is kept what is mounted, until the next reboot.",
+)
+
+
+@contextlib.contextmanager
+def _connected(
+    endpoint: Path | None, pools: "tuple[options.Pool, ...]", node_id: str | None
+) -> "Iterator[Client]":
+    from pycsi.cli.standalone.client import connected
+
+    with connected(endpoint, pools, node_id) as client:
+        yield client
+
+
+def _mounts(run_directory: Path) -> "Mounts":
+    from pycsi.cli.standalone.mounts import Mounts
+
+    return Mounts(run_directory)
+
+
+@click.command(
+    cls=Command,
+    epilog=examples(
+        "pycsi create data --size 10Gi --pool default=/var/lib/pycsi",
+        "pycsi create db --size 50Gi --type image --fs-type xfs -p onDelete=retain",
+        "pycsi create disk --size 20Gi --type block",
+    ),
+)
+@_sized
+@click.option(
+    "--type",
+    "kind",
+    type=Choice(["directory", "image", _BLOCK]),
+    help="directory; image: with a filesystem of its own; block: a raw block device.  "
+    "[default: what the pool does best]",
+)
+@click.option(
+    "--fs-type", metavar="NAME", help="Filesystem of an image: ext4, xfs or btrfs.  [default: ext4]"
+)
+@_parameters
+@_driver
+@click.argument("name")
+def create(
+    *,
+    name: str,
+    size: int | None,
+    kind: str | None,
+    fs_type: str | None,
+    parameters: tuple[tuple[str, str], ...],
+    **driver: Any,
+) -> None:
+    """Create the volume NAME, and print its id.
+
+    Repeated, the command finds the volume that it has created.
+    """
+    with _connected(**driver) as client:
+        from pycsi.cli.standalone import volumes
+
+        typed = {"type": kind} if kind and kind != _BLOCK else {}
+        wanted = volumes.NewVolume(
+            name=name,
+            size=size,
+            parameters=typed | dict(parameters),
+            block=kind == _BLOCK,
+            fs_type=fs_type or "",
+        )
+        click.echo(volumes.create(client, wanted))
+
+
+@click.command(
+    cls=Command,
+    epilog=examples("pycsi snapshot data data-monday", "pycsi snapshot db@node-1 before-upgrade"),
+)
+@_parameters
+@_driver
+@click.argument("volume")
+@click.argument("name")
+def snapshot(
+    *, volume: str, name: str, parameters: tuple[tuple[str, str], ...], **driver: Any
+) -> None:
+    """Take the snapshot NAME of VOLUME, in use or not, and print its id."""
+    with _connected(**driver) as client:
+        from pycsi.cli.standalone import volumes
+
+        click.echo(volumes.snapshot(client, volume, name, dict(parameters)))
+
+
+@click.command(
+    cls=Command,
+    epilog=examples("pycsi clone data data-copy", "pycsi clone data larger --size 20Gi"),
+)
+@_sized
+@_parameters
+@_driver
+@click.argument("volume")
+@click.argument("name")
+def clone(
+    *,
+    volume: str,
+    name: str,
+    size: int | None,
+    parameters: tuple[tuple[str, str], ...],
+    **driver: Any,
+) -> None:
+    """Create the volume NAME with the content that VOLUME has now, and print its id."""
+    with _connected(**driver) as client:
+        from pycsi.cli.standalone import volumes
+
+        wanted = volumes.NewVolume(name=name, size=size, parameters=dict(parameters))
+        click.echo(volumes.clone(client, volume, wanted))
+
+
+@click.command(
+    cls=Command,
+    epilog=examples(
+        "pycsi restore data-monday data-again", "pycsi restore disk-1 disk-again --block"
+    ),
+)
+@_sized
+@click.option("--block", is_flag=True, help="The new volume is a raw block device.")
+@_parameters
+@_driver
+@click.argument("snapshot", metavar="SNAPSHOT")
+@click.argument("name")
+def restore(
+    *,
+    snapshot: str,
+    name: str,
+    size: int | None,
+    block: bool,
+    parameters: tuple[tuple[str, str], ...],
+    **driver: Any,
+) -> None:
+    """Create the volume NAME with the content of SNAPSHOT, and print its id.
+
+    To have a deleted volume back: pycsi trash restore.
+    """
+    with _connected(**driver) as client:
+        from pycsi.cli.standalone import volumes
+
+        wanted = volumes.NewVolume(name=name, size=size, parameters=dict(parameters), block=block)
+        click.echo(volumes.restore(client, snapshot, wanted))
+
+
+@click.command(cls=Command, epilog=examples("pycsi expand data 20Gi"))
+@_run_directory
+@_driver
+@click.argument("volume")
+@click.argument("size", type=Parsed("size", _size))
+def expand(*, volume: str, size: int, run_directory: Path, **driver: Any) -> None:
+    """Make VOLUME as large as SIZE, also while it is mounted, and print its size in bytes."""
+    with _connected(**driver) as client:
+        from pycsi.cli.standalone import volumes
+
+        click.echo(volumes.expand(client, _mounts(run_directory), volume, size))
+
+
+@click.command(
+    cls=Command,
+    epilog=examples(
+        "pycsi mount data /mnt/data",
+        "pycsi mount data /mnt/read --read-only -o noexec",
+        "pycsi mount disk /srv/disk    # a raw block volume: a device node",
+    ),
+)
+@click.option("--read-only", is_flag=True, help="Mount it read-only.")
+@click.option(
+    "--option",
+    "-o",
+    "flags",
+    multiple=True,
+    metavar="FLAG",
+    help="A mount option, such as noexec. May be given several times.",
+)
+@_run_directory
+@_driver
+@click.argument("volume")
+@click.argument("path", type=click.Path(path_type=Path))
+def mount(
+    *,
+    volume: str,
+    path: Path,
+    read_only: bool,
+    flags: tuple[str, ...],
+    run_directory: Path,
+    **driver: Any,
+) -> None:
+    """Mount VOLUME at PATH, and print the path.
+
+    It stays mounted after the command, and after the driver, until pycsi unmount or a reboot: mount
+    it again after that, as from a systemd unit.
+    """
+    with _connected(**driver) as client:
+        from pycsi.cli.standalone import mounting
+
+        there = mounting.mount(
+            client, _mounts(run_directory), volume, path, readonly=read_only, flags=flags
+        )
+        click.echo(there)
+
+
+@click.command(
+    cls=Command, epilog=examples("pycsi unmount /mnt/data", "pycsi unmount data    # everywhere")
+)
+@_run_directory
+@_driver
+@click.argument("what", metavar="PATH|VOLUME")
+def unmount(*, what: str, run_directory: Path, **driver: Any) -> None:
+    """Unmount what pycsi mount has mounted at PATH, or VOLUME everywhere; print the paths.
+
+    PATH has a slash in it.
+    """
+    with _connected(**driver) as client:
+        from pycsi.cli.standalone import mounting
+
+        for target in mounting.unmount(client, _mounts(run_directory), what):
+            click.echo(target)
+
+
+@click.group(
+    cls=Group,
+    epilog=examples("pycsi delete volume data", "pycsi delete snapshot data-monday --yes"),
+)
+def delete() -> None:
+    """Delete volumes or snapshots.
+
+    A volume with onDelete=retain can be had back for a while: pycsi trash restore.
+    """
+
+
+def _deleting(kind: str) -> None:
+    """Add the command that deletes things of a kind."""
+
+    @options.confirmed
+    @_run_directory
+    @_driver
+    @click.argument("names", nargs=-1, required=True, metavar="NAME...")
+    def command(names: tuple[str, ...], *, yes: bool, run_directory: Path, **driver: Any) -> None:
+        with _connected(**driver) as client:
+            from pycsi.cli.standalone import volumes
+
+            act = volumes.delete if kind == "volume" else volumes.delete_snapshot
+            doomed = [client.id_of(name) for name in names]
+            options.confirm(f"delete the {kind} {', '.join(doomed)}", yes=yes)
+            for object_id in doomed:
+                act(client, _mounts(run_directory), object_id)
+                click.echo(object_id)
+
+    command.__doc__ = f"""Delete each {kind} NAME, by id or name, and print its id.
+
+    What is not there is deleted already.
+    """
+    delete.command(kind, epilog=examples(f"pycsi delete {kind} data --yes"))(command)
+
+
+for _kind in ("volume", "snapshot"):
+    _deleting(_kind)

@@ -1,0 +1,84 @@
+"""A driver that runs for one command, on a socket that only this user can reach."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from pycsi.cli.errors import CommandError
+from pycsi.linux import namespace
+
+_STOPPING = (signal.SIGTERM, signal.SIGINT)
+
+
+class PrivateDriver:
+    """A child process that runs `pycsi serve`; it ends with this process, however that ends."""
+
+    def __init__(self, folder: Path, pools: Sequence[str], node_id: str | None) -> None:
+        self.socket = folder / "csi.sock"
+        self._log = folder / "log"
+        command = [sys.executable, "-m", "pycsi", "serve", f"--endpoint=unix://{self.socket}"]
+        # What is configured is for the driver that runs as a service, such as its ports.
+        command += ["--config=/dev/null", "--log-format=text", "--log-level=error"]
+        command += [f"--pool={pool}" for pool in pools]
+        command += [f"--node-id={node_id}"] if node_id else []
+        with self._log.open("wb") as log:
+            self._child = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=_environment(),
+                start_new_session=True,  # Ctrl-C is for the command, which then ends the driver
+                # This process is still single-threaded, so running code before exec is safe.
+                preexec_fn=namespace.end_with_parent,  # noqa: PLW1509
+            )
+
+    def refuse_ended(self) -> None:
+        """Raise `CommandError` with the driver's own message if it has ended."""
+        if self._child.poll() is None:
+            return
+        lines = self._log.read_text(errors="replace").splitlines()
+        said = [line.removeprefix("pycsi: ") for line in lines if line.startswith("pycsi: ")]
+        raise CommandError("; ".join(said or lines[-1:]) or "the driver ended without a word")
+
+    def stop(self) -> None:
+        """End the driver once the calls under way have ended."""
+        with contextlib.suppress(ProcessLookupError):
+            self._child.send_signal(signal.SIGTERM)
+        self._child.wait()
+
+
+def _environment() -> dict[str, str]:
+    """Return the environment without options, which are for other drivers, or given already."""
+    return {
+        key: value for key, value in os.environ.items() if not key.startswith(("PYCSI_", "CSI_"))
+    }
+
+
+@contextlib.contextmanager
+def private_driver(pools: Sequence[str], node_id: str | None) -> Iterator[PrivateDriver]:
+    """Run a driver on these pools for the `with` block.
+
+    SIGTERM and SIGINT end the block as `SystemExit`, so that nothing is left of it.
+    """
+    before = {number: signal.signal(number, _interrupt) for number in _STOPPING}
+    try:
+        with tempfile.TemporaryDirectory(prefix="pycsi-") as folder:
+            driver = PrivateDriver(Path(folder), pools, node_id)
+            try:
+                yield driver
+            finally:
+                driver.stop()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _interrupt(number: int, _: Any) -> None:
+    raise SystemExit(128 + number)
