@@ -1,14 +1,16 @@
 """What the metrics say of volumes in use: how full they are, how well, and how long frozen."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import FilesystemFactory, fill, run
+from conftest import FilesystemFactory, fill, needs, run
 from driver import GIB, MIB, Driver, mount_capability
 from metrics import Scrape, scrape
 from rpc.conftest import free_port, wait_for
+from silent import SilentFilesystem
 
+from pycsi.linux import mount
 from pycsi.proto import csi_pb2 as csi
 
 BYTES, INODES = csi.VolumeUsage.BYTES, csi.VolumeUsage.INODES
@@ -82,3 +84,45 @@ def test_freeze_that_overruns(filesystem: FilesystemFactory, serve: Serve, tmp_p
     found = scrape(port)
     assert found("pycsi_freeze_overruns_total") == 1
     assert found("pycsi_freeze_seconds_count") == 1
+
+
+@pytest.fixture
+def silent(root: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SilentFilesystem]:
+    """Return a filesystem that can fall silent."""
+    needs("/dev/fuse", met=Path("/dev/fuse").exists())
+    with SilentFilesystem(tmp_path_factory.mktemp("silent")) as made:
+        yield made
+
+
+def test_silent_disk(
+    silent: SilentFilesystem, filesystem: FilesystemFactory, serve: Serve, tmp_path: Path
+) -> None:
+    """Scrapes go on when a pool's disk falls silent, which is told; the other pool is as before."""
+    port = free_port()
+    shown, healthy = silent.place / "disk", tmp_path / "healthy"
+    disk = filesystem("ext4", GIB)
+    shown.mkdir()
+    healthy.mkdir()
+    run("mount", "--bind", disk, shown)
+    try:
+        driver = serve(
+            f"slow={shown}", f"other={healthy}", options=(f"--metrics-address=127.0.0.1:{port}",)
+        )
+        driver.create("a", 64 * MIB, type="image", pool="slow")
+        driver.create("b", 64 * MIB, quota="none", pool="other")
+        assert scrape(port)("pycsi_pool_up", pool="slow") == 1
+        silent.fall_silent()
+        try:
+            # Each within the 10 seconds after which Prometheus gives up.
+            found = soon(port, lambda seen: seen("pycsi_pool_up", pool="slow") == 0)
+            assert found("pycsi_pool_size_bytes", pool="slow") is None
+            assert found("pycsi_pool_up", pool="other") == 1
+            assert found("pycsi_pool_volumes", pool="other") == 1
+            faults = {"reason": "PoolNotResponding", "pool": "slow"}
+            soon(port, lambda seen: seen("pycsi_volumes_abnormal", **faults) == 1)
+        finally:
+            silent.speak()
+        found = soon(port, lambda seen: seen("pycsi_pool_up", pool="slow") == 1)
+        soon(port, lambda seen: seen("pycsi_volumes_abnormal", **faults) == 0)
+    finally:
+        mount.umount2(shown, mount.MNT_DETACH)

@@ -71,7 +71,7 @@ class VolumeCollector(Collector):
                 unexamined[pool.name] += 1
             else:
                 abnormal.update((pool.name, fault.reason) for fault in faults)
-        first = found[: self._most]
+        first = sorted(found, key=lambda item: item[1].id)[: self._most]
         return _Measured(
             time=time.time(),
             abnormal=abnormal,
