@@ -135,6 +135,15 @@ def test_prometheus_rule(url: str) -> None:
     assert found == rules()
 
 
+def test_labels_of_a_controller() -> None:
+    """Its samples keep the node that they are about, and are not said to be of its own node."""
+    endpoints = the(objects(EVERYTHING), "PodMonitor")["spec"]["podMetricsEndpoints"]
+    honoured = {each["port"] for each in endpoints if each.get("honorLabels")}
+    assert honoured == {"metrics"}
+    for each in endpoints:
+        assert [rule["targetLabel"] for rule in each["relabelings"]] == ["node"]
+
+
 def test_dashboard() -> None:
     """The chart hands it to Grafana as it is; all queries are valid, and no panel hides another."""
     made = the(objects(EVERYTHING), "ConfigMap", "-dashboard")
