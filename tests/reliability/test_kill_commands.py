@@ -1,4 +1,4 @@
-"""`pycsi trash`, and the start of the driver, killed before every system call on the pool."""
+"""Commands, and the start of the driver, killed before every system call that changes something."""
 
 import os
 import signal
@@ -12,6 +12,7 @@ from driver import Driver
 from reliability.conftest import Counter, check_whole
 from reliability.faults import CHANGING, Point, points, some
 from reliability.scenes import EXT4, Scene
+from terminal import piped
 
 _SHARE = 8
 KILL = "signal=KILL"
@@ -92,6 +93,43 @@ def test_trash(
             served.restart()  # what was begun is ended with the next start, if not before
     check_whole(served, big_pool)
     counted(f"kills in pycsi trash {what}", len(chosen))
+
+
+@pytest.mark.parametrize("what", ["mount", "unmount"])
+def test_mount(served: Driver, tmp_path: Path, thorough: bool, counted: Counter, what: str) -> None:
+    """A volume is mounted or unmounted, wholly, when the command is given again."""
+    log, state, there = tmp_path / "strace.log", tmp_path / "state", tmp_path / "mnt"
+    there.mkdir(0o755)
+    made = served.create("v", parameters={"type": "image"}).volume_id
+    common = [f"--endpoint={served.socket}", f"--run-directory={state}"]
+    mount, unmount = ["mount", made, str(there), *common], ["unmount", str(there), *common]
+
+    def prepare() -> None:
+        if what == "unmount":
+            assert piped(*mount).returncode == 0
+
+    def is_clean() -> bool:
+        left = [*(state / "mounts").glob("*.json"), *(state / "staging").iterdir()]
+        return not left and there.is_dir() and not there.is_mount()
+
+    command = mount if what == "mount" else unmount
+    prepare()
+    run_traced(command, log, "-e", f"trace={CHANGING}")
+    found = [point for point in points(log, asking=False) if str(tmp_path) in point.text]
+    assert found
+    piped(*unmount)
+    chosen = found if thorough else some(found, _SHARE, len(tmp_path.name))
+    for point in chosen:
+        prepare()
+        assert run_traced(command, log, *point.inject(KILL)) == -signal.SIGKILL
+        again = piped(*command)
+        assert again.returncode == 0 or "no volume is mounted" in again.stderr
+        if what == "mount":
+            assert there.is_mount()
+            assert piped(*unmount).returncode == 0
+        assert is_clean(), point
+    served.delete(made)
+    counted(f"kills in pycsi {what}", len(chosen))
 
 
 def test_start(

@@ -156,14 +156,17 @@ def test_disk_that_is_mounted(filesystem: FilesystemFactory, serve: Callable[...
     assert len(rows(command("get", "volumes", f"--pool={option}", "-o", "json"))) == 1
 
 
-@pytest.mark.parametrize("words", [*LISTS, ("--help",), ("serve", "--help")])
+@pytest.mark.parametrize(
+    "words", [*LISTS, ("version",), ("describe", "volume", "a"), ("--help",), ("serve", "--help")]
+)
 @pytest.mark.parametrize("output", [(), ("-o", "json")])
 def test_full_output(
     filled: Driver, pool: Path, words: tuple[str, ...], output: tuple[str, ...]
 ) -> None:
     """What cannot be printed is one line, and a failure."""
     needs("/dev/full", met=Path("/dev/full").exists())
-    options = () if "--help" in words else (f"--pool=default={pool}", *output)
+    options = () if "--help" in words else output
+    options += () if "version" in words or "--help" in words else (f"--pool=default={pool}",)
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
             [sys.executable, "-m", "pycsi", *words, *options],

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -204,6 +205,46 @@ def test_refusals(machine: Machine) -> None:
     assert [row["id"] for row in machine.volumes()] == ["data@node-1"]
     assert list(machine.mnt.iterdir()) == []
     assert machine.is_clean()
+
+
+def test_taken_mount_point(machine: Machine) -> None:
+    """A volume is not mounted where another one is."""
+    there = machine.mnt / "data"
+    for name in ("one", "two"):
+        machine("create", name, "--size=32Mi", "--type=directory", "-p", "quota=none")
+    machine("mount", "one", there)
+    assert "one@node-1 is mounted at" in machine("mount", "two", there, status=1)
+    machine("unmount", there)
+    assert machine.is_clean()
+
+
+def test_run_directory(alone: Machine, tmp_path: Path) -> None:
+    """A run directory that cannot be used is named."""
+    alone("create", "data", "--size=32Mi", "--type=directory", "-p", "quota=none")
+    (tmp_path / "file").touch()
+    alone.variables["PYCSI_RUN_DIRECTORY"] = str(tmp_path / "file")
+    assert "give another --run-directory" in alone("mount", "data", alone.mnt / "a", status=1)
+
+
+def test_driver_elsewhere(
+    alone: Machine, serve: Callable[..., Driver], pool: Path, tmp_path: Path
+) -> None:
+    """A mount that this machine's users would not see is undone, and that is said."""
+    driver = serve(pool, wrapper=("unshare", "--mount", "--propagation", "private"))
+    alone.variables["PYCSI_ENDPOINT"] = str(driver.socket)
+    alone("create", "data", "--size=32Mi", "--type=directory", "-p", "quota=none")
+    assert "in a mount namespace" in alone("mount", "data", alone.mnt / "data", status=1)
+    assert alone.is_clean()
+    driver.delete("data@node-1")
+
+
+def test_driver_that_does_not_answer(alone: Machine, tmp_path: Path) -> None:
+    """Who listens at the socket, but is no driver, is waited for a while only."""
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(tmp_path / "dumb.sock"))
+        listening.listen()
+        alone.variables |= {"PYCSI_ENDPOINT": str(tmp_path / "dumb.sock"), "PYCSI_POOL": ""}
+        assert "is not ready; look at its log" in alone("create", "data", status=1)
 
 
 def test_in_use(machine: Machine) -> None:

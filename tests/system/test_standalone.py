@@ -9,6 +9,7 @@ from pathlib import Path
 
 from conftest import FilesystemFactory
 from driver import GIB, Driver
+from terminal import piped
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "standalone.md").read_text()
 
@@ -41,3 +42,24 @@ def test_page(filesystem: FilesystemFactory, serve: Callable[..., Driver], tmp_p
         expected = re.findall(r"[A-Z]{4,}|\S+@node-1|btrfs", table)
         assert expected
         assert [word for word in expected if word not in done.stdout] == []
+
+
+def test_two_commands(filesystem: FilesystemFactory, tmp_path: Path) -> None:
+    """What the page does with a volume, without a driver that runs, ends with nothing left."""
+    pool, there = filesystem("btrfs", 128 * GIB), tmp_path / "data"
+    blocks = [block for block in shown("sh") if "serve" not in block]
+    found = re.findall(r"^(?:sudo \S*/)?pycsi ([^#\n]+)", "".join(blocks), re.MULTILINE)
+    assert [line.split()[0] for line in found][:2] == ["create", "mount"]
+    assert len(found) >= 10
+    for line in found:
+        words = line.replace("/var/lib/pycsi", str(pool)).replace("/mnt/data", str(there)).split()
+        done = piped(
+            *words,
+            *(["--yes"] if words[0] == "delete" else []),
+            PYCSI_POOL=f"default={pool}",
+            PYCSI_ENDPOINT=f"{tmp_path}/nobody.sock",
+            PYCSI_RUN_DIRECTORY=f"{tmp_path}/run",
+        )
+        assert done.returncode == 0, (line, done.stderr)
+        assert there.is_mount() == (words[0] not in {"create", "unmount", "delete"})
+    assert list((pool / "volumes").iterdir()) == list((pool / "snapshots").iterdir()) == []

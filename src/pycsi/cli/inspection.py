@@ -49,12 +49,15 @@ class InspectedPool:
                 hide_prepared(self.snapshots, recorded_groups(self.layout))
             self.trash = entries(self.layout) if self.layout.trash.is_dir() else []
         except RecordError as error:
-            raise InspectionError(f"pool {config.name}: {error}") from None
+            raise InspectionError(
+                f"pool {config.name}: {error}; mount the pool's own disk, or restore the record"
+            ) from None
         except OSError as error:
-            advice = "; run this as root" if isinstance(error, PermissionError) else ""
+            denied = isinstance(error, PermissionError)
+            advice = "run this as root" if denied else "look at the kernel's log"
             place = error.filename or config.path
             raise InspectionError(
-                f"pool {config.name}: {place}: {error.strerror}{advice}"
+                f"pool {config.name}: {place}: {error.strerror}; {advice}"
             ) from None
 
     def _read_uuid(self) -> str:

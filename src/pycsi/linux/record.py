@@ -133,6 +133,23 @@ def _write_over(path: Path | str, text: bytes, longest: int = sys.maxsize) -> bo
     return True
 
 
+def explained(error: Exception) -> str:
+    """Return for a person what kept a record from being read."""
+    reason = "it has a value of a kind that no record has"
+    match error:
+        case RecordError():
+            reason = str(error)
+        case OSError(strerror=str() as why):
+            reason = f"{error.filename}: {why}" if error.filename else why
+        case json.JSONDecodeError(lineno=line, colno=column):
+            reason = f"it is no JSON at line {line}, column {column}"
+        case UnicodeDecodeError(start=position):
+            reason = f"it is no text at byte {position}"
+        case KeyError(args=(str() as key,)):
+            reason = f"it has no {key}"
+    return reason
+
+
 def read_record(path: Path | str) -> dict[str, Any]:
     """Return a record, converted to the current schema.
 
@@ -157,7 +174,7 @@ def _parsed(path: Path | str, text: bytes) -> dict[str, Any]:
             data = MIGRATIONS[schema](data)
             schema += 1
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RecordError(f"{path} is damaged: {error}") from error
+        raise RecordError(f"{path} is damaged: {explained(error)}") from error
     if schema > SCHEMA:
         raise RecordError(f"{path} has schema {schema}, newer than this version's {SCHEMA}")
     return dict(data)

@@ -54,9 +54,10 @@ def parse_endpoint(text: str) -> Path:
     try:
         length = len(path.encode())
     except UnicodeEncodeError:
-        raise ConfigError(f"--endpoint {text!r} is not UTF-8") from None
+        raise ConfigError(f"--endpoint {text!r} is not UTF-8; rename the directory") from None
     if length > _LONGEST_SOCKET_PATH:
         raise ConfigError(
-            f"--endpoint: {path} has over {_LONGEST_SOCKET_PATH} bytes, too long for a socket"
+            f"--endpoint: {path} has over {_LONGEST_SOCKET_PATH} bytes, too long for a socket; "
+            "give a shorter path"
         )
     return Path(path)

@@ -98,14 +98,14 @@ class PoolConfig:
             raise ConfigError(f"pool {text!r}: write NAME=PATH, with a name of letters and digits")
         path, *options = rest.split(",")
         if not path.startswith("/"):
-            raise ConfigError(f"pool {name}: {path!r} is not an absolute path")
+            raise ConfigError(f"pool {name}: {path!r} is not an absolute path; begin it with /")
         if path.encode(errors="ignore") != os.fsencode(path):
             raise ConfigError(f"pool {name}: {path!r} is not UTF-8; rename the directory")
         settings = [option.partition("=") for option in options]
         names = [setting for setting, _, _ in settings]
         for setting in names:
             if setting and names.count(setting) > 1:
-                raise ConfigError(f"pool {name}: {setting} is given more than once")
+                raise ConfigError(f"pool {name}: {setting} is given more than once; leave one out")
         try:
             return dataclasses.replace(
                 cls(name=name, path=Path(path), given=frozenset(names)),
@@ -244,7 +244,10 @@ class Config:
         else:
             yield from self._node_mistakes()
         if not 0 <= self.max_volumes < 2**63:
-            yield f"--max-volumes-per-node {self.max_volumes} is negative or too large"
+            yield (
+                f"--max-volumes-per-node {self.max_volumes} is negative or too large; 0 is any "
+                "number"
+            )
         if self.metrics_volumes < 0:
             yield f"--metrics-volumes {self.metrics_volumes} is negative; 0 is none"
         try:
@@ -293,7 +296,7 @@ def parse_nodes(texts: Iterable[str]) -> dict[str, Address]:
             raise ConfigError(*mistakes)
         segment = ids.segment(name)
         if segment in found:
-            raise ConfigError(f"--node {name} is given more than once")
+            raise ConfigError(f"--node {name} is given more than once; leave one out")
         found[segment] = Address.parse(address, f"--node {name}", f"{name}=10.0.0.7:9810")
         if not found[segment].host:
             raise ConfigError(f"--node {text!r}: the host is missing; give NAME=HOST:PORT")
@@ -309,7 +312,7 @@ def refuse_entangled(pools: Iterable[PoolConfig]) -> None:
     """Raise `ConfigError` if two pools share a name or directory, or one lies inside another."""
     for pool, other in itertools.combinations(pools, 2):
         if pool.name == other.name:
-            raise ConfigError(f"pool {pool.name} is given more than once")
+            raise ConfigError(f"pool {pool.name} is given more than once; give each its own name")
         _refuse_nested(pool, other)
 
 

@@ -12,7 +12,7 @@ from typing import Any, Generic, Protocol, TypeVar, cast
 
 import structlog
 
-from pycsi.linux.record import RecordError, read_record
+from pycsi.linux.record import RecordError, explained, read_record
 from pycsi.model.errors import FailedPrecondition
 from pycsi.model.ids import node_of
 
@@ -210,8 +210,9 @@ class Catalog(Index[T]):
         return item
 
     def _give_up(self, name: str, error: Exception) -> None:
-        self._unreadable[name] = f"its record cannot be read ({error})"
-        log.warning("a record cannot be read", path=self.place(name), error=str(error))
+        reason = explained(error)
+        self._unreadable[name] = f"its record cannot be read ({reason})"
+        log.warning("a record cannot be read", path=self.place(name), error=reason)
 
     @property
     def unreadable(self) -> Mapping[str, str]:

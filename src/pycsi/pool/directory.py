@@ -154,8 +154,9 @@ class PoolDirectory:
                         self._reopen()
             readonly = not self._can_open(writable=writable)
         except (OSError, RecordError, ConfigError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
             raise PoolMissing(
-                f"pool {name}: {path} does not hold the pool any more ({error}); mount its disk"
+                f"pool {name}: {path} does not hold the pool any more ({reason}); mount its disk"
             ) from error
         if writable and readonly:
             raise PoolReadOnly(f"pool {name}: {self._readonly_text()}")

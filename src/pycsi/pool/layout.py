@@ -16,6 +16,7 @@ from pycsi.linux.descriptor import exists, opened, sync_directory
 from pycsi.linux.record import (
     RecordError,
     encoded,
+    explained,
     read_record,
     write_file,
     write_record,
@@ -117,8 +118,8 @@ class Layout:
         """
         try:
             return str(uuid.UUID(read_record(self.record)["uuid"]))
-        except (KeyError, ValueError, TypeError, AttributeError) as error:
-            raise RecordError(f"{self.record} is damaged: {error}") from None
+        except (KeyError, ValueError, TypeError, AttributeError):
+            raise RecordError(f"{self.record} is damaged: it has no UUID") from None
 
     def foreign(self) -> str | None:
         """Return the name of a file in the directory that a new pool may not contain, or None."""
@@ -192,7 +193,9 @@ def _read_volume(layout: Layout, data: Mapping[str, Any]) -> Volume:
     except FileNotFoundError:
         return volume  # older versions kept the attachment in the volume's record
     except (RecordError, KeyError, TypeError, ValueError) as error:
-        log.warning("the record of an attachment is damaged", path=str(record), error=str(error))
+        log.warning(
+            "the record of an attachment is damaged", path=str(record), error=explained(error)
+        )
         return volume
 
 

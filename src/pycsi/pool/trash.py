@@ -24,7 +24,7 @@ import structlog
 from pycsi.backends.directory import Directory
 from pycsi.backends.image import Image
 from pycsi.backends.limits import Limiter
-from pycsi.linux.record import read_record, rename_durably
+from pycsi.linux.record import explained, read_record, rename_durably
 from pycsi.linux.tree import empty, refuse_mounts
 from pycsi.model.records import Snapshot, Volume
 from pycsi.pool.catalog import UNREADABLE
@@ -98,7 +98,7 @@ class Entry:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except UNREADABLE as error:
-            return f"its record cannot be read ({error})"
+            return f"its record cannot be read ({explained(error)})"
         return None
 
     def size(self) -> int:

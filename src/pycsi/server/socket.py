@@ -25,7 +25,9 @@ def refuse_served(path: Path) -> None:
     try:
         _remove_dead(path)
     except OSError as error:
-        raise ConfigError(f"--endpoint: {error.filename}: {error.strerror}") from None
+        raise ConfigError(
+            f"--endpoint: {error.filename}: {error.strerror}; give another path"
+        ) from None
 
 
 def _remove_dead(path: Path) -> None:

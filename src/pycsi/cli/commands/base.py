@@ -52,7 +52,9 @@ class Group(click.Group):
             sys.stdout.reconfigure(errors="backslashreplace")
         try:
             try:
-                status = super().main(*arguments, **(options | {"standalone_mode": False}))
+                status = super().main(
+                    *arguments, **(options | {"prog_name": "pycsi", "standalone_mode": False})
+                )
             finally:
                 if sys.stdout:
                     sys.stdout.flush()

@@ -3,6 +3,7 @@
 An option on the command line comes first, then its variable, then the file.
 """
 
+import re
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -49,7 +50,9 @@ def _load(ctx: click.Context, _: click.Parameter, given: Path | None) -> None:
         note(ctx, f"--config {path}: it cannot be read ({error.strerror}); give a readable file")
         return
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        note(ctx, f'--config {path} is no TOML: {error}; write lines such as node-id = "a"')
+        at = re.search(r"\(at (.+)\)$", str(error))
+        where = f" ({at[1]})" if at else ""
+        note(ctx, f'--config {path} is no TOML{where}; write lines such as node-id = "a"')
         return
     ctx.default_map = dict(_defaults(ctx, path, content))
 
@@ -62,7 +65,7 @@ def _defaults(
     known = {_key(option) for option in _all_options(ctx.find_root().command)}
     for key, value in content.items():
         if key not in known:
-            note(ctx, f"{path}: there is no option {key!r}; there are {', '.join(sorted(known))}")
+            note(ctx, f"{path}: there is no option {key!r}; there are {', '.join(sorted(own))}")
         elif key in own:
             option = own[key]
             if fitting := _fitting(option, value):

@@ -1,6 +1,7 @@
 """A driver that runs for one command, on a socket that only this user can reach."""
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -24,7 +25,7 @@ class PrivateDriver:
         self._log = folder / "log"
         command = [sys.executable, "-m", "pycsi", "serve", f"--endpoint=unix://{self.socket}"]
         # What is configured is for the driver that runs as a service, such as its ports.
-        command += ["--config=/dev/null", "--log-format=text", "--log-level=error"]
+        command += ["--config=/dev/null", "--log-format=json", "--log-level=error"]
         command += [f"--pool={pool}" for pool in pools]
         command += [f"--node-id={node_id}"] if node_id else []
         with self._log.open("wb") as log:
@@ -43,15 +44,23 @@ class PrivateDriver:
         """Raise `CommandError` with the driver's own message if it has ended."""
         if self._child.poll() is None:
             return
-        lines = self._log.read_text(errors="replace").splitlines()
-        said = [line.removeprefix("pycsi: ") for line in lines if line.startswith("pycsi: ")]
-        raise CommandError("; ".join(said or lines[-1:]) or "the driver ended without a word")
+        said = [_message(line) for line in self._log.read_text(errors="replace").splitlines()]
+        raise CommandError("; ".join(filter(None, said)) or "the driver ended without a word")
 
     def stop(self) -> None:
         """End the driver once the calls under way have ended."""
         with contextlib.suppress(ProcessLookupError):
             self._child.send_signal(signal.SIGTERM)
         self._child.wait()
+
+
+def _message(line: str) -> str:
+    """Return what a line of the driver's output says: of the log, or of a mistake."""
+    try:
+        event = json.loads(line)
+        return str(event.get("error") or event["event"])
+    except (ValueError, KeyError, AttributeError):
+        return line.removeprefix("pycsi: ")
 
 
 def _environment() -> dict[str, str]:
