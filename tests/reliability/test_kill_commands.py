@@ -1,7 +1,9 @@
 """Commands, and the start of the driver, killed before every system call that changes something."""
 
 import os
+import shutil
 import signal
+import stat
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -99,18 +101,20 @@ def test_trash(
 def test_mount(served: Driver, tmp_path: Path, thorough: bool, counted: Counter, what: str) -> None:
     """A volume is mounted or unmounted, wholly, when the command is given again."""
     log, state, there = tmp_path / "strace.log", tmp_path / "state", tmp_path / "mnt"
-    there.mkdir(0o755)
+    there.mkdir()
+    there.chmod(0o751)
     made = served.create("v", parameters={"type": "image"}).volume_id
     common = [f"--endpoint={served.socket}", f"--run-directory={state}"]
     mount, unmount = ["mount", made, str(there), *common], ["unmount", str(there), *common]
 
     def prepare() -> None:
+        shutil.rmtree(state, ignore_errors=True)
         if what == "unmount":
             assert piped(*mount).returncode == 0
 
     def is_clean() -> bool:
         left = [*(state / "mounts").glob("*.json"), *(state / "staging").iterdir()]
-        return not left and there.is_dir() and not there.is_mount()
+        return not left and stat.S_IMODE(there.stat().st_mode) == 0o751 and not there.is_mount()
 
     command = mount if what == "mount" else unmount
     prepare()

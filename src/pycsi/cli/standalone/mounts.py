@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from pycsi.cli.errors import CommandError
+from pycsi.linux.kernel import topmost
 from pycsi.linux.lockfile import locked
 from pycsi.linux.record import RecordError, read_record, write_record
 
@@ -53,13 +54,17 @@ class Mounted:
     def restore_mount_point(self) -> None:
         """Make what was at the target before; the driver removes what it has mounted on."""
         place = Path(self.target)
-        if self.mount_point is None or os.path.lexists(place):
+        if self.mount_point is None or topmost(place) or not place.parent.is_dir():
             return
         mode, owner, group = self.mount_point
-        if stat.S_ISDIR(mode):
-            place.mkdir(0o700)
-        else:
-            place.touch(0o600, exist_ok=False)
+        if not os.path.lexists(place):
+            if stat.S_ISDIR(mode):
+                place.mkdir(0o700)
+            else:
+                place.touch(0o600, exist_ok=False)
+        if stat.S_IFMT(place.lstat().st_mode) != stat.S_IFMT(mode) or stat.S_ISLNK(mode):
+            return  # somebody else has made that
+        # Also if it was there: a command that was killed may have made it, and no more.
         os.chown(place, owner, group, follow_symlinks=False)
         place.chmod(stat.S_IMODE(mode))
 
