@@ -207,3 +207,16 @@ def test_restored_by_id(driver: Driver) -> None:
     assert piped("trash", "empty", "--yes", entries[0], option).stdout == f"{entries[0]}\n"
     assert piped("trash", "restore", "v@node-1", option).stdout == "v@node-1\n"
     assert driver.volume_ids() == ["v@node-1"]
+
+
+def test_what_cannot_be_restored(driver: Driver, pool: Path) -> None:
+    """What is no whole volume any more stays in the trash, and that is said."""
+    option = f"--pool={driver.pools[0]}"
+    driver.delete(driver.create("v", MIB, quota="none", onDelete="retain").volume_id)
+    (entry,) = (pool / "trash").iterdir()
+    (entry / "volume.json").unlink()
+    done = piped("trash", "restore", entry.name, option)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "no complete volume; see: pycsi get trash" in done.stderr
+    assert piped("trash", "restore", "v@node-1", option).returncode == 3
+    assert list((pool / "trash").iterdir()) == [entry]
