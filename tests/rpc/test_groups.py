@@ -97,6 +97,16 @@ def test_other_groups(shared: Driver, volumes: list[str]) -> None:
     assert not set(ids(group)) & set(ids(second))
 
 
+def test_deletion_policy_among_the_parameters(shared: Driver, volumes: list[str]) -> None:
+    """The class's own field decides nothing where a client repeats it among the parameters."""
+    request = csi.CreateVolumeGroupSnapshotRequest(
+        name="g", source_volume_ids=volumes, parameters={"deletionPolicy": "Retain"}
+    )
+    group = shared.group.CreateVolumeGroupSnapshot(request).group_snapshot
+    shared.delete_group(group.group_snapshot_id, *ids(group))
+    assert not shared.snapshots()
+
+
 @pytest.mark.parametrize(
     ("name", "more", "code"),
     [

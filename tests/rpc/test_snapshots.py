@@ -152,6 +152,8 @@ def test_names(shared: Driver, volume: str) -> None:
         ({"source_volume_id": "gone@node-2"}, Code.NOT_FOUND),
         ({"parameters": {"color": "red"}}, Code.INVALID_ARGUMENT),
         ({"parameters": {"consistency": "some"}}, Code.INVALID_ARGUMENT),
+        ({"parameters": {"deletionPolicy": "Retain"}}, Code.OK),
+        ({"parameters": {"deletionPolicy": "retain"}}, Code.INVALID_ARGUMENT),
         ({"parameters": {"csi.storage.k8s.io/volumesnapshot/name": "x"}}, Code.OK),
         ({"parameters": {"consistency": "x" * 5000}}, Code.INVALID_ARGUMENT),
     ],

@@ -54,7 +54,12 @@ _READERS: Mapping[str, Reader] = {
     "lostAndFound": _one_of("true", "false"),
     **_MUTABLE,
 }
-_SNAPSHOT_READERS: Mapping[str, Reader] = {"consistency": _one_of("point-in-time", "files")}
+_SNAPSHOT_READERS: Mapping[str, Reader] = {
+    "consistency": _one_of("point-in-time", "files"),
+    # A field of the class. Some clients repeat it here, as Kubernetes' external storage suite does
+    # for groups; it decides nothing.
+    "deletionPolicy": _one_of("Delete", "Retain"),
+}
 _KEYS = ("pool", "type", "quota", "allocation", "mkfsOptions", *rootdirectory.KEYS, *_MUTABLE)
 
 
