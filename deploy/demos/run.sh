@@ -398,7 +398,7 @@ demo_16_restore_elsewhere() {
     ready elsewhere
     same "restored content" before "$(in_pod elsewhere 'cat /data/file')"
     same "the node" "$(node_of writer)" "$(node_of elsewhere)"
-    proved "a pod that wanted to another node ran after $((SECONDS - start)) s where its restored volume is: $(node_of elsewhere)"
+    proved "a pod that preferred another node ran after $((SECONDS - start)) s where its restored volume is: $(node_of elsewhere)"
 }
 
 demo_17_changed_blocks() {
