@@ -19,7 +19,6 @@ from hcl2.utils import SerializationOptions
 
 from pycsi import __version__
 from pycsi.cli import main
-from pycsi.model.config import PoolConfig
 from pycsi.proto import csi_pb2 as csi
 
 FILES = Path(__file__).parents[2] / "deploy/nomad"
@@ -115,7 +114,7 @@ def test_arguments_are_the_driver_s() -> None:
         pytest.fail(error.format_message())
     assert given["node_id"] == NODE
     assert given["mode"] == "single-node"
-    assert [PoolConfig.parse(pool).path for pool in given["pools"]] == [Path("/var/lib/pycsi")]
+    assert [pool.path for pool in given["pools"]] == [Path("/var/lib/pycsi")]
     assert not any(item.startswith("--endpoint") for item in arguments), "Nomad says where"
 
 
