@@ -16,6 +16,7 @@ from typing import Any
 
 import grpc
 import pytest
+from cluster import make_certificates
 from conftest import needs, run
 
 import pycsi
@@ -29,7 +30,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 INSIDE = Path(__file__).with_name("inside")
 BASE = "docker.io/library/debian:trixie-slim"
 NAME = "localhost/pycsi:test"
-REVISION = "0123456789abcdef"
+REVISION = "0123456789abcdef0123456789abcdef01234567"
 # A company's proxy answers for PyPI with a certificate that only its own machines know.
 CERTIFICATES = Path("/usr/local/share/ca-certificates")
 NOT_IN_SLIM = ("usr/share/doc", "usr/share/info", "usr/share/locale", "usr/share/man")
@@ -188,7 +189,9 @@ def test_default_is_help(image: Image, tmp_path: Path) -> None:
 
 def test_version(image: Image, tmp_path: Path) -> None:
     said = run(*image.command("pycsi", "--version", folder=tmp_path))
-    assert said == f"pycsi, version {pycsi.__version__}\n"
+    assert said == f"pycsi {pycsi.__version__}\n"
+    said = run(*image.command("pycsi", "version", folder=tmp_path))
+    assert said.startswith(f"pycsi {pycsi.__version__} (commit {REVISION})\n")
 
 
 def test_node(image: Image, tmp_path: Path) -> None:
@@ -199,8 +202,11 @@ def test_node(image: Image, tmp_path: Path) -> None:
 
 
 def test_controller_is_not_root(image: Image, tmp_path: Path) -> None:
-    os.chown(tmp_path, NONROOT, NONROOT)
-    with serving(image, tmp_path, "--mode=controller", user=NONROOT) as identity:
+    make_certificates(tmp_path / "tls")
+    for path in (tmp_path, *tmp_path.rglob("*")):
+        os.chown(path, NONROOT, NONROOT)
+    options = ("--mode=controller", "--node=a=127.0.0.1:9", "--tls-directory=/mnt/tls/controller")
+    with serving(image, tmp_path, *options, user=NONROOT) as identity:
         assert ready(identity)
         assert (tmp_path / "csi.sock").stat().st_uid == NONROOT
 

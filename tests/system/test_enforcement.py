@@ -73,8 +73,8 @@ def until(met: Callable[[], bool]) -> None:
 
 
 def cli(pool: Path, what: str) -> list[dict[str, Any]]:
-    command = [sys.executable, "-m", "pycsi", what, "--pool", f"default={pool}", "--output", "json"]
-    rows: list[dict[str, Any]] = json.loads(run(*command))
+    words = ["get", what, "--pool", f"default={pool}", "--output", "json"]
+    rows: list[dict[str, Any]] = json.loads(run(sys.executable, "-m", "pycsi", *words))
     return rows
 
 
