@@ -180,7 +180,9 @@ def test_caller_that_hangs_up(three: Relayed) -> None:
             if members:
                 three.controller.delete_group("g@a", *members)
             wait_for(lambda: disks(three) == before)
-    assert {(True, 0), (True, 3)} <= outcomes, outcomes
+    # How many pieces come before the coordinator's commit, and how many after, is gRPC's matter.
+    assert outcomes <= {(True, 0), (True, 3), (False, 3)}, outcomes
+    assert {members for _, members in outcomes} == {0, 3}, outcomes
 
 
 def hanging_up(three: Relayed, at: int, *volume_ids: str) -> bool:
