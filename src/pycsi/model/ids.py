@@ -10,9 +10,9 @@ import dataclasses
 import functools
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
-from pycsi.model.errors import ResourceExhausted
+from pycsi.model.errors import NotFound, ResourceExhausted
 
 _SAFE = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
 _ID = re.compile(rf"(?P<key>{_SAFE.pattern})@(?P<node>{_SAFE.pattern})")
@@ -72,6 +72,17 @@ def node_of(text: str) -> str | None:
     """Return the node part of an id, or None if `text` does not have the form of an id."""
     match = _ID.fullmatch(text)
     return match["node"] if match else None
+
+
+def nodes_of(volume_ids: Iterable[str]) -> list[str]:
+    """Return the nodes of volumes, in order; `NotFound` if one has not the form of an id."""
+    found = set()
+    for volume_id in volume_ids:
+        node = node_of(volume_id)
+        if node is None:
+            raise NotFound(f"there is no volume {volume_id!r}")
+        found.add(node)
+    return sorted(found)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

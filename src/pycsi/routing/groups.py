@@ -14,11 +14,11 @@ from pycsi.model.errors import (
 )
 from pycsi.proto import csi_pb2 as csi
 from pycsi.proto import groups_pb2 as groups
-from pycsi.routing.link import Call
+from pycsi.routing.link import Call, Forward
 from pycsi.routing.nodes import Nodes
-from pycsi.routing.parts import Forward, Parts
+from pycsi.routing.parts import Parts
 from pycsi.routing.settling import Settling, insist, own_call
-from pycsi.routing.taking import GroupTake, WantedGroup, nodes_of
+from pycsi.routing.taking import GroupTake, WantedGroup
 
 _LONGEST_TAKE = 600.0
 """Seconds for a take whose caller has set no deadline."""
@@ -108,7 +108,7 @@ class GroupRouter:
 
         Parts that are still in doubt are committed by that.
         """
-        coordinator, *others = nodes_of(coordinators.source_volume_ids)
+        coordinator, *others = ids.nodes_of(coordinators.source_volume_ids)
         parts = await asyncio.gather(
             *(self._part(lambda: call, node, group_id, coordinators.attempt) for node in others)
         )
@@ -143,7 +143,7 @@ class GroupRouter:
             return await self._forward(call, coordinator)
         if record:
             _check_members(group_id, record, given)
-        nodes = nodes_of(record.source_volume_ids) if record else [coordinator, *_nodes(given)]
+        nodes = ids.nodes_of(record.source_volume_ids) if record else [coordinator, *_nodes(given)]
         asked = sorted({*nodes} - {coordinator})
         answers = await asyncio.gather(*(self._parts.get(call, node, group_id) for node in asked))
         parts = {node: part for node, part in zip(asked, answers, strict=True) if part}

@@ -2,7 +2,7 @@
 
 import asyncio
 import dataclasses
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from typing import Any
 
 import grpc
@@ -78,6 +78,13 @@ class Call:
         if self.deadline is None:
             return None
         return max(0.0, self.deadline - asyncio.get_running_loop().time())
+
+
+Forward = Callable[[Call, str | None], Awaitable[bytes]]
+"""Sends a call to the node with a topology segment, or to any, and returns its encoded reply.
+
+The errors are those of `NodeLink.send`.
+"""
 
 
 def open_channel(target: str, pair: KeyPair, driver_name: str) -> grpc.aio.Channel:

@@ -14,8 +14,7 @@ from typing import Any
 from google.protobuf.message import Message
 
 from pycsi.model.errors import Aborted, InvalidArgument
-from pycsi.routing.link import Call
-from pycsi.routing.placement import Forward
+from pycsi.routing.link import Call, Forward
 from pycsi.services.reply import LARGEST_REPLY
 
 _TOKEN = re.compile(r"(?P<node>[^>]+)(?P<rest>(?:>.*)?)|>.*@(?P<last>[^@]*)", re.DOTALL)

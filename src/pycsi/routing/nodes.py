@@ -4,7 +4,8 @@ import asyncio
 import contextlib
 import dataclasses
 import socket
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -342,9 +343,9 @@ def _claimed(segment: str, peers: Iterable[_Peer]) -> str:
 
 
 @contextlib.asynccontextmanager
-async def looking(nodes: Nodes) -> AsyncIterator[None]:
-    """Keep the nodes up to date for the `with` block."""
-    task = asyncio.get_running_loop().create_task(nodes.run())
+async def running(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Run `work`, which has no end, beside the `with` block; then cancel it."""
+    task = asyncio.get_running_loop().create_task(work)
     try:
         yield
     finally:

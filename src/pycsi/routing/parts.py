@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 import grpc
@@ -11,10 +10,7 @@ from google.protobuf.message import Message
 
 from pycsi.model.errors import CsiError, FailedPrecondition, Unavailable
 from pycsi.proto import groups_pb2 as groups
-from pycsi.routing.link import Call, NodeError, NodeLink
-
-Forward = Callable[[Call, str | None], Awaitable[bytes]]
-"""Sends a call to the node with a topology segment, or to any, and returns its reply."""
+from pycsi.routing.link import Call, Forward, NodeError, NodeLink
 
 Answer = TypeVar("Answer", bound=Message)
 

@@ -2,21 +2,17 @@
 
 import asyncio
 import hashlib
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Iterable
 
 from pycsi.model import ids
 from pycsi.model.errors import CsiError, NotFound, ResourceExhausted, Unavailable
 from pycsi.proto import csi_pb2 as csi
-from pycsi.routing.link import Call, NodeError
+from pycsi.routing.link import Call, Forward, NodeError
 
 _GET = "/csi.v1.Controller/ControllerGetVolume"
 
 _PATIENCE = 5.0
 """Seconds for a node to say whether it has a volume."""
-
-
-Forward = Callable[[Call, str], Awaitable[bytes]]
-"""Sends an RPC to the node of a topology segment; `Unavailable` if that does not answer."""
 
 
 async def create(call: Call, segments: Iterable[str], forward: Forward) -> bytes:

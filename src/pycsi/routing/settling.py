@@ -14,7 +14,7 @@ import structlog
 from pycsi.model import ids
 from pycsi.model.errors import Aborted, CsiError, Unavailable
 from pycsi.routing.link import Call
-from pycsi.routing.nodes import Nodes
+from pycsi.routing.nodes import Nodes, running
 from pycsi.routing.parts import Parts
 
 log = structlog.get_logger()
@@ -140,11 +140,8 @@ class Settling:
 @contextlib.asynccontextmanager
 async def settling(work: Settling) -> AsyncIterator[None]:
     """Settle parts in doubt for the `with` block; then wait for what was begun."""
-    task = asyncio.get_running_loop().create_task(work.run())
     try:
-        yield
+        async with running(work.run()):
+            yield
     finally:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
         await work.end()

@@ -10,7 +10,6 @@ import uuid
 from collections.abc import Iterable, Mapping, Sequence
 
 from pycsi.model import ids
-from pycsi.model.errors import NotFound
 from pycsi.proto import groups_pb2 as groups
 from pycsi.routing.link import Call, NodeLink
 from pycsi.routing.parts import Parts, PartStream
@@ -35,7 +34,7 @@ class WantedGroup:
     @classmethod
     def of(cls, name: str, sources: Sequence[str], parameters: Mapping[str, str]) -> "WantedGroup":
         """Return the group of volumes on several nodes, each of which has the form of an id."""
-        nodes = nodes_of(sources)
+        nodes = ids.nodes_of(sources)
         return cls(
             id=ids.id_at(name, nodes[0]),
             name=name,
@@ -43,17 +42,6 @@ class WantedGroup:
             parameters=parameters,
             nodes=nodes,
         )
-
-
-def nodes_of(volume_ids: Iterable[str]) -> list[str]:
-    """Return the nodes of volumes, in order; `NotFound` if one has not the form of an id."""
-    found = set()
-    for volume_id in volume_ids:
-        node = ids.node_of(volume_id)
-        if node is None:
-            raise NotFound(f"there is no volume {volume_id!r}")
-        found.add(node)
-    return sorted(found)
 
 
 class GroupTake:

@@ -24,7 +24,7 @@ from pycsi.model.observer import Observer, Unobserved
 from pycsi.proto import csi_pb2 as csi
 from pycsi.routing.certificates import Certificates
 from pycsi.routing.link import Call
-from pycsi.routing.nodes import Nodes, Whereabouts, looking
+from pycsi.routing.nodes import Nodes, Whereabouts, running
 from pycsi.routing.router import Router
 from pycsi.routing.settling import settling
 from pycsi.server.metrics.controller import NodeCollector
@@ -69,7 +69,7 @@ async def _serve(config: Config) -> None:
     router = Router(nodes, key, forwarded)
     _Services(config, router, Reporter(served)).add_to(server)
     with bound(server.add_insecure_port, config.socket):
-        async with looking(nodes), settling(router.groups.settling):
+        async with running(nodes.run()), settling(router.groups.settling):
             await server.start()
             log.info(
                 "serving", endpoint=f"unix://{config.socket}", mode=config.mode, version=__version__

@@ -70,13 +70,13 @@ class GroupParts(groups_pb2_grpc.GroupPartsServicer):
         given = read.string_map(begin.parameters, "parameters")
         parameters.point_in_time(given)
         sources = read.group_sources(begin.source_volume_ids)
-        nodes = {_node_of(volume_id) for volume_id in sources}
+        nodes = ids.nodes_of(sources)
         if len(nodes) == 1 or self._pools.node not in nodes:
             raise InvalidArgument(
-                f"source_volume_ids: they are on {', '.join(sorted(nodes))}; a part is of volumes "
+                f"source_volume_ids: they are on {', '.join(nodes)}; a part is of volumes "
                 f"on node {self._pools.node} and on others"
             )
-        group_id = ids.id_at(name, min(nodes))
+        group_id = ids.id_at(name, nodes[0])
         if message.group_snapshot_id != group_id:
             raise InvalidArgument(f"group_snapshot_id: that of this group is {group_id}")
         return NewGroup(
@@ -228,13 +228,6 @@ class GroupParts(groups_pb2_grpc.GroupPartsServicer):
                 for group_id, attempt in parts.items()
             ]
         )
-
-
-def _node_of(volume_id: str) -> str:
-    node = ids.node_of(volume_id)
-    if node is None:
-        raise NotFound(f"there is no volume {volume_id!r}")
-    return node
 
 
 def _await(steps: Steps, name: str, begun: Take, window: FreezeWindow) -> groups.TakePartRequest:
