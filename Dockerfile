@@ -7,10 +7,11 @@ RUN apt-get update && apt-get install -y --no-install-recommends python3-venv
 RUN python3 -m venv /opt/pip && python3 -m venv --without-pip /opt/pycsi
 WORKDIR /src
 COPY LICENSE README.md pyproject.toml ./
+COPY deploy/release/commit_hook.py deploy/release/commit_hook.py
 COPY src src
 # Python cannot keep what it compiles on a read-only root: not compiled here, it would be compiled at
 # each start, which then takes four times as long. By hash, for a copy's times may be rounded.
-RUN /opt/pip/bin/pip --python /opt/pycsi install --no-cache-dir --no-compile --only-binary=:all: . \
+RUN /opt/pip/bin/pip --python /opt/pycsi install --no-cache-dir --no-compile --only-binary=:all: '.[otel]' \
     && python3 -m compileall -q --invalidation-mode unchecked-hash /opt/pycsi/lib
 
 ARG REVISION

@@ -56,6 +56,10 @@ EVERYTHING: dict[str, Any] = {
         "prometheusRule": {"enabled": True},
         "dashboard": {"enabled": True},
     },
+    "tracing": {
+        "endpoint": "http://collector.example.com:14317",
+        "extraEnv": [{"name": "OTEL_TRACES_SAMPLER", "value": "always_on"}],
+    },
     "networkPolicy": {
         "enabled": True,
         "metricsFrom": [{"namespaceSelector": {}}],

@@ -219,6 +219,8 @@ def test_plain_manifests_name_the_secrets() -> None:
         ({"snapshotMetadata": {"tls": {"caCert": "LS0t"}}}, "existingSecret"),
         ({"snapshotMetadata": {"audience": "a,b"}}, "audience"),
         ({"csiVersion": "1.11"}, "csiVersion"),
+        ({"tracing": {"endpoint": "collector:4317"}}, "endpoint"),
+        ({"tracing": {"endpoint": "http://collector:4318/v1/traces"}}, "endpoint"),
         ({"csiDriver": {"attachRequired": True}}, "attachRequired"),
         ({"csiDriver": {"nodeAllocatableUpdatePeriodSeconds": 9}}, "10"),
         ({"csiDriver": {"nodeAllocatableUpdatePeriodSeconds": 60}}, "maxVolumesPerNode"),
@@ -296,6 +298,8 @@ def test_driver_takes_its_arguments(
             options.append(f"--listen-address=127.0.0.1:{free_port()}")
         elif not argument.startswith(("--endpoint=", "--node-id=", "--metrics-address=")):
             options.append(argument)
+    if "--tracing" in options:
+        pytest.importorskip("opentelemetry.sdk", reason="needs the extra [otel]")
     driver = serve(*pools, options=tuple(options))
     assert driver.identity.Probe(csi.ProbeRequest()).ready.value
     info = driver.identity.GetPluginInfo(csi.GetPluginInfoRequest())
@@ -310,9 +314,29 @@ def test_controller_takes_its_arguments(
     assert "--tls-directory=/tls" in arguments
     options = [item for item in arguments if not item.startswith(("--endpoint", "--metrics"))]
     options[options.index("--tls-directory=/tls")] = f"--tls-directory={certificates}/controller"
+    if "--tracing" in options:
+        pytest.importorskip("opentelemetry.sdk", reason="needs the extra [otel]")
     driver = serve(options=tuple(options))
     info = driver.identity.GetPluginInfo(csi.GetPluginInfoRequest())
     assert info.name == "pycsi.storage"
+
+
+def test_tracing() -> None:
+    """Controller and nodes send their traces where the value says, and none without it."""
+    endpoint = {"name": "OTEL_EXPORTER_OTLP_ENDPOINT", "value": "http://collector:4317"}
+    more = {"name": "OTEL_TRACES_SAMPLER", "value": "always_on"}
+    values = {"tracing": {"endpoint": endpoint["value"], "extraEnv": [more]}}
+    for pod in (node_pod(values), controller_pod(values)):
+        driver = containers(pod)["pycsi"]
+        assert "--tracing" in driver["args"]
+        assert [item for item in driver["env"] if item["name"].startswith("OTEL_")] == [
+            endpoint,
+            more,
+        ]
+    for pod in (node_pod({}), controller_pod({})):
+        driver = containers(pod)["pycsi"]
+        assert "--tracing" not in driver["args"]
+        assert "OTEL_" not in str(driver.get("env"))
 
 
 @pytest.mark.parametrize("name", VALUES)

@@ -43,7 +43,7 @@ def test_network_policy_of_many_nodes() -> None:
     made = objects(MANY)
     daemons, controller = the(made, "DaemonSet"), the(made, "Deployment", "pycsi-controller")
     node = policy_of(made, daemons)
-    assert node["egress"] == []
+    assert ports_of(node["egress"]) == {14317, 53, 5353}
     (rule,) = (rule for rule in node["ingress"] if 9810 in ports_of([rule]))
     assert ports_of([rule]) == {9810}
     (source,) = rule["from"]
@@ -54,7 +54,20 @@ def test_network_policy_of_many_nodes() -> None:
     (to_nodes,) = (rule for rule in egress if 9810 in ports_of([rule]))
     assert to_nodes["to"] == [{"podSelector": daemons["spec"]["selector"]}]
     others = [rule for rule in egress if rule is not to_nodes]
-    assert ports_of(others) == {443, 6443, 53, 5353}
+    assert ports_of(others) == {443, 6443, 14317, 53, 5353}
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "port"), [("http://collector:14317", 14317), ("https://[::1]", 4317)]
+)
+def test_network_policy_of_traces(endpoint: str, port: int) -> None:
+    """The receiver of traces is reached where there is one, and nobody else but DNS."""
+    values: dict[str, Any] = {"networkPolicy": {"enabled": True}}
+    made = objects(values)
+    assert policy_of(made, the(made, "DaemonSet"))["egress"] == []
+    made = objects({**values, "tracing": {"endpoint": endpoint}})
+    for workload in workloads(made):
+        assert {port, 53, 5353} <= ports_of(policy_of(made, workload)["egress"])
 
 
 def test_network_policy_without_metrics() -> None:

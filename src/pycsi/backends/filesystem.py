@@ -25,6 +25,7 @@ from pycsi.model.health import Fault
 from pycsi.model.records import Usage, Volume
 from pycsi.model.request import Capability
 from pycsi.model.rootdirectory import RootDirectory
+from pycsi.model.trace import phase
 
 _UNREPLAYED = frozenset({"noload", "norecovery"})
 """The mount options of ext4 that prevent the replay of its journal."""
@@ -60,13 +61,14 @@ class FilesystemImage(Image):
         if support.refusal and not options:
             raise self.offline.unmountable(support.refusal)
         try:
-            mkfs.make(
-                self.kind,
-                self.content,
-                options,
-                base=support.options,
-                keep_blocks=self.volume.thick,
-            )
+            with phase("mkfs"):
+                mkfs.make(
+                    self.kind,
+                    self.content,
+                    options,
+                    base=support.options,
+                    keep_blocks=self.volume.thick,
+                )
         except ProgramError as error:
             if options and not pool_is_full(self.where):
                 raise InvalidArgument(f"{error}; correct the parameter mkfsOptions") from None
@@ -91,7 +93,8 @@ class FilesystemImage(Image):
         if self._mount(path, capability, readonly=readonly):
             return
         try:
-            usable = self.growth.grow_staged(path)
+            with phase("grow"):
+                usable = self.growth.grow_staged(path)
         except BaseException:
             self.kernel.unmount(path)
             self.release()

@@ -31,6 +31,7 @@ from pycsi.model.health import Fault, Reason
 from pycsi.model.records import Volume
 from pycsi.model.rootdirectory import RootDirectory
 from pycsi.model.size import show
+from pycsi.model.trace import phase
 
 log = structlog.get_logger()
 
@@ -213,7 +214,8 @@ class Image(Backend):
             self.format(root)
             if self.volume.thick and os.fstat(fd).st_blocks * 512 < self.volume.capacity:
                 self._extend(fd, 0)  # allocate again the blocks that mkfs has freed
-            os.fsync(fd)
+            with phase("sync"):
+                os.fsync(fd)
         return None
 
     def _disable_cow(self, fd: int) -> None:

@@ -21,6 +21,7 @@ from pycsi.model.errors import (
 )
 from pycsi.model.records import Volume
 from pycsi.model.rootdirectory import RootDirectory
+from pycsi.model.trace import phase
 
 _DAMAGED = frozenset(
     {errno.EINVAL, errno.EUCLEAN, errno.EBADMSG, errno.EIO, errno.ENOSYS, errno.EFBIG}
@@ -93,7 +94,8 @@ class OfflineFilesystem:
         self._growth.undo()
         self._refuse_unknown()
         if check:
-            self._check()
+            with phase("fsck"):
+                self._check()
         with self.attached() as device:
             yield device
 

@@ -211,6 +211,7 @@ class Config:
 
     `max_volumes` is the number of volumes that the node takes; 0: any number. `metrics_volumes` is
     the number of volumes that have metrics of their own.
+    `tracing`: send the traces of RPCs to an OTLP receiver.
     `listen` is where the controller reaches a node, `tls` the directory of the certificates.
     The controller finds the nodes at the addresses of `node_service`, or at those in `nodes`, by
     topology segment.
@@ -226,6 +227,7 @@ class Config:
     max_volumes: int = 0
     metrics: Address | None = None
     metrics_volumes: int = 500
+    tracing: bool = False
     one_cpu: bool = True
     listen: Address | None = None
     tls: Path | None = None

@@ -12,6 +12,7 @@ from pycsi.backends.limits import LimitError
 from pycsi.linux.descriptor import exists
 from pycsi.linux.tree import refuse_listed
 from pycsi.model.records import Snapshot, Volume
+from pycsi.model.trace import phase
 from pycsi.pool import layout
 from pycsi.pool.catalog import Catalog
 from pycsi.pool.pool import Pool
@@ -42,7 +43,8 @@ def _move_to_trash(
     place = catalog.place(object_id)
     try:
         if exists(place):
-            pool.trash.put(place, object_id, fate, catalog.held_by(object_id))
+            with phase("trash"):
+                pool.trash.put(place, object_id, fate, catalog.held_by(object_id))
     finally:
         if not exists(place):
             catalog.drop(object_id)
@@ -60,7 +62,8 @@ def resize(pool: Pool, volume: Volume, size: int) -> Volume:
     with pool.room.reserved(size - volume.capacity, thick=volume.thick) as reservation:
         backend = pool.backend(volume)
         try:
-            backend.resize(size)
+            with phase("resize"):
+                backend.resize(size)
             if larger != volume:
                 _record(pool, larger, lambda: pool.room.replaced(reservation))
         except BaseException:
@@ -85,7 +88,7 @@ def _record(
     place = pool.volumes.place(volume.id)
     before = pool.volumes.get(volume.id)
     try:
-        with pool.room.explaining_full_disk():
+        with pool.room.explaining_full_disk(), phase("commit"):
             layout.write_volume(place, volume)
             pool.sync_subvolume(volume)
     except BaseException:

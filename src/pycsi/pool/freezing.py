@@ -22,6 +22,7 @@ from pycsi.linux.kernel import mount_of
 from pycsi.linux.mount import syncfs
 from pycsi.linux.program import unpinned
 from pycsi.model.errors import FailedPrecondition, retry
+from pycsi.model.trace import phase
 
 log = structlog.get_logger()
 
@@ -76,9 +77,11 @@ def frozen(
         opened_volumes = [
             (undo.enter_context(closing(open_volume(volume.backend))), volume) for volume in volumes
         ]
-        for fd, _ in opened_volumes:
-            syncfs(fd)  # before the freeze, which then takes less time
         if opened_volumes:
+            with phase("write back"):
+                for fd, _ in opened_volumes:
+                    syncfs(fd)  # before the freeze, which then takes less time
+            undo.enter_context(phase("freeze"))
             descriptors = [fd for fd, _ in opened_volumes]
             done = threading.Event()
             watchdog = threading.Thread(
@@ -102,7 +105,7 @@ def _tell(froze: Callable[[float, bool], None], begin: float, window: FreezeWind
 def write_back(volumes: Iterable[FreezeTarget]) -> None:
     """Write what is dirty in the volumes' filesystems to disk, so that freezing takes less time."""
     for volume in volumes:
-        with closing(open_volume(volume.backend)) as fd:
+        with closing(open_volume(volume.backend)) as fd, phase("write back"):
             syncfs(fd)
 
 

@@ -28,6 +28,7 @@ from pycsi.model.errors import FailedPrecondition
 from pycsi.model.records import Snapshot, Volume, VolumeType
 from pycsi.model.request import Access
 from pycsi.model.rootdirectory import RootDirectory
+from pycsi.model.trace import phase
 from pycsi.pool import layout, trash
 from pycsi.pool.capacity import Contents
 from pycsi.pool.deletions import Deletions
@@ -148,11 +149,15 @@ class Pool(PoolDirectory):
             self._build(place, volume.capacity + extra, thick=thick) as building,
         ):
             backend = self.backend(volume, place=building.directory)
-            project = fill(backend) if fill else backend.create(root)
+            if fill:
+                project = fill(backend)
+            else:
+                with phase("make"):
+                    project = backend.create(root)
             if extra:
                 self.room.adjust(building.reservation, volume.capacity, thick=thick)
             made = dataclasses.replace(volume, project=project) if project else volume
-            with self.room.explaining_full_disk():
+            with self.room.explaining_full_disk(), phase("commit"):
                 layout.write_new_volume(building.directory, made)
                 backend.sync_names()
                 building.commit(lambda: self.sync_subvolume(made))

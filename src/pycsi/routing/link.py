@@ -2,7 +2,7 @@
 
 import asyncio
 import dataclasses
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any
 
 import grpc
@@ -10,12 +10,11 @@ import grpc.aio
 from google.protobuf.message import Message
 
 from pycsi.model.errors import CsiError, Unavailable
+from pycsi.model.trace import Metadata
 from pycsi.routing.certificates import KeyPair, node_name
 
 NODE_KEY = "pycsi-node"
 """The metadata with the topology segment of the node that a request is for."""
-
-Metadata = Sequence[tuple[str, str | bytes]]
 
 _RESERVED = (NODE_KEY, "user-agent", "grpc-", ":")
 

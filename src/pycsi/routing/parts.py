@@ -2,12 +2,14 @@
 
 import asyncio
 import contextlib
+import dataclasses
 from typing import Any, TypeVar
 
 import grpc
 import grpc.aio
 from google.protobuf.message import Message
 
+from pycsi.model import trace
 from pycsi.model.errors import CsiError, FailedPrecondition, Unavailable
 from pycsi.proto import groups_pb2 as groups
 from pycsi.routing.link import Call, Forward, NodeError, NodeLink
@@ -91,10 +93,25 @@ class PartStream:
     def __init__(self, link: NodeLink, call: Call) -> None:
         self.node = link.segment
         self._link = link
-        self._rpc: Any = link.converse(call, f"{_SERVICE}/TakePart")
+        path = f"{_SERVICE}/TakePart"
+        self._sending = trace.current().sending(path, link.segment, call.metadata)
+        self._failure: CsiError | None = None
+        sent = dataclasses.replace(call, metadata=self._sending.metadata)
+        try:
+            self._rpc: Any = link.converse(sent, path)
+        except CsiError as error:
+            self._sending.ended(error)
+            raise
 
     async def step(self, request: groups.TakePartRequest) -> groups.TakePartResponse:
         """Ask for a step, and return the node's answer; errors as those of `Parts`."""
+        try:
+            return await self._answer(request)
+        except CsiError as error:
+            self._failure = error
+            raise
+
+    async def _answer(self, request: groups.TakePartRequest) -> groups.TakePartResponse:
         try:
             # If the node has ended the stream, reading tells why.
             with contextlib.suppress(asyncio.InvalidStateError):
@@ -117,3 +134,4 @@ class PartStream:
             pass
         finally:
             self._rpc.cancel()
+            self._sending.ended(self._failure)

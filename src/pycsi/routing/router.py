@@ -1,10 +1,11 @@
 """Which node an RPC is for, and forwarding it there."""
 
 import contextlib
+import dataclasses
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
 
-from pycsi.model import ids
+from pycsi.model import ids, trace
 from pycsi.model.errors import Aborted, CsiError, Unavailable
 from pycsi.model.observer import Observer
 from pycsi.proto import csi_pb2 as csi
@@ -76,8 +77,8 @@ class Router:
         """Yield the encoded replies to the RPC `name`, which answers with a stream."""
         link = await self._link(self._node(name, call))
         try:
-            with self._observed(link):
-                async with contextlib.aclosing(link.stream(call)) as replies:
+            with self._observed(link, call) as sent:
+                async with contextlib.aclosing(link.stream(sent)) as replies:
                     async for reply in replies:
                         yield reply
         except Unavailable:
@@ -106,21 +107,28 @@ class Router:
             raise
 
     async def _sent(self, link: NodeLink, call: Call) -> bytes:
-        with self._observed(link):
-            return await link.send(call)
+        with self._observed(link, call) as sent:
+            return await link.send(sent)
 
     @contextlib.contextmanager
-    def _observed(self, link: NodeLink) -> Iterator[None]:
-        """Have the RPC in the `with` block counted, which is sent to a node."""
-        begin, code = time.perf_counter(), "CANCELLED"
+    def _observed(self, link: NodeLink, call: Call) -> Iterator[Call]:
+        """Have the RPC in the `with` block counted and traced; it is to be sent as it is yielded.
+
+        Then the node's trace is a part of the caller's.
+        """
+        begin, code, failure = time.perf_counter(), "CANCELLED", None
         self._observer.began(link.segment)
+        sending = trace.current().sending(call.path, link.segment, call.metadata)
         try:
-            yield
+            yield dataclasses.replace(call, metadata=sending.metadata)
             code = "OK"
-        except CsiError as error:
-            code = error.code.name
+        except BaseException as error:
+            failure = error
+            if isinstance(error, CsiError):
+                code = error.code.name
             raise
         finally:
+            sending.ended(failure)
             self._observer.ended(link.segment, code, time.perf_counter() - begin)
 
     # Volumes

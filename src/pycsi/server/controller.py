@@ -21,6 +21,7 @@ from pycsi.model.config import Config
 from pycsi.model.errors import ConfigError
 from pycsi.model.ids import NodeInfo
 from pycsi.model.observer import Observer, Unobserved
+from pycsi.model.trace import Tracer
 from pycsi.proto import csi_pb2 as csi
 from pycsi.routing.certificates import Certificates
 from pycsi.routing.link import Call
@@ -34,6 +35,7 @@ from pycsi.server.metrics.rpcs import NodeRpcMetrics, RpcMetrics
 from pycsi.server.report import Reporter
 from pycsi.server.rpc import refuse
 from pycsi.server.socket import bound, refuse_served
+from pycsi.server.tracing import tracer_for
 from pycsi.services import reply
 from pycsi.services.capabilities import driver_capabilities
 
@@ -50,11 +52,16 @@ def serve(config: Config) -> None:
     os.umask(0o077)
     if config.one_cpu:
         pin()
-    refuse_served(config.socket)
-    asyncio.run(_serve(config))
+    tracer = tracer_for(config)
+    try:
+        refuse_served(config.socket)
+        asyncio.run(_serve(config, tracer))
+    finally:
+        if tracer:
+            tracer.close()
 
 
-async def _serve(config: Config) -> None:
+async def _serve(config: Config, tracer: Tracer | None) -> None:
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
@@ -67,7 +74,7 @@ async def _serve(config: Config) -> None:
     served, forwarded = _observers(config, nodes)
     server = grpc.aio.server()
     router = Router(nodes, key, forwarded)
-    _Services(config, router, Reporter(served)).add_to(server)
+    _Services(config, router, Reporter(served, tracer)).add_to(server)
     with bound(server.add_insecure_port, config.socket):
         async with running(nodes.run()), settling(router.groups.settling):
             await server.start()
@@ -135,7 +142,7 @@ class _Services:
         data: bytes,
         context: Any,
     ) -> bytes:
-        start = self._reporter.begin(path)
+        begun = self._reporter.begin(path, context)
         request = None
         try:
             request = decode(data)
@@ -146,12 +153,12 @@ class _Services:
             else:
                 answer = await self._router.answer(name, _call(path, request, data, context))
         except asyncio.CancelledError as error:
-            self._reporter.report(path, request, start, error)
+            self._reporter.report(begun, request, error)
             raise
         except Exception as error:
-            await context.abort(*self._reporter.report(path, request, start, error))
+            await context.abort(*self._reporter.report(begun, request, error))
             raise
-        self._reporter.report(path, request, start)
+        self._reporter.report(begun, request)
         return answer
 
     async def _stream(
@@ -162,7 +169,7 @@ class _Services:
         data: bytes,
         context: Any,
     ) -> AsyncGenerator[bytes, None]:
-        start = self._reporter.begin(path)
+        begun = self._reporter.begin(path, context)
         request = None
         try:
             request = decode(data)
@@ -173,11 +180,11 @@ class _Services:
                 async for part in parts:
                     yield part
         except (asyncio.CancelledError, GeneratorExit) as error:
-            self._reporter.report(path, request, start, error)
+            self._reporter.report(begun, request, error)
             raise
         except Exception as error:  # noqa: BLE001
-            await context.abort(*self._reporter.report(path, request, start, error))
-        self._reporter.report(path, request, start)
+            await context.abort(*self._reporter.report(begun, request, error))
+        self._reporter.report(begun, request)
 
 
 def _call(path: str, request: Message, data: bytes, context: Any) -> Call:

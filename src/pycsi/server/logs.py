@@ -8,6 +8,8 @@ from types import TracebackType
 
 import structlog
 
+from pycsi.model.trace import current
+
 _FIRST = ("timestamp", "level", "event")
 """The keys that begin each line, in this order."""
 
@@ -32,14 +34,22 @@ def _order(
     return {key: event.pop(key) for key in _FIRST} | dict(event)
 
 
-def configure(fmt: str, level: str) -> None:
-    """Log as `json` or as `text` (logfmt), from `level` upwards.
+def _add_trace(
+    _logger: object, _method: str, event: structlog.typing.EventDict
+) -> structlog.typing.EventDict:
+    """Add the ids of the RPC's trace, in the course of which this is logged."""
+    return {**event, **current().ids}
+
+
+def configure(fmt: str, level: str, *, traced: bool = False) -> None:
+    """Log as `json` or as `text` (logfmt), from `level` upwards; if RPCs are `traced` with ids.
 
     Tracebacks are logged without local variables, which may hold secrets. What libraries log, and
     exceptions that nobody handles, are logged likewise.
     """
     renderer: structlog.typing.Processor
     escaping: list[structlog.typing.Processor] = []
+    adding: list[structlog.typing.Processor] = [_add_trace] if traced else []
     if fmt == "json":
         renderer = structlog.processors.JSONRenderer(default=repr)
     else:
@@ -49,6 +59,7 @@ def configure(fmt: str, level: str) -> None:
         processors=[
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
+            *adding,
             structlog.processors.format_exc_info,
             *escaping,
             _order,

@@ -18,6 +18,7 @@ from pycsi.linux.program import pin
 from pycsi.model.config import Config
 from pycsi.model.ids import NodeInfo
 from pycsi.model.observer import Observer, Unobserved
+from pycsi.model.trace import Tracer
 from pycsi.proto import csi_pb2_grpc, groups_pb2_grpc
 from pycsi.routing.certificates import Certificates, node_name
 from pycsi.server.metrics.durations import DurationMetrics
@@ -31,6 +32,7 @@ from pycsi.server.report import Reporter
 from pycsi.server.rpc import Admission, Guard, Interceptor
 from pycsi.server.socket import bound, refuse_served
 from pycsi.server.tls import SERVER_OPTIONS, bind, controller_only
+from pycsi.server.tracing import tracer_for
 from pycsi.services.capabilities import driver_capabilities
 from pycsi.services.controller import Controller
 from pycsi.services.group_controller import GroupController
@@ -69,6 +71,9 @@ def serve(config: Config) -> None:
     if config.one_cpu:
         pin()
     with contextlib.ExitStack() as opened:
+        tracer = tracer_for(config)
+        if tracer:
+            opened.callback(tracer.close)
         refuse_served(config.socket)
         privileges.refuse_powerless()
         locks = Locks()
@@ -76,7 +81,7 @@ def serve(config: Config) -> None:
         opened.callback(pools.close)
         pools.claim()
         ready = threading.Event()
-        services = _Services(config, pools, locks, ready)
+        services = _Services(config, pools, locks, ready, tracer)
         servers = _servers(config, services, opened)
         for server in servers:
             server.start()
@@ -131,7 +136,14 @@ def _recover(pools: Pools) -> None:
 class _Services:
     """The services of this process, and how they are added to its servers."""
 
-    def __init__(self, config: Config, pools: Pools, locks: Locks, ready: threading.Event) -> None:
+    def __init__(
+        self,
+        config: Config,
+        pools: Pools,
+        locks: Locks,
+        ready: threading.Event,
+        tracer: Tracer | None,
+    ) -> None:
         self._config = config
         self.capabilities = driver_capabilities(
             config.mode, attach=config.attach, version=config.csi_version
@@ -145,7 +157,7 @@ class _Services:
         self._probers = ThreadPoolExecutor(PROBERS, thread_name_prefix="probe")
         self._admission = Admission(ready, WORKERS - SPARE)
         identity = Identity(self.capabilities, pools, node, ready)
-        self._reporter = Reporter(_observer(config, pools, locks, identity.check))
+        self._reporter = Reporter(_observer(config, pools, locks, identity.check), tracer)
         shared = (self.capabilities, pools, locks, node)
         self._central: tuple[_Part, ...] = (
             (csi_pb2_grpc.add_IdentityServicer_to_server, identity),

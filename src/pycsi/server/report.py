@@ -1,4 +1,4 @@
-"""What became of an RPC: its status code, its line in the log, and its metrics.
+"""What became of an RPC: its status code, its line in the log, its metrics and its trace.
 
 This is the only place where exceptions become status codes.
 """
@@ -10,7 +10,7 @@ import itertools
 import logging
 import os
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import grpc
 import structlog
@@ -19,6 +19,7 @@ from google.protobuf.message import DecodeError, Message
 
 from pycsi.model.errors import ERRNO_CODES, CsiError
 from pycsi.model.observer import Observer
+from pycsi.model.trace import UNTRACED, RpcTrace, Tracer, follow
 from pycsi.server.redaction import redacted
 
 log = structlog.get_logger()
@@ -81,57 +82,77 @@ def _identifying(kind: Descriptor) -> tuple[str, ...]:
     return tuple(field for field in _IDENTIFYING if field in kind.fields_by_name)
 
 
-class Reporter:
-    """Has every RPC counted by `observer`, and logs it. RPCs are named by their paths."""
+def _about(request: Message) -> dict[str, str]:
+    """Return the fields of a request that identify its object, and their values."""
+    fields = _identifying(request.DESCRIPTOR)
+    return {field: _cut(value) for field in fields if (value := getattr(request, field))}
 
-    def __init__(self, observer: Observer) -> None:
+
+class Begun(NamedTuple):
+    """An RPC that has begun: the path of its method, its start, and its trace, if it has one."""
+
+    path: str
+    start: float
+    trace: RpcTrace | None
+
+
+class Reporter:
+    """Has every RPC counted by `observer` and traced by `tracer`, if there is one, and logs it."""
+
+    def __init__(self, observer: Observer, tracer: Tracer | None = None) -> None:
         self._observer = observer
+        self._tracer = tracer
         self._prefix = os.urandom(4).hex()
         self._numbers = itertools.count(1)
         self._logger = log.bind()  # bound once: structlog's lazy proxy binds at each call
         self._debugging = self._logger.is_enabled_for(logging.DEBUG)
 
-    def begin(self, path: str) -> float:
-        """Count an RPC that begins, which `report` has to end; return its start."""
+    def begin(self, path: str, context: Any) -> Begun:
+        """Count an RPC that begins, by the path of its method; `report` has to end it.
+
+        `context` is gRPC's. Until then this thread or task tells the RPC's trace.
+        """
         self._observer.began(path)
-        return time.perf_counter()
+        trace = self._tracer.began(path, context) if self._tracer else None
+        if trace:
+            follow(trace)
+        return Begun(path, time.perf_counter(), trace)
 
     def report(
-        self,
-        path: str,
-        request: Message | None,
-        start: float,
-        failure: BaseException | None = None,
-        **more: str,
+        self, begun: Begun, request: Message | None, failure: BaseException | None = None
     ) -> tuple[grpc.StatusCode, str]:
-        """Count the end of an RPC that began at `start`, log it, and return its status.
+        """Count the end of an RPC, log it, and return its status.
 
         One that has failed is logged as a warning, or as an error if the driver is to blame.
 
-        `request` is None if it could not be decoded; `more` is added to the log line.
+        `request` is None if it could not be decoded.
         """
-        seconds = time.perf_counter() - start
+        seconds = time.perf_counter() - begun.start
         code, message = status_of(failure) if failure else _DONE
-        self._observer.ended(path, code.name, seconds)
+        self._observer.ended(begun.path, code.name, seconds)
         number = next(self._numbers)
-        name = path.rpartition("/")[2]
+        name = begun.path.rpartition("/")[2]
         level = _level(name, code)
-        if level == logging.DEBUG and not self._debugging:
+        logged = level > logging.DEBUG or self._debugging
+        if not (logged or begun.trace):
             return code, message
-        about: dict[str, Any] = {}
-        if request is not None:
-            fields = _identifying(request.DESCRIPTOR)
-            about = {field: _cut(value) for field in fields if (value := getattr(request, field))}
-        about |= more
-        about["code"] = code.name
-        about["duration_ms"] = round(seconds * 1000, 3)
-        if message:
-            about["error"] = message
-        about["request_id"] = f"{self._prefix}-{number}"
-        if self._debugging and request is not None:
-            about["request"] = redacted(request)
-        if code is grpc.StatusCode.INTERNAL:
-            about["exc_info"] = failure
-        with contextlib.suppress(OSError):  # an unwritable log must not fail the RPC
-            self._logger.log(level, name, **about)
+        about = {} if request is None else _about(request)
+        if begun.trace:
+            begun.trace.ended(code.name, about, failure, message)
+        if logged:
+            line: dict[str, Any] = {
+                **about,
+                "code": code.name,
+                "duration_ms": round(seconds * 1000, 3),
+                **({"error": message} if message else {}),
+                "request_id": f"{self._prefix}-{number}",
+            }
+            if self._debugging and request is not None:
+                line["request"] = redacted(request)
+            if code is grpc.StatusCode.INTERNAL:
+                line["exc_info"] = failure
+            with contextlib.suppress(OSError):  # an unwritable log must not fail the RPC
+                self._logger.log(level, name, **line)
+        if begun.trace:
+            follow(UNTRACED)  # not before its line is logged
         return code, message

@@ -168,7 +168,7 @@ class Interceptor:
         return grpc.unary_unary_rpc_method_handler(answers, None, _encoder(encode))
 
     def _call(self, rpc: _Rpc, data: bytes, context: grpc.ServicerContext) -> Message | bytes:
-        start = self._reporter.begin(rpc.path)
+        begun = self._reporter.begin(rpc.path, context)
         request = None
         try:
             if self._guard:
@@ -177,8 +177,8 @@ class Interceptor:
             with rpc.admitted():
                 response: Message | bytes = rpc.method(request, context)
         except Exception as error:  # noqa: BLE001  (every exception becomes a status here)
-            context.abort(*self._reporter.report(rpc.path, request, start, error))
-        self._reporter.report(rpc.path, request, start)
+            context.abort(*self._reporter.report(begun, request, error))
+        self._reporter.report(begun, request)
         return response
 
     def _answer(self, rpc: _Rpc, data: bytes, context: grpc.ServicerContext) -> Iterator[Message]:
@@ -187,7 +187,7 @@ class Interceptor:
     def _stream(
         self, rpc: _Rpc, requests: Iterator[bytes], context: grpc.ServicerContext
     ) -> Iterator[Message]:
-        start = self._reporter.begin(rpc.path)
+        begun = self._reporter.begin(rpc.path, context)
         first = None
         try:
             if self._guard:
@@ -197,8 +197,8 @@ class Interceptor:
             with rpc.admitted():
                 yield from rpc.method(every if rpc.converses else first, context)
         except GeneratorExit as error:
-            self._reporter.report(rpc.path, first, start, error)
+            self._reporter.report(begun, first, error)
             raise
         except Exception as error:  # noqa: BLE001
-            context.abort(*self._reporter.report(rpc.path, first, start, error))
-        self._reporter.report(rpc.path, first, start)
+            context.abort(*self._reporter.report(begun, first, error))
+        self._reporter.report(begun, first)

@@ -9,6 +9,7 @@ from pycsi.model import ids
 from pycsi.model.errors import FailedPrecondition, InvalidArgument
 from pycsi.model.ids import NodeInfo
 from pycsi.model.records import Attachment, Volume
+from pycsi.model.trace import about
 from pycsi.proto import csi_pb2 as csi
 from pycsi.proto import csi_pb2_grpc
 from pycsi.services import reply
@@ -50,6 +51,7 @@ class Controller(csi_pb2_grpc.ControllerServicer):
     ) -> csi.CreateVolumeResponse:
         wanted = read.create_volume(request, self._capabilities.access_modes)
         volume_id = ids.object_id(wanted.name, self._node.id)
+        about(volume_id=volume_id)
         with self._locks.hold(volume_id):
             volume = self._provisioner.provision(volume_id, wanted)
         return csi.CreateVolumeResponse(volume=reply.volume(volume, self._node))

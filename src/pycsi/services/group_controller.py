@@ -8,6 +8,7 @@ from pycsi.model import ids, parameters
 from pycsi.model.errors import FailedPrecondition, InvalidArgument, NotFound
 from pycsi.model.ids import NodeInfo
 from pycsi.model.records import Group
+from pycsi.model.trace import about
 from pycsi.proto import csi_pb2 as csi
 from pycsi.proto import csi_pb2_grpc
 from pycsi.services import reply
@@ -49,6 +50,7 @@ class GroupController(csi_pb2_grpc.GroupControllerServicer):
             sources=sources,
             parameters=given,
         )
+        about(group_snapshot_id=new.id)
         with self._locks.hold(group_key(new.id)):
             self._groups.refuse_other(new)
             if found := self._pools.find_group(new.id):

@@ -16,6 +16,7 @@ from pycsi.model.errors import (
 )
 from pycsi.model.ids import NodeInfo
 from pycsi.model.records import Group
+from pycsi.model.trace import phase
 from pycsi.pool.freezing import FreezeWindow
 from pycsi.proto import groups_pb2 as groups
 from pycsi.proto import groups_pb2_grpc
@@ -109,7 +110,8 @@ class GroupParts(groups_pb2_grpc.GroupPartsServicer):
         with begun.prepared():
             begun.write_back()  # or the other nodes would be frozen for as long as that takes here
             yield _ANSWER(ready=_ANSWER.Ready(unfreezable_volume_ids=begun.unfreezable()))
-            steps.take("freeze")
+            with phase("wait"):
+                steps.take("freeze")
             with begun.held_still() as window:
                 yield _ANSWER(frozen=_ANSWER.Frozen())
                 created = _await(steps, "capture", begun, window).capture.created
@@ -124,7 +126,8 @@ class GroupParts(groups_pb2_grpc.GroupPartsServicer):
         """Wait for the commit of a prepared part; the coordinator undoes its own if none comes."""
         try:
             yield _ANSWER(prepared=_ANSWER.Prepared())
-            steps.take("commit")
+            with phase("wait"):
+                steps.take("commit")
         except BaseException:
             if part.at_coordinator:
                 self._undo(part)
@@ -235,7 +238,7 @@ def _await(steps: Steps, name: str, begun: Take, window: FreezeWindow) -> groups
 
     `FailedPrecondition` if the other nodes take longer than that may last.
     """
-    with contextlib.suppress(TimeoutError):
+    with contextlib.suppress(TimeoutError), phase("wait"):
         arrived = steps.take(name, patience=begun.limit)
         if not window.over:
             return arrived

@@ -4,6 +4,7 @@ import grpc
 
 from pycsi.model.errors import InvalidArgument
 from pycsi.model.ids import NodeInfo
+from pycsi.model.trace import phase
 from pycsi.proto import csi_pb2 as csi
 from pycsi.proto import csi_pb2_grpc
 from pycsi.services import reply
@@ -123,5 +124,6 @@ class Node(csi_pb2_grpc.NodeServicer):
                 check_fits(pool, volume, used, InvalidArgument)
             if request.HasField("capacity_range"):
                 volume = expand(pool, volume, read.capacity_range(request.capacity_range))
-            pool.backend(volume).grow()
+            with phase("grow"):
+                pool.backend(volume).grow()
         return csi.NodeExpandVolumeResponse(capacity_bytes=volume.capacity)

@@ -5,6 +5,7 @@ import grpc
 from pycsi.model import ids, parameters
 from pycsi.model.ids import NodeInfo
 from pycsi.model.records import Snapshot
+from pycsi.model.trace import about
 from pycsi.proto import csi_pb2 as csi
 from pycsi.proto import csi_pb2_grpc
 from pycsi.services import reply
@@ -37,6 +38,7 @@ class SnapshotController(csi_pb2_grpc.ControllerServicer):
         required = request.accessibility_requirements
         wanted = read.topologies(required) if self._snapshots_at else None
         snapshot_id = ids.object_id(name, self._node.id)
+        about(snapshot_id=snapshot_id)
         with self._locks.hold(snapshot_key(snapshot_id)):
             snapshot = self._snapshotter.create(
                 snapshot_id,

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 
 from pycsi.model.errors import Aborted
+from pycsi.model.trace import phase
 
 _EXCLUSIVE = -1
 
@@ -50,7 +51,7 @@ class Locks:
         `shared` the key may be shared: see `share`.
         """
         with self._mutex:
-            returned = self._mutex.wait_for(lambda: key not in self._lent, _PATIENCE)
+            returned = key not in self._lent or self._awaited(key)
             sharing = self._held.get(key, 0)
             if not returned or sharing == _EXCLUSIVE or (not shared and sharing):
                 raise _pending(key)
@@ -66,6 +67,11 @@ class Locks:
                     self._held[key] = left
                 else:
                     del self._held[key]
+
+    def _awaited(self, key: str) -> bool:
+        """Wait until a lent key is returned; tell whether it was."""
+        with phase("lock"):
+            return self._mutex.wait_for(lambda: key not in self._lent, _PATIENCE)
 
     def share(self, key: str) -> contextlib.AbstractContextManager[None]:
         """Share `key` with other operations that only read, or raise `Aborted` if it is held."""

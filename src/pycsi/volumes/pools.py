@@ -19,6 +19,7 @@ from pycsi.model.errors import (
     PoolMissing,
 )
 from pycsi.model.records import Group, Snapshot, Volume
+from pycsi.model.trace import about
 from pycsi.pool.pool import Pool
 from pycsi.volumes.locks import Locks
 from pycsi.volumes.paths import resolved
@@ -56,6 +57,7 @@ class Pools(Presence):
             refusal = f"there is no pool {name!r} on node {self.node}" if name else "no pool named"
             raise InvalidArgument(f"{refusal}; set the parameter pool to one of: {there}")
         self.seek(wanted)
+        about(pool=wanted)
         pool = self.open.get(wanted)
         if pool is None:
             raise PoolMissing(self.missing[wanted])
@@ -116,6 +118,7 @@ class Pools(Presence):
                 places = sorted(places, key=lambda pool: object_id not in pool.volumes)
             for pool in places:
                 if (found := look(pool)) is not None:
+                    about(pool=pool.name)
                     return pool, found
             self.seek()
             if self.open is pools:  # no missing pool has been opened, in which to look again

@@ -7,6 +7,7 @@ from pycsi.backends import Backend
 from pycsi.model.errors import Aborted, NotFound, ResourceExhausted
 from pycsi.model.records import Volume
 from pycsi.model.request import Source, SourceKind
+from pycsi.model.trace import phase
 from pycsi.pool.pool import Pool
 from pycsi.volumes.locks import Locks, snapshot_key
 from pycsi.volumes.pools import Pools
@@ -74,8 +75,10 @@ def filler(pools: Pools, locks: Locks, found: FoundSource) -> Callable[[Backend]
 
     def fill(new: Backend) -> int | None:
         restore = from_snapshot if source.kind is SourceKind.SNAPSHOT else from_volume
-        project = restore(new)
-        new.finish_restore(found.volume, project)
+        with phase("copy"):
+            project = restore(new)
+        with phase("adapt"):
+            new.finish_restore(found.volume, project)
         return project
 
     return fill

@@ -15,6 +15,7 @@ from pycsi.model.errors import AlreadyExists, FailedPrecondition, InvalidArgumen
 from pycsi.model.records import Volume, VolumeType
 from pycsi.model.request import Capability, Mode
 from pycsi.model.spec import requested_filesystems
+from pycsi.model.trace import phase
 from pycsi.pool.pool import Pool
 from pycsi.volumes import paths
 from pycsi.volumes.notes import UNKNOWN, Note, Notes
@@ -101,7 +102,8 @@ class Staging:
         self._refuse_other_options(note, [self.notes.staged[other] for other in staged])
         self.notes.staged[path] = note
         self.notes.save()
-        self.backend.stage(path, capability)
+        with phase("mount"):
+            self.backend.stage(path, capability)
 
     def ensure_unstaged(self, path: str) -> None:
         """Unstage the volume from `path`; not staged there is fine.
@@ -115,7 +117,8 @@ class Staging:
         self._unmount(path)
         noted = self.notes.staged.pop(path, None)
         if not self._staged():
-            self.backend.release()
+            with phase("detach"):
+                self.backend.release()
         if noted:
             self.notes.save_if_possible()
 
@@ -156,7 +159,7 @@ class Staging:
                 del self.notes.published[path]
         self.notes.published[target] = note
         self.notes.save()
-        with self._target(target):
+        with self._target(target), phase("mount"):
             if source:
                 self.backend.publish(source, target, capability, readonly=readonly)
             else:
@@ -225,7 +228,8 @@ class Staging:
             ours = found[-1].id in {item.id for item in self.backend.mounts()}
             if not ours and not self._is_relic(found[-1]):
                 raise _foreign_error(found[-1])
-            unmount(self._id, found[-1], self.kernel, self.backend.unmount)
+            with phase("unmount"):
+                unmount(self._id, found[-1], self.kernel, self.backend.unmount)
             if len(found) == 1:
                 return
 

@@ -10,6 +10,7 @@ import structlog
 from pycsi.backends import Backend
 from pycsi.model.errors import CsiError
 from pycsi.model.records import Group, Snapshot, Volume
+from pycsi.model.trace import about, phase
 from pycsi.pool.changing import delete_snapshot
 from pycsi.pool.freezing import FreezeWindow
 from pycsi.pool.pool import Build, Pool
@@ -109,7 +110,9 @@ class Take:
     def capture(self, window: FreezeWindow) -> None:
         """Copy the volumes, which are held still for the time of `window`."""
         for copy in self._copies:
-            copy.data.capture(copy.source, window.check, point_in_time=copy.new.point_in_time)
+            with phase("copy"):
+                about(volume_id=copy.new.volume.id, pool=copy.new.pool.name)
+                copy.data.capture(copy.source, window.check, point_in_time=copy.new.point_in_time)
         window.check()
 
     def commit(self, created: float, group: Group | None = None) -> list[Snapshot]:
@@ -121,9 +124,10 @@ class Take:
         committed: list[Snapshot] = []
         try:
             for copy in self._copies:
-                copy.data.finish_capture()
-                snapshot = copy.new.record(created, copy.data.occupied())
-                copy.new.pool.commit_snapshot(copy.build, snapshot)
+                with phase("commit"):
+                    copy.data.finish_capture()
+                    snapshot = copy.new.record(created, copy.data.occupied())
+                    copy.new.pool.commit_snapshot(copy.build, snapshot)
                 committed.append(snapshot)
             if group:
                 _record_group(self._pools, group)

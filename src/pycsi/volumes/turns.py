@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 from pycsi.backends import Backend
 from pycsi.model.errors import Aborted
+from pycsi.model.trace import phase
 
 _PATIENCE = 10.0
 """Seconds to wait for a turn; a freeze takes milliseconds if blocks are shared."""
@@ -41,11 +42,13 @@ class Turns:
         """
         name = source.volume.id
         with self._among_copiers(name) as copied, contextlib.ExitStack() as turn:
-            if not copied.turn.acquire(timeout=_PATIENCE):
-                raise Aborted(f"volume {name}: it is being copied otherwise; try again")
+            with phase("turn"):
+                if not copied.turn.acquire(timeout=_PATIENCE):
+                    raise Aborted(f"volume {name}: it is being copied otherwise; try again")
             turn.callback(copied.turn.release)
             if not copied.prepared:
-                source.prepare_copy()
+                with phase("prepare"):
+                    source.prepare_copy()
                 copied.prepared = source.written_at() is None
             if not source.freezable():
                 turn.close()

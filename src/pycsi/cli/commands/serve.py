@@ -151,6 +151,13 @@ def _number(option: str) -> Parsed:
     help="Maximum number of volumes that have metrics of their own; 0 is none.",
 )
 @click.option(
+    "--tracing/--no-tracing",
+    default=False,
+    show_envvar=True,
+    help="Send the traces of RPCs to an OTLP receiver, as the variables OTEL_* say. Needs the "
+    "extra: pip install 'pycsi-driver[otel]'.",
+)
+@click.option(
     "--one-cpu/--all-cpus",
     default=True,
     show_envvar=True,
@@ -181,7 +188,7 @@ def serve(*, log_format: str, log_level: str, **given: Any) -> None:
     from pycsi.model.errors import ConfigError
     from pycsi.server import logs
 
-    logs.configure(log_format, log_level)
+    logs.configure(log_format, log_level, traced=given["tracing"])
     settings = _settings(**given)
     try:
         if settings.mode is DriverMode.CONTROLLER:
@@ -234,6 +241,7 @@ def _settings(
             max_volumes=given["max_volumes_per_node"],
             metrics=given["metrics_address"],
             metrics_volumes=given["metrics_volumes"],
+            tracing=given["tracing"],
             one_cpu=given["one_cpu"],
             listen=given["listen_address"],
             tls=tls_directory,
