@@ -22,6 +22,7 @@ PARALLEL := --numprocesses 2 --dist worksteal
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-reliability soak bench lint proto sanity test-vm image image-archive manifests filesystems tools clean \
+	release-check dist chart \
 	kind kind-cluster kind-image kind-snapshots kind-install kind-demo kind-delete
 
 help: ## Show the targets
@@ -42,10 +43,12 @@ soak: $(DEVELOPMENT) tools ## Use a driver from 16 threads for ten minutes, and 
 bench: $(DEVELOPMENT) tools ## Measure the driver against floors taken in the same run
 	$(BIN)/python benchmarks/bench.py
 
-lint: $(DEVELOPMENT) ## Check style and types
+lint: $(DEVELOPMENT) ## Check style, types and, where actionlint is on PATH, workflows
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	@if command -v actionlint >/dev/null; then actionlint; \
+	else echo "workflows are not checked: actionlint is not on PATH"; fi
 
 proto: $(DEVELOPMENT) ## Generate src/pycsi/proto from csi.proto and groups.proto
 	$(BIN)/python -m grpc_tools.protoc -Ipycsi/proto=. --python_out=src --pyi_out=src \
@@ -74,6 +77,22 @@ image-archive: image ## Build the image and write it to build/pycsi.tar
 
 manifests: $(DEVELOPMENT) ## Make deploy/kubernetes and deploy/monitoring from the Helm chart
 	$(BIN)/python deploy/kubernetes/render.py
+
+# In the environment, and not in a command: a tag can hold what a shell would run.
+export TAG
+release-check: ## Say what is inconsistent before a release; TAG=v1.2.3 is the one to come
+	@$(PYTHON) deploy/release/check.py
+
+dist: $(DEVELOPMENT) ## Build wheel and sdist in dist/
+	@rm -rf dist
+	$(BIN)/python -m build --outdir dist
+
+REPOSITORY ?= localhost/pycsi
+SOURCE ?=
+chart: ## Package the chart, with the image of REPOSITORY, as build/pycsi-VERSION.tgz
+	@command -v helm >/dev/null || { echo "helm is not on PATH: install it first"; exit 1; }
+	@$(PYTHON) deploy/release/chart.py "$(REPOSITORY)" build/chart/pycsi "$(SOURCE)"
+	helm package build/chart/pycsi --destination build
 
 MODE ?= single-node
 KIND = MODE=$(MODE) IMAGE=$(IMAGE) ARCHIVE=$(ARCHIVE) deploy/kind/kind.sh
@@ -119,4 +138,4 @@ $(DEVELOPMENT): $(INSTALLED)
 	@touch $@
 
 clean: ## Remove what make has made
-	rm -rf $(VENV) build .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

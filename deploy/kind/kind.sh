@@ -2,7 +2,8 @@
 # The steps of `make kind`: kind.sh cluster|load|snapshots|install|demo|delete
 #
 # Needs kind, kubectl, helm, and docker or podman. Variables: MODE (single-node, or distributed), CLUSTER (pycsi), IMAGE and
-# ARCHIVE (what `make image-archive` has made), CONTAINER_TOOL (docker, or podman).
+# ARCHIVE (what `make image-archive` has made), CONTAINER_TOOL (docker, or podman), NODE_IMAGE (kind's own: that of another
+# version of Kubernetes, such as kindest/node:v1.36.1).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
@@ -11,6 +12,7 @@ CLUSTER=${CLUSTER:-pycsi}
 CONTAINER_TOOL=${CONTAINER_TOOL:-docker}
 ARCHIVE=${ARCHIVE:-build/pycsi.tar}
 IMAGE=${IMAGE:-}
+NODE_IMAGE=${NODE_IMAGE:-}
 NAMESPACE=pycsi-system
 SNAPSHOTTER=v8.7.0
 LOOPS=256
@@ -38,8 +40,9 @@ step_cluster() {
     if kind get clusters 2>/dev/null | grep -qx "$CLUSTER"; then
         say "kind cluster $CLUSTER is there already"
     else
-        say "creating kind cluster $CLUSTER ($MODE)"
-        kind create cluster --name "$CLUSTER" --config "deploy/kind/$MODE.yaml" --wait 180s
+        say "creating kind cluster $CLUSTER ($MODE${NODE_IMAGE:+, $NODE_IMAGE})"
+        kind create cluster --name "$CLUSTER" --config "deploy/kind/$MODE.yaml" --wait 180s \
+            ${NODE_IMAGE:+--image "$NODE_IMAGE"}
     fi
     # A node is a container, and its /dev a copy made when it started: nobody adds the nodes of loop devices that the
     # kernel makes later. The driver adds its own, but the kubelet needs one more for each raw block volume.
@@ -96,7 +99,7 @@ step_delete() {
 case ${1:-} in
     cluster | load | snapshots | install | demo | delete) "step_$1" ;;
     *)
-        sed -n '2,5p' "${BASH_SOURCE[0]}"
+        sed -n '2,6p' "${BASH_SOURCE[0]}"
         exit 2
         ;;
 esac

@@ -6,6 +6,7 @@ status is 1 if there are any. It needs nothing but Python and git.
 
 import argparse
 import datetime as dt
+import os
 import re
 import subprocess
 import sys
@@ -155,7 +156,11 @@ def _git(root: Path, *arguments: str) -> str | None:
 def main() -> None:
     """Print the problems; exit with 1 if there are any."""
     parser = argparse.ArgumentParser(description="Say what is inconsistent before a release.")
-    parser.add_argument("--tag", help="the tag that is to be released, such as v1.2.3")
+    parser.add_argument(
+        "--tag",
+        default=os.environ.get("TAG"),
+        help="the tag that is to be released, such as v1.2.3; by default the variable TAG",
+    )
     parser.add_argument("--root", type=Path, default=ROOT, help="the clone to look at")
     given = parser.parse_args()
     found = [*problems(given.root, given.tag or None)]
