@@ -194,6 +194,11 @@ def test_version(image: Image, tmp_path: Path) -> None:
     assert said.startswith(f"pycsi {pycsi.__version__} (commit {REVISION})\n")
 
 
+def test_tracing(image: Image, tmp_path: Path) -> None:
+    """What `--tracing` needs is there."""
+    run(*image.command("python3", "-c", "import pycsi.server.otel.tracer", folder=tmp_path))
+
+
 def test_node(image: Image, tmp_path: Path) -> None:
     (tmp_path / "pool").mkdir()
     pool = "--pool=default=/mnt/pool,allow-volatile"
