@@ -51,24 +51,6 @@ def shell(*words: str | Path, **variables: str) -> "subprocess.CompletedProcess[
     return subprocess.run(words, capture_output=True, text=True, check=False, env=environment)
 
 
-# Continuous integration
-
-
-def test_workflow_runs_make_only() -> None:
-    workflow: dict[str, Any] = values_of(ROOT / ".github/workflows/ci.yaml")
-    targets = set()
-    for job in workflow["jobs"].values():
-        for step in job["steps"]:
-            if "uses" in step:
-                assert step["uses"].startswith("actions/checkout@")
-            else:
-                words = r"(?:sudo (?:--preserve-env=CI )?)?make ([a-z-]+)(?: MODE=\S+ \S+ \S+)?"
-                match = re.fullmatch(words, step["run"])
-                assert match, step["run"]
-                targets.add(match[1])
-    assert {"lint", "test", "image", "kind"} <= targets <= TARGETS
-
-
 # The scripts
 
 
