@@ -258,16 +258,30 @@ def _encrypt(key: Path) -> None:
     new.rename(key)
 
 
+def _weaken(folder: Path) -> None:
+    short = ("-newkey", "rsa:512", "-nodes", "-subj", "/CN=short")
+    files = ("-keyout", folder / "tls.key", "-out", folder / "tls.crt")
+    run("openssl", "req", "-x509", *short, *files)
+
+
 FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     **{f"no {name}": (lambda f, n=name: (f / n).unlink(), name) for name in FILES},  # type: ignore[misc]
     "no directory": (shutil.rmtree, "ca.crt"),
-    "empty": (lambda folder: (folder / "tls.crt").write_bytes(b""), "tls.crt"),
+    "empty": (lambda folder: (folder / "tls.crt").write_bytes(b""), "tls.crt has no cert"),
     "directory": (lambda folder: _become_directory(folder / "ca.crt"), "ca.crt: Is a directory"),
     "another's key": (
         lambda folder: shutil.copy(folder.parent / "other" / "tls.key", folder),
-        "no certificate with its key",
+        "tls.key is not the key of the certificate in",
     ),
-    "key with a passphrase": (lambda folder: _encrypt(folder / "tls.key"), "tls.key"),
+    "authority that is none": (
+        lambda folder: shutil.copy(folder / "tls.key", folder / "ca.crt"),
+        "ca.crt has no certificate",
+    ),
+    "key with a passphrase": (
+        lambda folder: _encrypt(folder / "tls.key"),
+        "tls.key has no private key that can be read",
+    ),
+    "weak key": (_weaken, "has a key that is too short"),
 }
 
 

@@ -176,7 +176,7 @@ def test_full_output(
             check=False,
         )
     assert done.returncode == 1
-    assert done.stderr == "pycsi: standard output: No space left on device\n"
+    assert done.stderr == "pycsi: standard output: No space left on device; write it elsewhere\n"
 
 
 @pytest.mark.parametrize("words", [("get", "volumes"), ("get", "volumes", "-o", "json")])

@@ -71,7 +71,7 @@ def test_file_of_the_driver(file: Path, pool: Path, tmp_path: Path) -> None:
         ("one-cpu = 'yes'", "one-cpu = 'yes': give true or false"),
         ("mode = 'many'", "--mode 'many': give one of single-node, node, controller"),
         ("log-level = 'loud'", "--log-level 'loud': give one of debug"),
-        ("max-volumes-per-node = 'x'", "give a whole number"),
+        ("max-volumes-per-node = 'x'", "is no whole number"),
         ("yes = true", "no option 'yes'"),
     ],
 )

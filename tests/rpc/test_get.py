@@ -188,7 +188,7 @@ def test_confirmation(stocked: tuple[str, Path]) -> None:
     assert "add --yes" in done.stderr
     status, lines = on_terminal(80, "trash", "empty", "--all", option, answer="n\n")
     assert status == 1
-    assert lines[-1].endswith("pycsi: nothing was deleted")
+    assert lines[-1].endswith("pycsi: it was not confirmed; nothing was deleted")
     assert len(list((pool / "trash").iterdir())) == 1
     status, lines = on_terminal(80, "trash", "empty", "--all", option, answer="y\n")
     assert status == 0

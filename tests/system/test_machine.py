@@ -179,7 +179,7 @@ def test_refusals(machine: Machine) -> None:
     for words, status, says in (
         (("create", "data", "--size=64Mi"), 1, "exists with another capacity_range"),
         (("create", "x", "-p", "fast=yes"), 2, "unknown parameter 'fast'"),
-        (("create", "x", "-p", "fast"), 2, "give KEY=VALUE"),
+        (("create", "x", "-p", "fast"), 2, "is no KEY=VALUE"),
         (("create", "x", "--size=big"), 2, "'big' is no size"),
         (("create", "x", "--size=0"), 2, "a size of 0"),
         (("create", "x", "--size=900Pi"), 2, "bytes"),

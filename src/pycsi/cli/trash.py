@@ -52,9 +52,14 @@ def _is_whole(entry: Entry) -> bool:
 
 def _failure(seen: InspectedPool, entry: Entry, error: OSError) -> CommandError:
     if error.errno == errno.ENOENT:
-        return UnknownNameError(f"{entry.path.name} has just been restored or deleted")
+        return UnknownNameError(
+            f"{entry.path.name} has just been restored or deleted; see: pycsi get trash"
+        )
     place = error.filename or entry.path
-    return CommandError(f"pool {seen.config.name}: {place}: {error.strerror}")
+    return CommandError(
+        f"pool {seen.config.name}: {place}: {error.strerror}; try again, or look at the kernel's "
+        "log"
+    )
 
 
 @contextlib.contextmanager

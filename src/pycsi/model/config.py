@@ -56,7 +56,7 @@ def parse_duration(text: str) -> float:
     number, unit = match.groups()
     seconds = float(number) * _SECONDS[unit]
     if seconds > _LONGEST_DURATION:
-        raise ValueError(f"{text!r} is over 100 years")
+        raise ValueError(f"{text!r} is over 100 years; give a shorter time")
     return seconds
 
 
@@ -247,11 +247,11 @@ class Config:
             yield from self._node_mistakes()
         if not 0 <= self.max_volumes < 2**63:
             yield (
-                f"--max-volumes-per-node {self.max_volumes} is negative or too large; 0 is any "
-                "number"
+                f"--max-volumes-per-node {self.max_volumes} is negative or too large; give 0 for "
+                "any number, or a limit"
             )
         if self.metrics_volumes < 0:
-            yield f"--metrics-volumes {self.metrics_volumes} is negative; 0 is none"
+            yield f"--metrics-volumes {self.metrics_volumes} is negative; give 0 for none, or more"
         try:
             refuse_entangled(self.pools)
         except ConfigError as error:
@@ -259,9 +259,9 @@ class Config:
 
     def _controller_mistakes(self) -> Iterator[str]:
         if self.pools:
-            yield "--pool is for the nodes: a driver in mode controller has no pool"
+            yield "--pool is for the nodes: a driver in mode controller has no pool; leave it out"
         if self.listen:
-            yield "--listen-address is for mode node: the controller calls the nodes"
+            yield "--listen-address is for mode node: the controller calls the nodes; leave it out"
         if bool(self.nodes) is bool(self.node_service):
             yield (
                 "mode controller forwards to the nodes: give --node-service HOST:PORT, a name with "
@@ -280,9 +280,12 @@ class Config:
         if not self.pools:
             yield "no pool: give --pool NAME=PATH at least once"
         if self.node_service or self.nodes:
-            yield "--node-service and --node are for mode controller"
+            yield "--node-service and --node are for mode controller; leave them out"
         if self.listen and self.mode is not DriverMode.NODE:
-            yield "--listen-address is for mode node: in others no controller calls"
+            yield (
+                "--listen-address is for mode node: in others no controller calls; leave it out, "
+                "or give --mode node"
+            )
         if self.listen and self.tls is None:
             yield f"--listen-address: {_NO_TLS}"
 
@@ -335,7 +338,7 @@ def _refuse_nested(pool: PoolConfig, other: PoolConfig) -> None:
 def _driver_name_mistakes(name: str) -> Iterator[str]:
     if not _NAME.fullmatch(name) or len(name) > 63:  # noqa: PLR2004  (GetPluginInfoResponse.name)
         yield (
-            f"--driver-name {name!r}: at most 63 letters, digits, '.', '-' and '_', "
+            f"--driver-name {name!r}: give at most 63 letters, digits, '.', '-' and '_', "
             "beginning and ending with a letter or digit"
         )
 

@@ -58,7 +58,7 @@ def parse_size(text: str) -> int:
     factor = step ** (_POWERS.index(unit[0]) + 1) if unit else 1
     size = int(Fraction(number) * factor)
     if size > _LARGEST_NUMBER:
-        raise ValueError(f"{text!r} is over {_LARGEST_NUMBER} bytes")
+        raise ValueError(f"{text!r} is over {_LARGEST_NUMBER} bytes; give a smaller size")
     return size
 
 
@@ -96,5 +96,5 @@ class Reserve:
                 raise ValueError(f"reserve: {error}; or write a percentage such as 10%") from None
         share = parse_number(text[:-1])
         if share is None or share >= 100:  # noqa: PLR2004
-            raise ValueError(f"reserve: {text!r} is not between 0% and 100%")
+            raise ValueError(f"reserve: {text!r} is not between 0% and 100%; give one such as 10%")
         return cls(share=share / 100)

@@ -23,6 +23,20 @@ log = structlog.get_logger()
 _FILES = ("ca.crt", "tls.key", "tls.crt")
 _CERTIFICATE = re.compile("-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
 
+_WEAK = ("_TOO_SMALL", "_TOO_WEAK")
+"""How OpenSSL's reasons end where its security level refuses a certificate."""
+
+_OTHER_NAME = 62
+_FAULTS = {
+    7: "its signature is not that of the authority in ca.crt",
+    9: "it is not valid yet",
+    10: "it, or that of its authority, has expired",
+    24: "ca.crt is not the certificate of an authority (basicConstraints)",
+    26: "it is not for this purpose (extendedKeyUsage)",
+    **dict.fromkeys((2, 18, 19, 20, 21), "the authority in ca.crt has not signed it"),
+}
+"""What X509_V_ERR_* mean (X509_STORE_CTX_get_error(3)), of which `ssl` knows the numbers only."""
+
 _CONTEXT_0, _UTC_TIME = 0xA0, 0x17
 """Tags of DER (X.690)."""
 
@@ -155,15 +169,46 @@ class Certificates:
                 f"--tls-directory: {error.filename}: {error.strerror}; put ca.crt, tls.crt and "
                 "tls.key there"
             ) from None
-        try:
-            _load(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), pair)
-        except ssl.SSLError as error:
-            authority, key, chain = paths
-            raise ConfigError(
-                f"--tls-directory: {chain} and {key} are no certificate with its key, or "
-                f"{authority} is no certificate ({error.reason or error}); write all three anew"
-            ) from None
+        _refuse_unusable(pair, *paths)
         return pair
+
+
+def _refuse_unusable(pair: KeyPair, authority: Path, key: Path, chain: Path) -> None:
+    """Raise `ConfigError` unless these are an authority, a private key, and its certificate."""
+    for content, path in ((pair.authority, authority), (pair.chain, chain)):
+        if not _holds_certificates(content):
+            raise ConfigError(
+                f"--tls-directory: {path} has no certificate that can be read; write there one in "
+                "PEM"
+            )
+    try:
+        _load(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), pair)
+    except ssl.SSLError as error:
+        reason = error.reason or ""
+        if reason == "KEY_VALUES_MISMATCH":
+            raise ConfigError(
+                f"--tls-directory: {key} is not the key of the certificate in {chain}; write both "
+                "anew, which belong together"
+            ) from None
+        if reason.endswith(_WEAK):
+            raise ConfigError(
+                f"--tls-directory: the certificate in {chain} has a key that is too short, or a "
+                "signature that is too weak; make one with ECDSA and P-256, or RSA of 2048 bits"
+            ) from None
+        raise ConfigError(
+            f"--tls-directory: {key} has no private key that can be read; write there that of "
+            f"{chain} in PEM, without a password"
+        ) from None
+
+
+def _holds_certificates(content: bytes) -> bool:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    try:
+        with _file(content) as path:
+            context.load_verify_locations(path)
+    except ssl.SSLError:
+        return False
+    return True
 
 
 def _version(path: Path) -> tuple[int, ...]:
@@ -210,7 +255,9 @@ def _refusal(pair: KeyPair, node: str | None) -> str:
             with contextlib.suppress(ssl.SSLWantReadError):
                 side.do_handshake()
     except ssl.SSLCertVerificationError as error:
-        return error.verify_message
-    except ssl.SSLError as error:
-        return error.reason or str(error)
+        if error.verify_code == _OTHER_NAME:
+            return f"it does not have the DNS name {node}"
+        return _FAULTS.get(error.verify_code, "it does not pass the verification of TLS")
+    except ssl.SSLError:
+        return "its key or its signature is of a kind that TLS does not take here"
     return ""

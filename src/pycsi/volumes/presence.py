@@ -241,7 +241,9 @@ def _refuse_nested(pool: Pool, others: Iterable[Pool]) -> None:
     for other in others:
         for inner, outer in ((pool, other), (other, pool)):
             if inner is not outer and _lies_in(inner, outer):
-                raise ConfigError(f"pool {inner.name} lies in pool {outer.name}; use another")
+                raise ConfigError(
+                    f"pool {inner.name} lies in pool {outer.name}; use another directory"
+                )
 
 
 def _lies_in(pool: Pool, other: Pool) -> bool:

@@ -16,6 +16,14 @@ _MISTAKES = "pycsi.mistakes"
 _UNWRITABLE = frozenset({errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOSPC})
 """The errors of a full or failed filesystem to which standard output is redirected."""
 
+_ADVICE = {
+    **dict.fromkeys((errno.EACCES, errno.EPERM), "run this as root"),
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free space there"),
+    errno.EBUSY: "try again",
+    errno.EROFS: "mount its filesystem read-write",
+}
+"""What to do about an error of the kernel that no command has foreseen."""
+
 _USAGE = 2
 
 
@@ -59,7 +67,7 @@ class Group(click.Group):
                 if sys.stdout:
                     sys.stdout.flush()
         except click.Abort:
-            sys.exit(_failed(["nothing was done"], 1))
+            sys.exit(_failed(["it was not confirmed; nothing was done"], 1))
         except click.ClickException as error:
             sys.exit(_misused(error))
         except MistakesError as error:
@@ -86,7 +94,7 @@ def _misused(error: click.ClickException) -> int:
     ctx = getattr(error, "ctx", None)
     if ctx is not None:
         messages = [*ctx.meta.get(_MISTAKES, ()), *messages]
-        messages[-1] += f"; see: {ctx.command_path} --help"
+    messages[-1] += f"; see: {ctx.command_path if ctx else 'pycsi'} --help"
     return _failed(messages, _USAGE)
 
 
@@ -94,16 +102,20 @@ def _refused(error: OSError) -> int:
     """Tell what the kernel refused; if nobody reads standard output, nobody has to be told."""
     if error.filename is not None or error.errno not in _UNWRITABLE | {errno.EPIPE}:
         place = f"{error.filename}: " if error.filename is not None else ""
-        return _failed([f"{place}{error.strerror}"], 1)
+        advice = _ADVICE.get(error.errno or 0, "try again, or look at the kernel's log")
+        return _failed([f"{place}{error.strerror}; {advice}"], 1)
     # Python flushes standard output again at exit, and would print the error again.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     if error.errno == errno.EPIPE:
         return 1
-    return _failed([f"standard output: {error.strerror}"], 1)
+    return _failed([f"standard output: {error.strerror}; write it elsewhere"], 1)
 
 
 class Parsed(click.ParamType[Any]):
-    """The type of an option whose text `parse` reads; it raises `ValueError` with what is wrong."""
+    """The type of an option whose text `parse` reads.
+
+    It raises `ConfigError`, which names the option, or `ValueError`, which need not.
+    """
 
     def __init__(self, name: str, parse: Callable[[str], Any]) -> None:
         self.name = name
@@ -116,9 +128,11 @@ class Parsed(click.ParamType[Any]):
             return value
         try:
             return self._parse(value)
-        except (ConfigError, ValueError) as error:
+        except ConfigError as error:
             note(ctx, str(error))
-            return None
+        except ValueError as error:
+            note(ctx, f"{_named(param)}: {error}")
+        return None
 
 
 class Choice(click.Choice[str]):
@@ -137,7 +151,9 @@ class Choice(click.Choice[str]):
 
 
 def _named(param: click.Parameter | None) -> str:
-    return param.opts[0] if param else "the value"
+    if param is None:
+        return "the value"
+    return param.opts[0] if isinstance(param, click.Option) else param.opts[0].upper()
 
 
 def examples(*lines: str) -> str:

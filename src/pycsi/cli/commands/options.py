@@ -73,4 +73,4 @@ def confirm(action: str, *, yes: bool) -> None:
     if not (sys.stdin and sys.stdin.isatty()):
         raise MistakesError(f"this would {action}; to do that without being asked, add --yes")
     if not click.confirm(f"pycsi: {action}?", err=True):
-        raise CommandError("nothing was deleted")
+        raise CommandError("it was not confirmed; nothing was deleted")

@@ -31,14 +31,11 @@ def _endpoint(text: str) -> Path:
     return parse_endpoint(text)
 
 
-def _number(option: str) -> Parsed:
-    def parse(text: str) -> int:
-        try:
-            return int(text)
-        except ValueError:
-            raise ValueError(f"{option} {text!r}: give a whole number") from None
-
-    return Parsed("number", parse)
+def _number(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is no whole number; give one such as 100") from None
 
 
 @click.command(
@@ -129,7 +126,7 @@ def _number(option: str) -> Parsed:
 )
 @click.option(
     "--max-volumes-per-node",
-    type=_number("--max-volumes-per-node"),
+    type=Parsed("number", _number),
     default="0",
     metavar="N",
     show_envvar=True,
@@ -144,7 +141,7 @@ def _number(option: str) -> Parsed:
 )
 @click.option(
     "--metrics-volumes",
-    type=_number("--metrics-volumes"),
+    type=Parsed("number", _number),
     default="500",
     metavar="N",
     show_envvar=True,

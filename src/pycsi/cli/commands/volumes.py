@@ -39,7 +39,7 @@ def _size(text: str) -> int:
 def _parameter(text: str) -> tuple[str, str]:
     key, equals, value = text.partition("=")
     if not equals or not key:
-        raise ValueError(f"--parameter {text!r}: give KEY=VALUE, such as onDelete=retain")
+        raise ValueError(f"{text!r} is no KEY=VALUE; give one such as onDelete=retain")
     return key, value
 
 

@@ -10,9 +10,9 @@ The demo uses the driver as an orchestrator does: as a separate process, by gRPC
 
 import os
 import signal
-import sys
 from pathlib import Path
 
+from pycsi.cli.errors import CommandError
 from pycsi.linux import namespace
 
 _KILLED = 128
@@ -29,11 +29,10 @@ def run(directory: Path | None) -> int:
     try:
         as_root = _enter_namespace()
     except OSError as error:
-        sys.stderr.write(
-            "pycsi demo: it needs root, or else user namespaces, which this system forbids "
-            f"({error.strerror}); run it with sudo\n"
-        )
-        return 1
+        raise CommandError(
+            "the demo needs root, or else user namespaces, which this system forbids "
+            f"({error.strerror}); run it with sudo"
+        ) from None
     # Imported only now: gRPC starts threads, and only a single-threaded process can enter a user
     # namespace.
     from pycsi.cli.demo.show import show

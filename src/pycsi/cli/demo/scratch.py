@@ -14,6 +14,7 @@ from pathlib import Path
 
 from pycsi.backends.limiter_choice import limiter_name
 from pycsi.backends.quotagroups import SubvolumeLimiter
+from pycsi.cli.errors import CommandError
 from pycsi.linux import (
     filecopy,
     kernel,
@@ -31,7 +32,7 @@ _DISK = 2 * GIB
 _NEEDED = GIB
 
 
-class CannotWork(Exception):
+class CannotWork(CommandError):
     """The demo cannot run on this machine; the message says why, and what to change."""
 
 

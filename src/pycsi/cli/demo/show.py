@@ -35,7 +35,8 @@ _WITH_ROOT = (
 def show(directory: Path | None, *, as_root: bool) -> bool:
     """Show everything that this machine allows; return whether all of it was proved.
 
-    `directory` is where the pools are made; None: in a temporary directory.
+    `directory` is where the pools are made; None: in a temporary directory. `CannotWork` if this
+    machine does not even allow that.
     """
     screen = Screen()
     begin = time.perf_counter()
@@ -50,9 +51,8 @@ def show(directory: Path | None, *, as_root: bool) -> bool:
             with Process(socket_folder / "csi.sock", root / "driver.log", options) as driver:
                 performance = Performance(screen, driver, pools, root)
                 proved = performance.play(acts)
-    except (CannotWork, ProgramError, OSError) as error:
-        screen.remark(f"pycsi demo: {error}")
-        return False
+    except ProgramError as error:
+        raise CannotWork(f"{error}; look at the kernel's log") from None
     if not as_root:
         screen.remark(_WITH_ROOT)
     verdict = "All that was shown was proved" if proved else "NOT all was as claimed"
@@ -151,7 +151,10 @@ class Performance:
             act.life(Volume(self._client, act.plan, self._root / "pods" / name), proofs)
             outcome = ""
         except OSError as error:
-            raise Disproved(expected="files can be used as any others", found=str(error)) from None
+            raise Disproved(
+                expected="files can be used as any others",
+                found=f"{error.filename}: {error.strerror}",
+            ) from None
         finally:
             taken = f"{time.perf_counter() - begin:.1f} s"
             self._rows.append((name, made_of, f"{outcome}{proofs}", taken))

@@ -62,11 +62,14 @@ class Client:
         if code in _MISTAKES:
             return MistakesError(message)
         if code is grpc.StatusCode.UNAVAILABLE:
-            return CommandError(f"the driver at {self.path} is not available: {message}")
+            return CommandError(
+                f"the driver at {self.path} is not available ({message}); try again, or look at "
+                "its log"
+            )
         if code is grpc.StatusCode.UNIMPLEMENTED:
             return CommandError(
-                f"the driver at {self.path} does not do that: {message}; give the --endpoint of "
-                "the driver on this node"
+                f"the driver at {self.path} does not do that; give the --endpoint of the driver on "
+                "this node"
             )
         return CommandError(message)
 

@@ -45,7 +45,10 @@ class PrivateDriver:
         if self._child.poll() is None:
             return
         said = [_message(line) for line in self._log.read_text(errors="replace").splitlines()]
-        raise CommandError("; ".join(filter(None, said)) or "the driver ended without a word")
+        raise CommandError(
+            "; ".join(filter(None, said))
+            or "the driver of this command ended without a word; look at the kernel's log"
+        )
 
     def stop(self) -> None:
         """End the driver once the calls under way have ended."""

@@ -36,7 +36,8 @@ def serve(address: Address, registry: CollectorRegistry, check: Check) -> None:
         server = _Server(_listening(*address))
     except (OSError, UnicodeError) as error:
         raise ConfigError(
-            f"--metrics-address {address}: cannot listen there: {reason(error)}"
+            f"--metrics-address {address}: cannot listen there: {reason(error)}; give an address "
+            "of this machine, and a port that no other process has"
         ) from None
     server.set_app(_Pages(make_wsgi_app(registry), check))
     threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
