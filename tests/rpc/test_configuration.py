@@ -4,16 +4,15 @@ import json
 import re
 import shlex
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import click
 import pytest
+from commandtree import COMMANDS, GROUPS, examples
 from driver import MIB, Driver
 from terminal import PYCSI, environment, piped
 
 import pycsi
-from pycsi.cli import main
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 
@@ -92,44 +91,30 @@ def test_file_that_cannot_be_read(tmp_path: Path) -> None:
         assert says in done.stderr
 
 
-def commands(
-    command: click.Command, words: tuple[str, ...] = ()
-) -> Iterator[tuple[tuple[str, ...], click.Command]]:
-    yield words, command
-    if isinstance(command, click.Group):
-        for name, inner in command.commands.items():
-            yield from commands(inner, (*words, name))
-
-
-ALL = dict(commands(main))
-GROUPS = [command for command in ALL.values() if isinstance(command, click.Group)]
-
-
 def parsed(line: str) -> None:
     """Fail unless a command line of pycsi could be run: its words, options and values exist."""
     words = shlex.split(line.replace("/etc/pycsi/config.toml", "/dev/null"), comments=True)[1:]
     path: tuple[str, ...] = ()
-    while words and (*path, words[0]) in ALL:
+    while words and (*path, words[0]) in COMMANDS:
         path = (*path, words.pop(0))
     assert path, line
-    if ALL[path] not in GROUPS and not {"--help", "-h"}.intersection(words):
-        ctx = ALL[path].make_context(path[-1], words)
+    if path not in GROUPS and not {"--help", "-h"}.intersection(words):
+        ctx = COMMANDS[path].make_context(path[-1], words)
         assert "pycsi.mistakes" not in ctx.meta, ctx.meta
 
 
-@pytest.mark.parametrize("words", ALL, ids=" ".join)
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
 def test_help(words: tuple[str, ...]) -> None:
     """Every command has help with examples, which could be run, and names its variables."""
     done = piped(*words, "-h")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == piped(*words, "--help").stdout
-    _, _, shown = done.stdout.partition("Examples:\n")
-    lines = [line.strip() for line in shown.replace("\\\n", " ").splitlines() if line.strip()]
-    assert lines
-    for line in lines:
+    assert examples(words)
+    for line in examples(words):
+        assert line.partition("  ")[0] in done.stdout
         for part in line.split(" && "):
             parsed(part)
-    for option in ALL[words].params:
+    for option in COMMANDS[words].params:
         if isinstance(option, click.Option) and option.envvar:
             assert option.show_envvar, option.name
 
@@ -149,7 +134,7 @@ def test_commands_of_the_docs(page: Path) -> None:
         parsed(line)
     for text in re.findall(r"`(pycsi [a-z][^`]*)`", page.read_text()):
         words = text.split()[1:]
-        known = {word for path in ALL for word in path}
+        known = {word for path in COMMANDS for word in path}
         assert words[0] in known, text
 
 

@@ -214,6 +214,7 @@ _SIZES = frozenset(
         "unwritten", "in_snapshots", "in_trash",
     }
 )  # fmt: skip
+_TIMES = frozenset({"freeze_limit", "retain_for"})
 _ACRONYMS = frozenset({"id", "pvc", "uuid"})
 _INDENT = "  "
 
@@ -242,7 +243,10 @@ def _label(key: str) -> str:
 def _item(item: Any) -> str:
     if not isinstance(item, Mapping):
         return tables.printable(str(item))
-    return _INDENT.join(_text(key, value) for key, value in item.items() if value is not None)
+    known = {key: value for key, value in item.items() if value is not None}
+    return _INDENT.join(
+        value if key == "created" else _text(key, value) for key, value in known.items()
+    )
 
 
 def _text(key: str, value: Any) -> str:
@@ -252,6 +256,8 @@ def _text(key: str, value: Any) -> str:
         return "yes" if value else "no"
     if key in _SIZES:
         return f"{tables.brief(value)} ({value} bytes)" if value >= 1024 else f"{value} bytes"  # noqa: PLR2004
+    if key in _TIMES and not isinstance(value, str):
+        return tables.age(value)
     if key == "created":
         then = dt.datetime.fromisoformat(value).timestamp()
         return f"{value} ({tables.age(time.time() - then)} ago)"

@@ -14,6 +14,8 @@ _KINDS = {
     "pool": "its disk, sizes, options, and faults",
 }
 
+_EXAMPLES = {"volume": "data@node-1", "snapshot": "monday@node-1", "pool": "default"}
+
 
 @click.group(
     cls=Group,
@@ -47,8 +49,8 @@ def _describing(kind: str, about: str) -> None:
         kind,
         short_help=f"Show {about}.",
         epilog=examples(
-            f"pycsi describe {kind} {'default' if kind == 'pool' else 'data@node-1'}",
-            f"pycsi describe {kind} {'default' if kind == 'pool' else 'data'} -o json",
+            f"pycsi describe {kind} {_EXAMPLES[kind]}",
+            f"pycsi describe {kind} {_EXAMPLES[kind]} -o json",
         ),
     )(command)
 

@@ -164,7 +164,7 @@ def create(
 
 @click.command(
     cls=Command,
-    epilog=examples("pycsi snapshot data data-monday", "pycsi snapshot db@node-1 before-upgrade"),
+    epilog=examples("pycsi snapshot data monday", "pycsi snapshot db@node-1 before-upgrade"),
 )
 @_parameters
 @_driver
@@ -207,9 +207,7 @@ def clone(
 
 @click.command(
     cls=Command,
-    epilog=examples(
-        "pycsi restore data-monday data-again", "pycsi restore disk-1 disk-again --block"
-    ),
+    epilog=examples("pycsi restore monday data-again", "pycsi restore disk-1 disk-again --block"),
 )
 @_sized
 @click.option("--block", is_flag=True, help="The new volume is a raw block device.")
@@ -314,7 +312,7 @@ def unmount(*, what: str, run_directory: Path, **driver: Any) -> None:
 
 @click.group(
     cls=Group,
-    epilog=examples("pycsi delete volume data", "pycsi delete snapshot data-monday --yes"),
+    epilog=examples("pycsi delete volume data", "pycsi delete snapshot monday --yes"),
 )
 def delete() -> None:
     """Delete volumes or snapshots.
@@ -323,8 +321,8 @@ def delete() -> None:
     """
 
 
-def _deleting(kind: str) -> None:
-    """Add the command that deletes things of a kind."""
+def _deleting(kind: str, name: str) -> None:
+    """Add the command that deletes things of a kind, such as the one called `name`."""
 
     @options.confirmed
     @_run_directory
@@ -345,8 +343,8 @@ def _deleting(kind: str) -> None:
 
     What is not there is deleted already.
     """
-    delete.command(kind, epilog=examples(f"pycsi delete {kind} data --yes"))(command)
+    delete.command(kind, epilog=examples(f"pycsi delete {kind} {name} --yes"))(command)
 
 
-for _kind in ("volume", "snapshot"):
-    _deleting(_kind)
+_deleting("volume", "data")
+_deleting("snapshot", "monday")
