@@ -66,7 +66,10 @@ with socket.socket(socket.AF_UNIX) as it:
     it.bind('$1')
     it.listen()
     time.sleep(600)" &
-    until [ -S "$1" ]; do sleep 0.05; done
+    for _ in {1..200}; do
+        [ -S "$1" ] && break
+        sleep 0.05
+    done
 }
 
 certificate() { # DIRECTORY KEY [PARAMETER]: ca.crt, tls.crt and tls.key
@@ -80,14 +83,14 @@ certificates() {
     export PYCSI_TLS_DIRECTORY=/srv/tls
 }
 
-silent() { # the pool's disk does not answer
+silent() { # the disk at /mnt does not answer for 9 seconds: then what asked it can end
     "$PYTHON" -c "
 import time
 from pathlib import Path
 from silent import SilentFilesystem
 with SilentFilesystem(Path('/mnt')) as it:
     it.fall_silent()
-    print(flush=True)
-    time.sleep(600)" >/srv/silent &
-    until [ -s /srv/silent ]; do sleep 0.05; done
+    print('silent', flush=True)
+    time.sleep(9)" >/srv/silent &
+    wait_for . /srv/silent
 }

@@ -55,7 +55,7 @@ def _told(node: ast.expr | ast.FunctionDef, path: str, errors: set[str]) -> Iter
     if isinstance(node, ast.Call) and _tells(node, path, errors):
         for argument in node.args:
             yield from (text.removeprefix("pycsi: ").strip() for text in _texts(argument))
-    elif isinstance(node, ast.FunctionDef) and node.name.endswith("_mistakes"):
+    elif isinstance(node, ast.FunctionDef) and node.name.endswith("mistakes"):
         for inner in ast.walk(node):
             if isinstance(inner, ast.Yield) and inner.value:
                 yield from _texts(inner.value)

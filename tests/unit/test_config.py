@@ -149,7 +149,10 @@ def test_pool_without_options() -> None:
         ("default=/pool,freeze-limit=soon", "freeze-limit: 'soon' is no duration"),
         ("default=/pool,freeze-limit=0", "freeze-limit is 0"),
         ("default=/pool,freeze-limit=999999999d", "freeze-limit: '999999999d' is over 100 years"),
-        ("default=/pool,retain-for=999999999d", "over 100 years; or write ever"),
+        (
+            "default=/pool,retain-for=999999999d",
+            "over 100 years; give a shorter time; or write ever",
+        ),
         ("default=/pool,reserve=99999P", "bytes; or write a percentage"),
         ("default=/pool,retain-for=forever", "retain-for: 'forever' is no duration.*ever"),
         ("default=/pool,retain-for", "retain-for: '' is no duration"),
