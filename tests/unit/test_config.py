@@ -153,7 +153,7 @@ def test_pool_without_options() -> None:
             "default=/pool,retain-for=999999999d",
             "over 100 years; give a shorter time; or write ever",
         ),
-        ("default=/pool,reserve=99999P", "bytes; or write a percentage"),
+        ("default=/pool,reserve=99999P", "bytes; give a smaller size; or write a percentage"),
         ("default=/pool,retain-for=forever", "retain-for: 'forever' is no duration.*ever"),
         ("default=/pool,retain-for", "retain-for: '' is no duration"),
         ("default=/pool,require-mount=yes", "require-mount takes no value"),
