@@ -19,6 +19,7 @@ LAYERS = (
     "proto",
     "linux",
     "model",
+    "transfer",
     "backends",
     "pool",
     "volumes",
@@ -43,7 +44,7 @@ SPEAK_PROTOBUF = (
     "cli.standalone",
 )
 RUN_PROGRAMS = ("linux", "cli.demo.process", "cli.standalone.process")
-FLOCK = ("linux", "pool.directory")
+FLOCK = ("linux", "pool.directory", "cli.streams")
 """Who calls what fcntl(2) and flock(2) do: what locks a pool's directory is above the kernel's."""
 
 

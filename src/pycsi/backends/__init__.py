@@ -10,7 +10,7 @@
 import abc
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import ClassVar
 
@@ -60,6 +60,24 @@ class Backend(abc.ABC):
         """Create the data of a new volume; return its project id, or None if it has none.
 
         `root` are the attributes of its root directory, if the request names any.
+        """
+
+    @abc.abstractmethod
+    def create_unfilled(self) -> int | None:
+        """Create the data of a new volume for another process to fill; return its project id.
+
+        An image has the volume's size, and holds nothing.
+        """
+
+    @abc.abstractmethod
+    def finish_filled(
+        self, source: Volume, project: int | None, is_taken: Callable[[str], bool]
+    ) -> None:
+        """Check what was filled in, make it the volume's own as `finish_restore`, and durable.
+
+        It is what `source` held. A filesystem that needs no change is not touched: it is changed if
+        the volume is larger, or if `is_taken` says that another volume has its UUID, beside which
+        it could not be mounted. `FailedPrecondition` if it is not what a `source` holds.
         """
 
     def sync_names(self) -> None:

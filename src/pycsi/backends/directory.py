@@ -45,6 +45,14 @@ class Directory(Backend):
                 root.apply(fd)
         return project
 
+    def create_unfilled(self) -> int | None:
+        return self.create(None)
+
+    def finish_filled(
+        self, source: Volume, project: int | None, is_taken: Callable[[str], bool]
+    ) -> None:
+        self.finish_restore(source, project)
+
     def sync_names(self) -> None:
         sync_directory(self.content)
 

@@ -2,7 +2,7 @@
 
 import errno
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from pycsi.backends import attributes, damage
@@ -29,6 +29,9 @@ from pycsi.model.trace import phase
 
 _UNREPLAYED = frozenset({"noload", "norecovery"})
 """The mount options of ext4 that prevent the replay of its journal."""
+
+_EXCLUSIVE = frozenset({"xfs", "btrfs"})
+"""The filesystems of which two with the same UUID cannot be mounted at a time."""
 
 
 class FilesystemImage(Image):
@@ -174,6 +177,16 @@ class FilesystemImage(Image):
     def finish_restore(self, source: Volume, project: int | None) -> None:
         super().finish_restore(source, project)
         self.offline.finish_restore(source)
+
+    def finish_filled(
+        self, source: Volume, project: int | None, is_taken: Callable[[str], bool]
+    ) -> None:
+        super().finish_filled(source, project, is_taken)
+        found = self.offline.need_identity()
+        if self.volume.capacity > source.capacity or (
+            self.kind in _EXCLUSIVE and is_taken(str(found.uuid))
+        ):
+            self.offline.finish_restore(source)
 
     def holder(self) -> str | None:
         return self.devices.holder()

@@ -6,7 +6,7 @@ import functools
 import os
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import structlog
@@ -207,16 +207,32 @@ class Image(Backend):
     NAME = "disk.img"
 
     def create(self, root: RootDirectory | None) -> int | None:
-        with opened(self.content, os.O_RDWR | os.O_CREAT | os.O_EXCL) as fd:
-            if self._on_btrfs:
-                self._disable_cow(fd)
-            self._extend(fd, 0)
-            self.format(root)
+        self.create_unfilled()
+        self.format(root)
+        with opened(self.content, os.O_RDWR) as fd:
             if self.volume.thick and os.fstat(fd).st_blocks * 512 < self.volume.capacity:
                 self._extend(fd, 0)  # allocate again the blocks that mkfs has freed
             with phase("sync"):
                 os.fsync(fd)
         return None
+
+    def create_unfilled(self) -> int | None:
+        with opened(self.content, os.O_RDWR | os.O_CREAT | os.O_EXCL) as fd:
+            if self._on_btrfs:
+                self._disable_cow(fd)
+            self._extend(fd, 0)
+        return None
+
+    def finish_filled(
+        self, source: Volume, project: int | None, is_taken: Callable[[str], bool]
+    ) -> None:
+        with opened(self.content, os.O_RDWR | os.O_NOFOLLOW) as fd:
+            if os.fstat(fd).st_size != self.volume.capacity:
+                raise FailedPrecondition(
+                    f"volume {self.volume.id}: {os.fstat(fd).st_size} bytes were filled in, not "
+                    f"{self.volume.capacity}"
+                )
+            os.fsync(fd)
 
     def _disable_cow(self, fd: int) -> None:
         """Have btrfs write an image that is still empty in place: switch copy-on-write off.

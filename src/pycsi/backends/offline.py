@@ -92,7 +92,7 @@ class OfflineFilesystem:
                     return
         self._image.undo_unrecorded_resize()
         self._growth.undo()
-        self._refuse_unknown()
+        self.need_identity()
         if check:
             with phase("fsck"):
                 self._check()
@@ -149,7 +149,8 @@ class OfflineFilesystem:
             if self._volume.thick:
                 self._image.release()
 
-    def _refuse_unknown(self) -> None:
+    def need_identity(self) -> filesystem.Identity:
+        """Return what the image holds; `FailedPrecondition` if that is not of the volume's kind."""
         found = filesystem.identify(self._file)
         if found is None or found.kind != self._kind:
             raise FailedPrecondition(
@@ -157,6 +158,7 @@ class OfflineFilesystem:
                 f"{found.kind if found else 'no filesystem'}, not {self._kind}; "
                 "nothing was formatted; restore the image"
             )
+        return found
 
     def recover(self, device: Path, *options: str) -> CsiError | None:
         """Mount the filesystem detached from any path, for recovery, and grow it meanwhile.

@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from pycsi import __version__
-from pycsi.cli.commands import trash, volumes
+from pycsi.cli.commands import transfer, trash, volumes
 from pycsi.cli.commands.base import Command, Group, examples
 from pycsi.cli.commands.describe import describe
 from pycsi.cli.commands.get import get
@@ -54,6 +54,8 @@ for _command in (
     volumes.clone,
     volumes.restore,
     volumes.delete,
+    transfer.export,
+    transfer.import_,
     trash.trash,
     trash.delete_inline,
     demo,

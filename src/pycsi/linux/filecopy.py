@@ -3,7 +3,8 @@
 import errno
 import fcntl
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from pycsi.linux.descriptor import opened
@@ -52,15 +53,23 @@ def copy(source: int, target: int, progress: Callable[[], None]) -> None:
     """
     os.ftruncate(target, os.fstat(source).st_size)
     buffer = memoryview(bytearray(_STEP))
-    end = 0
-    while (start := _seek(source, end, os.SEEK_DATA)) is not None:
-        end = _seek(source, start, os.SEEK_HOLE) or start
+    for first, end in data_ranges(source):
+        start = first
         while start < end:
             progress()
             count = os.preadv(source, [buffer[: end - start]], start)
             if not count:
                 return  # the file has been truncated since
             start += os.pwrite(target, buffer[:count], start)
+
+
+def data_ranges(fd: int, size: int = sys.maxsize) -> Iterator[tuple[int, int]]:
+    """Yield the start and end of each range below `size` of the open file `fd` that is no hole."""
+    end = 0
+    while end < size and (start := _seek(fd, end, os.SEEK_DATA)) is not None:
+        end = _seek(fd, start, os.SEEK_HOLE) or start
+        if start < min(end, size):
+            yield start, min(end, size)
 
 
 def _seek(fd: int, offset: int, whence: int) -> int | None:

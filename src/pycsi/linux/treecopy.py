@@ -27,15 +27,19 @@ CLOCK_REALTIME_COARSE = 5
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOATIME
 _REPLACED = frozenset({errno.ENOENT, errno.ELOOP, errno.ENOTDIR, errno.ENXIO, errno.ESTALE})
 _SECTOR = 512
-_NOT_KEPT = ("security.selinux", "btrfs.")
+NOT_KEPT = ("security.selinux", "btrfs.")
+"""The beginnings of the names of extended attributes that belong to a place, and not to a file."""
 
 
 class TreeChangedError(Exception):
     """The tree was changed while it was read."""
 
 
-class _Cursor:
-    """The current directory of a walk through a tree, which follows no symbolic links."""
+class Cursor:
+    """The current directory of a walk through a tree, which follows no symbolic links.
+
+    `fd` is the directory, opened; it is another one after each step.
+    """
 
     def __init__(self, root: Path) -> None:
         self.fd = os.open(root, DIRECTORY | os.O_CLOEXEC)
@@ -50,6 +54,7 @@ class _Cursor:
 
     @property
     def at_root(self) -> bool:
+        """Whether the walk is where it began."""
         return not self._above
 
     def enter(self, name: str) -> None:
@@ -103,7 +108,7 @@ def _walk(root: Path, visit: Callable[[str, os.stat_result | None], None]) -> No
     the tree, even a file or directory of the same filesystem: a mount hides the tree's own entries.
     """
     refuse_mounts(root)
-    with _Cursor(root) as place:
+    with Cursor(root) as place:
         visit(".", os.fstat(place.fd))
         pending = [os.listdir(place.fd)]
         while True:
@@ -168,7 +173,7 @@ def copy(source: Path, target: Path, progress: Callable[[], None]) -> None:
     # Holds one link to each copied file that has several names, until all of them are linked.
     links = target / f".links-{uuid.uuid4().hex}"
     links.mkdir(mode=0o700)
-    with opened(links, DIRECTORY) as linked, _Cursor(source) as here, _Cursor(target) as there:
+    with opened(links, DIRECTORY) as linked, Cursor(source) as here, Cursor(target) as there:
         _copy_tree(here, there, linked, progress)
         for name in os.listdir(linked):
             os.unlink(name, dir_fd=linked)
@@ -176,7 +181,7 @@ def copy(source: Path, target: Path, progress: Callable[[], None]) -> None:
         _keep_attributes(here.fd, there.fd)
 
 
-def _copy_tree(here: _Cursor, there: _Cursor, linked: int, progress: Callable[[], None]) -> None:
+def _copy_tree(here: Cursor, there: Cursor, linked: int, progress: Callable[[], None]) -> None:
     pending = [os.listdir(here.fd)]
     while True:
         while pending[-1]:
@@ -279,7 +284,7 @@ def _keep_attributes(source: int, target: int) -> None:
 def _keep_xattrs(source: int | str, target: int | str) -> None:
     follow = isinstance(source, int)
     for name in os.listxattr(source, follow_symlinks=follow):
-        if name.startswith(_NOT_KEPT):
+        if name.startswith(NOT_KEPT):
             continue
         try:
             value = os.getxattr(source, name, follow_symlinks=follow)

@@ -62,6 +62,9 @@ _SNAPSHOT_READERS: Mapping[str, Reader] = {
 }
 _KEYS = ("pool", "type", "quota", "allocation", "mkfsOptions", *rootdirectory.KEYS, *_MUTABLE)
 
+LASTING = frozenset(_KEYS) - {"pool"}
+"""The parameters that a volume keeps when it is moved to another pool."""
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Parameters:

@@ -142,12 +142,7 @@ class Pool(PoolDirectory):
         `OutOfRange` or `ResourceExhausted` for a size that the pool cannot have, or has no room
         for.
         """
-        self.room.refuse_impossible(volume)
-        thick = volume.thick or extra > 0  # a copy of a thick source gets its own blocks at once
-        with (
-            self.volumes.creating(volume.id) as place,
-            self._build(place, volume.capacity + extra, thick=thick) as building,
-        ):
+        with self.building(volume, extra) as building:
             backend = self.backend(volume, place=building.directory)
             if fill:
                 project = fill(backend)
@@ -155,14 +150,38 @@ class Pool(PoolDirectory):
                 with phase("make"):
                     project = backend.create(root)
             if extra:
-                self.room.adjust(building.reservation, volume.capacity, thick=thick)
-            made = dataclasses.replace(volume, project=project) if project else volume
-            with self.room.explaining_full_disk(), phase("commit"):
-                layout.write_new_volume(building.directory, made)
-                backend.sync_names()
-                building.commit(lambda: self.sync_subvolume(made))
-            with self.room.replaced(building.reservation):
-                self.volumes.put(made)
+                self.room.adjust(building.reservation, volume.capacity, thick=True)
+            return self.commit(building, backend, project)
+
+    @contextlib.contextmanager
+    def building(self, volume: Volume, extra: int = 0) -> Iterator[Build]:
+        """Reserve the room of a volume, and `extra` bytes, and build it.
+
+        The `with` block fills the build's empty directory and passes the build to `commit`. If the
+        block fails before that, the directory is deleted. The errors are those of `create`.
+        """
+        self.room.refuse_impossible(volume)
+        thick = volume.thick or extra > 0  # a copy of a thick source gets its own blocks at once
+        with (
+            self.volumes.creating(volume.id) as place,
+            self._build(place, volume.capacity + extra, thick=thick) as building,
+        ):
+            yield building
+
+    def commit(self, building: Build, backend: Backend, project: int | None) -> Volume:
+        """Record a complete volume, move it to its place, durably, and make it known.
+
+        `backend` is that of its data, and `project` the project id, if it has one. Return the
+        volume as recorded.
+        """
+        volume = backend.volume
+        made = dataclasses.replace(volume, project=project) if project else volume
+        with self.room.explaining_full_disk(), phase("commit"):
+            layout.write_new_volume(building.directory, made)
+            backend.sync_names()
+            building.commit(lambda: self.sync_subvolume(made))
+        with self.room.replaced(building.reservation):
+            self.volumes.put(made)
         return made
 
     def build_snapshot(

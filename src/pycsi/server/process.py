@@ -19,7 +19,7 @@ from pycsi.model.config import Config
 from pycsi.model.ids import NodeInfo
 from pycsi.model.observer import Observer, Unobserved
 from pycsi.model.trace import Tracer
-from pycsi.proto import csi_pb2_grpc, groups_pb2_grpc
+from pycsi.proto import csi_pb2_grpc, groups_pb2_grpc, transfers_pb2_grpc
 from pycsi.routing.certificates import Certificates, node_name
 from pycsi.server.metrics.durations import DurationMetrics
 from pycsi.server.metrics.endpoint import Check
@@ -42,6 +42,7 @@ from pycsi.services.listing_controller import ListingController
 from pycsi.services.node import Node
 from pycsi.services.snapshot_controller import SnapshotController
 from pycsi.services.snapshot_metadata import SnapshotMetadata
+from pycsi.services.transfers import Transfers
 from pycsi.volumes.locks import Locks
 from pycsi.volumes.pools import Pools
 
@@ -170,7 +171,10 @@ class _Services:
         self._parts: tuple[_Part, ...] = (
             (groups_pb2_grpc.add_GroupPartsServicer_to_server, GroupParts(*shared)),
         )
-        self._local: tuple[_Part, ...] = ((csi_pb2_grpc.add_NodeServicer_to_server, Node(*shared)),)
+        self._local: tuple[_Part, ...] = (
+            (csi_pb2_grpc.add_NodeServicer_to_server, Node(*shared)),
+            (transfers_pb2_grpc.add_TransfersServicer_to_server, Transfers(*shared)),
+        )
 
     def add_to_socket(self, server: grpc.Server) -> None:
         """Add all services to the server of the unix socket."""

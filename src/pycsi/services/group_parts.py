@@ -104,7 +104,7 @@ class GroupParts(groups_pb2_grpc.GroupPartsServicer):
         return found
 
     def _capture(
-        self, begun: Take, steps: Steps
+        self, begun: Take, steps: Steps[groups.TakePartRequest]
     ) -> Generator[groups.TakePartResponse, None, float]:
         """Take the steps to the end of the freeze; return the point in time, in seconds."""
         with begun.prepared():
@@ -122,7 +122,7 @@ class GroupParts(groups_pb2_grpc.GroupPartsServicer):
                 _await(steps, "prepare", begun, window)
         return created
 
-    def _prepared(self, part: Group, steps: Steps) -> _Answers:
+    def _prepared(self, part: Group, steps: Steps[groups.TakePartRequest]) -> _Answers:
         """Wait for the commit of a prepared part; the coordinator undoes its own if none comes."""
         try:
             yield _ANSWER(prepared=_ANSWER.Prepared())
@@ -233,7 +233,9 @@ class GroupParts(groups_pb2_grpc.GroupPartsServicer):
         )
 
 
-def _await(steps: Steps, name: str, begun: Take, window: FreezeWindow) -> groups.TakePartRequest:
+def _await(
+    steps: Steps[groups.TakePartRequest], name: str, begun: Take, window: FreezeWindow
+) -> groups.TakePartRequest:
     """Return the next message while the volumes are held still.
 
     `FailedPrecondition` if the other nodes take longer than that may last.

@@ -3,19 +3,23 @@
 import queue
 import threading
 from collections.abc import Iterator
+from typing import Generic, TypeVar
 
 import grpc
 
 from pycsi.model.errors import Cancelled, InvalidArgument
 from pycsi.proto import groups_pb2 as groups
+from pycsi.proto import transfers_pb2 as transfers
+
+Request = TypeVar("Request", groups.TakePartRequest, transfers.ImportRequest)
 
 
-class Steps:
-    """The steps of a TakePart stream, which are read in a thread, so that waiting can end."""
+class Steps(Generic[Request]):
+    """The steps of a stream, which are read in a thread, so that waiting can end."""
 
-    def __init__(self, requests: Iterator[groups.TakePartRequest]) -> None:
-        self._requests = requests
-        self._arrived: queue.SimpleQueue[groups.TakePartRequest | Exception] = queue.SimpleQueue()
+    def __init__(self, requests: Iterator[Request]) -> None:
+        self._requests: Iterator[Request] = requests
+        self._arrived: queue.SimpleQueue[Request | Exception] = queue.SimpleQueue()
         threading.Thread(target=self._read, name="steps", daemon=True).start()
 
     def _read(self) -> None:
@@ -29,7 +33,7 @@ class Steps:
             self._arrived.put(error)
         self._arrived.put(gone)
 
-    def take(self, name: str, patience: float | None = None) -> groups.TakePartRequest:
+    def take(self, name: str, patience: float | None = None) -> Request:
         """Return the next message, which has to ask for the step called `name`.
 
         `TimeoutError` if none comes within `patience` seconds, `Cancelled` at the stream's end.

@@ -27,7 +27,8 @@ def _endpoint(text: str) -> Path:
     return parse_endpoint(text)
 
 
-def _size(text: str) -> int:
+def positive_size(text: str) -> int:
+    """Return the bytes of a size such as 10Gi; `ValueError` for 0 and for other text."""
     from pycsi.model.size import parse_size
 
     size = parse_size(text)
@@ -43,7 +44,7 @@ def _parameter(text: str) -> tuple[str, str]:
     return key, value
 
 
-def _driver(command: Decorated) -> Decorated:
+def driver_options(command: Decorated) -> Decorated:
     """Give a command the options that say which driver it calls."""
     for option in (
         config,
@@ -70,13 +71,13 @@ def _driver(command: Decorated) -> Decorated:
     return command
 
 
-_sized = click.option(
+sized = click.option(
     "--size",
-    type=Parsed("size", _size),
+    type=Parsed("size", positive_size),
     metavar="SIZE",
     help="Size, such as 10Gi.  [default: 1Gi, or that of the source]",
 )
-_parameters = click.option(
+with_parameters = click.option(
     "--parameter",
     "-p",
     "parameters",
@@ -98,12 +99,13 @@ _run_directory = click.option(
 
 
 @contextlib.contextmanager
-def _connected(
+def connected(
     endpoint: Path | None, pools: "tuple[options.Pool, ...]", node_id: str | None
 ) -> "Iterator[Client]":
-    from pycsi.cli.standalone.client import connected
+    """Yield a client of the driver that a command's options name, or of one for the command."""
+    from pycsi.cli.standalone import client as standalone
 
-    with connected(endpoint, pools, node_id) as client:
+    with standalone.connected(endpoint, pools, node_id) as client:
         yield client
 
 
@@ -121,7 +123,7 @@ def _mounts(run_directory: Path) -> "Mounts":
         "pycsi create disk --size 20Gi --type block",
     ),
 )
-@_sized
+@sized
 @click.option(
     "--type",
     "kind",
@@ -132,8 +134,8 @@ def _mounts(run_directory: Path) -> "Mounts":
 @click.option(
     "--fs-type", metavar="NAME", help="Filesystem of an image: ext4, xfs or btrfs.  [default: ext4]"
 )
-@_parameters
-@_driver
+@with_parameters
+@driver_options
 @click.argument("name")
 def create(
     *,
@@ -148,7 +150,7 @@ def create(
 
     Repeated, the command finds the volume that it has created.
     """
-    with _connected(**driver) as client:
+    with connected(**driver) as client:
         from pycsi.cli.standalone import volumes
 
         typed = {"type": kind} if kind and kind != _BLOCK else {}
@@ -166,15 +168,15 @@ def create(
     cls=Command,
     epilog=examples("pycsi snapshot data monday", "pycsi snapshot db@node-1 before-upgrade"),
 )
-@_parameters
-@_driver
+@with_parameters
+@driver_options
 @click.argument("volume")
 @click.argument("name")
 def snapshot(
     *, volume: str, name: str, parameters: tuple[tuple[str, str], ...], **driver: Any
 ) -> None:
     """Take the snapshot NAME of VOLUME, in use or not, and print its id."""
-    with _connected(**driver) as client:
+    with connected(**driver) as client:
         from pycsi.cli.standalone import volumes
 
         click.echo(volumes.snapshot(client, volume, name, dict(parameters)))
@@ -184,9 +186,9 @@ def snapshot(
     cls=Command,
     epilog=examples("pycsi clone data data-copy", "pycsi clone data larger --size 20Gi"),
 )
-@_sized
-@_parameters
-@_driver
+@sized
+@with_parameters
+@driver_options
 @click.argument("volume")
 @click.argument("name")
 def clone(
@@ -198,7 +200,7 @@ def clone(
     **driver: Any,
 ) -> None:
     """Create the volume NAME with the content that VOLUME has now, and print its id."""
-    with _connected(**driver) as client:
+    with connected(**driver) as client:
         from pycsi.cli.standalone import volumes
 
         wanted = volumes.NewVolume(name=name, size=size, parameters=dict(parameters))
@@ -209,10 +211,10 @@ def clone(
     cls=Command,
     epilog=examples("pycsi restore monday data-again", "pycsi restore disk-1 disk-again --block"),
 )
-@_sized
+@sized
 @click.option("--block", is_flag=True, help="The new volume is a raw block device.")
-@_parameters
-@_driver
+@with_parameters
+@driver_options
 @click.argument("snapshot", metavar="SNAPSHOT")
 @click.argument("name")
 def restore(
@@ -228,7 +230,7 @@ def restore(
 
     To have a deleted volume back: pycsi trash restore.
     """
-    with _connected(**driver) as client:
+    with connected(**driver) as client:
         from pycsi.cli.standalone import volumes
 
         wanted = volumes.NewVolume(name=name, size=size, parameters=dict(parameters), block=block)
@@ -237,12 +239,12 @@ def restore(
 
 @click.command(cls=Command, epilog=examples("pycsi expand data 20Gi"))
 @_run_directory
-@_driver
+@driver_options
 @click.argument("volume")
-@click.argument("size", type=Parsed("size", _size))
+@click.argument("size", type=Parsed("size", positive_size))
 def expand(*, volume: str, size: int, run_directory: Path, **driver: Any) -> None:
     """Make VOLUME as large as SIZE, also while it is mounted, and print its size in bytes."""
-    with _connected(**driver) as client:
+    with connected(**driver) as client:
         from pycsi.cli.standalone import volumes
 
         click.echo(volumes.expand(client, _mounts(run_directory), volume, size))
@@ -266,7 +268,7 @@ def expand(*, volume: str, size: int, run_directory: Path, **driver: Any) -> Non
     help="A mount option, such as noexec. May be given several times.",
 )
 @_run_directory
-@_driver
+@driver_options
 @click.argument("volume")
 @click.argument("path", type=click.Path(path_type=Path))
 def mount(
@@ -283,7 +285,7 @@ def mount(
     It stays mounted after the command, and after the driver, until pycsi unmount or a reboot: mount
     it again after that, as from a systemd unit.
     """
-    with _connected(**driver) as client:
+    with connected(**driver) as client:
         from pycsi.cli.standalone import mounting
 
         there = mounting.mount(
@@ -296,14 +298,14 @@ def mount(
     cls=Command, epilog=examples("pycsi unmount /mnt/data", "pycsi unmount data    # everywhere")
 )
 @_run_directory
-@_driver
+@driver_options
 @click.argument("what", metavar="PATH|VOLUME")
 def unmount(*, what: str, run_directory: Path, **driver: Any) -> None:
     """Unmount what pycsi mount has mounted at PATH, or VOLUME everywhere; print the paths.
 
     PATH has a slash in it.
     """
-    with _connected(**driver) as client:
+    with connected(**driver) as client:
         from pycsi.cli.standalone import mounting
 
         for target in mounting.unmount(client, _mounts(run_directory), what):
@@ -326,10 +328,10 @@ def _deleting(kind: str, name: str) -> None:
 
     @options.confirmed
     @_run_directory
-    @_driver
+    @driver_options
     @click.argument("names", nargs=-1, required=True, metavar="NAME...")
     def command(names: tuple[str, ...], *, yes: bool, run_directory: Path, **driver: Any) -> None:
-        with _connected(**driver) as client:
+        with connected(**driver) as client:
             from pycsi.cli.standalone import volumes
 
             act = volumes.delete if kind == "volume" else volumes.delete_snapshot

@@ -1,9 +1,10 @@
 """The CSI calls of a command, and how their failures are told."""
 
 import contextlib
+import queue
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from pycsi.pool.directory import is_in_use
 from pycsi.pool.layout import Layout
 from pycsi.pool.options import recalled
 from pycsi.proto import csi_pb2 as csi
-from pycsi.proto import csi_pb2_grpc
+from pycsi.proto import csi_pb2_grpc, transfers_pb2_grpc
 
 USUAL_SOCKET = Path("/run/pycsi/csi.sock")
 """The socket on which a driver is looked for if none is given."""
@@ -26,7 +27,12 @@ USUAL_SOCKET = Path("/run/pycsi/csi.sock")
 _PATIENCE = 10.0
 """Seconds in which a driver that listens has to say whether it is ready."""
 
-_STUBS = (csi_pb2_grpc.IdentityStub, csi_pb2_grpc.ControllerStub, csi_pb2_grpc.NodeStub)
+_STUBS = (
+    csi_pb2_grpc.IdentityStub,
+    csi_pb2_grpc.ControllerStub,
+    csi_pb2_grpc.NodeStub,
+    transfers_pb2_grpc.TransfersStub,
+)
 
 _MISTAKES = frozenset({grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.OUT_OF_RANGE})
 
@@ -53,6 +59,31 @@ class Client:
             return self._methods[method](request)
         except grpc.RpcError as error:
             raise self._failure(error) from None
+
+    @contextlib.contextmanager
+    def conversation(self, method: str) -> Iterator[Callable[[object], Any]]:
+        """Call an RPC that takes a stream and answers each message; yield what sends one.
+
+        That returns the answer. When the `with` block has ended, the driver has ended too.
+        """
+        messages: queue.SimpleQueue[object] = queue.SimpleQueue()
+        answers = self._methods[method](iter(messages.get, None))
+
+        def ask(message: object) -> Any:
+            messages.put(message)
+            try:
+                return next(answers)
+            except grpc.RpcError as error:
+                raise self._failure(error) from None
+            except StopIteration:
+                raise CommandError(f"the driver at {self.path} has ended {method}") from None
+
+        try:
+            yield ask
+        finally:
+            messages.put(None)
+            with contextlib.suppress(grpc.RpcError):
+                list(answers)
 
     def _failure(self, error: Any) -> CommandError:
         code: grpc.StatusCode = error.code()

@@ -1,0 +1,110 @@
+"""The commands that move volumes out of pools, and into them."""
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pycsi.cli.commands import options
+from pycsi.cli.commands.base import Command, Parsed, examples
+from pycsi.cli.commands.configuration import config
+from pycsi.cli.commands.volumes import (
+    connected,
+    driver_options,
+    positive_size,
+    sized,
+    with_parameters,
+)
+
+if TYPE_CHECKING:
+    from pycsi.model.config import PoolConfig
+
+_rate = click.option(
+    "--rate-limit",
+    "rate",
+    type=Parsed("size", positive_size),
+    metavar="SIZE",
+    help="How many bytes a second, such as 50Mi.  [default: as many as possible]",
+)
+
+
+@click.command(
+    cls=Command,
+    epilog=examples(
+        "pycsi export data-monday /backup/data-monday.pycsi",
+        "pycsi export data-monday - --compress | ssh other pycsi import - data",
+        "pycsi export --volume data /backup/data.pycsi",
+    ),
+)
+@click.option("--volume", is_flag=True, help="A volume that is not in use, not a snapshot.")
+@click.option("--compress", is_flag=True, help="Compress it with zstd.")
+@_rate
+@options.pools
+@config
+@click.argument("name")
+@click.argument("file")
+def export(
+    *,
+    pools: "tuple[PoolConfig, ...]",
+    name: str,
+    file: str,
+    volume: bool,
+    compress: bool,
+    rate: int | None,
+) -> None:
+    """Write the snapshot NAME to FILE, whether the driver runs or not; - is standard output.
+
+    If there is no such snapshot, the volume of that name is meant, which must not be in use.
+    """
+    from pycsi.cli import exporting
+    from pycsi.cli.pools import chosen
+
+    subject = exporting.find(chosen(pools), name, volume=volume)
+    exporting.export(subject, file, compress=compress, rate=rate)
+
+
+@click.command(
+    "import",
+    cls=Command,
+    epilog=examples(
+        "pycsi import /backup/data-monday.pycsi data",
+        "ssh other pycsi export data-monday - | pycsi import - data",
+        "pycsi import db.pycsi db --size 20Gi -p pool=fast",
+    ),
+)
+@sized
+@with_parameters
+@_rate
+@click.option(
+    "--privileged-nodes",
+    "privileged",
+    is_flag=True,
+    help="Keep device nodes, setuid and setgid files and file capabilities of a directory.",
+)
+@driver_options
+@click.argument("file")
+@click.argument("name")
+def import_(
+    *,
+    file: str,
+    name: str,
+    size: int | None,
+    rate: int | None,
+    privileged: bool,
+    parameters: tuple[tuple[str, str], ...],
+    **driver: Any,
+) -> None:
+    """Make the volume NAME from the export in FILE, and print its id; - is standard input.
+
+    The volume exists once all of it was checked, and not before.
+    """
+    with connected(**driver) as client:
+        from pycsi.cli.standalone import importing
+
+        wanted = importing.NewImport(
+            name=name,
+            size=size,
+            parameters=dict(parameters),
+            rate=rate,
+            privileged=privileged,
+        )
+        click.echo(importing.import_volume(client, file, wanted))

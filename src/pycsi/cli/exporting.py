@@ -1,0 +1,189 @@
+"""Exporting a snapshot, or a volume that is not in use, whether the driver runs or not.
+
+The data is read from the pool itself. A snapshot never changes; whether a volume has, is looked at
+when all was read, and then the export has no end.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import os
+from collections.abc import Iterable, Iterator
+
+from pycsi import __version__
+from pycsi.backends import Backend
+from pycsi.cli.errors import CommandError, InspectionError, UnknownNameError
+from pycsi.cli.inspection import InspectedPool, inspect
+from pycsi.cli.progress import progress_bar
+from pycsi.cli.streams import sink_of, written
+from pycsi.linux import treecopy
+from pycsi.linux.descriptor import opened
+from pycsi.model import ids, parameters
+from pycsi.model.config import PoolConfig
+from pycsi.model.records import Snapshot, Volume, VolumeType
+from pycsi.pool.pool import backend_for
+from pycsi.transfer import compression, image, pack
+from pycsi.transfer.manifest import Manifest, VolumeKind
+from pycsi.transfer.pacing import paced
+from pycsi.transfer.writer import StreamWriter
+from pycsi.volumes import blocks
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """What is exported: a volume of a pool, or the snapshot of one."""
+
+    pool: InspectedPool
+    volume: Volume
+    snapshot: Snapshot | None
+
+    @functools.cached_property
+    def backend(self) -> Backend:
+        """The data."""
+        if self.snapshot is None:
+            return self.pool.backend(self.volume)
+        place = os.fspath(self.pool.layout.snapshots / self.snapshot.id)
+        return backend_for(place, self.volume, self.pool.limiter, self.pool.location)
+
+    @property
+    def id(self) -> str:
+        """The id of the snapshot, or of the volume."""
+        return self.snapshot.id if self.snapshot else self.volume.id
+
+    @property
+    def point(self) -> str:
+        """The name of the content; "" if it is a volume's, which may change."""
+        if self.snapshot is None:
+            return ""
+        origin = f"{self.pool.uuid}\n{self.snapshot.id}\n{self.snapshot.created!r}"
+        return hashlib.sha256(origin.encode()).hexdigest()
+
+    def manifest(self) -> Manifest:
+        """Return the manifest of a full export."""
+        volume = self.volume
+        kind = VolumeKind.BLOCK if volume.filesystem is None else VolumeKind.IMAGE
+        given = parameters.without_orchestrator_keys(volume.request.parameters)
+        return Manifest(
+            kind=VolumeKind.DIRECTORY if volume.type is VolumeType.DIRECTORY else kind,
+            size=volume.capacity,
+            filesystem=volume.filesystem or "",
+            thick=volume.thick,
+            mkfs_options=volume.mkfs_options,
+            parameters={**given, **volume.settings},
+            volume=volume.id,
+            snapshot=self.snapshot.id if self.snapshot else "",
+            pool=self.pool.uuid,
+            created=self.snapshot.created if self.snapshot else volume.created,
+            point=self.point,
+            base="",
+            base_snapshot="",
+            program=f"pycsi {__version__}",
+        )
+
+    @contextlib.contextmanager
+    def unchanged(self) -> Iterator[None]:
+        """Raise `CommandError` if it was deleted, used or changed when the `with` block has ended.
+
+        A volume has to be out of use from the beginning.
+        """
+        begin = self._state()
+        since = treecopy.fence()
+        try:
+            yield
+            if self.snapshot is None and self.volume.type is VolumeType.DIRECTORY:
+                treecopy.refuse_changed(self.backend.content, since)
+        except treecopy.TreeChangedError as change:
+            raise CommandError(f"{self.id} was changed while it was exported ({change})") from None
+        except FileNotFoundError:
+            raise CommandError(f"{self.id} was deleted or changed while it was exported") from None
+        if self._state() != begin:
+            raise CommandError(f"{self.id} was written to while it was exported; {_ADVICE}")
+
+    def _state(self) -> tuple[int, ...]:
+        """Return what another value of tells that the data may have changed."""
+        try:
+            status = self.backend.content.stat()
+        except FileNotFoundError:
+            raise CommandError(f"{self.id} has been deleted") from None
+        if self.snapshot:
+            return status.st_dev, status.st_ino
+        self.backend.kernel.invalidate()
+        if where := self.backend.written_at():
+            raise CommandError(f"{self.id} is in use at {where}; {_ADVICE}")
+        return status.st_dev, status.st_ino, status.st_ctime_ns, status.st_size
+
+
+_ADVICE = "take a snapshot of it, and export that"
+
+
+def find(configs: Iterable[PoolConfig], name: str, *, volume: bool) -> Subject:
+    """Return the snapshot with an id or name, or else the volume; only that with `volume`.
+
+    `UnknownNameError` if there is neither.
+    """
+    missing = []
+    found: list[Subject] = []
+    for config in configs:
+        try:
+            inspect(config, lambda pool: found.extend(_named(pool, name)))
+        except InspectionError as error:
+            missing.append(str(error))
+    chosen = [item for item in found if item.snapshot is None or not volume]
+    chosen.sort(key=lambda item: item.snapshot is None)
+    if not chosen:
+        what = "volume" if volume else "snapshot or volume"
+        message = f"there is no {what} {name!r}; see: pycsi get volumes, pycsi get snapshots"
+        if missing:
+            raise InspectionError("; ".join([*missing, message]))
+        raise UnknownNameError(message)
+    first = [item for item in chosen if bool(item.snapshot) is bool(chosen[0].snapshot)]
+    if len(first) > 1:
+        raise CommandError(f"{name} is there {len(first)} times; give its id, or --pool")
+    return chosen[0]
+
+
+def _named(pool: InspectedPool, name: str) -> Iterator[Subject]:
+    for snapshot in pool.snapshots:
+        if name in {snapshot.id, snapshot.name, _key(snapshot.id)}:
+            yield Subject(pool, snapshot.volume, snapshot)
+    for volume in pool.volumes:
+        if name in {volume.id, volume.name, _key(volume.id)}:
+            yield Subject(pool, volume, None)
+
+
+def _key(object_id: str) -> str:
+    return object_id.rpartition("@")[0] if ids.node_of(object_id) else object_id
+
+
+def export(subject: Subject, file: str, *, compress: bool, rate: int | None) -> None:
+    """Write an export of `subject` to a file, a pipe, or standard output (`-`).
+
+    `rate` is how many bytes may be written in a second. `CommandError` if it is in use.
+    """
+    if compress:
+        try:
+            compression.check_available()
+        except compression.UncompressedError as error:
+            raise CommandError(f"{error}: install it, or leave --compress out") from None
+    with written(file) as out:
+        writer = StreamWriter(sink_of(out), compress=compress)
+        writer.manifest(subject.manifest())
+        send = _send_tree if subject.volume.type is VolumeType.DIRECTORY else _send_image
+        with subject.unchanged():
+            size = send(subject, writer, rate)
+        writer.end(size)
+
+
+def _send_image(subject: Subject, writer: StreamWriter, rate: int | None) -> int:
+    size = subject.volume.capacity
+    with opened(subject.backend.content) as fd:
+        total = sum(end - start for start, end in blocks.allocated(fd, 0, size))
+        with progress_bar(f"export {subject.volume.name}", total) as done:
+            image.send(fd, blocks.allocated(fd, 0, size), writer, paced(rate, done))
+    return size
+
+
+def _send_tree(subject: Subject, writer: StreamWriter, rate: int | None) -> int:
+    with progress_bar(f"export {subject.volume.name}", None) as done:
+        return pack.send(subject.backend.content, writer, paced(rate, done))

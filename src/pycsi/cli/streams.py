@@ -1,0 +1,99 @@
+"""The files and pipes that exports are written to and read from."""
+
+import contextlib
+import errno
+import fcntl
+import os
+import stat
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from pycsi.cli.errors import CommandError, MistakesError
+from pycsi.linux.descriptor import opened, sync_directory
+from pycsi.transfer.reader import Source
+from pycsi.transfer.writer import Sink
+
+STANDARD = "-"
+"""The name that stands for standard input and standard output."""
+
+_PARTIAL = ".partial"
+
+
+def sink_of(fd: int) -> Sink:
+    """Return what writes all bytes to an open file."""
+
+    def write(data: bytes | memoryview) -> None:
+        left = memoryview(data)
+        while left:
+            left = left[os.write(fd, left) :]
+
+    return write
+
+
+def source_of(fd: int) -> Source:
+    """Return what reads the next bytes of an open file."""
+    return lambda count: os.read(fd, count)
+
+
+@contextlib.contextmanager
+def written(name: str) -> Iterator[int]:
+    """Open a file, a pipe or standard output (`-`) for an export; yield the descriptor.
+
+    A file gets its name only when the `with` block has ended, durably: until then it is called
+    NAME.partial, and nothing is left of it if the block fails. `CommandError` if the file exists.
+    """
+    if name == STANDARD:
+        if sys.stdout.isatty():
+            raise MistakesError("an export is no text for a terminal; give a file, or a pipe")
+        yield sys.stdout.fileno()
+        return
+    path = Path(name)
+    if path.exists() and not stat.S_ISREG(path.stat().st_mode):
+        with opened(path, os.O_WRONLY) as fd:
+            yield fd
+        return
+    if os.path.lexists(path):
+        raise CommandError(f"{path} exists; give another name, or remove it")
+    partial = path.with_name(path.name + _PARTIAL)
+    with opened(partial, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW) as fd:
+        _lock(fd, partial)
+        try:
+            os.ftruncate(fd, 0)
+            yield fd
+            os.fsync(fd)
+            # Unlike rename(2) this never replaces a file that somebody else has made meanwhile.
+            os.link(partial, path)
+        except BaseException:
+            partial.unlink()
+            raise
+        partial.unlink()
+        sync_directory(path.parent)
+
+
+def _lock(fd: int, partial: Path) -> None:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise CommandError(
+            f"another command is writing {partial}; let it end, or give another name"
+        ) from None
+
+
+@contextlib.contextmanager
+def read(name: str) -> Iterator[int]:
+    """Open a file, a pipe or standard input (`-`) with an export; yield the descriptor."""
+    if name == STANDARD:
+        if sys.stdin is None or sys.stdin.isatty():
+            raise MistakesError("no export comes from a terminal; give a file, or a pipe")
+        yield sys.stdin.fileno()
+        return
+    try:
+        with opened(name) as fd:
+            if stat.S_ISDIR(os.fstat(fd).st_mode):
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), name)
+            yield fd
+    except OSError as error:
+        if error.filename != name:
+            raise
+        raise CommandError(f"{name}: {error.strerror}") from None
