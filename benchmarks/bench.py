@@ -32,6 +32,7 @@ import growth
 import peers
 import plot
 import rpcs
+import streams
 from ground import Location, ground
 from rows import Row, Series
 
@@ -105,6 +106,12 @@ def _copies(where: Location, to: Report) -> None:
             to.add(row)
 
 
+def _exports(where: Location, to: Report) -> None:
+    with where.driver("exports") as driver:
+        for row in streams.exports(driver, where):
+            to.add(row)
+
+
 def _controller(where: Location, to: Report) -> None:
     with fleet.fleet(where, "few", 3) as few:
         for measured in (controller.single, controller.shared, controller.faults):
@@ -129,6 +136,7 @@ PARTS: dict[str, tuple[Callable[[Location, Report], None], tuple[str, ...]]] = {
     "rpcs": (_rpcs, ("xfs", "ext4")),
     "growth": (_growth, ("xfs", "ext4")),
     "copies": (_copies, SHARING),
+    "exports": (_exports, SHARING),
     "controller": (_controller, ("xfs",)),
     "peer": (_peer, ("xfs",)),
 }

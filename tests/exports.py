@@ -32,8 +32,9 @@ def export(driver: Driver, name: str, file: Path, *options: str) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def bring(driver: Driver, file: Path, name: str, *options: str) -> str:
-    done = piped("import", file, name, *to(driver), *options)
+def bring(driver: Driver, *words: Path | str) -> str:
+    """Import files under a name, with options; return the id of the new volume."""
+    done = piped("import", *words, *to(driver))
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout.strip()
 

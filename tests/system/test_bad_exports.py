@@ -108,8 +108,10 @@ def test_hostile(driver: Driver, tmp_path: Path) -> None:
     refused(driver, crafted(file, size=2**60), "wanted", "left of")
     filesystem: dict[str, Any] = {"kind": VolumeKind.IMAGE, "filesystem": "xfs", "parameters": {}}
     refused(driver, crafted(file, b"x" * 512, **filesystem, size=GIB), "holds no filesystem")
-    refused(driver, crafted(file, parameters={"type": "image"}), "is of type directory", status=2)
-    refused(driver, crafted(file, base="12", base_snapshot="s@n"), "is an increment on")
+    refused(
+        driver, crafted(file, parameters={"type": "image"}), "a volume of type directory", status=2
+    )
+    refused(driver, crafted(file, base="12", base_snapshot="s@n"), "is an increment on s@n")
     assert not (tmp_path / "x").exists()
     bring(driver, crafted(file, tar()), "fine")
 

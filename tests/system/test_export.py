@@ -12,7 +12,9 @@ import trees
 from conftest import FilesystemFactory, needs, run
 from driver import GIB, MIB, Driver, block_capability, mount_capability
 from exports import bring, export, image_of, piped_through, same_image, scribble, to
-from terminal import piped
+from terminal import PYCSI, piped
+
+from pycsi.linux.punch import punch_hole
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "export-format.md"
 GROUNDS = ("xfs", "ext4", "btrfs")
@@ -61,6 +63,49 @@ def test_compressed(place: Path, serve: Serve, tmp_path: Path) -> None:
     export(driver, made.volume_id, tmp_path / "small", "--compress")
     assert (tmp_path / "small").stat().st_size < 4 * MIB
     same_image(image, image_of(driver, bring(driver, tmp_path / "small", "a")))
+
+
+def test_increments(place: Path, serve: Serve, tmp_path: Path) -> None:
+    """A snapshot and three increments make what the last snapshot has: data, holes, and size."""
+    driver = serve(place)
+    made = driver.create("v", 64 * MIB, capability=block_capability())
+    image = image_of(driver, made.volume_id)
+    files = []
+    for number in range(4):
+        if number == 2:
+            driver.expand(made.volume_id, 96 * MIB)
+        scribble(image, number)
+        with image.open("r+b") as file:
+            punch_hole(file.fileno(), number * 8 * MIB + 5000, 3 * MIB)
+        driver.snapshot(f"s{number}", made.volume_id)
+        files.append(tmp_path / f"export-{number}")
+        since = ["--since", f"s{number - 1}"] if number else []
+        export(driver, f"s{number}", files[-1], *since)
+    assert files[3].stat().st_size < 12 * MIB
+    for number in range(4):
+        again = bring(driver, *files[: number + 1], f"w{number}")
+        original = place / "snapshots" / f"s{number}@node-1" / "disk.img"
+        same_image(original, image_of(driver, again))
+        driver.delete(again)
+    with files[3].open("rb") as last:
+        command: list[Path | str] = [*PYCSI, "import", *files[:3], "-", "w", *to(driver)]
+        subprocess.run(command, stdin=last, stdout=subprocess.DEVNULL, check=True)
+    for each in files:
+        restored(each, tmp_path / "image")
+    run("cmp", tmp_path / "image", image_of(driver, "w@node-1"))
+    for wrong, words in (
+        ((files[1],), "is an increment on s0@node-1; give"),
+        ((files[0], files[2]), "builds on s1@node-1, and the export before it is of s0@node-1"),
+        ((files[0], files[0]), "is a full export"),
+    ):
+        done = piped("import", *wrong, "x", *to(driver))
+        assert (done.returncode, words in done.stderr) == (1, True), done.stderr
+    other = driver.create("other", 64 * MIB, capability=block_capability())
+    driver.snapshot("t", other.volume_id)
+    pool = to(driver)[0]
+    for base, words in (("t", "no earlier snapshot of v@node-1"), ("v", "no snapshot 'v'")):
+        done = piped("export", "s1", tmp_path / "x", "--since", base, pool)
+        assert (done.returncode != 0, words in done.stderr) == (True, True), done.stderr
 
 
 @pytest.mark.parametrize("kind", ["ext4", "xfs", "btrfs"])

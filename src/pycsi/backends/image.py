@@ -209,12 +209,16 @@ class Image(Backend):
     def create(self, root: RootDirectory | None) -> int | None:
         self.create_unfilled()
         self.format(root)
+        self._settle()
+        return None
+
+    def _settle(self) -> None:
+        """Make the data durable; allocate the blocks that mkfs, or who filled it, has freed."""
         with opened(self.content, os.O_RDWR) as fd:
             if self.volume.thick and os.fstat(fd).st_blocks * 512 < self.volume.capacity:
-                self._extend(fd, 0)  # allocate again the blocks that mkfs has freed
+                self._extend(fd, 0)
             with phase("sync"):
                 os.fsync(fd)
-        return None
 
     def create_unfilled(self) -> int | None:
         with opened(self.content, os.O_RDWR | os.O_CREAT | os.O_EXCL) as fd:
@@ -226,13 +230,7 @@ class Image(Backend):
     def finish_filled(
         self, source: Volume, project: int | None, is_taken: Callable[[str], bool]
     ) -> None:
-        with opened(self.content, os.O_RDWR | os.O_NOFOLLOW) as fd:
-            if os.fstat(fd).st_size != self.volume.capacity:
-                raise FailedPrecondition(
-                    f"volume {self.volume.id}: {os.fstat(fd).st_size} bytes were filled in, not "
-                    f"{self.volume.capacity}"
-                )
-            os.fsync(fd)
+        self._settle()
 
     def _disable_cow(self, fd: int) -> None:
         """Have btrfs write an image that is still empty in place: switch copy-on-write off.

@@ -59,8 +59,8 @@ class Subject:
         origin = f"{self.pool.uuid}\n{self.snapshot.id}\n{self.snapshot.created!r}"
         return hashlib.sha256(origin.encode()).hexdigest()
 
-    def manifest(self) -> Manifest:
-        """Return the manifest of a full export."""
+    def manifest(self, base: "Subject | None") -> Manifest:
+        """Return the manifest of a full export, or of an increment on the snapshot `base`."""
         volume = self.volume
         kind = VolumeKind.BLOCK if volume.filesystem is None else VolumeKind.IMAGE
         given = parameters.without_orchestrator_keys(volume.request.parameters)
@@ -76,8 +76,8 @@ class Subject:
             pool=self.pool.uuid,
             created=self.snapshot.created if self.snapshot else volume.created,
             point=self.point,
-            base="",
-            base_snapshot="",
+            base=base.point if base else "",
+            base_snapshot=base.id if base else "",
             program=f"pycsi {__version__}",
         )
 
@@ -156,31 +156,71 @@ def _key(object_id: str) -> str:
     return object_id.rpartition("@")[0] if ids.node_of(object_id) else object_id
 
 
-def export(subject: Subject, file: str, *, compress: bool, rate: int | None) -> None:
+def find_base(configs: Iterable[PoolConfig], name: str, subject: Subject) -> Subject:
+    """Return the snapshot on which an increment builds; `CommandError` if it cannot be one."""
+    if subject.snapshot is None:
+        raise CommandError(f"{subject.id} is a volume; {_ADVICE} since the other one")
+    if subject.volume.type is VolumeType.DIRECTORY:
+        raise CommandError(
+            f"{subject.id} is of a directory; increments are of images and raw block volumes"
+        )
+    base = find(configs, name, volume=False)
+    if base.snapshot is None:
+        raise UnknownNameError(f"there is no snapshot {name!r}; see: pycsi get snapshots")
+    if not base.volume.is_same(subject.volume) or base.snapshot.created > subject.snapshot.created:
+        raise CommandError(
+            f"{base.id} is no earlier snapshot of {subject.volume.id}; give one of the same volume"
+        )
+    return base
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class How:
+    """How an export is written: `rate` is how many bytes a second, None for any number."""
+
+    compress: bool
+    rate: int | None
+
+
+def export(subject: Subject, base: Subject | None, file: str, how: How) -> None:
     """Write an export of `subject` to a file, a pipe, or standard output (`-`).
 
-    `rate` is how many bytes may be written in a second. `CommandError` if it is in use.
+    With `base` it is an increment. `CommandError` if what is exported is in use.
     """
-    if compress:
+    if how.compress:
         try:
             compression.check_available()
         except compression.UncompressedError as error:
             raise CommandError(f"{error}: install it, or leave --compress out") from None
-    with written(file) as out:
-        writer = StreamWriter(sink_of(out), compress=compress)
-        writer.manifest(subject.manifest())
-        send = _send_tree if subject.volume.type is VolumeType.DIRECTORY else _send_image
-        with subject.unchanged():
-            size = send(subject, writer, rate)
+    with written(file) as out, contextlib.ExitStack() as held:
+        writer = StreamWriter(sink_of(out), compress=how.compress)
+        writer.manifest(subject.manifest(base))
+        for item in (base, subject):
+            if item:
+                held.enter_context(item.unchanged())
+        if subject.volume.type is VolumeType.DIRECTORY:
+            size = _send_tree(subject, writer, how.rate)
+        else:
+            size = _send_image(subject, base, writer, how.rate)
+        held.close()
         writer.end(size)
 
 
-def _send_image(subject: Subject, writer: StreamWriter, rate: int | None) -> int:
+def _send_image(
+    subject: Subject, base: Subject | None, writer: StreamWriter, rate: int | None
+) -> int:
     size = subject.volume.capacity
-    with opened(subject.backend.content) as fd:
-        total = sum(end - start for start, end in blocks.allocated(fd, 0, size))
+    with opened(subject.backend.content) as fd, contextlib.ExitStack() as files:
+        if base:
+            old = files.enter_context(opened(base.backend.content))
+            by_extents = base.pool.uuid == subject.pool.uuid and subject.pool.shares_blocks
+            found = blocks.changed(old, fd, 0, size, lambda: None, by_extents=by_extents)
+            spans = list(image.changes(fd, found))
+        else:
+            spans = [image.Span(*part) for part in blocks.allocated(fd, 0, size)]
+        total = sum(span.end - span.start for span in spans if not span.hole)
         with progress_bar(f"export {subject.volume.name}", total) as done:
-            image.send(fd, blocks.allocated(fd, 0, size), writer, paced(rate, done))
+            image.send(fd, spans, writer, paced(rate, done))
     return size
 
 

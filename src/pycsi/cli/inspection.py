@@ -9,6 +9,7 @@ from pycsi.backends import Backend
 from pycsi.backends.limiter_choice import existing_limiter
 from pycsi.backends.limits import Limiter
 from pycsi.cli.errors import InspectionError
+from pycsi.linux import filecopy
 from pycsi.linux.descriptor import opened
 from pycsi.linux.kernel import KernelView
 from pycsi.linux.location import Location
@@ -97,6 +98,11 @@ class InspectedPool:
     def limiter(self) -> Limiter:
         """How the pool's filesystem limits directories."""
         return existing_limiter(self.location.real_path, self.location.mount.fstype, self.uuid)
+
+    @property
+    def shares_blocks(self) -> bool:
+        """Whether files on the pool's filesystem can share their blocks (reflink)."""
+        return filecopy.can_reflink(self.layout.record)
 
     def faults(self) -> Iterator[Fault]:
         """Yield a fault if the pool cannot be written to."""

@@ -63,9 +63,12 @@ def copy(source: int, target: int, progress: Callable[[], None]) -> None:
             start += os.pwrite(target, buffer[:count], start)
 
 
-def data_ranges(fd: int, size: int = sys.maxsize) -> Iterator[tuple[int, int]]:
-    """Yield the start and end of each range below `size` of the open file `fd` that is no hole."""
-    end = 0
+def data_ranges(fd: int, size: int = sys.maxsize, first: int = 0) -> Iterator[tuple[int, int]]:
+    """Yield the start and end of each range of the open file `fd` that is no hole.
+
+    They are those from `first` on and below `size`.
+    """
+    end = first
     while end < size and (start := _seek(fd, end, os.SEEK_DATA)) is not None:
         end = _seek(fd, start, os.SEEK_HOLE) or start
         if start < min(end, size):

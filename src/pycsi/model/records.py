@@ -74,6 +74,11 @@ class Volume:
         """The bytes of the pool that are promised to this volume."""
         return self.capacity
 
+    def is_same(self, other: "Volume") -> bool:
+        """Tell whether it is the volume `other`, and no earlier or later one of the same name."""
+        mine = self.id, self.pool_uuid, self.created
+        return mine == (other.id, other.pool_uuid, other.created)
+
     @property
     def context(self) -> dict[str, str]:
         """The volume context. It never changes, and is not needed to find the volume."""

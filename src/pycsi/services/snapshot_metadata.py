@@ -57,7 +57,7 @@ class SnapshotMetadata(csi_pb2_grpc.SnapshotMetadataServicer):
         with contextlib.ExitStack() as files:
             base_pool, base, old = self._open(request.base_snapshot_id, files)
             pool, target, new = self._open(request.target_snapshot_id, files)
-            if _volume(base) != _volume(target):
+            if not base.volume.is_same(target.volume):
                 raise InvalidArgument(
                     f"the snapshots are of different volumes, {base.volume.id} and "
                     f"{target.volume.id} (one that was deleted and made again is another); give "
@@ -95,11 +95,6 @@ class SnapshotMetadata(csi_pb2_grpc.SnapshotMetadataServicer):
             pool.check(writable=False)
             image = files.enter_context(opened(pool.backend_of(snapshot).content, os.O_RDONLY))
         return pool, snapshot, image
-
-
-def _volume(snapshot: Snapshot) -> tuple[str, str, float]:
-    """Return the source volume's identity, which a later volume of the same name does not share."""
-    return snapshot.volume.id, snapshot.volume.pool_uuid, snapshot.volume.created
 
 
 def _results(wanted: int) -> int:

@@ -1,11 +1,13 @@
 """The content of images and raw block volumes: extents out of a file, and into one."""
 
+import dataclasses
 import os
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator
 
-from pycsi.transfer.format import StreamError
+from pycsi.linux import filecopy
+from pycsi.linux.punch import punch_hole
 from pycsi.transfer.reader import Piece
 from pycsi.transfer.writer import StreamWriter
 
@@ -16,26 +18,53 @@ _AHEAD = 4
 """How many pieces are read ahead, while others are checked and written."""
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Span:
+    """A range of an image, and whether it is a hole, which the base of an increment may not be."""
+
+    start: int
+    end: int
+    hole: bool = False
+
+
+def changes(image: int, changed: Iterable[Range]) -> Iterator[Span]:
+    """Yield the data and the holes that the open file `image` has in the `changed` ranges."""
+    for start, end in changed:
+        at = start
+        for first, last in filecopy.data_ranges(image, end, start):
+            if first > at:
+                yield Span(at, first, hole=True)
+            yield Span(first, last)
+            at = last
+        if at < end:
+            yield Span(at, end, hole=True)
+
+
 def send(
-    image: int, ranges: Iterable[Range], writer: StreamWriter, progress: Callable[[int], None]
+    image: int, spans: Iterable[Span], writer: StreamWriter, progress: Callable[[int], None]
 ) -> None:
-    """Write the `ranges` of the open file `image`; `progress` is told how many bytes were done."""
-    for offset, data in _ahead(_read(image, ranges)):
-        writer.data(offset, data)
-        progress(len(data))
+    """Write the `spans` of the open file `image`; `progress` is told how many bytes were done."""
+    for piece in _ahead(_read(image, spans)):
+        if piece.data is None:
+            writer.hole(piece.offset, piece.size)
+        else:
+            writer.data(piece.offset, piece.data)
+            progress(piece.size)
 
 
-def _read(image: int, ranges: Iterable[Range]) -> Iterator[tuple[int, bytes]]:
-    for start, end in ranges:
-        for at in range(start, end, STEP):
-            want = min(STEP, end - at)
-            data = os.pread(image, want, at)
-            yield at, data.ljust(want, b"\0")
+def _read(image: int, spans: Iterable[Span]) -> Iterator[Piece]:
+    for span in spans:
+        if span.hole:
+            yield Piece(span.start, span.end - span.start, None)
+            continue
+        for at in range(span.start, span.end, STEP):
+            want = min(STEP, span.end - at)
+            yield Piece(at, want, os.pread(image, want, at).ljust(want, b"\0"))
 
 
-def _ahead(items: Iterator[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:
+def _ahead(items: Iterator[Piece]) -> Iterator[Piece]:
     """Yield what `items` yields, of which a thread prepares some in advance."""
-    ready: queue.Queue[tuple[int, bytes] | BaseException | None] = queue.Queue(_AHEAD)
+    ready: queue.Queue[Piece | BaseException | None] = queue.Queue(_AHEAD)
     ended = threading.Event()
 
     def prepare() -> None:
@@ -66,10 +95,11 @@ def _ahead(items: Iterator[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:
 
 
 def receive(pieces: Iterable[Piece], image: int, progress: Callable[[int], None]) -> None:
-    """Write pieces into the open file `image`, which has its size, and zeros elsewhere."""
+    """Write pieces into the open file `image`, which has its size."""
     for piece in pieces:
         if piece.data is None:
-            raise StreamError("it has a hole of an increment, and is none")
+            punch_hole(image, piece.offset, piece.size)
+            continue
         left, at = memoryview(piece.data), piece.offset
         while left:
             count = os.pwrite(image, left, at)

@@ -158,7 +158,7 @@ class _Packer:
             gid=status.st_gid,
             mtime=status.st_mtime_ns,
             device=(os.major(status.st_rdev), os.minor(status.st_rdev)) if is_device else (0, 0),
-            records={b"atime": pax.time(status.st_atime_ns), **dict(self._attributes(file))},
+            records=dict(self._attributes(file)),
         )
 
     def _attributes(self, file: int | str) -> Iterator[tuple[bytes, bytes]]:

@@ -82,7 +82,7 @@ def header(entry: Entry, shown: bytes | None = None) -> bytes:
     `shown` is the name for programs that know no holes.
     """
     path = entry.path if shown is None else shown
-    records = {**entry.records, b"mtime": time(entry.mtime)}
+    records = {**entry.records, b"mtime": _time(entry.mtime)}
     names = {b"path": path, b"linkpath": entry.link}
     records |= {
         key: text for key, text in names.items() if len(text) > _SHORT or not text.isascii()
@@ -115,8 +115,7 @@ def _record(key: bytes, value: bytes) -> bytes:
     return b"%d %s=%s\n" % (length, key, value)
 
 
-def time(nanoseconds: int) -> bytes:
-    """Return the text of a time: seconds since the epoch, with nine digits of a fraction."""
+def _time(nanoseconds: int) -> bytes:
     sign, whole = (b"-", -nanoseconds) if nanoseconds < 0 else (b"", nanoseconds)
     return b"%s%d.%09d" % (sign, *divmod(whole, _NANO))
 
@@ -198,7 +197,7 @@ def parse_header(block: bytes, records: Mapping[bytes, bytes]) -> tuple[bytes, E
         uid=_number(records, b"uid", block[108:116]),
         gid=_number(records, b"gid", block[116:124]),
         size=_number(records, b"size", block[124:136]),
-        mtime=parse_time(records[b"mtime"]) if b"mtime" in records else 0,
+        mtime=_parse_time(records[b"mtime"]) if b"mtime" in records else 0,
         link=records.get(b"linkpath", block[157:257].rstrip(b"\0")),
         device=(_octal(block[329:337]), _octal(block[337:345])),
         records=records,
@@ -225,8 +224,7 @@ def number(text: bytes, what: str) -> int:
     return value
 
 
-def parse_time(text: bytes) -> int:
-    """Return the nanoseconds of a time in seconds, with a fraction or without."""
+def _parse_time(text: bytes) -> int:
     whole, _, fraction = text.removeprefix(b"-").partition(b".")
     seconds = number(whole, "a time")
     nano = number(fraction[:9].ljust(9, b"0"), "a time")

@@ -73,6 +73,8 @@ class StreamReader:
             end = header.offset + header.size
             if end > size:
                 raise self._damaged(f"a range ends at {end}, beyond the size of {size} bytes")
+            if header.kind is FrameKind.HOLE and not self.manifest.base:
+                raise self._damaged("there is a hole of an increment, and it is none")
             yield Piece(header.offset, header.size, data if header.kind is FrameKind.DATA else None)
         if header.offset != self._frames - 1:
             raise self._damaged(f"there are {self._frames - 1} frames where {header.offset} were")

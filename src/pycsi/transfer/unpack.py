@@ -180,7 +180,7 @@ class _Unpacker(contextlib.ExitStack):
         os.fchown(fd, entry.uid, entry.gid)
         os.fchmod(fd, entry.mode & _PERMISSIONS)
         _keep_attributes(fd, entry)
-        os.utime(fd, ns=_times(entry))
+        os.utime(fd, ns=(entry.mtime, entry.mtime))
 
     def _keep_special(self, name: str, entry: pax.Entry) -> None:
         here = self._here.fd
@@ -189,7 +189,7 @@ class _Unpacker(contextlib.ExitStack):
             os.chmod(name, entry.mode & _PERMISSIONS, dir_fd=here)  # made just now
         # Such files cannot be opened, so this path names one in its open directory.
         _keep_attributes(f"/proc/self/fd/{here}/{name}", entry)
-        os.utime(name, ns=_times(entry), dir_fd=here, follow_symlinks=False)
+        os.utime(name, ns=(entry.mtime, entry.mtime), dir_fd=here, follow_symlinks=False)
 
     def _explained(self, member: Member, error: OSError) -> Exception:
         path = member.entry.path
@@ -212,11 +212,6 @@ def _parts(path: bytes) -> list[bytes]:
     if any(len(name) > _LONGEST_NAME for name in names):
         raise StreamError(f"its tar has a name that cannot be: {path[:80]!r}")
     return names
-
-
-def _times(entry: pax.Entry) -> tuple[int, int]:
-    atime = entry.records.get(b"atime")
-    return pax.parse_time(atime) if atime else entry.mtime, entry.mtime
 
 
 def _keep_attributes(file: int | str, entry: pax.Entry) -> None:

@@ -32,10 +32,16 @@ _rate = click.option(
     epilog=examples(
         "pycsi export data-monday /backup/data-monday.pycsi",
         "pycsi export data-monday - --compress | ssh other pycsi import - data",
+        "pycsi export db-monday db-monday.pycsi --since db-sunday",
         "pycsi export --volume data /backup/data.pycsi",
     ),
 )
 @click.option("--volume", is_flag=True, help="A volume that is not in use, not a snapshot.")
+@click.option(
+    "--since",
+    metavar="SNAPSHOT",
+    help="An increment: only what has changed since this earlier snapshot of the same volume.",
+)
 @click.option("--compress", is_flag=True, help="Compress it with zstd.")
 @_rate
 @options.pools
@@ -48,6 +54,7 @@ def export(
     name: str,
     file: str,
     volume: bool,
+    since: str | None,
     compress: bool,
     rate: int | None,
 ) -> None:
@@ -58,8 +65,10 @@ def export(
     from pycsi.cli import exporting
     from pycsi.cli.pools import chosen
 
-    subject = exporting.find(chosen(pools), name, volume=volume)
-    exporting.export(subject, file, compress=compress, rate=rate)
+    configs = chosen(pools)
+    subject = exporting.find(configs, name, volume=volume)
+    base = exporting.find_base(configs, since, subject) if since else None
+    exporting.export(subject, base, file, exporting.How(compress=compress, rate=rate))
 
 
 @click.command(
@@ -69,6 +78,7 @@ def export(
         "pycsi import /backup/data-monday.pycsi data",
         "ssh other pycsi export data-monday - | pycsi import - data",
         "pycsi import db.pycsi db --size 20Gi -p pool=fast",
+        "pycsi import db-sunday.pycsi db-monday.pycsi db    # with an increment",
     ),
 )
 @sized
@@ -81,11 +91,11 @@ def export(
     help="Keep device nodes, setuid and setgid files and file capabilities of a directory.",
 )
 @driver_options
-@click.argument("file")
+@click.argument("files", metavar="FILE...", nargs=-1, required=True)
 @click.argument("name")
 def import_(
     *,
-    file: str,
+    files: tuple[str, ...],
     name: str,
     size: int | None,
     rate: int | None,
@@ -94,6 +104,8 @@ def import_(
     **driver: Any,
 ) -> None:
     """Make the volume NAME from the export in FILE, and print its id; - is standard input.
+
+    More FILES are increments on the one before.
 
     The volume exists once all of it was checked, and not before.
     """
@@ -107,4 +119,4 @@ def import_(
             rate=rate,
             privileged=privileged,
         )
-        click.echo(importing.import_volume(client, file, wanted))
+        click.echo(importing.import_volume(client, files, wanted))

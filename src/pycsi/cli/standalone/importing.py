@@ -5,8 +5,9 @@ So what may be hostile is read here. The volume does not exist before all of it 
 
 import contextlib
 import dataclasses
+import itertools
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,37 +45,70 @@ class NewImport:
     privileged: bool
 
 
-def import_volume(client: Client, file: str, wanted: NewImport) -> str:
-    """Make a volume from the export in a file or a pipe; return its id.
+def import_volume(client: Client, files: Sequence[str], wanted: NewImport) -> str:
+    """Make a volume from a full export and the increments on it, in order; return its id.
 
-    `CommandError` if that is no whole export, and then there is no volume.
+    Each is a file, a pipe, or standard input (`-`). `CommandError` if one is no whole export, or
+    not the one that is next, and then there is no volume.
     """
-    with streams.read(file) as fd:
+    with contextlib.ExitStack() as opened_files:
+        exports = [_Export(file, opened_files.enter_context(streams.read(file))) for file in files]
+        if exports[0].manifest.base:
+            raise exports[0].error(
+                f"it is an increment on {exports[0].manifest.base_snapshot}; give the export of "
+                "that first"
+            )
+        for before, after in itertools.pairwise(exports):
+            _refuse_other(before, after)
+        return _import(client, exports, wanted)
+
+
+class _Export:
+    """An export in a file; `manifest` is its manifest, which has been read."""
+
+    def __init__(self, file: str, fd: int) -> None:
+        self._file = file
+        with self.explained():
+            self.reader = StreamReader(streams.source_of(fd))
+        self.manifest = self.reader.manifest
+
+    def error(self, message: str) -> CommandError:
+        """Return an error about this export."""
+        name = "standard input" if self._file == streams.STANDARD else self._file
+        return CommandError(f"{name}: {message}")
+
+    @contextlib.contextmanager
+    def explained(self) -> Iterator[None]:
+        """Raise `CommandError`, with the name of the file, for what is wrong with its content."""
         try:
-            reader = StreamReader(streams.source_of(fd))
-            return _import(client, reader, wanted)
+            yield
         except StreamError as error:
-            raise CommandError(f"{_called(file)}: {error}") from None
+            raise self.error(str(error)) from None
 
 
-def _called(file: str) -> str:
-    return "standard input" if file == streams.STANDARD else file
+def _refuse_other(before: _Export, after: _Export) -> None:
+    """Raise `CommandError` unless an export is the increment on the one before it."""
+    one, other = before.manifest, after.manifest
+    if not other.base or other.base != one.point:
+        has = f"builds on {other.base_snapshot}" if other.base else "is a full export"
+        raise after.error(f"it {has}, and the export before it is of {one.snapshot or one.volume}")
+    if (one.kind, one.filesystem) != (other.kind, other.filesystem) or one.size > other.size:
+        raise after.error("it is of another kind of volume than the export before it")
 
 
-def _import(client: Client, reader: StreamReader, wanted: NewImport) -> str:
-    manifest = reader.manifest
-    if manifest.base:
-        raise CommandError(
-            f"it is an increment on the snapshot {manifest.base_snapshot}, and no volume by itself"
-        )
+def _import(client: Client, exports: Sequence[_Export], wanted: NewImport) -> str:
+    last = exports[-1].manifest
     with client.conversation("Import") as ask:
-        ready = ask(transfers.ImportRequest(begin=_begin(manifest, wanted))).ready
+        ready = ask(transfers.ImportRequest(begin=_begin(last, wanted))).ready
         data = _pool_path(client, ready) / ready.data_path
         with progress_bar(f"import {wanted.name}", None) as done:
-            try:
-                _fill(reader, data, ready.capacity_bytes, wanted, paced(wanted.rate, done))
-            except OSError as error:
-                raise _not_written(error, data) from None
+            for export in exports:
+                try:
+                    with export.explained():
+                        done_at_rate = paced(wanted.rate, done)
+                        _fill(export.reader, data, ready.capacity_bytes, wanted, done_at_rate)
+                except OSError as error:
+                    raise _not_written(error, data) from None
         commit = transfers.ImportRequest(commit=transfers.ImportRequest.Commit())
         volume_id: str = ask(commit).committed.volume.volume_id
     return volume_id
