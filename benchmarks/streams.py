@@ -28,7 +28,7 @@ def exports(driver: Driver, ground: Location) -> list[Row]:
     """
     volume_id = driver.create("v", _SIZE, capability=block_capability()).volume_id
     image = driver.folders[0] / "volumes" / volume_id / "disk.img"
-    folder = ground.disk / "exports"
+    folder = ground.disk / "files"
     folder.mkdir()
     block = os.urandom(GIB // _PARTS)
     with opened(image, os.O_WRONLY) as fd:

@@ -108,6 +108,36 @@ def test_increments(place: Path, serve: Serve, tmp_path: Path) -> None:
         assert (done.returncode != 0, words in done.stderr) == (True, True), done.stderr
 
 
+@pytest.mark.parametrize("kind", ["block", "directory"])
+def test_resumed(driver: Driver, tmp_path: Path, kind: str) -> None:
+    """An export that was cut off anywhere is continued, and is what it would have been."""
+    if kind == "block":
+        made = driver.create("v", 64 * MIB, capability=block_capability())
+        scribble(image_of(driver, made.volume_id))
+    else:
+        made = driver.create("v", 64 * MIB, parameters={"type": "directory", "quota": "none"})
+        trees.make(driver.folders[0] / "volumes" / made.volume_id / "data")
+    driver.snapshot("s", made.volume_id)
+    export(driver, "s", tmp_path / "whole")
+    whole = (tmp_path / "whole").read_bytes()
+    file, partial = tmp_path / "file", tmp_path / "file.partial"
+    half = len(whole) // 2
+    for there in (whole[:7], whole[:half], whole[: half - 5] + bytes(5000), whole[:-1], whole):
+        partial.write_bytes(there)
+        export(driver, "s", file, "--resume")
+        assert file.read_bytes() == whole
+        assert not partial.exists()
+        file.unlink()
+    driver.snapshot("t", made.volume_id)
+    pool = to(driver)[0]
+    partial.write_bytes(whole[:half])
+    for name, words in (("t", "is of s@node-1"), ("v@node-1", "is of s@node-1")):
+        done = piped("export", name, file, "--resume", pool)
+        assert done.returncode == 1
+        assert words in done.stderr or "is a volume" in done.stderr
+        assert partial.read_bytes() == whole[:half]
+
+
 @pytest.mark.parametrize("kind", ["ext4", "xfs", "btrfs"])
 def test_filesystem(serve: Serve, tmp_path: Path, pool: Path, root: None, kind: str) -> None:
     """An image with a filesystem is the same elsewhere; beside its source it is mounted too."""

@@ -16,7 +16,7 @@ from pycsi.backends import Backend
 from pycsi.cli.errors import CommandError, InspectionError, UnknownNameError
 from pycsi.cli.inspection import InspectedPool, inspect
 from pycsi.cli.progress import progress_bar
-from pycsi.cli.streams import sink_of, written
+from pycsi.cli.streams import sink_of, source_of, written
 from pycsi.linux import treecopy
 from pycsi.linux.descriptor import opened
 from pycsi.model import ids, parameters
@@ -24,8 +24,10 @@ from pycsi.model.config import PoolConfig
 from pycsi.model.records import Snapshot, Volume, VolumeType
 from pycsi.pool.pool import backend_for
 from pycsi.transfer import compression, image, pack
+from pycsi.transfer.format import StreamError
 from pycsi.transfer.manifest import Manifest, VolumeKind
 from pycsi.transfer.pacing import paced
+from pycsi.transfer.reader import StreamReader
 from pycsi.transfer.writer import StreamWriter
 from pycsi.volumes import blocks
 
@@ -176,10 +178,14 @@ def find_base(configs: Iterable[PoolConfig], name: str, subject: Subject) -> Sub
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class How:
-    """How an export is written: `rate` is how many bytes a second, None for any number."""
+    """How an export is written: `rate` is how many bytes a second, None for any number.
+
+    With `resume` an export that was cut off is continued.
+    """
 
     compress: bool
     rate: int | None
+    resume: bool
 
 
 def export(subject: Subject, base: Subject | None, file: str, how: How) -> None:
@@ -192,9 +198,10 @@ def export(subject: Subject, base: Subject | None, file: str, how: How) -> None:
             compression.check_available()
         except compression.UncompressedError as error:
             raise CommandError(f"{error}: install it, or leave --compress out") from None
-    with written(file) as out, contextlib.ExitStack() as held:
-        writer = StreamWriter(sink_of(out), compress=how.compress)
-        writer.manifest(subject.manifest(base))
+    if how.resume and subject.snapshot is None:
+        raise CommandError(f"{subject.id} is a volume, which may have changed; {_ADVICE}")
+    with written(file, resume=how.resume) as out, contextlib.ExitStack() as held:
+        writer = _writer(subject.manifest(base), out, how)
         for item in (base, subject):
             if item:
                 held.enter_context(item.unchanged())
@@ -204,6 +211,27 @@ def export(subject: Subject, base: Subject | None, file: str, how: How) -> None:
             size = _send_image(subject, base, writer, how.rate)
         held.close()
         writer.end(size)
+
+
+def _writer(manifest: Manifest, out: int, how: How) -> StreamWriter:
+    """Return the writer of an export, which has a manifest already: a new one, or an old one's."""
+    if how.resume:
+        with contextlib.suppress(StreamError):  # there is not even a manifest
+            there = StreamReader(source_of(out))
+            if there.manifest != manifest:
+                raise CommandError(
+                    f"what is there is of {there.manifest.snapshot or there.manifest.volume}, or "
+                    "of another kind of export; remove it, or leave --resume out"
+                )
+            after = there.intact()
+            os.ftruncate(out, after.length)
+            os.lseek(out, 0, os.SEEK_END)
+            return StreamWriter(sink_of(out), compress=how.compress, after=after)
+        os.ftruncate(out, 0)
+        os.lseek(out, 0, os.SEEK_SET)
+    writer = StreamWriter(sink_of(out), compress=how.compress)
+    writer.manifest(manifest)
+    return writer
 
 
 def _send_image(

@@ -37,12 +37,16 @@ def source_of(fd: int) -> Source:
 
 
 @contextlib.contextmanager
-def written(name: str) -> Iterator[int]:
+def written(name: str, *, resume: bool) -> Iterator[int]:
     """Open a file, a pipe or standard output (`-`) for an export; yield the descriptor.
 
     A file gets its name only when the `with` block has ended, durably: until then it is called
-    NAME.partial, and nothing is left of it if the block fails. `CommandError` if the file exists.
+    NAME.partial, and nothing is left of it if the block fails. With `resume` it is left, and what
+    is there already is kept, for the block to read it and write on. `CommandError` if the file
+    exists.
     """
+    if resume and (name == STANDARD or (os.path.lexists(name) and not Path(name).is_file())):
+        raise MistakesError("only a file can be continued; leave --resume out, or give a file")
     if name == STANDARD:
         if sys.stdout.isatty():
             raise MistakesError("an export is no text for a terminal; give a file, or a pipe")
@@ -56,16 +60,18 @@ def written(name: str) -> Iterator[int]:
     if os.path.lexists(path):
         raise CommandError(f"{path} exists; give another name, or remove it")
     partial = path.with_name(path.name + _PARTIAL)
-    with opened(partial, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW) as fd:
+    with opened(partial, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW) as fd:
         _lock(fd, partial)
         try:
-            os.ftruncate(fd, 0)
+            if not resume:
+                os.ftruncate(fd, 0)
             yield fd
             os.fsync(fd)
             # Unlike rename(2) this never replaces a file that somebody else has made meanwhile.
             os.link(partial, path)
         except BaseException:
-            partial.unlink()
+            if not resume:
+                partial.unlink()
             raise
         partial.unlink()
         sync_directory(path.parent)

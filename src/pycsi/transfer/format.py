@@ -67,6 +67,20 @@ class Header:
         return cls(FrameKind(kind), Codec(codec), offset, size, stored)
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Position:
+    """A place between two frames of an export, at which its writer can go on.
+
+    `length` is how many bytes of the stream precede it, `digest` that of the last frame, `frames`
+    their number, and `done` where the last range ended.
+    """
+
+    length: int
+    digest: bytes
+    frames: int
+    done: int
+
+
 def preface() -> bytes:
     """Return the first bytes of an export of this version."""
     return _PREFACE.pack(MAGIC, VERSION, 0)

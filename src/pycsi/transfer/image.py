@@ -44,7 +44,12 @@ def send(
     image: int, spans: Iterable[Span], writer: StreamWriter, progress: Callable[[int], None]
 ) -> None:
     """Write the `spans` of the open file `image`; `progress` is told how many bytes were done."""
-    for piece in _ahead(_read(image, spans)):
+    rest = (
+        dataclasses.replace(span, start=max(span.start, writer.done))
+        for span in spans
+        if span.end > writer.done
+    )
+    for piece in _ahead(_read(image, rest)):
         if piece.data is None:
             writer.hole(piece.offset, piece.size)
         else:

@@ -4,6 +4,7 @@ Every byte is checked before anything is done with it, and no frame takes more m
 format allows.
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator
 
@@ -16,6 +17,7 @@ from pycsi.transfer.format import (
     Codec,
     FrameKind,
     Header,
+    Position,
     StreamError,
     check_preface,
     first_link,
@@ -80,6 +82,19 @@ class StreamReader:
             raise self._damaged(f"there are {self._frames - 1} frames where {header.offset} were")
         if self._source(1):
             raise self._damaged("something follows its end")
+
+    def intact(self) -> Position:
+        """Read on while frames are whole; return where the last one ends that is not the end."""
+        found = Position(length=self._at, digest=self._before, frames=self._frames, done=0)
+        with contextlib.suppress(StreamError):
+            while (header := self._frame()[0]).kind in {FrameKind.DATA, FrameKind.HOLE}:
+                found = Position(
+                    length=self._at,
+                    digest=self._before,
+                    frames=self._frames,
+                    done=header.offset + header.size,
+                )
+        return found
 
     def _frame(self) -> tuple[Header, bytes]:
         """Return the next frame, checked: its header, and its bytes as they were exported."""

@@ -8,6 +8,7 @@ from pycsi.transfer.format import (
     Codec,
     FrameKind,
     Header,
+    Position,
     first_link,
     link,
     preface,
@@ -19,15 +20,26 @@ Sink = Callable[[bytes | memoryview], None]
 
 
 class StreamWriter:
-    """Writes an export to `sink`; with `compress`, frames that get smaller by it are compressed."""
+    """Writes an export to `sink`; with `compress`, frames that get smaller by it are compressed.
 
-    def __init__(self, sink: Sink, *, compress: bool = False) -> None:
+    `after` is where one was cut off that is continued; it has its manifest already.
+    """
+
+    def __init__(
+        self, sink: Sink, *, compress: bool = False, after: Position | None = None
+    ) -> None:
         self._sink = sink
         self._compress = compress
-        self._frames = 0
         begin = preface()
-        self._before = first_link(begin)
-        sink(begin)
+        self._after = after or Position(length=0, digest=first_link(begin), frames=0, done=0)
+        self._frames, self._before = self._after.frames, self._after.digest
+        if after is None:
+            sink(begin)
+
+    @property
+    def done(self) -> int:
+        """Where the data ends that was there when this began; what lies before is not wanted."""
+        return self._after.done
 
     def manifest(self, manifest: Manifest) -> None:
         """Write the manifest; it comes first."""
@@ -38,11 +50,13 @@ class StreamWriter:
         """Write bytes and their place; the places of calls ascend, and do not overlap."""
         for at in range(0, len(data), LARGEST_FRAME):
             part = memoryview(data)[at : at + LARGEST_FRAME]
-            self._frame(FrameKind.DATA, offset + at, len(part), part)
+            if offset + at >= self.done:
+                self._frame(FrameKind.DATA, offset + at, len(part), part)
 
     def hole(self, offset: int, size: int) -> None:
         """Write that a range is a hole, where the base of an increment may have data."""
-        self._frame(FrameKind.HOLE, offset, size, b"")
+        if offset >= self.done:
+            self._frame(FrameKind.HOLE, offset, size, b"")
 
     def end(self, size: int) -> None:
         """Write the end: without it an export is cut off. `size` is that of what was exported."""

@@ -43,6 +43,11 @@ _rate = click.option(
     help="An increment: only what has changed since this earlier snapshot of the same volume.",
 )
 @click.option("--compress", is_flag=True, help="Compress it with zstd.")
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="Keep FILE.partial if a snapshot's export is cut off, and continue it if it is there.",
+)
 @_rate
 @options.pools
 @config
@@ -56,6 +61,7 @@ def export(
     volume: bool,
     since: str | None,
     compress: bool,
+    resume: bool,
     rate: int | None,
 ) -> None:
     """Write the snapshot NAME to FILE, whether the driver runs or not; - is standard output.
@@ -68,7 +74,9 @@ def export(
     configs = chosen(pools)
     subject = exporting.find(configs, name, volume=volume)
     base = exporting.find_base(configs, since, subject) if since else None
-    exporting.export(subject, base, file, exporting.How(compress=compress, rate=rate))
+    exporting.export(
+        subject, base, file, exporting.How(compress=compress, rate=rate, resume=resume)
+    )
 
 
 @click.command(
