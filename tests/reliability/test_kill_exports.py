@@ -97,12 +97,12 @@ def gone(driver: Driver) -> None:
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_driver_that_ends(
-    driver: Driver, exported: Path, tmp_path: Path, counted: Counter, number: int
+@pytest.mark.parametrize("who", ["driver killed", "driver stopped", "command stopped"])
+def test_end_in_the_middle(
+    driver: Driver, exported: Path, tmp_path: Path, counted: Counter, who: str
 ) -> None:
-    """If the driver ends in the middle, the command says so, and the next one leaves nothing."""
-    for part in range(5):
+    """If the driver or the command ends in the middle, it says so, and nothing is left."""
+    for part in range(4):
         with subprocess.Popen(
             [*PYCSI, "import", "-", "w", *to(driver)],
             stdin=subprocess.PIPE,
@@ -112,22 +112,23 @@ def test_driver_that_ends(
             assert command.stdin
             assert command.stderr
             data = exported.read_bytes()
-            command.stdin.write(data[: len(data) * (part + 1) // 6])
+            command.stdin.write(data[: len(data) * (part + 1) // 5])
             command.stdin.flush()
             while not names_in(driver.folders[0] / "tmp"):
                 assert command.poll() is None
-            if number == signal.SIGKILL:
-                driver.stop(number)
+            if who == "command stopped":
+                command.send_signal(signal.SIGTERM)
             else:
-                command.send_signal(number)
+                driver.stop(signal.SIGKILL if who == "driver killed" else signal.SIGTERM)
             command.stdin.close()
             said = command.stderr.read()
         assert command.returncode != 0
         assert b"Traceback" not in said
-        if number == signal.SIGKILL:
+        if who != "command stopped":
+            assert said.startswith(b"pycsi: ")
             driver.start()
         gone(driver)
         assert driver.volume_ids() == ["v@node-1"]
         check_whole(driver, driver.folders[0])
     same(driver, "v@node-1", bring(driver, exported, "w"))
-    counted("ends in pycsi import", 5)
+    counted("ends in pycsi import", 4)

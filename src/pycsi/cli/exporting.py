@@ -201,7 +201,7 @@ def export(subject: Subject, base: Subject | None, file: str, how: How) -> None:
     if how.resume and subject.snapshot is None:
         raise CommandError(f"{subject.id} is a volume, which may have changed; {_ADVICE}")
     with written(file, resume=how.resume) as out, contextlib.ExitStack() as held:
-        writer = _writer(subject.manifest(base), out, how)
+        writer = _writer(subject.manifest(base), out, file, how)
         for item in (base, subject):
             if item:
                 held.enter_context(item.unchanged())
@@ -213,11 +213,11 @@ def export(subject: Subject, base: Subject | None, file: str, how: How) -> None:
         writer.end(size)
 
 
-def _writer(manifest: Manifest, out: int, how: How) -> StreamWriter:
+def _writer(manifest: Manifest, out: int, file: str, how: How) -> StreamWriter:
     """Return the writer of an export, which has a manifest already: a new one, or an old one's."""
     if how.resume:
         with contextlib.suppress(StreamError):  # there is not even a manifest
-            there = StreamReader(source_of(out))
+            there = StreamReader(source_of(out, file))
             if there.manifest != manifest:
                 raise CommandError(
                     f"what is there is of {there.manifest.snapshot or there.manifest.volume}, or "
@@ -226,10 +226,10 @@ def _writer(manifest: Manifest, out: int, how: How) -> StreamWriter:
             after = there.intact()
             os.ftruncate(out, after.length)
             os.lseek(out, 0, os.SEEK_END)
-            return StreamWriter(sink_of(out), compress=how.compress, after=after)
+            return StreamWriter(sink_of(out, file), compress=how.compress, after=after)
         os.ftruncate(out, 0)
         os.lseek(out, 0, os.SEEK_SET)
-    writer = StreamWriter(sink_of(out), compress=how.compress)
+    writer = StreamWriter(sink_of(out, file), compress=how.compress)
     writer.manifest(manifest)
     return writer
 
@@ -239,6 +239,10 @@ def _send_image(
 ) -> int:
     size = subject.volume.capacity
     with opened(subject.backend.content) as fd, contextlib.ExitStack() as files:
+        if (found_size := os.fstat(fd).st_size) < size:
+            raise CommandError(
+                f"{subject.id} is damaged: its image has {found_size} of {size} bytes"
+            )
         if base:
             old = files.enter_context(opened(base.backend.content))
             by_extents = base.pool.uuid == subject.pool.uuid and subject.pool.shares_blocks

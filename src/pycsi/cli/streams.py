@@ -20,20 +20,38 @@ STANDARD = "-"
 _PARTIAL = ".partial"
 
 
-def sink_of(fd: int) -> Sink:
-    """Return what writes all bytes to an open file."""
+def sink_of(fd: int, name: str) -> Sink:
+    """Return what writes all bytes to the open file `name`, by which errors are told."""
 
     def write(data: bytes | memoryview) -> None:
         left = memoryview(data)
         while left:
-            left = left[os.write(fd, left) :]
+            with _named(name):
+                left = left[os.write(fd, left) :]
 
     return write
 
 
-def source_of(fd: int) -> Source:
-    """Return what reads the next bytes of an open file."""
-    return lambda count: os.read(fd, count)
+def source_of(fd: int, name: str) -> Source:
+    """Return what reads the next bytes of the open file `name`, by which errors are told."""
+
+    def read_some(count: int) -> bytes:
+        with _named(name):
+            return os.read(fd, count)
+
+    return read_some
+
+
+@contextlib.contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Give an error of the `with` block the name of a file; nobody reads a broken pipe."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno == errno.EPIPE:
+            raise
+        shown = "standard input or output" if name == STANDARD else name
+        raise OSError(error.errno, error.strerror, shown) from None
 
 
 @contextlib.contextmanager
@@ -66,7 +84,8 @@ def written(name: str, *, resume: bool) -> Iterator[int]:
             if not resume:
                 os.ftruncate(fd, 0)
             yield fd
-            os.fsync(fd)
+            with _named(name):
+                os.fsync(fd)
             # Unlike rename(2) this never replaces a file that somebody else has made meanwhile.
             os.link(partial, path)
         except BaseException:

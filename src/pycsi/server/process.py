@@ -94,6 +94,7 @@ def serve(config: Config) -> None:
             ready.set()
             _log_serving(config)
             signal.sigwait(_STOPPING)
+            services.stopping.set()
             log.info("stopping: waiting for the RPCs under way to end")
         finally:
             stopped = [server.stop(PATIENCE) for server in servers]
@@ -154,6 +155,7 @@ class _Services:
             driver_name=config.driver_name,
             max_volumes=config.max_volumes,
         )
+        self.stopping = threading.Event()
         self.executor = ThreadPoolExecutor(WORKERS, thread_name_prefix="rpc")
         self._probers = ThreadPoolExecutor(PROBERS, thread_name_prefix="probe")
         self._admission = Admission(ready, WORKERS - SPARE)
@@ -173,7 +175,7 @@ class _Services:
         )
         self._local: tuple[_Part, ...] = (
             (csi_pb2_grpc.add_NodeServicer_to_server, Node(*shared)),
-            (transfers_pb2_grpc.add_TransfersServicer_to_server, Transfers(*shared)),
+            (transfers_pb2_grpc.add_TransfersServicer_to_server, Transfers(*shared, self.stopping)),
         )
 
     def add_to_socket(self, server: grpc.Server) -> None:

@@ -1,12 +1,14 @@
 """The Transfers service: volumes whose data a command of this machine fills in."""
 
+import contextlib
+import threading
 from collections.abc import Iterator
 
 import grpc
 
 from pycsi.linux import mkfs
 from pycsi.model import ids
-from pycsi.model.errors import InvalidArgument
+from pycsi.model.errors import InvalidArgument, Unavailable
 from pycsi.model.ids import NodeInfo
 from pycsi.model.records import VolumeType
 from pycsi.model.size import BLOCK, LARGEST
@@ -22,13 +24,22 @@ from pycsi.volumes.pools import Pools
 
 _ANSWER = transfers.ImportResponse
 
+_MOMENT = 0.5
+"""Seconds after which an import looks again whether the driver has to stop."""
+
 
 class Transfers(transfers_pb2_grpc.TransfersServicer):
     """Make volumes that a command fills."""
 
     def __init__(
-        self, capabilities: DriverCapabilities, pools: Pools, locks: Locks, node: NodeInfo
+        self,
+        capabilities: DriverCapabilities,
+        pools: Pools,
+        locks: Locks,
+        node: NodeInfo,
+        stopping: threading.Event,
     ) -> None:
+        self._stopping = stopping
         self._capabilities = capabilities
         self._locks = locks
         self._node = node
@@ -54,10 +65,18 @@ class Transfers(transfers_pb2_grpc.TransfersServicer):
                     capacity_bytes=filling.backend.volume.capacity,
                 )
                 yield _ANSWER(ready=ready)
-                steps.take("commit")
+                self._await_commit(steps)
                 volume = self._importer.commit(filling)
             last = _ANSWER.Committed(volume=reply.volume(volume, self._node))
         yield _ANSWER(committed=last)  # without the lock: whoever reads it may go on at once
+
+    def _await_commit(self, steps: Steps[transfers.ImportRequest]) -> None:
+        """Wait until the data is complete; `Unavailable` if the driver has to stop before."""
+        while not self._stopping.is_set():
+            with contextlib.suppress(TimeoutError):
+                steps.take("commit", _MOMENT)
+                return
+        raise Unavailable("the driver is stopping; import it again when it runs")
 
 
 def _content(message: transfers.Content) -> Content:

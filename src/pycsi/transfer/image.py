@@ -64,7 +64,16 @@ def _read(image: int, spans: Iterable[Span]) -> Iterator[Piece]:
             continue
         for at in range(span.start, span.end, STEP):
             want = min(STEP, span.end - at)
-            yield Piece(at, want, os.pread(image, want, at).ljust(want, b"\0"))
+            yield Piece(at, want, pread(image, want, at))
+
+
+def pread(file: int, count: int, at: int) -> bytes:
+    """Return `count` bytes; zeros beyond the end. An error has the path of the file."""
+    try:
+        return os.pread(file, count, at).ljust(count, b"\0")
+    except OSError as error:
+        path = os.readlink(f"/proc/self/fd/{file}")
+        raise OSError(error.errno, error.strerror, path) from None
 
 
 def _ahead(items: Iterator[Piece]) -> Iterator[Piece]:

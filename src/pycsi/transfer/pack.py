@@ -15,6 +15,7 @@ from pycsi.linux.descriptor import opened
 from pycsi.linux.tree import refuse_mounts
 from pycsi.transfer import pax
 from pycsi.transfer.format import StreamError
+from pycsi.transfer.image import pread
 from pycsi.transfer.writer import StreamWriter
 
 _STEP = 1024 * 1024
@@ -145,7 +146,7 @@ class _Packer:
         for start, end in ranges:
             for at in range(start, end, _STEP):
                 want = min(_STEP, end - at)
-                yield os.pread(fd, want, at).ljust(want, b"\0")
+                yield pread(fd, want, at)
         yield bytes(-size % pax.BLOCK)
 
     def _entry(self, status: os.stat_result, file: int | str) -> pax.Entry:

@@ -69,7 +69,7 @@ class _Export:
     def __init__(self, file: str, fd: int) -> None:
         self._file = file
         with self.explained():
-            self.reader = StreamReader(streams.source_of(fd))
+            self.reader = StreamReader(streams.source_of(fd, file))
         self.manifest = self.reader.manifest
 
     def error(self, message: str) -> CommandError:
@@ -167,8 +167,10 @@ def _pool_path(client: Client, ready: Any) -> Path:
 
 
 def _not_written(error: OSError, data: Path) -> Exception:
-    if error.errno not in NO_ROOM:
+    if error.filename is not None and error.errno not in NO_ROOM:
         return error
+    if error.errno not in NO_ROOM:
+        return CommandError(f"{data}: {error.strerror}; look at the kernel's log")
     facts = os.statvfs(data.parent)
     return CommandError(
         f"the pool's disk is full ({error.strerror}): {show(facts.f_bavail * facts.f_frsize)} are "
