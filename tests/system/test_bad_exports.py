@@ -133,6 +133,9 @@ def test_export_that_cannot_be(driver: Driver, tmp_path: Path) -> None:
     status, said = on_terminal(80, "export", "v", "-", pool)
     assert status == 2
     assert "no text for a terminal" in " ".join(said)
+    status, said = on_terminal(80, "export", "v", str(tmp_path / "shown"), pool)
+    assert (status, [line for line in said if "rror" in line]) == (0, [])
+    (tmp_path / "shown").unlink()
     driver.stage(made.volume_id, tmp_path / "stage", block_capability())
     used = piped("export", "v", file, pool)
     assert (used.returncode, "is in use at /dev/loop" in used.stderr) == (1, True)

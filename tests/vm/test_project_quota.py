@@ -14,7 +14,10 @@ from typing import Any
 
 import grpc
 import pytest
+import trees
 from driver import GIB, MIB, Driver, from_snapshot, from_volume, refused
+from exports import bring, export, to
+from terminal import piped
 
 from pycsi.linux import quota
 from pycsi.linux.libc import system_call
@@ -227,3 +230,23 @@ def test_limits_that_are_not_enforced(
     driver.delete(driver.create("more", 64 * MIB, type="directory").volume_id)
     driver.delete(volume_id)
     driver.delete("image@node-1")
+
+
+def test_import_is_limited(pool: Path, serve: Callable[..., Driver], tmp_path: Path) -> None:
+    """A directory that is imported has its files counted, and never more than its limit."""
+    driver = serve(pool)
+    made = driver.create("v", 64 * MIB)
+    trees.make(pool / "volumes" / made.volume_id / "data", privileged=True)
+    export(driver, "v", tmp_path / "file")
+    again = bring(driver, tmp_path / "file", "w", "--privileged-nodes")
+    data = pool / "volumes" / again / "data"
+    assert trees.describe(data) == trees.describe(pool / "volumes" / made.volume_id / "data")
+    counted = quota.usage(data, quota.project_of(data))
+    assert counted.limit == 64 * MIB
+    assert counted.used > 3 * MIB
+    free = driver.create("free", 8 * MIB, parameters={"type": "directory", "quota": "none"})
+    (pool / "volumes" / free.volume_id / "data" / "large").write_bytes(os.urandom(32 * MIB))
+    export(driver, "free", tmp_path / "large")
+    done = piped("import", tmp_path / "large", "x", *to(driver), "-p", "quota=required")
+    assert (done.returncode, "size" in done.stderr) == (1, True)
+    assert list((pool / "tmp").iterdir()) == []

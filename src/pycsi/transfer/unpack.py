@@ -2,7 +2,7 @@
 
 Each entry is made in its open directory, which was made by this archive, and never replaces
 anything: so no name and no link leads out. What could give rights on the node that the volume's
-users do not have, device nodes, setuid files and file capabilities, is refused unless it is wanted.
+users do not have is refused unless it is wanted: device nodes, setuid files, security attributes.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from pycsi.transfer.format import StreamError
 from pycsi.transfer.reader import Piece
 
 _ACLS = {pax.ACL_ACCESS: acl.ACCESS, pax.ACL_DEFAULT: acl.DEFAULT}
-_CAPABILITY = "security.capability"
+_SECURITY = pax.XATTR + b"security."
 _LONGEST_NAME = 255
 _SPECIAL = {
     pax.FileType.FIFO: stat.S_IFIFO,
@@ -42,7 +42,7 @@ def receive(
     """Unpack the archive in `pieces` into the empty directory `root`.
 
     Its files may have `limit` bytes of data. `progress` is told how many bytes of the archive were
-    done. With `privileged` device nodes, setuid and setgid files and file capabilities are kept.
+    done. With `privileged` device nodes, setuid and setgid files and security attributes are kept.
     `StreamError` for what is refused.
     """
     with _Unpacker(root, limit, privileged=privileged) as unpacker:
@@ -121,8 +121,8 @@ class _Unpacker(contextlib.ExitStack):
             what = "is a device node"
         elif entry.type is pax.FileType.REGULAR and entry.mode & _SETID:
             what = "is setuid or setgid"
-        elif pax.XATTR + _CAPABILITY.encode() in entry.records:
-            what = "has file capabilities"
+        elif any(key.startswith(_SECURITY) for key in entry.records):
+            what = "has attributes such as file capabilities"
         if what:
             raise StreamError(
                 f"{entry.path!r} {what}: with that, whoever can write such an export gets rights "

@@ -96,7 +96,7 @@ def export(
     "--privileged-nodes",
     "privileged",
     is_flag=True,
-    help="Keep device nodes, setuid and setgid files and file capabilities of a directory.",
+    help="Keep device nodes, setuid and setgid files and security attributes of a directory.",
 )
 @driver_options
 @click.argument("files", metavar="FILE...", nargs=-1, required=True)
