@@ -148,6 +148,8 @@ def test_newer_version() -> None:
         ([MANIFEST, frame(FrameKind.DATA, 2**64 - 1, 1, b"x")], "larger than any can be"),
         ([MANIFEST, frame(FrameKind.DATA, 5, 1, b"x"), frame(FrameKind.DATA, 5, 1, b"x")], "overl"),
         ([MANIFEST, frame(FrameKind.DATA, 9, 1, b"x"), frame(FrameKind.DATA, 5, 1, b"x")], "order"),
+        ([MANIFEST, frame(FrameKind.DATA, 0, 0)], "is empty"),
+        ([MANIFEST, frame(FrameKind.HOLE, 0, 4096)], "hole of an increment"),
         ([MANIFEST, frame(FrameKind.DATA, 0, 2, b"x")], "another number of bytes"),
         ([MANIFEST, frame(FrameKind.HOLE, 0, 2, b"x")], "bytes where none belong"),
         ([MANIFEST, frame(FrameKind.HOLE, 0, SIZE + 1)], "beyond the size"),
@@ -196,6 +198,7 @@ def test_manifest_that_is_none(text: bytes) -> None:
         {"created": float("inf")},
         {"volume": None},
         {"volume": "x" * 5000},
+        {"base_snapshot": "\x1b[31m"},
     ],
 )
 def test_manifest_that_cannot_be(more: dict[str, Any]) -> None:
@@ -294,7 +297,7 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "setgid": (archive(ROOT, entry(b"./a", mode=0o2755)), "setuid or setgid"),
     "capability": (
         archive(ROOT, entry(b"./a", records={pax.XATTR + b"security.capability": b"x"})),
-        "file capabilities",
+        "such as file capabilities",
     ),
     "long attribute": (
         archive(ROOT, entry(b"./a", records={pax.XATTR + b"user.a": b"x" * 70_000})),

@@ -257,5 +257,8 @@ def _send_image(
 
 
 def _send_tree(subject: Subject, writer: StreamWriter, rate: int | None) -> int:
-    with progress_bar(f"export {subject.volume.name}", None) as done:
-        return pack.send(subject.backend.content, writer, paced(rate, done))
+    try:
+        with progress_bar(f"export {subject.volume.name}", None) as done:
+            return pack.send(subject.backend.content, writer, paced(rate, done))
+    except StreamError as error:
+        raise CommandError(f"{subject.id} cannot be exported: {error}") from None

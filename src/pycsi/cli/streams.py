@@ -19,6 +19,9 @@ STANDARD = "-"
 
 _PARTIAL = ".partial"
 
+_NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS})
+"""The errors of a filesystem that has no hard links, such as FAT."""
+
 
 def sink_of(fd: int, name: str) -> Sink:
     """Return what writes all bytes to the open file `name`, by which errors are told."""
@@ -80,20 +83,38 @@ def written(name: str, *, resume: bool) -> Iterator[int]:
     partial = path.with_name(path.name + _PARTIAL)
     with opened(partial, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW) as fd:
         _lock(fd, partial)
+        _refuse_foreign(fd, partial)
         try:
             if not resume:
                 os.ftruncate(fd, 0)
             yield fd
             with _named(name):
                 os.fsync(fd)
-            # Unlike rename(2) this never replaces a file that somebody else has made meanwhile.
-            os.link(partial, path)
+            _give_name(partial, path)
         except BaseException:
             if not resume:
                 partial.unlink()
             raise
-        partial.unlink()
         sync_directory(path.parent)
+
+
+def _refuse_foreign(fd: int, partial: Path) -> None:
+    """Raise `CommandError` for a file of somebody else, who could read what is written there."""
+    status = os.fstat(fd)
+    if status.st_uid != os.geteuid() or not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+        raise CommandError(f"{partial} is somebody else's; remove it, or use another directory")
+
+
+def _give_name(partial: Path, path: Path) -> None:
+    """Rename a complete file, and never replace one that somebody has made meanwhile."""
+    try:
+        os.link(partial, path)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        partial.rename(path)
+    else:
+        partial.unlink()
 
 
 def _lock(fd: int, partial: Path) -> None:

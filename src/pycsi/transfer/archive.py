@@ -8,7 +8,6 @@ from pycsi.transfer import pax
 from pycsi.transfer.format import StreamError
 from pycsi.transfer.reader import Piece
 
-_LARGEST_MAP = 64 * 1024 * 1024
 _STEP = 1024 * 1024
 _END = bytes(pax.BLOCK)
 
@@ -78,7 +77,7 @@ class Archive:
             member = self._member(entry)
             yield member
             for _ in member.data:
-                raise StreamError(f"its tar has data where none belongs: {entry.path!r}")
+                raise StreamError(f"its tar has data where none belongs: {entry.shown}")
             self._skip(entry.size)
             records = {}
         if records or self._bytes.exactly(pax.BLOCK) != _END or self._bytes.some(1):
@@ -106,7 +105,7 @@ class Archive:
         numbers = array.array("Q")
         rest, taken, missing = b"", 0, 1
         while missing > 0:
-            if taken >= min(entry.size, _LARGEST_MAP):
+            if taken >= min(entry.size, pax.LARGEST_MAP):
                 raise self._bad_map(entry)
             *lines, rest = (rest + self._bytes.exactly(pax.BLOCK)).split(b"\n")
             taken += pax.BLOCK
@@ -127,7 +126,7 @@ class Archive:
 
     @staticmethod
     def _bad_map(entry: pax.Entry) -> StreamError:
-        return StreamError(f"its tar has a map of holes that cannot be: {entry.path!r}")
+        return StreamError(f"its tar has a map of holes that cannot be: {entry.shown}")
 
     def _data(
         self, entry: pax.Entry, extents: Iterable[tuple[int, int]]
@@ -137,6 +136,6 @@ class Archive:
             while at < end:
                 part = self._bytes.some(min(end - at, _STEP))
                 if not part:
-                    raise StreamError(f"its tar is cut off in {entry.path!r}")
+                    raise StreamError(f"its tar is cut off in {entry.shown}")
                 yield at, part
                 at += len(part)

@@ -14,6 +14,7 @@ from pycsi.transfer.format import StreamError
 
 LARGEST_MANIFEST = 256 * 1024
 _LONGEST = 4096
+_LONGEST_NAME = 256
 
 
 class VolumeKind(enum.StrEnum):
@@ -88,6 +89,10 @@ def _is_text(value: object) -> bool:
     return isinstance(value, str) and len(value.encode(errors="replace")) <= _LONGEST
 
 
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and len(value) <= _LONGEST_NAME and value.isprintable()
+
+
 def _is_time(value: object) -> bool:
     return isinstance(value, int | float) and math.isfinite(value) and abs(value) < LARGEST
 
@@ -113,7 +118,7 @@ _CHECKS = {
     "parameters": _is_map,
     "created": _is_time,
     **dict.fromkeys(
-        ("volume", "snapshot", "pool", "point", "base", "base_snapshot", "program"), _is_text
+        ("volume", "snapshot", "pool", "point", "base", "base_snapshot", "program"), _is_name
     ),
 }
 """For each field, whether a value can be meant; made for the first volume, all are needed."""

@@ -203,4 +203,7 @@ def _sparse(entry: pax.Entry, size: int, ranges: list[Range]) -> tuple[pax.Entry
     }
     sparse = dataclasses.replace(entry, records={**records, **entry.records})
     shown = b"/".join((folder, b"GNUSparseFile.0", name))
-    return sparse, shown, pax.padded(b"".join(b"%d\n" % number for number in numbers))
+    extent_map = pax.padded(b"".join(b"%d\n" % number for number in numbers))
+    if len(extent_map) > pax.LARGEST_MAP:
+        raise StreamError(f"{entry.shown} has more holes than an export can hold")
+    return sparse, shown, extent_map

@@ -15,6 +15,9 @@ BLOCK = 512
 LARGEST_HEADER = 4 * 1024 * 1024
 """The most bytes that all extended attributes and names of a file may have."""
 
+LARGEST_MAP = 64 * 1024 * 1024
+"""The most bytes that the map of a file with holes may have: millions of holes."""
+
 LONGEST_PATH = 32 * 1024
 
 SOCKET = b"PYCSI.type"
@@ -26,6 +29,7 @@ ACL_DEFAULT = b"SCHILY.acl.default"
 
 _NANO = 10**9
 _SHORT = 100
+_SHOWN = 120
 _OCTAL = 8
 _MAGIC = b"ustar\x0000"
 
@@ -72,6 +76,11 @@ class Entry:
     device: tuple[int, int] = (0, 0)
     records: Mapping[bytes, bytes] = dataclasses.field(default_factory=dict)
 
+    @property
+    def shown(self) -> str:
+        """The path for a message: without control characters, and not too long."""
+        return repr(self.path) if len(self.path) <= _SHOWN else f"{self.path[:_SHOWN]!r}..."
+
 
 # Writing
 
@@ -96,7 +105,7 @@ def header(entry: Entry, shown: bytes | None = None) -> bytes:
         records[b"size"] = b"%d" % entry.size
     body = b"".join(_record(key, value) for key, value in records.items())
     if len(body) > LARGEST_HEADER:
-        raise StreamError(f"{entry.path!r} has more extended attributes than an export can hold")
+        raise StreamError(f"{entry.shown} has more extended attributes than an export can hold")
     before = _ustar(b"x", b"PaxHeader", Entry(path=b"", type=FileType.REGULAR), len(body))
     return before + padded(body) + _ustar(entry.type.value, path, entry, entry.size)
 

@@ -70,6 +70,8 @@ class StreamReader:
                 break
             if header.kind is FrameKind.MANIFEST:
                 raise self._damaged("there is a second manifest")
+            if not header.size:
+                raise self._damaged("a range is empty")
             if header.offset < end:
                 raise self._damaged("ranges overlap, or are out of order")
             end = header.offset + header.size

@@ -103,7 +103,7 @@ class _Unpacker(contextlib.ExitStack):
     def _leave(self, wanted: Member | None) -> None:
         """Go up one directory, and give it its attributes."""
         if wanted and not self._path:
-            raise StreamError(f"its tar has {wanted.entry.path!r}, and no such directory before it")
+            raise StreamError(f"its tar has {wanted.entry.shown}, and no such directory before it")
         left = self._open.pop()
         try:
             self._keep(self._here.fd, left.entry)
@@ -125,7 +125,7 @@ class _Unpacker(contextlib.ExitStack):
             what = "has attributes such as file capabilities"
         if what:
             raise StreamError(
-                f"{entry.path!r} {what}: with that, whoever can write such an export gets rights "
+                f"{entry.shown} {what}: with that, whoever can write such an export gets rights "
                 "on this node; if you trust it, add --privileged-nodes"
             )
 
@@ -135,7 +135,7 @@ class _Unpacker(contextlib.ExitStack):
             self._make_file(name, member)
             return
         if member.size:
-            raise StreamError(f"its tar has data where none belongs: {entry.path!r}")
+            raise StreamError(f"its tar has data where none belongs: {entry.shown}")
         if entry.type is pax.FileType.DIRECTORY:
             os.mkdir(name, 0o700, dir_fd=here)
         elif entry.type is pax.FileType.LINK:
@@ -170,7 +170,7 @@ class _Unpacker(contextlib.ExitStack):
                 there.enter(os.fsdecode(folder))
             target = os.fsdecode(parts[-1] if parts else b".")
             if stat.S_ISDIR(os.stat(target, dir_fd=there.fd, follow_symlinks=False).st_mode):
-                raise StreamError(f"its tar has a hard link to a directory: {entry.path!r}")
+                raise StreamError(f"its tar has a hard link to a directory: {entry.shown}")
             os.link(
                 target, name, src_dir_fd=there.fd, dst_dir_fd=self._here.fd, follow_symlinks=False
             )
@@ -192,12 +192,12 @@ class _Unpacker(contextlib.ExitStack):
         os.utime(name, ns=(entry.mtime, entry.mtime), dir_fd=here, follow_symlinks=False)
 
     def _explained(self, member: Member, error: OSError) -> Exception:
-        path = member.entry.path
+        path = member.entry.shown
         if error.errno == errno.EEXIST:
-            return StreamError(f"its tar has {path!r} twice")
+            return StreamError(f"its tar has {path} twice")
         if error.errno in NO_ROOM:
             return OSError(error.errno, os.strerror(error.errno))
-        return StreamError(f"{path!r} cannot be made: {error.strerror}")
+        return StreamError(f"{path} cannot be made: {error.strerror}")
 
 
 def _parts(path: bytes) -> list[bytes]:
@@ -225,14 +225,14 @@ def _keep_attributes(file: int | str, entry: pax.Entry) -> None:
         else:
             continue
         if name.startswith(treecopy.NOT_KEPT) or "\0" in name:
-            raise StreamError(f"{entry.path!r} has the attribute {name!r}, which none can have")
+            raise StreamError(f"{entry.shown} has the attribute {name!r}, which none can have")
         try:
             os.setxattr(file, name, value, follow_symlinks=follow)
         except OSError as error:
             if error.errno in NO_ROOM:
                 raise
             raise StreamError(
-                f"{entry.path!r}: its attribute {name[:80]!r} cannot be set ({error.strerror}); "
+                f"{entry.shown}: its attribute {name[:80]!r} cannot be set ({error.strerror}); "
                 "use a pool on a filesystem that takes it"
             ) from None
 
@@ -241,4 +241,4 @@ def _acl(entry: pax.Entry, value: bytes) -> bytes:
     try:
         return acl.from_text(value.decode())
     except ValueError:
-        raise StreamError(f"{entry.path!r} has an ACL that cannot be read") from None
+        raise StreamError(f"{entry.shown} has an ACL that cannot be read") from None
