@@ -75,7 +75,7 @@ def test_anchors(tmp_path: Path, text: str, expected: set[str]) -> None:
 def test_index() -> None:
     """The index has each page once, in a line that says what is in it; the README leads there."""
     index = ROOT / "docs" / "README.md"
-    entries = re.findall(r"^- \[.+?\]\((\w+\.md)\): .+$", index.read_text(), re.MULTILINE)
+    entries = re.findall(r"^- \[.+?\]\(([\w-]+\.md)\): .+$", index.read_text(), re.MULTILINE)
     assert sorted(entries) == [page.name for page in PAGES if page != index]
     assert "docs/README.md" in links(ROOT / "README.md")
 
