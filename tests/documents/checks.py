@@ -83,7 +83,7 @@ def _split(words: Words, flags: Mapping[str, bool]) -> tuple[list[str], list[tup
 _KUBECTL = {
     **dict.fromkeys(("-n", "-c", "-f", "-k", "-l", "-o", "-p", "--for", "--timeout"), True),
     **dict.fromkeys(("--type", "--field-selector", "--tail", "--namespace"), True),
-    **dict.fromkeys(("--force", "--ignore-daemonsets", "--delete-emptydir-data"), False),
+    **dict.fromkeys(("-i", "--force", "--ignore-daemonsets", "--delete-emptydir-data"), False),
     **dict.fromkeys(("--prefix", "--wait", "-A", "--all-namespaces", "--previous"), False),
 }  # fmt: skip
 _VERBS = {

@@ -30,6 +30,7 @@ esac
 case $name in
 kubectl | docker)
     for word; do
+        [ "$word" = -- ] && break
         [ "$word" = - ] && cat >/srv/manifests.$$
     done
     case "$*" in

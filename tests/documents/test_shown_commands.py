@@ -48,6 +48,12 @@ done
 "$PYTHON" -m pycsi delete volume lost --yes
 """
 SCENES = {
+    "docs/export.md": f"""
+{MOUNT}
+mkdir /run/pycsi /mnt/backup
+export PYCSI_NODE_ID=node-1
+"$PYTHON" -m pycsi create data --type block --size 32Mi
+""",
     "docs/pools.md": DISK,
     "docs/standalone.md": MOUNT,
     "docs/trash.md": USUAL.replace("lost", "logs") + '"$PYTHON" -m pycsi delete volume data --yes',

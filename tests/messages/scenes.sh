@@ -15,6 +15,13 @@ volume() { # [OPTION...]: data@node-1
     pycsi create data --size 32Mi --type directory -p quota=none "$@"
 }
 
+raw() { # raw@node-1, a raw block volume, and its snapshots s and t
+    pool
+    pycsi create raw --size 32Mi --type block
+    pycsi snapshot raw s
+    pycsi snapshot raw t
+}
+
 mounted() {
     volume
     pycsi mount data /mnt/data

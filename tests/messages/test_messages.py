@@ -23,6 +23,15 @@ NOT_SHOWN = {
     "mounting needs open_tree(2), which this kernel does not have, or a sandbox forbids: use Linux "
     "5.12 or later, without a seccomp profile": "it takes an old kernel, or a seccomp profile",
     "--tracing: OpenTelemetry cannot use what is set in …; correct that": "whatever it may refuse",
+    "… was written to while it was exported; …": "what somebody changes at that time",
+    "… was changed while it was exported (…); …": "what somebody changes at that time",
+    "… was deleted or changed while it was exported; …": "what somebody deletes at that time",
+    "… has been deleted; see: pycsi get snapshots": "what somebody deletes at that time",
+    "the driver at … has ended …": "a driver that ends at that time",
+    "the pool's disk is full (…): … are free; nothing is left of the import. Free space there": "a "
+    "disk that others fill at that time",
+    "an export is no text for a terminal; give a file, or a pipe": "it takes a terminal",
+    "no export comes from a terminal; give a file, or a pipe": "it takes a terminal",
     "--tls-directory is missing": "for the type checker: the configuration was refused before",
 }
 """Messages that no command line brings about, with the reason."""

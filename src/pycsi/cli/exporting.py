@@ -96,9 +96,13 @@ class Subject:
             if self.snapshot is None and self.volume.type is VolumeType.DIRECTORY:
                 treecopy.refuse_changed(self.backend.content, since)
         except treecopy.TreeChangedError as change:
-            raise CommandError(f"{self.id} was changed while it was exported ({change})") from None
+            raise CommandError(
+                f"{self.id} was changed while it was exported ({change}); {_ADVICE}"
+            ) from None
         except FileNotFoundError:
-            raise CommandError(f"{self.id} was deleted or changed while it was exported") from None
+            raise CommandError(
+                f"{self.id} was deleted or changed while it was exported; {_ADVICE}"
+            ) from None
         if self._state() != begin:
             raise CommandError(f"{self.id} was written to while it was exported; {_ADVICE}")
 
@@ -107,7 +111,7 @@ class Subject:
         try:
             status = self.backend.content.stat()
         except FileNotFoundError:
-            raise CommandError(f"{self.id} has been deleted") from None
+            raise CommandError(f"{self.id} has been deleted; see: pycsi get snapshots") from None
         if self.snapshot:
             return status.st_dev, status.st_ino
         self.backend.kernel.invalidate()
@@ -161,10 +165,13 @@ def _key(object_id: str) -> str:
 def find_base(configs: Iterable[PoolConfig], name: str, subject: Subject) -> Subject:
     """Return the snapshot on which an increment builds; `CommandError` if it cannot be one."""
     if subject.snapshot is None:
-        raise CommandError(f"{subject.id} is a volume; {_ADVICE} since the other one")
+        raise CommandError(
+            f"{subject.id} is a volume, and an increment is from one snapshot to another; {_ADVICE}"
+        )
     if subject.volume.type is VolumeType.DIRECTORY:
         raise CommandError(
-            f"{subject.id} is of a directory; increments are of images and raw block volumes"
+            f"{subject.id} is of a directory; increments are of images and raw block; "
+            "leave --since out"
         )
     base = find(configs, name, volume=False)
     if base.snapshot is None:
@@ -241,7 +248,8 @@ def _send_image(
     with opened(subject.backend.content) as fd, contextlib.ExitStack() as files:
         if (found_size := os.fstat(fd).st_size) < size:
             raise CommandError(
-                f"{subject.id} is damaged: its image has {found_size} of {size} bytes"
+                f"{subject.id} is damaged: its image has {found_size} of {size} bytes; use "
+                "another snapshot"
             )
         if base:
             old = files.enter_context(opened(base.backend.content))
