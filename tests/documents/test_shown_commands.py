@@ -52,7 +52,7 @@ SCENES = {
 {MOUNT}
 mkdir /run/pycsi /mnt/backup
 export PYCSI_NODE_ID=node-1
-"$PYTHON" -m pycsi create data --type block --size 32Mi
+"$PYTHON" -m pycsi create data --type block --size 32Mi --pool default=/var/lib/pycsi
 """,
     "docs/pools.md": DISK,
     "docs/standalone.md": MOUNT,
