@@ -94,6 +94,16 @@ def read_whole(fd: int) -> bytes:
     return b"".join(parts)
 
 
+def names_in(fd: int) -> list[str]:
+    """Return the names in an open directory, as they are now.
+
+    os.listdir alone does not: btrfs shows an open directory as it was when it was opened, or when
+    lseek(2) has last set it to its beginning.
+    """
+    os.lseek(fd, 0, os.SEEK_SET)
+    return os.listdir(fd)
+
+
 def exists(path: StrPath) -> bool:
     """Tell whether `path` exists; any error but its absence is raised."""
     try:

@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
-from pycsi.linux.descriptor import DIRECTORY, closing, opened
+from pycsi.linux.descriptor import DIRECTORY, closing, names_in, opened
 from pycsi.linux.kernel import MountTable
 
 FS_APPEND_FL = 0x20
@@ -53,7 +53,7 @@ def empty(path: Path, interrupted: Callable[[], bool] = lambda: False) -> None:
     with closing(root):
         refuse_listed(MountTable(), os.readlink(f"/proc/self/fd/{root}"))
         try_change_inode_flags(root, remove=_PROTECTED)
-        while entries := os.listdir(root):
+        while entries := names_in(root):
             for name in entries:
                 if interrupted():
                     raise InterruptedError(errno.EINTR, "stopped half way", os.fspath(path))

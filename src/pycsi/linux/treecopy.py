@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Self
 
 from pycsi.linux import filecopy
-from pycsi.linux.descriptor import DIRECTORY, opened
+from pycsi.linux.descriptor import DIRECTORY, names_in, opened
 from pycsi.linux.program import unpinned
 from pycsi.linux.tree import refuse_mounts
 
@@ -175,7 +175,7 @@ def copy(source: Path, target: Path, progress: Callable[[], None]) -> None:
     links.mkdir(mode=0o700)
     with opened(links, DIRECTORY) as linked, Cursor(source) as here, Cursor(target) as there:
         _copy_tree(here, there, linked, progress)
-        for name in os.listdir(linked):
+        for name in names_in(linked):
             os.unlink(name, dir_fd=linked)
         links.rmdir()
         _keep_attributes(here.fd, there.fd)
