@@ -10,13 +10,20 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
-from driver import Driver
+from driver import MIB, NODE, Driver
+from leftovers import content, fill
 from reliability.conftest import Counter, check_whole
 from reliability.faults import CHANGING, Point, points, some
 from reliability.scenes import EXT4, Scene
 from terminal import piped
 
+from pycsi.linux import kernel
+
 _SHARE = 8
+_FEW = 1
+_ADOPTED = {"ext4": "image", "xfs": "directory", "btrfs": "both"}
+"""What is adopted on each ground, of which only a share is tried."""
+
 KILL = "signal=KILL"
 
 
@@ -134,6 +141,90 @@ def test_mount(served: Driver, tmp_path: Path, thorough: bool, counted: Counter,
         assert is_clean(), point
     served.delete(made)
     counted(f"kills in pycsi {what}", len(chosen))
+
+
+class Leftover:
+    """What somebody has left beside a pool, a directory or an image, and where it may be."""
+
+    def __init__(self, pool: Path, what: str) -> None:
+        self.what = what
+        self.pool = pool
+        self.source = pool.parent / "left" / what
+        self.id = f"{what}@{NODE}"
+        self.source.parent.mkdir(exist_ok=True)
+        if what == "directory":
+            self.source.mkdir()
+            fill(self.source)
+        else:
+            self.source.write_bytes(os.urandom(MIB + 5))
+        self.before = self.look(self.source)
+
+    def look(self, place: Path) -> object:
+        return content(place) if self.what == "directory" else place.read_bytes()[: MIB + 5]
+
+    def check(self) -> None:
+        """Check that it is whole, in its old place or in the pool, and only in one if moved."""
+        name = "data" if self.what == "directory" else "disk.img"
+        inside = [self.pool / folder / self.id / name for folder in ("adoptions", "volumes")]
+        there = [place for place in (self.source, *inside) if place.exists()]
+        assert there
+        assert [self.look(place) for place in there] == [self.before] * len(there)
+        copied = self.what == "directory" and kernel.mount_under(self.pool).fstype == "btrfs"
+        assert self.source in there if copied else len(there) == 1
+
+
+@pytest.mark.parametrize("command", ["adopt", "undo"])
+def test_adopt(
+    served: Driver,
+    big_pool: Path,
+    ground: str,
+    tmp_path: Path,
+    thorough: bool,
+    counted: Counter,
+    command: str,
+) -> None:
+    """What is adopted or given back is whole throughout, and a repeated command gets there."""
+    for what in ("directory", "image"):
+        if thorough or _ADOPTED[ground] in {what, "both"}:
+            left = Leftover(big_pool, what)
+            kill_while_adopting(served, left, tmp_path, command, thorough=thorough, counted=counted)
+    assert piped("trash", "empty", "--all", "--yes", f"--pool={served.pools[0]}").returncode == 0
+    check_whole(served, big_pool)
+
+
+def kill_while_adopting(
+    served: Driver, left: Leftover, folder: Path, command: str, *, thorough: bool, counted: Counter
+) -> None:
+    log = folder / "strace.log"
+    pool = (f"--pool={served.pools[0]}", f"--node-id={NODE}")
+    how = ("--layout=bare", "--no-limit", "--size=64Mi", "--yes")
+    adopt = ["adopt", f"--from={left.source}", *how, *pool]
+    adopt += ["--block"] if left.what == "image" else []
+    undo = ["adopt", "--undo", left.id, *pool]
+    words, opposite = (adopt, undo) if command == "adopt" else (undo, adopt)
+    if command == "undo":
+        assert piped(*adopt).returncode == 0
+    run_traced(words, log, "-e", f"trace={CHANGING}")
+    found = on(left.pool, log)
+    chosen = found if thorough else some(found, _FEW, len(folder.name))
+    assert chosen
+    for number, point in enumerate(chosen):
+        assert piped(*opposite).returncode == 0
+        assert run_traced(words, log, *point.inject(KILL)) == -signal.SIGKILL, point
+        left.check()
+        if number % 2:
+            served.restart()
+            left.check()
+        again = piped(*words)
+        nothing_left = command == "undo" and "there is no volume" in again.stderr
+        assert again.returncode == 0 or nothing_left, (point, again.stderr)
+        left.check()
+        assert served.volume_ids() == ([left.id] if command == "adopt" else []), point
+        assert left.source.exists() or command == "adopt"
+        assert list((left.pool / "adoptions").glob("*@*")) == [], point
+    if command == "adopt":
+        served.delete(left.id)
+    counted(f"kills in pycsi adopt{' --undo' if command == 'undo' else ''}", len(chosen))
 
 
 def test_start(

@@ -7,6 +7,7 @@ from pathlib import Path
 from samples import VOLUME
 
 from pycsi.linux.waiting import PATIENCE, call
+from pycsi.pool.adoptions import Adoptions
 from pycsi.pool.capacity import Contents, UsableSpace, free_at
 from pycsi.pool.layout import Layout, snapshot_catalog, volume_catalog
 from pycsi.pool.trash import Trash
@@ -23,6 +24,7 @@ def test_examination_delays_no_measurement(tmp_path: Path) -> None:
         volumes=volume_catalog(layout),
         snapshots=snapshot_catalog(layout),
         trash=Trash(layout, 0),
+        adoptions=Adoptions(layout),
         owned=lambda *_: 4096,
         uncounted=lambda: None,
     )

@@ -15,7 +15,7 @@ from typing import Any
 import grpc
 import pytest
 import trees
-from driver import GIB, MIB, Driver, from_snapshot, from_volume, refused
+from driver import GIB, MIB, NODE, Driver, from_snapshot, from_volume, refused
 from exports import bring, export, to
 from terminal import piped
 
@@ -92,6 +92,44 @@ def test_directory_is_limited(pool: Path, serve: Callable[..., Driver], place: P
     driver.delete(volume.volume_id)
     driver.reaped()
     assert quota.usage(pool, project).limit == 0
+
+
+def test_adopted_directory_is_limited(
+    pool: Path, serve: Callable[..., Driver], place: Path
+) -> None:
+    """The whole tree counts for a project of the driver, and when undone for its old one again."""
+    driver = serve(pool)
+    folder = pool.parent / "drive" / "old"
+    folder.mkdir(parents=True)
+    quota.set_project(folder, 4711)
+    quota.set_limit(pool.parent, 4711, 32 * MIB)
+    (folder / "deep").mkdir()
+    (folder / "file").write_bytes(os.urandom(4 * MIB))
+    (folder / "deep/file").write_bytes(os.urandom(4 * MIB))
+    words = ["adopt", f"--from={folder}", "--layout=bare", "--yes", f"--node-id={NODE}"]
+    words += [f"--pool=default={pool}"]
+    refused = piped(*words, "--size=2Mi")
+    assert "it holds 8" in refused.stderr
+    assert quota.project_of(folder) == 4711
+    assert piped(*words, "--size=64Mi").returncode == 0
+    data = pool / "volumes" / f"old@{NODE}" / "data"
+    project = quota.project_of(data)
+    assert project not in {0, 4711}
+    counted = quota.usage(pool, project)
+    assert (counted.limit, quota.usage(pool, 4711).used) == (64 * MIB, 0)
+    assert counted.used >= 8 * MIB
+    with driver.published(f"old@{NODE}", place) as target:
+        facts = os.statvfs(target)
+        assert facts.f_blocks * facts.f_frsize == 64 * MIB
+        target.chmod(0o777)
+        written, said = write_as_nobody(target / "deep/fill", 128 * MIB)
+        assert any(reason in said for reason in REFUSALS)
+        assert 40 * MIB < written <= 60 * MIB
+        (target / "deep/fill").unlink()
+    assert piped("adopt", "--undo", f"old@{NODE}", f"--pool=default={pool}").returncode == 0
+    assert quota.project_of(folder) == quota.project_of(folder / "deep") == 4711
+    assert quota.usage(pool, project).limit == quota.usage(pool, project).used == 0
+    assert quota.usage(pool, 4711).used >= 8 * MIB
 
 
 def test_project_ids_are_never_given_twice(

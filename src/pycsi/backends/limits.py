@@ -3,6 +3,7 @@
 A limiter makes a volume's directory, sets its limit and reads it back, measures it and removes it.
 """
 
+import dataclasses
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,14 @@ Progress = Callable[[], None]
 
 class LimitError(FailedPrecondition):
     """The kernel did not accept a limit, or no longer has the limit that was set."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Former:
+    """The project id of a directory before it was taken over, and whether new files inherit it."""
+
+    project: int = 0
+    inherit: bool = False
 
 
 class Limiter(Protocol):
@@ -46,6 +55,21 @@ class Limiter(Protocol):
 
         Return its project id, or None if it has none.
         """
+
+    def claim(self) -> int | None:
+        """Return a project id that nothing else has, for `take_over`; None if it needs none."""
+
+    def take_over(self, path: Path, project: int | None, size: int) -> None:
+        """Count and limit the directory `path` with all that is in it, which others have made.
+
+        It has the id that `claim` has returned. `LimitError` as `limit` raises it.
+        """
+
+    def give_back(self, path: Path, project: int | None, former: Former) -> None:
+        """Undo `take_over`, also one that was cut off; the project id becomes `former` again."""
+
+    def former(self, path: Path) -> Former:
+        """Return what `give_back` needs, before `take_over`."""
 
     def limit(self, path: Path, project: int | None, size: int) -> None:
         """Limit the directory to `size` bytes; `LimitError` if the kernel does not apply that."""
@@ -126,6 +150,18 @@ class NoLimiter:
         if size is not None:
             self.limit(path, None, size)
         return None
+
+    def claim(self) -> int | None:
+        return None
+
+    def former(self, path: Path) -> Former:
+        return Former()
+
+    def take_over(self, path: Path, project: int | None, size: int) -> None:
+        self.limit(path, project, size)
+
+    def give_back(self, path: Path, project: int | None, former: Former) -> None:
+        pass
 
     def limit(self, path: Path, project: int | None, size: int) -> None:
         raise LimitError(f"{path}: nothing on this filesystem limits a directory to {size} bytes")

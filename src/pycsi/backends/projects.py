@@ -6,8 +6,9 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
-from pycsi.backends.limits import LimitError, NoLimiter, filesystem_usage
+from pycsi.backends.limits import Former, LimitError, NoLimiter, filesystem_usage
 from pycsi.linux import quota, tree
+from pycsi.linux.lockfile import locked
 from pycsi.linux.record import read_record, write_record
 from pycsi.model.errors import FailedPrecondition
 from pycsi.model.records import Usage
@@ -45,6 +46,25 @@ class ProjectLimiter(NoLimiter):
         quota.set_project(path, project)
         self.limit(path, project, size)
         return project
+
+    def claim(self) -> int | None:
+        return self._projects.allocate()
+
+    def former(self, path: Path) -> Former:
+        project, inherit = quota.attributes_of(path)
+        return Former(project=project, inherit=inherit)
+
+    def take_over(self, path: Path, project: int | None, size: int) -> None:
+        if project is None:
+            raise LimitError(f"{path}: a directory without a project cannot be limited")
+        quota.set_project_of_tree(path, project, inherit=True)
+        self.limit(path, project, size)
+
+    def give_back(self, path: Path, project: int | None, former: Former) -> None:
+        if project is not None:
+            quota.set_project_of_tree(path, former.project, inherit=former.inherit)
+            if quota.project_state(path).counted:
+                quota.set_limit(path, project, 0)
 
     def limit(self, path: Path, project: int | None, size: int) -> None:
         if project is None:
@@ -97,7 +117,8 @@ class ProjectIds:
 
     The following id is recorded on disk before an id is used. Each pool starts at a different id,
     derived from its UUID. Ids with a limit or usage on the filesystem are skipped, because other
-    pools and other programs use projects too.
+    pools and other programs use projects too. The lock of a file keeps a driver and a command, such
+    as `pycsi adopt`, from handing out the same.
     """
 
     _FIRST = 1 << 24
@@ -109,7 +130,7 @@ class ProjectIds:
         self._start = self._FIRST + uuid.UUID(pool_uuid).int % (self._LAST - self._FIRST)
 
     def allocate(self) -> int:
-        with self._mutex:
+        with self._mutex, locked(self._record.with_suffix(".lock")):
             try:
                 number = int(read_record(self._record)["next"])
             except FileNotFoundError:

@@ -7,6 +7,7 @@ import click
 
 from pycsi import __version__
 from pycsi.cli.commands import transfer, trash, volumes
+from pycsi.cli.commands.adopt import adopt
 from pycsi.cli.commands.base import Command, Group, examples
 from pycsi.cli.commands.describe import describe
 from pycsi.cli.commands.get import get
@@ -58,6 +59,7 @@ for _command in (
     transfer.import_,
     trash.trash,
     trash.delete_inline,
+    adopt,
     demo,
     version,
 ):

@@ -18,6 +18,7 @@ from pycsi.linux.waiting import NoAnswerError, NotAskedError, call
 from pycsi.model.config import PoolConfig
 from pycsi.model.health import Fault, Reason
 from pycsi.model.records import Volume
+from pycsi.pool.adoptions import Adoptions
 from pycsi.pool.capacity import Contents
 from pycsi.pool.groups import hide_prepared, recorded_groups
 from pycsi.pool.layout import Layout, snapshot_catalog, volume_catalog
@@ -129,6 +130,7 @@ class InspectedPool:
             volumes=self.volumes,
             snapshots=self.snapshots,
             trash=Trash(self.layout, self.config.retain_for),
+            adoptions=Adoptions(self.layout),
             owned=owned,
             uncounted=self.limiter.fault,
         )

@@ -1,11 +1,12 @@
 """The pools that a command is about."""
 
+import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from pycsi.cli.errors import MistakesError
-from pycsi.model import config
+from pycsi.model import config, ids
 from pycsi.model.config import PoolConfig
 from pycsi.model.errors import ConfigError
 from pycsi.pool.layout import Layout
@@ -38,3 +39,13 @@ def _is_usual() -> bool:
     """Tell whether the usual pool is there; who may not look into the directory has to be told."""
     hidden = USUAL.path.is_dir() and not os.access(USUAL.path, os.X_OK)
     return hidden or os.path.lexists(Layout(USUAL.path).record)
+
+
+def node_of(configs: Iterable[PoolConfig]) -> str | None:
+    """Return the node that the pools' volumes name; None if there are none, or several do."""
+    found = set()
+    for item in configs:
+        with contextlib.suppress(OSError):
+            found |= {ids.node_of(place.name) for place in Layout(item.path).volumes.iterdir()}
+    named = found - {None}
+    return next(iter(named)) if len(named) == 1 else None

@@ -75,6 +75,42 @@ def of_device(number: int) -> list[str]:
     return found
 
 
+def of_filesystem(device: int) -> tuple[list[Mount], dict[tuple[int, int], str]]:
+    """Return what uses the filesystem with the number `device`: mounts, and files in use.
+
+    The mounts are those in any mount namespace. The files, and directories, are those that a
+    process has open or mapped, executes, or has as its working or root directory: the process is
+    described by the device and inode numbers that stat(2) has for the file.
+    """
+    look = _Look()
+    mounts: dict[tuple[str, str, str], Mount] = {}
+    files: dict[tuple[int, int], str] = {}
+    for pid in _processes():
+        namespace = look.namespace_of(pid)
+        here = [item for item in look.mounts_in(namespace, pid) if item.device == device]
+        mounts.update({(namespace, item.root, item.target): item for item in here})
+        for link in _links_of(pid, device, {item.id for item in here}):
+            with contextlib.suppress(OSError):
+                status = os.stat(link)
+                files.setdefault((status.st_dev, status.st_ino), _described(pid))
+    return list(mounts.values()), files
+
+
+def _links_of(pid: int, device: int, mounts: set[int]) -> Iterator[str]:
+    """Yield the links in proc(5) to what a process uses through one of `mounts`, by their ids."""
+    for link in ("cwd", "root", "exe"):
+        if mounts.intersection(_mount_of_link(f"/proc/{pid}/{link}")):
+            yield f"/proc/{pid}/{link}"
+    for name in _listed(f"/proc/{pid}/fdinfo"):
+        if mounts.intersection(_mount_in(f"/proc/{pid}/fdinfo/{name}")):
+            yield f"/proc/{pid}/fd/{name}"
+    number = f" {os.major(device):02x}:{os.minor(device):02x} "
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{pid}/maps").read_bytes().decode(errors="replace").splitlines():
+            if number in line:
+                yield f"/proc/{pid}/map_files/{_range(line)}"
+
+
 def _processes() -> Iterator[int]:
     return (int(name) for name in os.listdir("/proc") if name.isdigit())
 

@@ -8,11 +8,14 @@ import ctypes
 import dataclasses
 import errno
 import fcntl
+import os
+import stat
 import struct
 from pathlib import Path
 
 from pycsi.linux.descriptor import DIRECTORY, opened
 from pycsi.linux.libc import system_call
+from pycsi.linux.treecopy import walk
 
 FS_DQ_BHARD = 1 << 3
 FS_DQ_BSOFT = 1 << 2
@@ -99,10 +102,32 @@ def clear_project(path: Path) -> None:
 
 def _change_project(path: Path, project: int, *, inherit: bool) -> None:
     with opened(path, DIRECTORY) as fd:
-        flags, extent, extents, _, cow_extent = _attributes(fd)
-        flags = flags | FS_XFLAG_PROJINHERIT if inherit else flags & ~FS_XFLAG_PROJINHERIT
-        new = _FSXATTR.pack(flags, extent, extents, project, cow_extent)
+        _change_open(fd, project, inherit=inherit)
+
+
+def _change_open(fd: int, project: int, *, inherit: bool) -> None:
+    flags, extent, extents, before, cow_extent = _attributes(fd)
+    wanted = flags | FS_XFLAG_PROJINHERIT if inherit else flags & ~FS_XFLAG_PROJINHERIT
+    if (wanted, project) != (flags, before):
+        new = _FSXATTR.pack(wanted, extent, extents, project, cow_extent)
         fcntl.ioctl(fd, FS_IOC_FSSETXATTR, new)
+
+
+def set_project_of_tree(root: Path, project: int, *, inherit: bool) -> None:
+    """Set the project id of a directory, and of all directories and regular files in it.
+
+    With `inherit` what is created in them later inherits it. Other kinds of files keep theirs, for
+    they cannot be opened; they have no blocks of data. The errors are those of `treecopy.walk`.
+    """
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+
+    def change(name: str, status: os.stat_result | None, at: int) -> None:
+        if status is None or not (stat.S_ISDIR(status.st_mode) or stat.S_ISREG(status.st_mode)):
+            return
+        with opened(name, flags, at=at) as fd:
+            _change_open(fd, project, inherit=inherit and stat.S_ISDIR(status.st_mode))
+
+    walk(root, change)
 
 
 def _attributes(fd: int) -> tuple[int, ...]:
@@ -111,9 +136,15 @@ def _attributes(fd: int) -> tuple[int, ...]:
 
 def project_of(path: Path) -> int:
     """Return the project id that new files in the directory `path` inherit, or 0."""
+    project, inherit = attributes_of(path)
+    return project if inherit else 0
+
+
+def attributes_of(path: Path) -> tuple[int, bool]:
+    """Return the project id of the directory `path`, and whether new files in it inherit that."""
     with opened(path, DIRECTORY) as fd:
         flags, _, _, project, _ = _attributes(fd)
-    return project if flags & FS_XFLAG_PROJINHERIT else 0
+    return project, bool(flags & FS_XFLAG_PROJINHERIT)
 
 
 def set_limit(path: Path, project: int, limit: int) -> None:

@@ -101,27 +101,29 @@ def fence() -> int:
     return now
 
 
-def _walk(root: Path, visit: Callable[[str, os.stat_result | None], None]) -> None:
-    """Call `visit` with the name and status of the root and of every entry in the tree.
+def walk(root: Path, visit: Callable[[str, os.stat_result | None, int], None]) -> None:
+    """Call `visit` for the root and for every entry in the tree, each directory before its entries.
 
-    The status is None for an entry that disappears during the walk. EBUSY if anything is mounted in
-    the tree, even a file or directory of the same filesystem: a mount hides the tree's own entries.
+    Its arguments are the entry's name, its status, and an open descriptor of its directory; the
+    root's name is ".". The status is None for an entry that disappears during the walk. EBUSY if
+    anything is mounted in the tree, even a file or directory of the same filesystem: a mount hides
+    the tree's own entries. EXDEV if it contains a subvolume.
     """
     refuse_mounts(root)
     with Cursor(root) as place:
-        visit(".", os.fstat(place.fd))
+        visit(".", os.fstat(place.fd), place.fd)
         pending = [os.listdir(place.fd)]
         while True:
             while pending[-1]:
                 name = pending[-1].pop()
                 try:
                     status = os.stat(name, dir_fd=place.fd, follow_symlinks=False)
-                    visit(name, status)
+                    visit(name, status, place.fd)
                     if stat.S_ISDIR(status.st_mode):
                         place.enter(name)
                         pending.append(os.listdir(place.fd))
                 except FileNotFoundError:
-                    visit(name, None)
+                    visit(name, None, place.fd)
             pending.pop()
             if place.at_root:
                 return
@@ -134,11 +136,11 @@ def refuse_changed(root: Path, since: int) -> None:
     EBUSY if anything is mounted in the tree, and EXDEV if it contains a subvolume.
     """
 
-    def refuse_later(name: str, status: os.stat_result | None) -> None:
+    def refuse_later(name: str, status: os.stat_result | None, _: int) -> None:
         if status is None or status.st_ctime_ns > since:
             raise TreeChangedError(f"{name!r} was changed")
 
-    _walk(root, refuse_later)
+    walk(root, refuse_later)
 
 
 def occupied(root: Path) -> int:
@@ -146,7 +148,7 @@ def occupied(root: Path) -> int:
     total = 0
     seen: set[int] = set()
 
-    def count(_: str, status: os.stat_result | None) -> None:
+    def count(_: str, status: os.stat_result | None, __: int) -> None:
         nonlocal total
         if status is None:
             return
@@ -157,7 +159,7 @@ def occupied(root: Path) -> int:
             total += status.st_blocks * _SECTOR
 
     with contextlib.suppress(TreeChangedError):
-        _walk(root, count)
+        walk(root, count)
     return total
 
 

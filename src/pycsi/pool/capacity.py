@@ -15,6 +15,7 @@ from pathlib import Path
 from pycsi.backends.limits import LimitError
 from pycsi.model.records import Snapshot, Volume, VolumeType
 from pycsi.model.size import LARGEST, MIB, round_down
+from pycsi.pool.adoptions import Adoptions
 from pycsi.pool.catalog import Catalog
 from pycsi.pool.layout import Layout
 from pycsi.pool.trash import Trash, image_blocks
@@ -137,6 +138,7 @@ class Contents:
     volumes: Catalog[Volume]
     snapshots: Catalog[Snapshot]
     trash: Trash
+    adoptions: Adoptions
     owned: Callable[[Volume, bool], int]
     uncounted: Callable[[], str | None]
 

@@ -92,6 +92,7 @@ class Layout:
         self.tmp = root / "tmp"
         self.trash = root / "trash"
         self.deletions = root / "deletions"
+        self.adoptions = root / "adoptions"
         self.changes = Changes(root / "announcement")
 
     @property

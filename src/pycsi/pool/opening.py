@@ -21,10 +21,14 @@ log = structlog.get_logger()
 
 
 def load(pool: Pool) -> None:
-    """Load the volumes, and thaw those that a crash has left frozen. Call once, first."""
+    """Load the volumes, and thaw those that a crash has left frozen. Call once, first.
+
+    Adoptions that were cut off when they had the data are completed before that.
+    """
     for folder in pool.layout.folders:
         if not folder.is_dir():
             folder.mkdir(mode=0o700)
+    pool.adoptions.settle()
     pool.volumes.load()
     for marker in list(pool.layout.frozen.iterdir()):
         try:

@@ -30,6 +30,7 @@ from pycsi.model.request import Access
 from pycsi.model.rootdirectory import RootDirectory
 from pycsi.model.trace import phase
 from pycsi.pool import layout, trash
+from pycsi.pool.adoptions import Adoptions
 from pycsi.pool.capacity import Contents
 from pycsi.pool.deletions import Deletions
 from pycsi.pool.directory import PoolDirectory
@@ -82,6 +83,7 @@ class Pool(PoolDirectory):
         self.snapshots = layout.snapshot_catalog(self.layout)
         self.groups = Groups(self.layout)
         self.trash = trash.Trash(self.layout, config.retain_for)
+        self.adoptions = Adoptions(self.layout)
         self.deletions = Deletions(self.layout.deletions)
         self.missing: Callable[[], Iterable[str]] = tuple
         """Returns the names of the other pools that are missing; set if there may be others."""
@@ -91,6 +93,7 @@ class Pool(PoolDirectory):
             volumes=self.volumes,
             snapshots=self.snapshots,
             trash=self.trash,
+            adoptions=self.adoptions,
             owned=lambda volume, shares: self.backend(volume).owned(may_share=shares),
             uncounted=lambda: self.limiter.fault(),  # noqa: PLW0108  (there will be another)
         )

@@ -85,7 +85,10 @@ class Room:
     def _capacity(self, facts: os.statvfs_result, usable: int) -> Capacity:
         """Return the capacity, with all promises of this moment; the caller holds the lock."""
         held = (
-            self._contents.volumes.held + self._contents.snapshots.held + self._contents.trash.held
+            self._contents.volumes.held
+            + self._contents.snapshots.held
+            + self._contents.trash.held
+            + self._contents.adoptions.held
         )
         size = facts.f_blocks * facts.f_frsize
         return Capacity(

@@ -5,9 +5,11 @@ Two pools may have volumes of one id, and a crash may have left a group snapshot
 """
 
 import functools
+import os
 from collections.abc import Iterable
 
 from pycsi.linux.descriptor import exists
+from pycsi.model.errors import PoolMissing
 from pycsi.model.records import Volume
 from pycsi.pool.pool import Pool
 from pycsi.volumes import groups
@@ -54,12 +56,26 @@ def _follow(pool: Pool, pools: Iterable[Pool]) -> None:
     """Have a pool adopt the volumes that other processes add, and drop those they delete."""
     pool.volumes.adopts = functools.partial(_adopts, pool, pools)
     pool.trash.notices = functools.partial(_drop_deleted, pool)
+    pool.layout.changes.follow(functools.partial(_drop_withdrawn, pool))
 
 
 def _adopts(pool: Pool, pools: Iterable[Pool], volume: Volume) -> bool:
     """Tell whether a volume that another process has added belongs to a pool, and no other."""
     elsewhere = any(volume.id in other.volumes for other in pools if other is not pool)
     return volume.pool_uuid == pool.uuid and not elsewhere
+
+
+def _drop_withdrawn(pool: Pool) -> bool:
+    """Drop the volumes that `pycsi adopt --undo` has taken out; return False if that fails."""
+    try:
+        pool.check(writable=False)
+        there = set(os.listdir(pool.volumes.folder))
+    except (OSError, PoolMissing):
+        return False
+    for volume in pool.volumes.indexed():
+        if volume.id not in there:
+            _drop_deleted(pool, volume.id)
+    return True
 
 
 def _drop_deleted(pool: Pool, volume_id: str) -> None:

@@ -149,23 +149,13 @@ def connected(
             yield client
         return
     chosen = [recalled(Layout(item.path).options, item) for item in configured.chosen(given)]
-    node_id = node_id or _node_of(chosen)
+    node_id = node_id or configured.node_of(chosen)
     with (
         private_driver([config.text for config in chosen], node_id) as driver,
         contextlib.closing(Client(driver.socket, chosen)) as client,
     ):
         client.wait_until_ready(driver)
         yield client
-
-
-def _node_of(configs: Sequence[PoolConfig]) -> str | None:
-    """Return the node that the pools' volumes name; None if there are none, or several do."""
-    found = set()
-    for config in configs:
-        with contextlib.suppress(OSError):
-            found |= {ids.node_of(place.name) for place in Layout(config.path).volumes.iterdir()}
-    named = found - {None}
-    return next(iter(named)) if len(named) == 1 else None
 
 
 def _listens(path: Path) -> bool:
