@@ -32,6 +32,7 @@ import growth
 import peers
 import plot
 import rpcs
+import scrapes
 import streams
 from ground import Location, ground
 from rows import Row, Series
@@ -125,6 +126,12 @@ def _controller(where: Location, to: Report) -> None:
             to.add(row)
 
 
+def _scrapes(where: Location, to: Report) -> None:
+    with where.driver("scraped", f"--metrics-address=127.0.0.1:{scrapes.PORT}") as driver:
+        for row in scrapes.scrapes(driver, where, to.volumes):
+            to.add(row)
+
+
 def _peer(where: Location, to: Report) -> None:
     if to.peer:
         with where.driver("beside") as driver:
@@ -138,6 +145,7 @@ PARTS: dict[str, tuple[Callable[[Location, Report], None], tuple[str, ...]]] = {
     "copies": (_copies, SHARING),
     "exports": (_exports, SHARING),
     "controller": (_controller, ("xfs",)),
+    "scrapes": (_scrapes, ("xfs",)),
     "peer": (_peer, ("xfs",)),
 }
 """The parts of the benchmark: a function, and the filesystems for which it is meaningful."""

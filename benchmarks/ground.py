@@ -27,11 +27,11 @@ class Location:
     disk: Path
 
     @contextlib.contextmanager
-    def driver(self, name: str = "driver") -> Iterator[Driver]:
-        """Run a driver with a pool of its own through the `with` block."""
+    def driver(self, name: str = "driver", *options: str) -> Iterator[Driver]:
+        """Run a driver with a pool of its own, and more `options`, through the `with` block."""
         pool = self.disk / name
         pool.mkdir()
-        with Driver(self.folder / name, [f"default={pool},overcommit=1000000"]) as driver:
+        with Driver(self.folder / name, [f"default={pool},overcommit=1000000"], options) as driver:
             yield driver
 
 

@@ -48,6 +48,7 @@ done
 "$PYTHON" -m pycsi delete volume lost --yes
 """
 SCENES = {
+    "README.md": MOUNT,
     "docs/export.md": f"""
 {MOUNT}
 mkdir /run/pycsi /mnt/backup
