@@ -48,6 +48,26 @@ csi_pb2_grpc.NodeStub(grpc.insecure_channel("unix:///run/csi.sock")).NodePublish
 END
 }
 
+left() { # [PATH]: a directory of somebody else's, beside a pool
+    volume
+    mkdir "${1:-/srv/old}"
+    echo kept >"${1:-/srv/old}/file"
+}
+
+adopted() { # [PATH]: old@node-1
+    left "$@"
+    pycsi adopt --from "${1:-/srv/old}" --layout bare --size 32Mi --no-limit --yes
+}
+
+persistent_volume_elsewhere() {
+    cat <<'END'
+{"kind": "List", "items": [{"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": "there"},
+  "spec": {"capacity": {"storage": "32Mi"}, "local": {"path": "/srv/there"}, "nodeAffinity": {"required":
+    {"nodeSelectorTerms": [{"matchExpressions": [
+      {"key": "kubernetes.io/hostname", "operator": "In", "values": ["elsewhere"]}]}]}}}}]}
+END
+}
+
 wait_for() { # TEXT FILE
     for _ in {1..400}; do
         grep -q -e "$1" "$2" && return

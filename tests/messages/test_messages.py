@@ -32,6 +32,13 @@ NOT_SHOWN = {
     "disk that others fill at that time",
     "an export is no text for a terminal; give a file, or a pipe": "it takes a terminal",
     "no export comes from a terminal; give a file, or a pipe": "it takes a terminal",
+    "…: nothing is planned for it": "for the type checker: that would have been told before",
+    "… holds …, more than …; give a --size that is larger": "it takes project quota",
+    "… is in use: … while it was copied": "what somebody changes at that time",
+    "… is in use: it was changed while it was copied": "what somebody changes at that time",
+    "…: there is no room for it in the pool, or it is larger than its limit (…); give a larger "
+    "--size, or free space": "a disk that others fill at that time",
+    "… is attached to …; detach it": "it takes an orchestrator that attaches volumes",
     "--tls-directory is missing": "for the type checker: the configuration was refused before",
 }
 """Messages that no command line brings about, with the reason."""
