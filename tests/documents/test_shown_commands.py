@@ -47,8 +47,26 @@ for name in data lost; do
 done
 "$PYTHON" -m pycsi delete volume lost --yes
 """
+OLD = f"""
+{MOUNT}
+export PYCSI_NODE_ID=node-1
+"$PYTHON" -m pycsi create first --pool default=/var/lib/pycsi
+for name in data logs; do
+    mkdir /srv/$name
+    "$PYTHON" -m pycsi adopt --from /srv/$name --layout bare --size 1Gi --yes
+done
+mkdir /srv/opt /srv/opt-work
+mount -t overlay overlay -o lowerdir=/opt,upperdir=/srv/opt,workdir=/srv/opt-work /opt
+volume=pvc-00000000-0000-4000-8000-00000000000
+mkdir -p /opt/local-path-provisioner/${{volume}}1_default_data /mnt/rawfile/${{volume}}2
+meta='{{"schema_version": 3, "volume_id": "%s", "size": 33554432}}'
+printf "$meta" ${{volume}}2 >/mnt/rawfile/${{volume}}2/disk.meta
+truncate --size 32M /mnt/rawfile/${{volume}}2/disk.img
+mkfs.ext4 -q /mnt/rawfile/${{volume}}2/disk.img
+"""
 SCENES = {
     "README.md": MOUNT,
+    "docs/adopt.md": OLD,
     "docs/export.md": f"""
 {MOUNT}
 mkdir /run/pycsi /mnt/backup

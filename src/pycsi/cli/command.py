@@ -19,7 +19,7 @@ from pycsi.cli.commands.version import version
     cls=Group,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog=examples(
-        "pycsi serve --endpoint unix:///run/pycsi/csi.sock --pool default=/var/lib/pycsi",
+        "pycsi serve --endpoint /run/pycsi/csi.sock --pool default=/var/lib/pycsi",
         "pycsi create data --size 10Gi && pycsi mount data /mnt/data",
         "pycsi get volumes",
         "pycsi describe volume data@node-1",

@@ -42,7 +42,7 @@ def _number(text: str) -> int:
     cls=Command,
     context_settings={"auto_envvar_prefix": "PYCSI", "show_default": True},
     epilog=examples(
-        "pycsi serve --endpoint unix:///run/pycsi/csi.sock --pool default=/var/lib/pycsi",
+        "pycsi serve --endpoint /run/pycsi/csi.sock --pool default=/var/lib/pycsi",
         "pycsi serve --config /etc/pycsi/config.toml --log-format text",
         "pycsi serve --mode controller --endpoint unix:///csi/csi.sock \\",
         "    --node-service pycsi-nodes:9810 --tls-directory /etc/pycsi/tls",
