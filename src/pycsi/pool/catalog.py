@@ -242,12 +242,27 @@ class Catalog(Index[T]):
                 item = self._items.get(object_id)
                 if item is None and not self._is_known(object_id):
                     item = self._adopt(object_id)
+        if item is None and object_id in self._unreadable:
+            item = self._mended(object_id)
         if item is None and (reason := self._unreadable.get(object_id)):
             raise FailedPrecondition(
-                f"{object_id} is there, but {reason}; restore the record, or move "
-                f"{self.place(object_id)} away, and restart the driver"
+                f"{object_id} is there, but {reason}; restore the record and restart the driver, "
+                f"or move {self.place(object_id)} away"
             )
         return item
+
+    def _mended(self, name: str) -> T | None:
+        """Forget an item that somebody has moved away; return one whose record is whole again."""
+        with self._mutex, contextlib.suppress(*UNREADABLE):
+            if not os.path.lexists(self.place(name)):
+                self.drop(name)
+                return None
+            item = self._parse(read_record(f"{self.place(name)}/{self._record}"))
+            if item.id == name and self.adopts and self.adopts(item):
+                self.drop(name)
+                self.put(item)
+                return item
+        return None
 
     def _adopt(self, name: str) -> T | None:
         """Index an item that another process has put here, if `adopts` agrees."""
