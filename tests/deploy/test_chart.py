@@ -434,6 +434,21 @@ def test_nodes_of_many(name: str) -> None:
     assert pod["automountServiceAccountToken"] is False
 
 
+@pytest.mark.parametrize("name", VALUES)
+def test_commands_in_the_container_of_a_node(name: str) -> None:
+    """A command that is run there looks at the driver's pools, and calls the driver."""
+    driver = containers(node_pod(VALUES[name]))["pycsi"]
+    told = {item["name"]: item.get("value") for item in driver["env"]}
+    pools = [f"--pool={pool}" for pool in told["PYCSI_POOL"].split()]
+    assert {
+        f"--endpoint={told['PYCSI_ENDPOINT']}",
+        f"--node-id={told['PYCSI_NODE_ID']}",
+        f"--driver-name={told['PYCSI_DRIVER_NAME']}",
+        *pools,
+    } <= flags(driver)
+    assert sum(flag.startswith("--pool=") for flag in driver["args"]) == len(pools)
+
+
 @pytest.mark.parametrize(
     ("mode", "told"), [("single-node", "single-node"), ("distributed", "node")]
 )
