@@ -50,7 +50,7 @@ esac
 exit "${status/null/0}"
 END
 chmod +x /run/bin/recorded
-for name in pycsi kubectl helm docker nomad make sudo ssh python3 dmesg; do
+for name in pycsi kubectl helm docker nomad make sudo ssh python3 dmesg pip apt-get modprobe quotaon; do
     ln -sf recorded /run/bin/$name
 done
 rm -rf /srv/clone/.venv

@@ -25,7 +25,12 @@ DOCUMENTS = [
 OTHER_LANGUAGES = {"", "hcl", "ini", "json", "promql", "python", "toml", "yaml"}
 """Of blocks that hold no commands; "" is what commands write."""
 
-WORDS = {"ID": "data@node-1", "ENTRY": "lost@node-1", "/dev/nvme1n1": "$DISK"}
+WORDS = {
+    "ID": "data@node-1",
+    "ENTRY": "lost@node-1",
+    "SIZE": "2Gi",
+    "/dev/nvme1n1": "$DISK",
+}
 """What stands for what the reader puts in."""
 
 DISK = """
@@ -64,9 +69,35 @@ printf "$meta" ${{volume}}2 >/mnt/rawfile/${{volume}}2/disk.meta
 truncate --size 32M /mnt/rawfile/${{volume}}2/disk.img
 mkfs.ext4 -q /mnt/rawfile/${{volume}}2/disk.img
 """
+MOUNTED = f"""
+{USUAL}
+"$PYTHON" -m pycsi mount data PATH --pool default=/var/lib/pycsi
+"""
+SNAPSHOT = f"""
+{USUAL}
+"$PYTHON" -m pycsi snapshot data SNAPSHOT --pool default=/var/lib/pycsi
+"""
+ORPHANED = f"""
+{USUAL}
+"$PYTHON" -m pycsi create NAME --pool default=/var/lib/pycsi
+"$PYTHON" - <<'END'
+import json
+from pathlib import Path
+
+record = Path("/var/lib/pycsi/volumes/NAME@node-1/volume.json")
+record.write_text(json.dumps(json.loads(record.read_text()) | {{"handle": "NAME"}}))
+END
+"""
 SCENES = {
     "README.md": MOUNT,
     "docs/adopt.md": OLD,
+    "docs/findings/DataMissing.md": SNAPSHOT,
+    "docs/findings/DiscardsAccepted.md": MOUNTED,
+    "docs/findings/FilesystemReadOnly.md": MOUNTED,
+    "docs/findings/FilesystemShutDown.md": MOUNTED,
+    "docs/findings/GrowthFailed.md": MOUNTED,
+    "docs/findings/Orphaned.md": ORPHANED,
+    "docs/findings/SnapshotWithoutObject.md": SNAPSHOT,
     "docs/export.md": f"""
 {MOUNT}
 mkdir /run/pycsi /mnt/backup

@@ -196,6 +196,34 @@ def test_command(silent: SilentFilesystem, driver: Driver) -> None:
         assert process.returncode == 0
 
 
+def test_doctor(
+    silent: SilentFilesystem,
+    filesystem: FilesystemFactory,
+    serve: Callable[..., Driver],
+) -> None:
+    """A pool whose disk is silent is a finding, and keeps nobody waiting."""
+    disk, shown = filesystem("ext4", GIB), silent.place / "disk"
+    shown.mkdir()
+    run("mount", "--bind", disk, shown)
+    try:
+        driver = serve(shown)
+        silent.fall_silent()
+        command = [sys.executable, "-m", "pycsi", "doctor", f"--pool={driver.pools[0]}"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            try:
+                with within(2 * SOON):
+                    assert process.stdout
+                    said = any("(PoolNotResponding)" in line for line in process.stdout)
+            finally:
+                silent.speak()
+        assert said
+        assert process.returncode == 1
+        driver.stop()
+    finally:
+        silent.speak()
+        run("umount", shown)
+
+
 def test_command_when_too_much_hangs(
     silent: SilentFilesystem, driver: Driver, monkeypatch: pytest.MonkeyPatch
 ) -> None:

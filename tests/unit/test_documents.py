@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from pycsi.cli import main
+from pycsi.cli.doctor.codes import Code
+from pycsi.model.health import Reason
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
@@ -13,6 +15,7 @@ DOCUMENTS = [
     *sorted(ROOT.glob("*.md")),
     *PAGES,
     *sorted((ROOT / "docs" / "runbooks").glob("*.md")),
+    *sorted((ROOT / "docs" / "findings").glob("*.md")),
     *sorted((ROOT / ".github").glob("*.md")),
     *sorted((ROOT / "deploy").rglob("README.md")),
 ]
@@ -123,6 +126,22 @@ def test_commands() -> None:
     page = (ROOT / "docs" / "cli.md").read_text()
     shown = set(re.findall(r"^\| `pycsi ([a-z-]+)", page, re.MULTILINE))
     assert shown >= set(main.commands)
+
+
+def test_findings() -> None:
+    """Each code of a finding, as each reason of a fault is, has a page and a row in the index."""
+    folder = ROOT / "docs" / "findings"
+    assert {page.stem for page in folder.glob("*.md")} == {"README", *Code}
+    rows = re.findall(
+        r"^\| \[(\w+)\]\((\w+)\.md\) \| (\w+)(?:, \*fix\*)? \| (.+) \|$",
+        (folder / "README.md").read_text(),
+        re.MULTILINE,
+    )
+    assert rows == [(code, code, code.severity, code.about) for code in Code]
+    for code in Code:
+        head = f"# {code}\n\n{code.severity.capitalize()}. {code.about}.\n\n"
+        assert (folder / f"{code}.md").read_text().startswith(head)
+    assert {Code.of(reason) for reason in Reason} <= set(Code)
 
 
 def test_distribution() -> None:

@@ -214,6 +214,16 @@ class Growth:
         text = f"volume {self._volume.id}: {self._unable(self._shortfall(self._disk), reason)}"
         return ResourceExhausted(text) if full else FailedPrecondition(text)
 
+    def interrupted_since(self) -> float | None:
+        """Return when the growth began that has to be undone, in seconds since the epoch; or None.
+
+        It may still be under way.
+        """
+        try:
+            return self._undo.stat().st_mtime
+        except FileNotFoundError:
+            return None
+
     def undo(self) -> None:
         """Undo an interrupted growth; until then the filesystem must not be mounted.
 

@@ -10,6 +10,7 @@ from pycsi.cli.commands import transfer, trash, volumes
 from pycsi.cli.commands.adopt import adopt
 from pycsi.cli.commands.base import Command, Group, examples
 from pycsi.cli.commands.describe import describe
+from pycsi.cli.commands.doctor import doctor
 from pycsi.cli.commands.get import get
 from pycsi.cli.commands.serve import serve
 from pycsi.cli.commands.version import version
@@ -23,6 +24,7 @@ from pycsi.cli.commands.version import version
         "pycsi create data --size 10Gi && pycsi mount data /mnt/data",
         "pycsi get volumes",
         "pycsi describe volume data@node-1",
+        "pycsi doctor",
     ),
 )
 @click.version_option(__version__, prog_name="pycsi", message="%(prog)s %(version)s")
@@ -47,6 +49,7 @@ for _command in (
     serve,
     get,
     describe,
+    doctor,
     volumes.create,
     volumes.mount,
     volumes.unmount,

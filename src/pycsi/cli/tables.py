@@ -121,7 +121,7 @@ COLUMNS: Mapping[str, Sequence[Column]] = {
 
 _MINUTE, _HOUR, _DAY, _YEAR = 60, 3600, 86400, 365 * 86400
 _GAP = "  "
-_BOLD, _RED, _PLAIN = "\x1b[1m", "\x1b[31m", "\x1b[0m"
+BOLD, RED, PLAIN = "\x1b[1m", "\x1b[31m", "\x1b[0m"
 _WELL = frozenset({"-", "healthy"})
 
 
@@ -179,7 +179,7 @@ def lines(
     shown = _fitting(columns, cells, widths, screen.width)
     if heading:
         text = _line([(columns[at].heading, widths[at], columns[at].is_right) for at in shown])
-        yield f"{_BOLD}{text}{_PLAIN}" if screen.coloured else text
+        yield f"{BOLD}{text}{PLAIN}" if screen.coloured else text
     for number in range(len(rows)):
         parts = [(cells[at][number], widths[at], columns[at].is_right) for at in shown]
         yield _painted(_cut(_line(parts), parts, screen.width), parts, columns[shown[-1]], screen)
@@ -263,7 +263,7 @@ def _painted(
     line: str, parts: Sequence[tuple[str, int, bool]], last: Column, screen: Screen
 ) -> str:
     ill = last.key == "condition" and parts[-1][0] not in _WELL
-    return f"{_RED}{line}{_PLAIN}" if screen.coloured and ill else line
+    return f"{RED}{line}{PLAIN}" if screen.coloured and ill else line
 
 
 def sorted_by(rows: Sequence[Found], key: str) -> list[Found]:

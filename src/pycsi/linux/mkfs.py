@@ -84,6 +84,9 @@ since 5.15, metadata_csum_seed since 4.4; parent and exchange since 6.10, nrext6
 block-group-tree since 6.1.
 """
 
+PACKAGES: Mapping[str, str] = {"btrfs": "btrfs-progs", "ext4": "e2fsprogs", "xfs": "xfsprogs"}
+"""The package with each filesystem's programs; distributions agree on the names."""
+
 REFUSALS = frozenset(
     {errno.EINVAL, errno.EUCLEAN, errno.EBADMSG, errno.ENOSYS, errno.EFBIG, errno.EOPNOTSUPP}
 )

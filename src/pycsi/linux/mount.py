@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from pycsi.linux.descriptor import closing, no_symlinks, opened
+from pycsi.linux.descriptor import AT_FDCWD, closing, no_symlinks, opened
 from pycsi.linux.libc import StrPath, function, system_call
 
 AT_EMPTY_PATH = 0x1000
@@ -272,6 +272,21 @@ def _complaints(context: int) -> str:
         kind, _, message = line.partition(" ")
         if kind == "e" and "'" not in message and '"' not in message:
             messages.append(message)
+
+
+@contextlib.contextmanager
+def uncovered(parent: str, inside: str) -> Iterator[int]:
+    """Open the directory `inside` of the mount at `parent` without what is mounted over it.
+
+    Yield a descriptor that is only for openat(2). It is of a copy of that one mount, which belongs
+    to no namespace, and ends with the block (open_tree(2)).
+    """
+    flags = OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC
+    with (
+        closing(open_tree(AT_FDCWD, os.fsencode(parent), flags, path=parent)) as copy,
+        opened(inside, os.O_DIRECTORY, at=copy) as fd,
+    ):
+        yield fd
 
 
 def umount2(target: StrPath, flags: int = UMOUNT_NOFOLLOW) -> None:

@@ -18,6 +18,7 @@ from pycsi.linux.record import (
     encoded,
     explained,
     read_record,
+    rewrite_record,
     write_file,
     write_record,
 )
@@ -139,6 +140,11 @@ def write_new_volume(place: str, volume: Volume) -> None:
     # Notes are of mounts, which a power cut ends.
     write_file(f"{place}/{NOTES_RECORD}", _FIRST_NOTES, durable=False)
     write_file(f"{place}/{VOLUME_RECORD}", encoded(volume.to_json()), durable=True)
+
+
+def write_first_notes(where: str) -> None:
+    """Write the notes of a volume that is staged and published nowhere, over any that are there."""
+    rewrite_record(f"{where}/{NOTES_RECORD}", NO_NOTES)
 
 
 def never_noted(where: str) -> bool:

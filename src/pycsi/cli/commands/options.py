@@ -61,8 +61,10 @@ def confirmed(command: Decorated) -> Decorated:
     )(command)
 
 
-def confirm(action: str, *, yes: bool) -> None:
+def confirm(action: str, *, yes: bool, otherwise: str = "nothing was deleted") -> None:
     """Ask on the terminal whether to do what `action` says, unless that was said already.
+
+    `otherwise` is what a person is told who does not want it.
 
     `MistakesError` if nobody can be asked, `CommandError` if the answer is no.
     """
@@ -73,4 +75,4 @@ def confirm(action: str, *, yes: bool) -> None:
     if not (sys.stdin and sys.stdin.isatty()):
         raise MistakesError(f"this would {action}; to do that without being asked, add --yes")
     if not click.confirm(f"pycsi: {action}?", err=True):
-        raise CommandError("it was not confirmed; nothing was deleted")
+        raise CommandError(f"it was not confirmed; {otherwise}")

@@ -7,6 +7,7 @@ summary lists the claims by the names of their functions.
 import contextlib
 import errno
 import os
+import re
 import time
 from collections.abc import Callable
 from functools import partial
@@ -26,6 +27,9 @@ _FOLDERS = ("volumes", "snapshots", "groups", "frozen", "tmp", "trash")
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _LEAST_SHARE = 0.6  # of a filesystem's size, for files; the rest is XFS's log, ext4's inode tables
 _NOISE = 64  # the tolerance, 1/64 of a pool's available capacity, for other users of the disk
+_OF_THE_MACHINE = frozenset(
+    {"KernelFeatureMissing", "PoolErrors", "PoolFewInodes", "PoolNearlyFull", "ProgramMissing"}
+)
 _READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}
 _TEXT = b"written through the published path\n"
 
@@ -233,6 +237,19 @@ def read_only_device(device: Path, size: int) -> str:
 
 
 # The end
+
+
+def described(status: int, printed: str) -> str:
+    expect("pycsi describe ends with status 0", f"{status}: {printed}", true=status == 0)
+    return "disk and kernel tell all of the pools, beside the driver"
+
+
+def nothing_wrong(status: int, printed: str) -> str:
+    """Prove that the doctor finds nothing, unless about the machine, which may lack something."""
+    codes = set(re.findall(r"^\w+: .+ \((\w+)\)$", printed, re.MULTILINE))
+    ours = status == 1 and codes <= _OF_THE_MACHINE
+    expect("pycsi doctor finds nothing wrong", printed, true=status == 0 or ours)
+    return "nothing is wrong with the pools, and nothing is left over"
 
 
 def ended(status: int) -> str:

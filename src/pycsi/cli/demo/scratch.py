@@ -25,9 +25,6 @@ from pycsi.linux import (
 )
 from pycsi.model.size import GIB, show
 
-PACKAGES = {"btrfs": "btrfs-progs", "ext4": "e2fsprogs", "xfs": "xfsprogs"}
-"""The package with each filesystem's programs; distributions agree on the names."""
-
 _DISK = 2 * GIB
 _NEEDED = GIB
 
@@ -104,7 +101,7 @@ def lacking(kind: str, root: Path) -> str | None:
     `root` is any existing directory.
     """
     if missing := mkfs.missing_programs(kind):
-        return f"{', '.join(missing)} not found; install {PACKAGES[kind]}"
+        return f"{', '.join(missing)} not found; install {mkfs.PACKAGES[kind]}"
     try:
         # This mount always fails, but with ENODEV if the kernel does not have the filesystem.
         mount.mount(kind, Path("/dev/null"), root)

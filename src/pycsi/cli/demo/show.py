@@ -4,7 +4,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from pycsi.cli.demo import claims
+from pycsi.cli.demo import claims, process
 from pycsi.cli.demo.claims import Disproved
 from pycsi.cli.demo.client import Client
 from pycsi.cli.demo.lives import Proofs
@@ -169,7 +169,23 @@ class Performance:
                 time.sleep(1)
         for promised, now in zip(before, self._promises(), strict=True):
             self._screen.proved(claims.room_returned(promised, now))
+        self._look()
         self._screen.proved(claims.ended(self._driver.stop()))
+
+    def _look(self) -> None:
+        """Show what the commands for operators tell of the pools, and that nothing is wrong."""
+        pools = [pool.option for pool in self._pools]
+        described = self._run("describe", "pool", *(pool.name for pool in self._pools), *pools)
+        self._screen.proved(claims.described(*described))
+        self._screen.proved(claims.nothing_wrong(*self._run("doctor", *pools)))
+
+    def _run(self, *words: str) -> tuple[int, str]:
+        """Run a command of pycsi, and show what it prints."""
+        self._screen.command(f"pycsi {' '.join(words)}")
+        status, printed = process.run(*words)
+        for line in printed.splitlines():
+            self._screen.remark(f"  {line}")
+        return status, printed
 
     def _all_back(self, before: Sequence[int]) -> bool:
         return all(map(claims.near, before, self._promises(quiet=True)))
