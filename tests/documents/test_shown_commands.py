@@ -150,7 +150,7 @@ def test_commands(name: str, commands: str, tmp_path: Path) -> None:
         needs(program, met=shutil.which(program) is not None)
     for word, meant in WORDS.items():
         commands = re.sub(rf"(?<![\w-]){word}\b", meant, commands)
-    scene = SCENES.get(name, USUAL if "pycsi " in commands else "")
+    scene = SCENES.get(name, USUAL if re.search(r"(?<!/)pycsi ", commands) else "")
     script = [(HERE / "machine.sh").read_text(), f"{{ :\n{scene}\n}} >/srv/scene 2>&1", commands]
     done = scripted(tmp_path, "\n".join([*script, "wait"]), CLONE=str(ROOT))
     assert "syntax error" not in done.stderr, done.stderr
