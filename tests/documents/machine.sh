@@ -35,6 +35,10 @@ kubectl | docker)
     done
     case "$*" in
     "get pv,pvc,pod"*) echo '{"kind": "List", "items": []}' ;;
+    "get pv,volumesnapshotcontents"*) cat <<'LIST' ;;
+{"kind": "List", "items": [{"kind": "PersistentVolume", "metadata": {"name": "data"}, "spec": {
+  "capacity": {"storage": "1Gi"}, "csi": {"driver": "pycsi.storage", "volumeHandle": "data@node-1"}}}]}
+LIST
     "get pv"* | "get volumesnapshotcontents"*) echo "one data@NODE" ;;
     esac
     while [ $# -gt 0 ]; do

@@ -35,7 +35,7 @@ REVISION = "0123456789abcdef0123456789abcdef01234567"
 CERTIFICATES = Path("/usr/local/share/ca-certificates")
 NOT_IN_SLIM = ("usr/share/doc", "usr/share/info", "usr/share/locale", "usr/share/man")
 
-LARGEST = 180_000_000
+LARGEST = 215_000_000
 NONROOT = 65532
 
 

@@ -3,6 +3,7 @@
 import os
 import stat
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ ROOT = pax.Entry(path=b"./", type=pax.FileType.DIRECTORY, mode=stat.S_IFDIR | 0o
 
 def refused(driver: Driver, file: Path | str, *words: str, status: int = 1) -> None:
     """Expect an import to be refused, in one line that has these words, and to leave nothing."""
-    before, pool = driver.capacity(), driver.folders[0]
+    pool = driver.folders[0]
     volumes = driver.volume_ids()
     done = piped("import", file, "refused", *to(driver))
     assert (done.returncode, done.stdout) == (status, ""), done.stderr
@@ -31,8 +32,6 @@ def refused(driver: Driver, file: Path | str, *words: str, status: int = 1) -> N
         assert word in done.stderr
     assert driver.volume_ids() == volumes
     assert list((pool / "tmp").iterdir()) == []
-    after = driver.capacity()
-    assert abs(after.available_capacity - before.available_capacity) < 8 * MIB
 
 
 def crafted(path: Path, tar: bytes = b"", **more: Any) -> Path:
@@ -148,7 +147,7 @@ def slowly(driver: Driver, name: str, file: Path, act: Callable[[], None]) -> st
     said: list[str] = []
 
     def run() -> None:
-        done = piped("export", name, file, to(driver)[0], "--rate-limit", "4Mi")
+        done = piped("export", name, file, to(driver)[0], "--rate-limit", "1Mi")
         said.append(f"{done.returncode} {done.stderr}")
 
     thread = threading.Thread(target=run)
@@ -156,6 +155,7 @@ def slowly(driver: Driver, name: str, file: Path, act: Callable[[], None]) -> st
     partial = Path(f"{file}.partial")
     while not (partial.exists() and partial.stat().st_size):
         assert thread.is_alive()
+        time.sleep(0.01)
     act()
     thread.join()
     assert list(file.parent.glob(f"{file.name}*")) == []
