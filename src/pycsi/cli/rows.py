@@ -12,7 +12,6 @@ from pycsi.backends import Backend
 from pycsi.backends.limits import LimitError
 from pycsi.cli.inspection import InspectedPool, inspect_all
 from pycsi.linux.kernel import IndexedKernelView
-from pycsi.model import iolimits
 from pycsi.model.config import PoolConfig
 from pycsi.model.health import Fault
 from pycsi.model.parameters import CLAIM_NAME, CLAIM_NAMESPACE, ORCHESTRATOR
@@ -135,7 +134,6 @@ def volume_row(volume: Volume, backend: Backend, faults: Iterable[Fault]) -> Row
         "inline": volume.handle is not None,
         "source": None if volume.request.source is None else str(volume.request.source),
         **volume.settings,
-        "io_limits": iolimits.shown(volume.settings),
         "created": time_of(volume.created),
         "in_use_at": Staging(backend).in_use(),
         "condition": "; ".join(map(str, found)) or "healthy",

@@ -176,8 +176,6 @@ def specify(
         directories=directories,
         limit_fault=pool.limit_fault,
     )
-    if given.limits_io:
-        pool.throttle.refuse()
     return spec_from_source(source, spec) if source else spec
 
 
