@@ -6,7 +6,7 @@ from pathlib import Path
 
 import trees
 from conftest import run
-from driver import MIB, Driver
+from driver import MIB, Driver, block_capability
 from terminal import PYCSI, environment, piped
 
 
@@ -21,6 +21,17 @@ def scribble(path: Path, seed: int = 1) -> None:
         for _ in range(50):
             file.seek(chance.randrange(path.stat().st_size // 4096 - 100) * 4096)
             file.write(chance.randbytes(chance.randrange(1, 300_000)))
+
+
+def make_volume(driver: Driver, kind: str, size: int) -> str:
+    """Make the volume v, a `block` or a `directory` one, with data; return its id."""
+    if kind == "block":
+        made = driver.create("v", size, capability=block_capability())
+        scribble(image_of(driver, made.volume_id))
+    else:
+        made = driver.create("v", size, parameters={"type": "directory", "quota": "none"})
+        trees.make(driver.folders[0] / "volumes" / made.volume_id / "data")
+    return made.volume_id
 
 
 def to(driver: Driver) -> tuple[str, str]:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import trees
-from driver import MIB, Driver, block_capability
-from exports import bring, export, image_of, same_image, scribble, to
+from driver import MIB, Driver
+from exports import bring, export, make_volume, same_image, to
 from reliability.conftest import Counter, check_whole, names_in
 from reliability.faults import CHANGING, Point, points, some
 from reliability.test_kill_commands import KILL, run_traced
@@ -22,13 +22,7 @@ _TEN = 10
 @pytest.fixture(params=["block", "directory"])
 def exported(request: pytest.FixtureRequest, driver: Driver, tmp_path: Path) -> Path:
     """Return an export of a volume that has a snapshot; the volume is called v."""
-    if request.param == "block":
-        made = driver.create("v", 32 * MIB, capability=block_capability())
-        scribble(image_of(driver, made.volume_id))
-    else:
-        made = driver.create("v", 32 * MIB, parameters={"type": "directory", "quota": "none"})
-        trees.make(driver.folders[0] / "volumes" / made.volume_id / "data")
-    driver.snapshot("s", made.volume_id)
+    driver.snapshot("s", make_volume(driver, request.param, 32 * MIB))
     export(driver, "s", tmp_path / "file")
     return tmp_path / "file"
 

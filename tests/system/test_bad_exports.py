@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from driver import GIB, MIB, Driver, block_capability
 from exports import bring, export, image_of, scribble, to
+from rpc.conftest import limited_pool
 from terminal import on_terminal, piped
 
 from pycsi.transfer import pax
@@ -20,9 +21,15 @@ from pycsi.transfer.writer import StreamWriter
 ROOT = pax.Entry(path=b"./", type=pax.FileType.DIRECTORY, mode=stat.S_IFDIR | 0o755)
 
 
+@pytest.fixture
+def driver(pool: Path, serve: Callable[..., Driver]) -> Driver:
+    """Return a driver whose pool offers the same, whatever else fills the disk."""
+    return serve(limited_pool("default", pool, GIB))
+
+
 def refused(driver: Driver, file: Path | str, *words: str, status: int = 1) -> None:
     """Expect an import to be refused, in one line that has these words, and to leave nothing."""
-    pool = driver.folders[0]
+    before, pool = driver.capacity(), driver.folders[0]
     volumes = driver.volume_ids()
     done = piped("import", file, "refused", *to(driver))
     assert (done.returncode, done.stdout) == (status, ""), done.stderr
@@ -32,6 +39,8 @@ def refused(driver: Driver, file: Path | str, *words: str, status: int = 1) -> N
         assert word in done.stderr
     assert driver.volume_ids() == volumes
     assert list((pool / "tmp").iterdir()) == []
+    after = driver.capacity()
+    assert abs(after.available_capacity - before.available_capacity) < 8 * MIB
 
 
 def crafted(path: Path, tar: bytes = b"", **more: Any) -> Path:

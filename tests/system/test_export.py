@@ -11,7 +11,7 @@ import pytest
 import trees
 from conftest import FilesystemFactory, needs, run
 from driver import GIB, MIB, Driver, block_capability, mount_capability
-from exports import bring, export, image_of, piped_through, same_image, scribble, to
+from exports import bring, export, image_of, make_volume, piped_through, same_image, scribble, to
 from terminal import PYCSI, piped
 
 from pycsi.linux.punch import punch_hole
@@ -111,13 +111,8 @@ def test_increments(place: Path, serve: Serve, tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["block", "directory"])
 def test_resumed(driver: Driver, tmp_path: Path, kind: str) -> None:
     """An export that was cut off anywhere is continued, and is what it would have been."""
-    if kind == "block":
-        made = driver.create("v", 64 * MIB, capability=block_capability())
-        scribble(image_of(driver, made.volume_id))
-    else:
-        made = driver.create("v", 64 * MIB, parameters={"type": "directory", "quota": "none"})
-        trees.make(driver.folders[0] / "volumes" / made.volume_id / "data")
-    driver.snapshot("s", made.volume_id)
+    volume_id = make_volume(driver, kind, 64 * MIB)
+    driver.snapshot("s", volume_id)
     export(driver, "s", tmp_path / "whole")
     whole = (tmp_path / "whole").read_bytes()
     file, partial = tmp_path / "file", tmp_path / "file.partial"
@@ -128,7 +123,7 @@ def test_resumed(driver: Driver, tmp_path: Path, kind: str) -> None:
         assert file.read_bytes() == whole
         assert not partial.exists()
         file.unlink()
-    driver.snapshot("t", made.volume_id)
+    driver.snapshot("t", volume_id)
     pool = to(driver)[0]
     partial.write_bytes(whole[:half])
     for name, words in (("t", "is of s@node-1"), ("v@node-1", "is of s@node-1")):

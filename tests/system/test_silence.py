@@ -179,21 +179,29 @@ def test_many_mounts_that_fall_silent(
             conditions(driver)
 
 
+def tells(silent: SilentFilesystem, driver: Driver, text: str, *words: str) -> int:
+    """Expect a command on the driver's pool to say something while a filesystem is silent.
+
+    Return its status, once the filesystem has answered.
+    """
+    command = [sys.executable, "-m", "pycsi", *words, f"--pool={driver.pools[0]}"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            with within(2 * SOON):
+                assert process.stdout
+                said = any(text in line for line in process.stdout)
+        finally:
+            silent.speak()
+    assert said
+    return process.returncode
+
+
 def test_command(silent: SilentFilesystem, driver: Driver) -> None:
     """`pycsi get volumes` tells of a mount that is silent; its process ends when that answers."""
     volume_id = driver.create("v", type="image").volume_id
     with driver.published(volume_id, silent.place):
         silent.fall_silent()
-        command = [sys.executable, "-m", "pycsi", "get", "volumes", f"--pool={driver.pools[0]}"]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-            try:
-                with within(2 * SOON):
-                    assert process.stdout
-                    said = any("NotResponding" in line for line in process.stdout)
-            finally:
-                silent.speak()
-        assert said
-        assert process.returncode == 0
+        assert tells(silent, driver, "NotResponding", "get", "volumes") == 0
 
 
 def test_doctor(
@@ -208,16 +216,7 @@ def test_doctor(
     try:
         driver = serve(shown)
         silent.fall_silent()
-        command = [sys.executable, "-m", "pycsi", "doctor", f"--pool={driver.pools[0]}"]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-            try:
-                with within(2 * SOON):
-                    assert process.stdout
-                    said = any("(PoolNotResponding)" in line for line in process.stdout)
-            finally:
-                silent.speak()
-        assert said
-        assert process.returncode == 1
+        assert tells(silent, driver, "(PoolNotResponding)", "doctor") == 1
         driver.stop()
     finally:
         silent.speak()

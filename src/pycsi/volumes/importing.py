@@ -12,10 +12,9 @@ from pycsi.model.errors import AlreadyExists
 from pycsi.model.ids import NodeInfo
 from pycsi.model.records import Volume, VolumeType
 from pycsi.model.request import Access, RecordedRequest, VolumeRequest
-from pycsi.model.spec import size_for
 from pycsi.pool.pool import Build, Pool
 from pycsi.volumes.pools import Pools
-from pycsi.volumes.provisioning import new_volume, specify
+from pycsi.volumes.provisioning import requested_volume
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,18 +86,7 @@ class Importer:
         given = parameters.parse(request.parameters, mutable=request.mutable)
         pool = self._pools.named(given.pool)
         source = content.as_volume(pool)
-        spec = specify(pool, given, request.capabilities, source)
-        size = size_for(request.capacity, spec.minimum, source.capacity)
-        self._node.require(wanted.topologies)
-        volume = new_volume(
-            pool,
-            spec,
-            request,
-            volume_id=volume_id,
-            name=wanted.name,
-            size=size,
-            settings=given.settings,
-        )
+        volume = requested_volume(pool, volume_id, wanted, given, node=self._node, source=source)
         with pool.building(volume) as build:
             backend = pool.backend(volume, place=build.directory)
             project = backend.create_unfilled()

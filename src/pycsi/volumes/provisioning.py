@@ -98,18 +98,7 @@ class Provisioner:
         found = find_source(self._pools, request.source) if request.source else None
         pool = found.pool if found and given.pool is None else self._pools.named(given.pool)
         source = found.volume if found else None
-        spec = specify(pool, given, request.capabilities, source)
-        size = size_for(request.capacity, spec.minimum, source.capacity if source else 0)
-        self._node.require(wanted.topologies)
-        volume = new_volume(
-            pool,
-            spec,
-            request,
-            volume_id=volume_id,
-            name=wanted.name,
-            size=size,
-            settings=given.settings,
-        )
+        volume = requested_volume(pool, volume_id, wanted, given, node=self._node, source=source)
         if found is None:
             return pool.create(volume, given.root)
         fill = filler(self._pools, self._locks, found)
@@ -177,6 +166,35 @@ def specify(
         limit_fault=pool.limit_fault,
     )
     return spec_from_source(source, spec) if source else spec
+
+
+def requested_volume(
+    pool: Pool,
+    volume_id: str,
+    wanted: VolumeRequest,
+    given: parameters.Parameters,
+    *,
+    node: NodeInfo,
+    source: Volume | None,
+) -> Volume:
+    """Return the record of a volume that is still to be made as CreateVolume asks for it.
+
+    `given` are the parsed parameters of `wanted`. The errors are those of `specify`, `size_for`,
+    `NodeInfo.require` and `new_volume`, the first that there is.
+    """
+    request = wanted.request
+    spec = specify(pool, given, request.capabilities, source)
+    size = size_for(request.capacity, spec.minimum, source.capacity if source else 0)
+    node.require(wanted.topologies)
+    return new_volume(
+        pool,
+        spec,
+        request,
+        volume_id=volume_id,
+        name=wanted.name,
+        size=size,
+        settings=given.settings,
+    )
 
 
 def new_volume(

@@ -86,7 +86,6 @@ def _growths(look: Look) -> Iterator[Finding | None]:
         since = backend.growth.interrupted_since()
         if since is None or not look.is_settled(since):
             continue
-
         volume_id = backend.volume.id
         yield look.finding(
             Code.GROWTH_INTERRUPTED,

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pycsi.cli.adoption.candidates import Candidate, Claim
-from pycsi.cli.adoption.layouts.naming import UUID, directories
+from pycsi.cli.adoption.layouts.naming import UUID, named
 
 NAME = "local-path"
 
@@ -17,15 +17,14 @@ _FOLDER = re.compile(rf"(?P<volume>pvc-{UUID})_(?P<namespace>[a-z0-9-]+)_(?P<cla
 
 
 def recognises(path: Path) -> bool:
-    return any(_FOLDER.fullmatch(folder.name) for folder in directories(path))
+    return any(named(path, _FOLDER))
 
 
 def read(path: Path) -> Iterator[Candidate]:
-    for folder in directories(path):
-        if match := _FOLDER.fullmatch(folder.name):
-            yield Candidate(
-                path=str(folder),
-                name=match["volume"],
-                layout=NAME,
-                claim=Claim(namespace=match["namespace"], name=match["claim"]),
-            )
+    for folder, match in named(path, _FOLDER):
+        yield Candidate(
+            path=str(folder),
+            name=match["volume"],
+            layout=NAME,
+            claim=Claim(namespace=match["namespace"], name=match["claim"]),
+        )

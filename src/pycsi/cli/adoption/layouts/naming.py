@@ -1,6 +1,8 @@
 """The names that volumes have on the disk."""
 
 import os
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 UUID = "[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
@@ -15,6 +17,13 @@ def directories(path: Path) -> list[Path]:
     except (FileNotFoundError, NotADirectoryError):
         return []
     return sorted(found)
+
+
+def named(path: Path, pattern: re.Pattern[str]) -> Iterator[tuple[Path, re.Match[str]]]:
+    """Yield the directories in a directory whose names match a pattern, each with the match."""
+    for folder in directories(path):
+        if match := pattern.fullmatch(folder.name):
+            yield folder, match
 
 
 def is_name(text: object) -> bool:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pycsi.cli.adoption.candidates import Candidate
-from pycsi.cli.adoption.layouts.naming import UUID, directories
+from pycsi.cli.adoption.layouts.naming import UUID, named
 
 NAME = "openebs-hostpath"
 
@@ -17,10 +17,9 @@ _FOLDER = re.compile(f"pvc-{UUID}")
 
 
 def recognises(path: Path) -> bool:
-    return any(_FOLDER.fullmatch(folder.name) for folder in directories(path))
+    return any(named(path, _FOLDER))
 
 
 def read(path: Path) -> Iterator[Candidate]:
-    for folder in directories(path):
-        if _FOLDER.fullmatch(folder.name):
-            yield Candidate(path=str(folder), name=folder.name, layout=NAME)
+    for folder, _ in named(path, _FOLDER):
+        yield Candidate(path=str(folder), name=folder.name, layout=NAME)
