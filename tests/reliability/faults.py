@@ -78,11 +78,12 @@ def threads(driver: Driver, worker: Worker) -> list[int]:
     while time.monotonic() < deadline:
         waits: dict[int, str] = {}
         for task in Path(f"/proc/{driver.process.pid}/task").iterdir():
-            name, _, rest = (task / "stat").read_text().rpartition(")")
-            is_grpcs = name.partition("(")[2].startswith(_GRPCS_THREADS)
-            is_ours = not is_grpcs and int(task.name) != driver.process.pid
-            if is_ours and int(rest.split()[16]) == worker.value:
-                waits[int(task.name)] = (task / "wchan").read_text()
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
+                name, _, rest = (task / "stat").read_text().rpartition(")")
+                is_grpcs = name.partition("(")[2].startswith(_GRPCS_THREADS)
+                is_ours = not is_grpcs and int(task.name) != driver.process.pid
+                if is_ours and int(rest.split()[16]) == worker.value:
+                    waits[int(task.name)] = (task / "wchan").read_text()
         found = [thread for thread, wait in waits.items() if "futex" in wait]
         if found and "0" not in waits.values():  # all of them are idle
             return sorted(found)
