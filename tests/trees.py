@@ -107,7 +107,7 @@ def describe(root: Path) -> dict[str, Any]:
             {
                 key: os.getxattr(path, key, follow_symlinks=False)
                 for key in sorted(os.listxattr(path, follow_symlinks=False))
-                if not key.startswith(("security.selinux", "btrfs."))
+                if not key.startswith(("security.selinux", "btrfs.", "trusted.SGI_ACL_"))
             },
         ]
         if not stat.S_ISDIR(status.st_mode):

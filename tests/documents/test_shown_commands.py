@@ -88,6 +88,12 @@ record = Path("/var/lib/pycsi/volumes/NAME@node-1/volume.json")
 record.write_text(json.dumps(json.loads(record.read_text()) | {{"handle": "NAME"}}))
 END
 """
+TWO_POOLS = f"""
+{MOUNT}
+mkdir /run/pycsi /srv/fast
+export PYCSI_NODE_ID=node-1 PYCSI_POOL="default=/var/lib/pycsi fast=/srv/fast"
+"$PYTHON" -m pycsi create data --type image --size 320Mi
+"""
 SCENES = {
     "README.md": MOUNT,
     "docs/adopt.md": OLD,
@@ -104,6 +110,8 @@ mkdir /run/pycsi /mnt/backup
 export PYCSI_NODE_ID=node-1
 "$PYTHON" -m pycsi create data --type block --size 32Mi --pool default=/var/lib/pycsi
 """,
+    "docs/findings/MoveUnfinished.md": TWO_POOLS,
+    "docs/move.md": f'{TWO_POOLS}"$PYTHON" -m pycsi mount data /mnt/data',
     "docs/pools.md": DISK,
     "docs/standalone.md": MOUNT,
     "docs/trash.md": USUAL.replace("lost", "logs") + '"$PYTHON" -m pycsi delete volume data --yes',

@@ -10,6 +10,7 @@ from pycsi.linux.waiting import PATIENCE, call
 from pycsi.pool.adoptions import Adoptions
 from pycsi.pool.capacity import Contents, UsableSpace, free_at
 from pycsi.pool.layout import Layout, snapshot_catalog, volume_catalog
+from pycsi.pool.moves import Moves
 from pycsi.pool.trash import Trash
 
 
@@ -25,6 +26,7 @@ def test_examination_delays_no_measurement(tmp_path: Path) -> None:
         snapshots=snapshot_catalog(layout),
         trash=Trash(layout, 0),
         adoptions=Adoptions(layout),
+        moves=Moves(layout),
         owned=lambda *_: 4096,
         uncounted=lambda: None,
     )

@@ -60,6 +60,7 @@ for _command in (
     volumes.delete,
     transfer.export,
     transfer.import_,
+    transfer.move,
     trash.trash,
     trash.delete_inline,
     adopt,

@@ -22,6 +22,7 @@ from pycsi.pool.adoptions import Adoptions
 from pycsi.pool.capacity import Contents
 from pycsi.pool.groups import hide_prepared, recorded_groups
 from pycsi.pool.layout import Layout, snapshot_catalog, volume_catalog
+from pycsi.pool.moves import Moves
 from pycsi.pool.options import recalled
 from pycsi.pool.pool import backend_for
 from pycsi.pool.room import Room
@@ -131,6 +132,7 @@ class InspectedPool:
             snapshots=self.snapshots,
             trash=Trash(self.layout, self.config.retain_for),
             adoptions=Adoptions(self.layout),
+            moves=Moves(self.layout),
             owned=owned,
             uncounted=self.limiter.fault,
         )

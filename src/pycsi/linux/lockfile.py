@@ -1,4 +1,4 @@
-"""Files that are locked with flock(2), so that of several processes one acts at a time."""
+"""Files and directories locked with flock(2), so that of several processes one acts at a time."""
 
 import contextlib
 import fcntl
@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from pycsi.linux.descriptor import opened
+from pycsi.linux.descriptor import DIRECTORY, opened
 
 
 @contextlib.contextmanager
@@ -18,3 +18,20 @@ def locked(path: Path) -> Iterator[None]:
     with opened(path, os.O_RDWR | os.O_CREAT) as fd:
         fcntl.flock(fd, fcntl.LOCK_EX)
         yield
+
+
+@contextlib.contextmanager
+def locked_directory(path: str) -> Iterator[None]:
+    """Hold the lock of a directory, as `locked` that of a file; `BlockingIOError` if it is held."""
+    with opened(path, DIRECTORY) as fd:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+
+
+def is_locked(path: str) -> bool:
+    """Tell whether a process holds the lock of a directory."""
+    try:
+        with locked_directory(path):
+            return False
+    except BlockingIOError:
+        return True

@@ -24,11 +24,15 @@ from pycsi.linux.tree import refuse_mounts
 CLOCK_REALTIME_COARSE = 5
 """The clock of the kernel's file timestamps."""
 
-_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOATIME
+FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOATIME
+"""The flags that open a file of a tree for reading, and leave no trace."""
 _REPLACED = frozenset({errno.ENOENT, errno.ELOOP, errno.ENOTDIR, errno.ENXIO, errno.ESTALE})
 _SECTOR = 512
 NOT_KEPT = ("security.selinux", "btrfs.")
 """The beginnings of the names of extended attributes that belong to a place, and not to a file."""
+
+NOT_COPIED = (*NOT_KEPT, "trusted.SGI_ACL_")
+"""The same with those that XFS shows beside the usual ones of an ACL, and makes of them itself."""
 
 
 class TreeChangedError(Exception):
@@ -180,7 +184,7 @@ def copy(source: Path, target: Path, progress: Callable[[], None]) -> None:
         for name in names_in(linked):
             os.unlink(name, dir_fd=linked)
         links.rmdir()
-        _keep_attributes(here.fd, there.fd)
+        keep_attributes(here.fd, there.fd)
 
 
 def _copy_tree(here: Cursor, there: Cursor, linked: int, progress: Callable[[], None]) -> None:
@@ -201,7 +205,7 @@ def _copy_tree(here: Cursor, there: Cursor, linked: int, progress: Callable[[], 
         pending.pop()
         if here.at_root:
             return
-        _keep_attributes(here.fd, there.fd)
+        keep_attributes(here.fd, there.fd)
         here.leave()
         there.leave()
 
@@ -228,17 +232,21 @@ def _copy_once(  # noqa: PLR0917  (two directories, and what to do with a name i
         else:
             return
     if stat.S_ISREG(status.st_mode):
-        _copy_file(name, here, there, progress)
+        copy_file(name, here, there, progress)
     else:
-        _copy_special(name, status, here, there)
+        copy_special(name, status, here, there)
     if status.st_nlink > 1:
         os.link(name, key, src_dir_fd=there, dst_dir_fd=linked, follow_symlinks=False)
 
 
-def _copy_file(name: str, here: int, there: int, progress: Callable[[], None]) -> None:
+def copy_file(name: str, here: int, there: int, progress: Callable[[], None]) -> None:
+    """Copy the file `name` of the open directory `here` to a new one in the directory `there`.
+
+    `FileNotFoundError` if it is no file any more.
+    """
     with contextlib.ExitStack() as open_files:
         try:
-            source = open_files.enter_context(opened(name, _FILE, at=here))
+            source = open_files.enter_context(opened(name, FILE, at=here))
             regular = stat.S_ISREG(os.fstat(source).st_mode)
         except OSError as error:
             if error.errno not in _REPLACED:
@@ -250,10 +258,10 @@ def _copy_file(name: str, here: int, there: int, progress: Callable[[], None]) -
         target = open_files.enter_context(opened(name, flags, at=there))
         if os.fstat(source).st_size and not filecopy.reflink(source, target):
             filecopy.copy(source, target, progress)
-        _keep_attributes(source, target)
+        keep_attributes(source, target)
 
 
-def _copy_special(name: str, status: os.stat_result, here: int, there: int) -> None:
+def copy_special(name: str, status: os.stat_result, here: int, there: int) -> None:
     """Copy a symbolic link, FIFO, socket or device node."""
     if stat.S_ISLNK(status.st_mode):
         try:
@@ -274,7 +282,7 @@ def _copy_special(name: str, status: os.stat_result, here: int, there: int) -> N
     os.utime(name, ns=times, dir_fd=there, follow_symlinks=False)
 
 
-def _keep_attributes(source: int, target: int) -> None:
+def keep_attributes(source: int, target: int) -> None:
     """Give the open file `target` the owner, mode, extended attributes and times of `source`."""
     status = os.fstat(source)
     os.fchown(target, status.st_uid, status.st_gid)
@@ -286,7 +294,7 @@ def _keep_attributes(source: int, target: int) -> None:
 def _keep_xattrs(source: int | str, target: int | str) -> None:
     follow = isinstance(source, int)
     for name in os.listxattr(source, follow_symlinks=follow):
-        if name.startswith(NOT_KEPT):
+        if name.startswith(NOT_COPIED):
             continue
         try:
             value = os.getxattr(source, name, follow_symlinks=follow)

@@ -46,7 +46,8 @@ class Volume:
     `thick`: all blocks are allocated in advance. `project` is the project id of a directory limited
     by project quota. `handle` is the orchestrator's id of an inline volume, None for all others;
     `targets` are all target paths at which an inline volume was ever to be published. `settings`
-    are the current mutable parameters. `created` is in seconds since the epoch.
+    are the current mutable parameters. `created` is in seconds since the epoch. `origin` is the
+    context that it was created with, if it was moved to another pool since.
     """
 
     id: str
@@ -68,6 +69,7 @@ class Volume:
     handle: str | None = None
     targets: tuple[str, ...] = ()
     attachment: Attachment | None = None
+    origin: Mapping[str, str] | None = None
 
     @property
     def held(self) -> int:
@@ -82,6 +84,8 @@ class Volume:
     @property
     def context(self) -> dict[str, str]:
         """The volume context. It never changes, and is not needed to find the volume."""
+        if self.origin:
+            return dict(self.origin)
         return {
             "pool": self.pool,
             "poolUUID": self.pool_uuid,
@@ -94,6 +98,8 @@ class Volume:
         plain = fields_of(self) | {"attachment": None}
         if not self.targets:
             del plain["targets"]  # older versions do not know the key
+        if not self.origin:
+            del plain["origin"]
         return plain
 
     @classmethod

@@ -18,6 +18,7 @@ from pycsi.model.size import LARGEST, MIB, round_down
 from pycsi.pool.adoptions import Adoptions
 from pycsi.pool.catalog import Catalog
 from pycsi.pool.layout import Layout
+from pycsi.pool.moves import Moves
 from pycsi.pool.trash import Trash, image_blocks
 
 _DATA_PER_METADATA = {"btrfs": 12}
@@ -139,6 +140,7 @@ class Contents:
     snapshots: Catalog[Snapshot]
     trash: Trash
     adoptions: Adoptions
+    moves: Moves
     owned: Callable[[Volume, bool], int]
     uncounted: Callable[[], str | None]
 

@@ -94,6 +94,8 @@ class Layout:
         self.trash = root / "trash"
         self.deletions = root / "deletions"
         self.adoptions = root / "adoptions"
+        self.arriving = root / "arriving"
+        self.leaving = root / "leaving"
         self.changes = Changes(root / "announcement")
 
     @property
@@ -107,6 +109,8 @@ class Layout:
             self.tmp,
             self.trash,
             self.deletions,
+            self.arriving,
+            self.leaving,
         )
 
     def group(self, group_id: str) -> Path:

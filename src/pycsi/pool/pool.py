@@ -36,6 +36,7 @@ from pycsi.pool.deletions import Deletions
 from pycsi.pool.directory import PoolDirectory
 from pycsi.pool.freezing import FreezeTarget
 from pycsi.pool.groups import Groups
+from pycsi.pool.moves import Move, Moves
 from pycsi.pool.room import Reservation, Room
 
 log = structlog.get_logger()
@@ -84,6 +85,7 @@ class Pool(PoolDirectory):
         self.groups = Groups(self.layout)
         self.trash = trash.Trash(self.layout, config.retain_for)
         self.adoptions = Adoptions(self.layout)
+        self.moves = Moves(self.layout)
         self.deletions = Deletions(self.layout.deletions)
         self.missing: Callable[[], Iterable[str]] = tuple
         """Returns the names of the other pools that are missing; set if there may be others."""
@@ -94,6 +96,7 @@ class Pool(PoolDirectory):
             snapshots=self.snapshots,
             trash=self.trash,
             adoptions=self.adoptions,
+            moves=self.moves,
             owned=lambda volume, shares: self.backend(volume).owned(may_share=shares),
             uncounted=lambda: self.limiter.fault(),  # noqa: PLW0108  (there will be another)
         )
@@ -186,6 +189,24 @@ class Pool(PoolDirectory):
         with self.room.replaced(building.reservation):
             self.volumes.put(made)
         return made
+
+    @contextlib.contextmanager
+    def building_arrival(self, volume: Volume) -> Iterator[Build]:
+        """Do as `building` for a copy that arrives from another pool; see `commit_arrival`."""
+        self.room.refuse_impossible(volume)
+        place = self.moves.arriving(volume.id)
+        with self._build(place, volume.capacity, thick=volume.thick) as building:
+            yield building
+
+    def commit_arrival(self, building: Build, backend: Backend, move: Move) -> None:
+        """Record a copy that arrives, and move it to its place, durably; it is no volume yet."""
+        with self.room.explaining_full_disk():
+            layout.write_new_volume(building.directory, backend.volume)
+            self.moves.write(building.directory, move)
+            backend.sync_names()
+            building.commit(lambda: self.sync_subvolume(backend.volume))
+        with self.room.replaced(building.reservation):
+            self.moves.look()
 
     def build_snapshot(
         self, snapshot_id: str, size: int, *, thick: bool

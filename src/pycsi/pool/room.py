@@ -89,6 +89,7 @@ class Room:
             + self._contents.snapshots.held
             + self._contents.trash.held
             + self._contents.adoptions.held
+            + self._contents.moves.held
         )
         size = facts.f_blocks * facts.f_frsize
         return Capacity(

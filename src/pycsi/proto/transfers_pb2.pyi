@@ -7,6 +7,39 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class MoveRequest(_message.Message):
+    __slots__ = ("volume_id", "pool", "prepare")
+    VOLUME_ID_FIELD_NUMBER: _ClassVar[int]
+    POOL_FIELD_NUMBER: _ClassVar[int]
+    PREPARE_FIELD_NUMBER: _ClassVar[int]
+    volume_id: str
+    pool: str
+    prepare: bool
+    def __init__(self, volume_id: _Optional[str] = ..., pool: _Optional[str] = ..., prepare: _Optional[bool] = ...) -> None: ...
+
+class MoveResponse(_message.Message):
+    __slots__ = ("step", "ended")
+    class Ended(_message.Message):
+        __slots__ = ("from_pool",)
+        FROM_POOL_FIELD_NUMBER: _ClassVar[int]
+        from_pool: str
+        def __init__(self, from_pool: _Optional[str] = ...) -> None: ...
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    ENDED_FIELD_NUMBER: _ClassVar[int]
+    step: str
+    ended: MoveResponse.Ended
+    def __init__(self, step: _Optional[str] = ..., ended: _Optional[_Union[MoveResponse.Ended, _Mapping]] = ...) -> None: ...
+
+class CancelMoveRequest(_message.Message):
+    __slots__ = ("volume_id",)
+    VOLUME_ID_FIELD_NUMBER: _ClassVar[int]
+    volume_id: str
+    def __init__(self, volume_id: _Optional[str] = ...) -> None: ...
+
+class CancelMoveResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
 class Content(_message.Message):
     __slots__ = ("directory", "fs_type", "capacity_bytes", "thick", "mkfs_options")
     DIRECTORY_FIELD_NUMBER: _ClassVar[int]

@@ -39,6 +39,16 @@ class TransfersStub:
                 request_serializer=pycsi_dot_proto_dot_transfers__pb2.ImportRequest.SerializeToString,
                 response_deserializer=pycsi_dot_proto_dot_transfers__pb2.ImportResponse.FromString,
                 _registered_method=True)
+        self.Move = channel.unary_stream(
+                '/pycsi.v1.Transfers/Move',
+                request_serializer=pycsi_dot_proto_dot_transfers__pb2.MoveRequest.SerializeToString,
+                response_deserializer=pycsi_dot_proto_dot_transfers__pb2.MoveResponse.FromString,
+                _registered_method=True)
+        self.CancelMove = channel.unary_unary(
+                '/pycsi.v1.Transfers/CancelMove',
+                request_serializer=pycsi_dot_proto_dot_transfers__pb2.CancelMoveRequest.SerializeToString,
+                response_deserializer=pycsi_dot_proto_dot_transfers__pb2.CancelMoveResponse.FromString,
+                _registered_method=True)
 
 
 class TransfersServicer:
@@ -52,6 +62,21 @@ class TransfersServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Move(self, request, context):
+        """Moves a volume to another pool of this node. Its id stays the same. What was done is kept if the caller hangs up, and a repeated call goes on.
+        FAILED_PRECONDITION if the volume is in use when only the difference is left to be copied.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CancelMove(self, request, context):
+        """Deletes what a move has copied that has not ended; that there is none is fine.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_TransfersServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -59,6 +84,16 @@ def add_TransfersServicer_to_server(servicer, server):
                     servicer.Import,
                     request_deserializer=pycsi_dot_proto_dot_transfers__pb2.ImportRequest.FromString,
                     response_serializer=pycsi_dot_proto_dot_transfers__pb2.ImportResponse.SerializeToString,
+            ),
+            'Move': grpc.unary_stream_rpc_method_handler(
+                    servicer.Move,
+                    request_deserializer=pycsi_dot_proto_dot_transfers__pb2.MoveRequest.FromString,
+                    response_serializer=pycsi_dot_proto_dot_transfers__pb2.MoveResponse.SerializeToString,
+            ),
+            'CancelMove': grpc.unary_unary_rpc_method_handler(
+                    servicer.CancelMove,
+                    request_deserializer=pycsi_dot_proto_dot_transfers__pb2.CancelMoveRequest.FromString,
+                    response_serializer=pycsi_dot_proto_dot_transfers__pb2.CancelMoveResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -88,6 +123,60 @@ class Transfers:
             '/pycsi.v1.Transfers/Import',
             pycsi_dot_proto_dot_transfers__pb2.ImportRequest.SerializeToString,
             pycsi_dot_proto_dot_transfers__pb2.ImportResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Move(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/pycsi.v1.Transfers/Move',
+            pycsi_dot_proto_dot_transfers__pb2.MoveRequest.SerializeToString,
+            pycsi_dot_proto_dot_transfers__pb2.MoveResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CancelMove(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pycsi.v1.Transfers/CancelMove',
+            pycsi_dot_proto_dot_transfers__pb2.CancelMoveRequest.SerializeToString,
+            pycsi_dot_proto_dot_transfers__pb2.CancelMoveResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -1,17 +1,22 @@
-"""The Transfers service: volumes whose data a command of this machine fills in."""
+"""The Transfers service: volumes that a command of this machine fills in, or moves."""
 
 import contextlib
+import contextvars
+import queue
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 
 from pycsi.linux import mkfs
 from pycsi.model import ids
-from pycsi.model.errors import InvalidArgument, Unavailable
+from pycsi.model.errors import Cancelled, InvalidArgument, Unavailable
 from pycsi.model.ids import NodeInfo
 from pycsi.model.records import VolumeType
 from pycsi.model.size import BLOCK, LARGEST
+from pycsi.model.trace import about
+from pycsi.proto import csi_pb2 as csi
 from pycsi.proto import transfers_pb2 as transfers
 from pycsi.proto import transfers_pb2_grpc
 from pycsi.services import reply
@@ -20,6 +25,7 @@ from pycsi.services.capabilities import DriverCapabilities
 from pycsi.services.steps import Steps
 from pycsi.volumes.importing import Content, Importer
 from pycsi.volumes.locks import Locks
+from pycsi.volumes.moving import Mover, Watch
 from pycsi.volumes.pools import Pools
 
 _ANSWER = transfers.ImportResponse
@@ -29,7 +35,7 @@ _MOMENT = 0.5
 
 
 class Transfers(transfers_pb2_grpc.TransfersServicer):
-    """Make volumes that a command fills."""
+    """Make volumes that a command fills, and move volumes between pools."""
 
     def __init__(
         self,
@@ -44,6 +50,8 @@ class Transfers(transfers_pb2_grpc.TransfersServicer):
         self._locks = locks
         self._node = node
         self._importer = Importer(pools, node)
+        attaches = csi.ControllerServiceCapability.RPC.PUBLISH_UNPUBLISH_VOLUME
+        self._mover = Mover(pools, locks, attaches=attaches in capabilities.controller)
 
     def Import(
         self, request_iterator: Iterator[transfers.ImportRequest], context: grpc.ServicerContext
@@ -77,6 +85,43 @@ class Transfers(transfers_pb2_grpc.TransfersServicer):
                 steps.take("commit", _MOMENT)
                 return
         raise Unavailable("the driver is stopping; import it again when it runs")
+
+    def Move(
+        self, request: transfers.MoveRequest, context: grpc.ServicerContext
+    ) -> Iterator[transfers.MoveResponse]:
+        read.require(request, "volume_id", "pool")
+        about(volume_id=request.volume_id)
+        act = self._mover.prepare if request.prepare else self._mover.move
+        steps: queue.SimpleQueue[str] = queue.SimpleQueue()
+        ended = threading.Event()
+
+        def progress() -> None:
+            if ended.is_set() or not context.is_active():
+                raise Cancelled("the caller of a move has hung up; repeat it to go on")
+            if self._stopping.is_set():
+                raise Unavailable("the driver is stopping; repeat the move when it runs")
+
+        def work() -> str | None:
+            return act(request.volume_id, request.pool, Watch(progress, steps.put))
+
+        with ThreadPoolExecutor(1, "move") as worker:
+            moving = worker.submit(contextvars.copy_context().run, work)
+            moving.add_done_callback(lambda _: steps.put(""))
+            try:
+                while step := steps.get():
+                    yield transfers.MoveResponse(step=step)
+            finally:
+                ended.set()  # the caller may have hung up
+        last = transfers.MoveResponse.Ended(from_pool=moving.result() or "")
+        yield transfers.MoveResponse(ended=last)
+
+    def CancelMove(
+        self, request: transfers.CancelMoveRequest, context: grpc.ServicerContext
+    ) -> transfers.CancelMoveResponse:
+        read.require(request, "volume_id")
+        about(volume_id=request.volume_id)
+        self._mover.cancel(request.volume_id)
+        return transfers.CancelMoveResponse()
 
 
 def _content(message: transfers.Content) -> Content:

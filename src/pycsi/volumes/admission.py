@@ -12,7 +12,7 @@ from pycsi.linux.descriptor import exists
 from pycsi.model.errors import PoolMissing
 from pycsi.model.records import Volume
 from pycsi.pool.pool import Pool
-from pycsi.volumes import groups
+from pycsi.volumes import groups, handover
 from pycsi.volumes.sharing import warn_of_shared_room
 
 
@@ -22,6 +22,7 @@ def admit_first(pools: Iterable[Pool]) -> None:
     for pool in pools:
         _follow(pool, pools)
         pool.deletions.forget(other.name for other in pools)
+    handover.settle(pools)
     groups.settle(list(pools))
     warn_of_shared_room(pools)
 
@@ -37,6 +38,7 @@ def admit_late(pool: Pool, pools: Iterable[Pool]) -> None:
     _follow(pool, pools)
     for other in (*pools, pool):
         other.deletions.forget([pool.name])
+    handover.settle([*pools, pool])
     # No RPC changes these groups at the same time: without this pool it would be refused.
     groups.settle([*pools, pool], of=pool)
     warn_of_shared_room([*pools, pool], late=pool)

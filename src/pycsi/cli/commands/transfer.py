@@ -1,4 +1,4 @@
-"""The commands that move volumes out of pools, and into them."""
+"""The commands that move volumes out of pools, into them, and between them."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -128,3 +128,37 @@ def import_(
             privileged=privileged,
         )
         click.echo(importing.import_volume(client, files, wanted))
+
+
+@click.command(
+    cls=Command,
+    epilog=examples(
+        "pycsi move data --to-pool fast",
+        "pycsi move data --to-pool fast --prepare    # while it is in use",
+        "pycsi move data --cancel",
+    ),
+)
+@click.option("--to-pool", "pool", metavar="POOL", help="The pool of this node to move it to.")
+@click.option(
+    "--prepare", is_flag=True, help="Only copy what can be copied while the volume is in use."
+)
+@click.option("--cancel", is_flag=True, help="Delete what a move has copied that has not ended.")
+@driver_options
+@click.argument("volume")
+def move(*, volume: str, pool: str | None, prepare: bool, cancel: bool, **driver: Any) -> None:
+    """Move a volume to another pool of this node; its id stays the same.
+
+    While it is in use, its data is copied; then the command says so, and ends. Repeat it when the
+    volume is not in use: then only what has changed is copied, and the volume is in the new pool.
+    What it was is in the trash of the old one.
+    """
+    from pycsi.cli.errors import MistakesError
+    from pycsi.cli.standalone import moving
+
+    if cancel is bool(pool) or (cancel and prepare):
+        raise MistakesError("give --to-pool POOL; or --cancel alone")
+    with connected(**driver) as client:
+        if pool:
+            click.echo(moving.move(client, volume, pool, prepare=prepare))
+        else:
+            click.echo(moving.cancel(client, volume))

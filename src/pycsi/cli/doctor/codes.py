@@ -95,6 +95,7 @@ class Code(enum.StrEnum):
     FROZEN_AFTER_CRASH = "FrozenAfterCrash", _ERROR, "A filesystem may still be frozen"
     BUILD_UNFINISHED = "BuildUnfinished", _WARNING, "A killed driver has left unfinished builds"
     GROWTH_INTERRUPTED = "GrowthInterrupted", _WARNING, "The growth of an ext4 was interrupted"
+    MOVE_UNFINISHED = "MoveUnfinished", _WARNING, "The move of a volume has not ended"
     GROUP_UNFINISHED = "GroupUnfinished", _WARNING, "A group snapshot is not whole"
     GROUP_IN_DOUBT = "GroupInDoubt", _WARNING, "A part of a group snapshot waits for a decision"
     TRASH_NOT_EMPTIED = "TrashNotEmptied", _WARNING, "What was deleted is not freed"

@@ -36,9 +36,18 @@ def typed(*words: str | Path) -> str:
 
 def pycsi(config: PoolConfig, *words: str) -> str:
     """Return a command of pycsi about a pool, which is configured as it was given."""
+    return pycsi_of([config], *words)
+
+
+def pycsi_of(configs: Iterable[PoolConfig], *words: str) -> str:
+    """Return a command of pycsi about pools, which are configured as they were given."""
+    return typed("pycsi", *words, *(f"--pool={_given(config)}" for config in configs))
+
+
+def _given(config: PoolConfig) -> str:
     given = (f"{key}={text}" if text else key for key, text in config.options.items())
     chosen = [option for option in given if option.partition("=")[0] in config.given]
-    return typed("pycsi", *words, f"--pool={','.join((f'{config.name}={config.path}', *chosen))}")
+    return ",".join((f"{config.name}={config.path}", *chosen))
 
 
 def doctor(config: PoolConfig) -> str:

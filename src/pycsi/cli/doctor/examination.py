@@ -5,7 +5,7 @@ import functools
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from pycsi.cli.doctor import crashes, faults, leftovers, machine, records, room
+from pycsi.cli.doctor import crashes, faults, leftovers, machine, moves, records, room
 from pycsi.cli.doctor.cluster import Cluster, Comparison
 from pycsi.cli.doctor.codes import Code
 from pycsi.cli.doctor.commands import KERNEL_LOG
@@ -85,6 +85,7 @@ def _look(subject: Subject) -> Diagnosis:
     seen.volumes = sum(len(look.volumes) for look in looks)
     seen.snapshots = sum(len(look.snapshots()) for look in looks)
     seen.findings += records.in_two_pools(looks)
+    seen.findings += moves.check(looks)
     seen.findings += machine.check(
         {kind for look in looks for kind in look.seen.volumes.filesystems}
     )

@@ -60,6 +60,13 @@ class Client:
         except grpc.RpcError as error:
             raise self._failure(error) from None
 
+    def news(self, method: str, request: object) -> Iterator[Any]:
+        """Yield the responses of an RPC that answers with several; refusals as in `call`."""
+        try:
+            yield from self._methods[method](request)
+        except grpc.RpcError as error:
+            raise self._failure(error) from None
+
     @contextlib.contextmanager
     def conversation(self, method: str) -> Iterator[Callable[[object], Any]]:
         """Call an RPC that takes a stream and answers each message; yield what sends one.
