@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,7 +13,7 @@ import trees
 from conftest import FilesystemFactory, needs, run
 from driver import GIB, MIB, Driver, block_capability, mount_capability
 from exports import bring, export, image_of, make_volume, piped_through, same_image, scribble, to
-from terminal import PYCSI, piped
+from terminal import PYCSI, environment, piped
 
 from pycsi.linux.punch import punch_hole
 
@@ -131,6 +132,37 @@ def test_resumed(driver: Driver, tmp_path: Path, kind: str) -> None:
         assert done.returncode == 1
         assert words in done.stderr or "is a volume" in done.stderr
         assert partial.read_bytes() == whole[:half]
+
+
+@pytest.mark.parametrize("kind", ["block", "directory"])
+def test_nobody_takes_it(driver: Driver, kind: str) -> None:
+    """An export that cannot be written ends, and says why; one that nobody reads can be ended."""
+    make_volume(driver, kind, 64 * MIB)
+    words = ["export", "v", "-", to(driver)[0]]
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [*PYCSI, *words], stdout=full, stderr=subprocess.PIPE, env=environment(), check=False
+        )
+    assert done.returncode == 1
+    assert b"No space left" in done.stderr
+    assert done.stderr.count(b"\n") == 1
+    with subprocess.Popen(
+        [*PYCSI, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment()
+    ) as command:
+        assert command.stdout
+        command.stdout.read(100_000)  # it has begun, and waits for a reader
+        command.send_signal(signal.SIGINT)
+        assert command.wait(10) != 0
+    with subprocess.Popen(
+        [*PYCSI, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment()
+    ) as command:
+        assert command.stdout
+        assert command.stderr
+        command.stdout.read(100_000)
+        command.stdout.close()
+        said = command.stderr.read()
+    assert command.returncode != 0
+    assert b"Traceback" not in said
 
 
 @pytest.mark.parametrize("kind", ["ext4", "xfs", "btrfs"])

@@ -24,9 +24,10 @@ from pycsi.model.config import PoolConfig
 from pycsi.model.records import Snapshot, Volume, VolumeType
 from pycsi.pool.pool import backend_for
 from pycsi.transfer import compression, image, pack
-from pycsi.transfer.format import StreamError
+from pycsi.transfer.format import Position, StreamError
 from pycsi.transfer.manifest import Manifest, VolumeKind
 from pycsi.transfer.pacing import paced
+from pycsi.transfer.pipeline import behind
 from pycsi.transfer.reader import StreamReader
 from pycsi.transfer.writer import StreamWriter
 from pycsi.volumes import blocks
@@ -207,8 +208,11 @@ def export(subject: Subject, base: Subject | None, file: str, how: How) -> None:
             raise CommandError(f"{error}: install it, or leave --compress out") from None
     if how.resume and subject.snapshot is None:
         raise CommandError(f"{subject.id} is a volume, which may have changed; {_ADVICE}")
-    with written(file, resume=how.resume) as out, contextlib.ExitStack() as held:
-        writer = _writer(subject.manifest(base), out, file, how)
+    with (
+        written(file, resume=how.resume) as out,
+        _writer(subject.manifest(base), out, file, how) as writer,
+        contextlib.ExitStack() as held,
+    ):
         for item in (base, subject):
             if item:
                 held.enter_context(item.unchanged())
@@ -220,25 +224,32 @@ def export(subject: Subject, base: Subject | None, file: str, how: How) -> None:
         writer.end(size)
 
 
-def _writer(manifest: Manifest, out: int, file: str, how: How) -> StreamWriter:
-    """Return the writer of an export, which has a manifest already: a new one, or an old one's."""
+@contextlib.contextmanager
+def _writer(manifest: Manifest, out: int, file: str, how: How) -> Iterator[StreamWriter]:
+    """Yield the writer of an export, which has a manifest already: a new one, or an old one's."""
+    after = _found(manifest, out, file) if how.resume else None
     if how.resume:
-        with contextlib.suppress(StreamError):  # there is not even a manifest
-            there = StreamReader(source_of(out, file))
-            if there.manifest != manifest:
-                raise CommandError(
-                    f"what is there is of {there.manifest.snapshot or there.manifest.volume}, or "
-                    "of another kind of export; remove it, or leave --resume out"
-                )
-            after = there.intact()
-            os.ftruncate(out, after.length)
-            os.lseek(out, 0, os.SEEK_END)
-            return StreamWriter(sink_of(out, file), compress=how.compress, after=after)
-        os.ftruncate(out, 0)
-        os.lseek(out, 0, os.SEEK_SET)
-    writer = StreamWriter(sink_of(out, file), compress=how.compress)
-    writer.manifest(manifest)
-    return writer
+        os.ftruncate(out, after.length if after else 0)
+        os.lseek(out, 0, os.SEEK_END)
+    with behind(sink_of(out, file)) as sink:
+        writer = StreamWriter(sink, compress=how.compress, after=after)
+        if after is None:
+            writer.manifest(manifest)
+        yield writer
+
+
+def _found(manifest: Manifest, out: int, file: str) -> Position | None:
+    """Return how far an export that was cut off is whole; None if there is not even a manifest."""
+    try:
+        there = StreamReader(source_of(out, file))
+    except StreamError:
+        return None
+    if there.manifest != manifest:
+        raise CommandError(
+            f"what is there is of {there.manifest.snapshot or there.manifest.volume}, or of "
+            "another kind of export; remove it, or leave --resume out"
+        )
+    return there.intact()
 
 
 def _send_image(

@@ -2,20 +2,17 @@
 
 import dataclasses
 import os
-import queue
-import threading
 from collections.abc import Callable, Iterable, Iterator
 
 from pycsi.linux import filecopy
 from pycsi.linux.punch import punch_hole
+from pycsi.transfer.pipeline import ahead
 from pycsi.transfer.reader import Piece
 from pycsi.transfer.writer import StreamWriter
 
 Range = tuple[int, int]
 
 STEP = 1024 * 1024
-_AHEAD = 4
-"""How many pieces are read ahead, while others are checked and written."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -49,7 +46,7 @@ def send(
         for span in spans
         if span.end > writer.done
     )
-    for piece in _ahead(_read(image, rest)):
+    for piece in ahead(_read(image, rest)):
         if piece.data is None:
             writer.hole(piece.offset, piece.size)
         else:
@@ -76,41 +73,9 @@ def pread(file: int, count: int, at: int) -> bytes:
         raise OSError(error.errno, error.strerror, path) from None
 
 
-def _ahead(items: Iterator[Piece]) -> Iterator[Piece]:
-    """Yield what `items` yields, of which a thread prepares some in advance."""
-    ready: queue.Queue[Piece | BaseException | None] = queue.Queue(_AHEAD)
-    ended = threading.Event()
-
-    def prepare() -> None:
-        try:
-            for item in items:
-                if ended.is_set():
-                    return
-                ready.put(item)
-        except BaseException as error:  # noqa: BLE001  (it belongs to whoever waits)
-            ready.put(error)
-        else:
-            ready.put(None)
-
-    thread = threading.Thread(target=prepare, name="read-ahead", daemon=True)
-    thread.start()
-    try:
-        while (item := ready.get()) is not None:
-            if isinstance(item, BaseException):
-                raise item
-            yield item
-    finally:
-        ended.set()
-        while thread.is_alive():  # it may wait for a place in the queue
-            try:
-                ready.get(timeout=0.01)
-            except queue.Empty:
-                continue
-
-
 def receive(pieces: Iterable[Piece], image: int, progress: Callable[[int], None]) -> None:
     """Write pieces into the open file `image`, which has its size."""
-    for piece in pieces:
+    for piece in ahead(iter(pieces)):
         if piece.data is None:
             punch_hole(image, piece.offset, piece.size)
             continue

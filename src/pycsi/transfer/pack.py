@@ -16,6 +16,7 @@ from pycsi.linux.tree import refuse_mounts
 from pycsi.transfer import pax
 from pycsi.transfer.format import StreamError
 from pycsi.transfer.image import pread
+from pycsi.transfer.pipeline import ahead
 from pycsi.transfer.writer import StreamWriter
 
 _STEP = 1024 * 1024
@@ -32,37 +33,24 @@ def send(root: Path, writer: StreamWriter, progress: Callable[[int], None]) -> i
     `progress` is told how many bytes were done. EBUSY if anything is mounted in the tree, EXDEV if
     it contains a subvolume, `TreeChangedError` if it changes so that it cannot be read.
     """
-    out = _Gathered(writer, progress)
-    for part in _Packer(root).parts():
-        out.write(part)
-    return out.end()
+    written = 0
+    for data in ahead(_gathered(_Packer(root).parts())):
+        writer.data(written, data)
+        written += len(data)
+        progress(len(data))
+    return written
 
 
-class _Gathered:
-    """Gathers bytes to frames of one size, so that small files do not take a frame each."""
-
-    def __init__(self, writer: StreamWriter, progress: Callable[[int], None]) -> None:
-        self._writer = writer
-        self._progress = progress
-        self._waiting = bytearray()
-        self._written = 0
-
-    def write(self, data: Bytes) -> None:
-        self._waiting += data
-        while len(self._waiting) >= _STEP:
-            self._flush(_STEP)
-
-    def _flush(self, count: int) -> None:
-        data = bytes(self._waiting[:count])
-        del self._waiting[:count]
-        self._writer.data(self._written, data)
-        self._written += len(data)
-        self._progress(len(data))
-
-    def end(self) -> int:
-        if self._waiting:
-            self._flush(len(self._waiting))
-        return self._written
+def _gathered(parts: Iterator[Bytes]) -> Iterator[bytes]:
+    """Yield bytes in pieces of one size, so that small files do not take a frame each."""
+    waiting = bytearray()
+    for part in parts:
+        waiting += part
+        while len(waiting) >= _STEP:
+            yield bytes(waiting[:_STEP])
+            del waiting[:_STEP]
+    if waiting:
+        yield bytes(waiting)
 
 
 class _Packer:

@@ -17,6 +17,7 @@ from pycsi.linux.descriptor import NO_ROOM, opened
 from pycsi.transfer import pax
 from pycsi.transfer.archive import Archive, Member
 from pycsi.transfer.format import StreamError
+from pycsi.transfer.pipeline import ahead
 from pycsi.transfer.reader import Piece
 
 _ACLS = {pax.ACL_ACCESS: acl.ACCESS, pax.ACL_DEFAULT: acl.DEFAULT}
@@ -46,7 +47,7 @@ def receive(
     `StreamError` for what is refused.
     """
     with _Unpacker(root, limit, privileged=privileged) as unpacker:
-        for member in Archive(_counted(pieces, progress)).members():
+        for member in Archive(_counted(ahead(iter(pieces)), progress)).members():
             unpacker.add(member)
         unpacker.end()
 
