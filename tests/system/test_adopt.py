@@ -38,15 +38,19 @@ def plans(pool: Path, *words: str | Path) -> dict[str, dict[str, Any]]:
     return {item["path"]: item for item in json.loads(done.stdout)}
 
 
-def listed(pool: Path, objects: list[dict[str, Any]], *words: str) -> str:
-    """Give the command a list of the cluster on its standard input; return what it prints."""
+def listed(pool: Path, objects: list[dict[str, Any]], *words: str, against: str = "") -> str:
+    """Give the command a list of the cluster on its standard input; return what it prints.
+
+    `against` is what has to be said against adopting.
+    """
     done = subprocess.run(
         [*PYCSI, "adopt", "--from", "-", *words, f"--pool=default={pool}", f"--node-id={NODE}"],
         input=json.dumps({"apiVersion": "v1", "kind": "List", "items": objects}),
         capture_output=True, text=True, check=False, env=environment(),
     )  # fmt: skip
     assert "Traceback" not in done.stderr
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == bool(against), done.stderr
+    assert against in done.stderr
     return done.stdout
 
 
@@ -342,7 +346,11 @@ def test_list_of_the_cluster(ext4: Path) -> None:
         "spec": {"volumes": [{"persistentVolumeClaim": {"claimName": "data"}}]},
     }
     objects = [here, there, foreign, claim, pod]
-    text = listed(ext4, objects, "-o", "manifests", "--no-limit", "--storage-class", "pycsi")
+    words = ("-o", "manifests", "--no-limit", "--storage-class", "pycsi")
+    text = listed(ext4, objects, *words)
+    with holding(folder, "file"):
+        # The steps say what to stop, so they are printed before that, too.
+        assert listed(ext4, objects, *words, against="is in use") == text
     volume, bound = [item for item in yaml.safe_load_all(text) if item]
     for manifest in (volume, bound):
         validate(manifest, "1.34", strict=True)
@@ -371,7 +379,7 @@ def test_list_of_the_cluster(ext4: Path) -> None:
     record = json.loads((ext4 / "volumes" / done.strip() / "volume.json").read_text())
     context = {"pool": "default", "poolUUID": record["pool_uuid"], "type": "directory"}
     assert context.items() <= volume["spec"]["csi"]["volumeAttributes"].items()
-    again = listed(ext4, objects, "-o", "manifests", "--no-limit", "--storage-class", "pycsi")
+    again = listed(ext4, objects, *words)
     assert again == text
 
 

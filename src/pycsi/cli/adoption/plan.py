@@ -51,7 +51,8 @@ class Plan:
 
     `volume` is the record that it would have, None if that is not known; `way` how it would come
     there. `occupied` are its bytes on the disk. `against` are the reasons not to do it, `remarks`
-    what is worth knowing. `adopted`: it has been done already.
+    what is worth knowing. `busy`: only its being in use speaks against it. `adopted`: it has been
+    done already.
     """
 
     candidate: Candidate
@@ -62,6 +63,7 @@ class Plan:
     occupied: int = 0
     steps: int = 0
     against: tuple[str, ...] = ()
+    busy: bool = False
     remarks: tuple[str, ...] = ()
     adopted: bool = False
 
@@ -161,6 +163,7 @@ class Planner:
             occupied=found.occupied,
             steps=found.entries + found.occupied // MIB,
             against=tuple(against),
+            busy=bool(found.users) and len(against) == 1,
             remarks=tuple(self._remarks(plan, found, source, way)),
         )
 

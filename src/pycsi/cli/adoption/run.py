@@ -169,10 +169,11 @@ def _is_here(item: Candidate, node: NodeInfo) -> bool:
 
 
 def _print_manifests(plans: Iterable[Plan], order: Order, node: NodeInfo) -> None:
+    # What is in use is among them: the steps say what to stop.
     items = [
         manifests.Adopted(plan.volume, plan.candidate)
         for plan in plans
-        if plan.volume and not plan.against
+        if plan.volume and (plan.busy or not plan.against)
     ]
     how = manifests.Cluster(order.driver_name, node, order.storage_class)
     words = ["pycsi", "adopt", *(word for path in order.sources for word in ("--from", path))]
