@@ -168,5 +168,10 @@ def died(driver: Driver) -> bool:
 
 
 def some(found: Sequence[T], share: int, turn: int) -> Sequence[T]:
-    """Return every `share`-th of them, at least one, beginning with another at each `turn`."""
-    return found[turn % min(share, len(found)) :: share]
+    """Return every `share`-th of them, beginning with another at each `turn`.
+
+    At least four are returned where there are as many: a single one need not be reached again,
+    since the calls of one request are spread over the threads anew each time.
+    """
+    share = max(1, min(share, len(found) // 4))
+    return found[turn % share :: share]
