@@ -10,10 +10,11 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import grpc
 import pytest
 import trees
 from conftest import FilesystemFactory, run
-from driver import GIB, MIB, Driver, block_capability, mount_capability
+from driver import GIB, MIB, Driver, block_capability, from_snapshot, mount_capability, refused
 from exports import same_image, scribble
 from terminal import piped
 
@@ -226,6 +227,52 @@ CHANGES: dict[str, Callable[[Path], None]] = {
     "ext4": change_tree,
     "block": change_device,
 }
+
+
+def test_interrupted_growth(driver: Driver) -> None:
+    """A growth of the filesystem that was interrupted is undone before the image is copied."""
+    volume_id = make(driver, "ext4")
+    undo = place(driver, "old", volume_id) / "resize.undo"
+    undo.write_bytes(b"E2UNDO02".ljust(2048, b"\0"))
+    move(driver, "--to-pool=new")
+    check_moved(driver, volume_id)
+    assert not (discarded(driver) / undo.name).exists()
+
+
+def test_snapshots_stay(driver: Driver) -> None:
+    """Snapshots from before stay in the old pool, and never seem deleted if that is missing."""
+    volume_id = make(driver, "directory")
+    snapshot = driver.snapshot("s", volume_id)
+    move(driver, "--to-pool=new")
+    later = driver.snapshot("t", volume_id)
+    both = [snapshot.snapshot_id, later.snapshot_id]
+    assert [item.snapshot_id for item in driver.snapshots(volume_id)] == both
+    assert driver.snapshot("s", volume_id) == snapshot
+    restored = driver.create(
+        "w", 128 * MIB, source=from_snapshot(snapshot.snapshot_id), parameters={"quota": "none"}
+    )
+    assert (place(driver, "old", restored.volume_id) / "data").exists()
+    driver.stop()
+    driver.pools = [f"{driver.pools[0]},require-mount", driver.pools[1]]  # it is no mount point
+    driver.start()
+    with refused(grpc.StatusCode.FAILED_PRECONDITION, "pool old"):
+        driver.snapshots(volume_id)
+    driver.stop()
+
+
+def test_adopted(driver: Driver, tmp_path: Path) -> None:
+    """What was adopted is moved once it is not to be given back any more."""
+    old = driver.folders[0]
+    (old.parent / "left").mkdir()
+    (old.parent / "left" / "file").write_text("kept")
+    options = [f"--pool={pool}" for pool in driver.pools]
+    how = ["--layout=bare", "--name=v", "--no-limit", "--size=64Mi", "--into=old", "--yes"]
+    done = piped("adopt", f"--from={old.parent / 'left'}", *how, "--node-id=node-1", *options)
+    assert done.returncode == 0, done.stderr
+    assert "pycsi adopt --finish v@node-1" in move(driver, "--to-pool=new", status=1)
+    assert piped("adopt", "--finish", "v@node-1", "--yes", *options).returncode == 0
+    move(driver, "--to-pool=new")
+    assert (place(driver, "new", "v@node-1") / "data" / "file").read_text() == "kept"
 
 
 def diagnose(driver: Driver) -> list[str]:

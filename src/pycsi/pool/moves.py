@@ -35,6 +35,7 @@ from pycsi.pool.layout import VOLUME_RECORD, Layout
 log = structlog.get_logger()
 
 _RECORD = "move.json"
+_KEPT = "."
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,7 +97,7 @@ class Moves:
 
     def kept(self, volume_id: str) -> str:
         """Return the path of the directory with what an image was when it was copied."""
-        return f"{self._layout.leaving}/.{volume_id}"
+        return f"{self._layout.leaving}/{_KEPT}{volume_id}"
 
     def forget_kept(self, volume_id: str) -> None:
         """Delete what was kept of an image; absent is fine."""
@@ -124,9 +125,15 @@ class Moves:
 
     def left(self) -> list[str]:
         """Return the ids of the volumes whose originals leave."""
+        return [name for name in self._leaving() if not name.startswith(_KEPT)]
+
+    def kept_ids(self) -> list[str]:
+        """Return the ids of the volumes of which an earlier image is kept."""
+        return [name[1:] for name in self._leaving() if name.startswith(_KEPT)]
+
+    def _leaving(self) -> list[str]:
         folder = self._layout.leaving
-        names = sorted(os.listdir(folder)) if folder.is_dir() else []
-        return [name for name in names if not name.startswith(".")]
+        return sorted(os.listdir(folder)) if folder.is_dir() else []
 
     @staticmethod
     def write(place: str, move: Move) -> None:

@@ -72,6 +72,9 @@ def settle(pools: Iterable[Pool]) -> None:
                 _settle(source, there, volume_id)
             except (OSError, CsiError) as error:
                 log.warning("cannot be moved now", volume=volume_id, error=str(error))
+        for volume_id in source.moves.kept_ids():
+            if volume_id not in source.volumes:  # it has moved, or was deleted
+                source.moves.forget_kept(volume_id)
 
 
 def _settle(source: Pool, pools: Iterable[Pool], volume_id: str) -> None:

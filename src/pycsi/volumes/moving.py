@@ -78,12 +78,13 @@ class Mover:
     def cancel(self, volume_id: str) -> None:
         """Delete the copies that moves of a volume have begun; that none is there is fine."""
         with self._alone(volume_id):
+            # First, so that what is kept is never left without a copy that needs it.
+            for pool in self._pools:
+                pool.moves.forget_kept(volume_id)
             for target in self._pools:
                 if os.path.lexists(target.moves.arriving(volume_id)):
                     self._refuse_in_doubt(volume_id, target.moves.get(volume_id))
                     _delete(target, volume_id)
-            for pool in self._pools:
-                pool.moves.forget_kept(volume_id)
 
     def _refuse_in_doubt(self, volume_id: str, arrival: Arrival | None) -> None:
         """Raise `FailedPrecondition` if a copy may be the volume already."""
@@ -200,6 +201,7 @@ class Mover:
         """Copy the difference of a volume that is not in use, and make the copy the volume."""
         original = self._original(source, arrival)
         self._refuse_used(source, target, original)
+        original.prepare_copy()  # what lies beside an image, to undo a growth, is not copied
         move = arrival.move
         # Until the move has ended, a copy that is being changed is not as it was prepared.
         arrival = _noted(arrival, prepared=False)

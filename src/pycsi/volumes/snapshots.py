@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from pycsi.model.errors import AlreadyExists, InvalidArgument
+from pycsi.model.errors import AlreadyExists, InvalidArgument, PoolMissing
 from pycsi.model.ids import NodeInfo
 from pycsi.model.records import Snapshot
 from pycsi.pool.changing import delete_snapshot
@@ -89,13 +89,18 @@ class Snapshotter:
 
         Unless they are "", `snapshot_id` and `volume_id` limit them to one snapshot, and to those
         of a volume. Then `PoolMissing` if they may lie in a pool that is missing; a volume's
-        snapshots are in its pool.
+        snapshots are in its pool, or where it was when they were taken.
         """
         if snapshot_id:
             found = self._pools.find_snapshot(snapshot_id, sure=True)
             every = iter([found[1]] if found and found[1].id > after else [])
         else:
             if volume_id:
-                self._pools.find(volume_id, sure=True)
+                found_volume = self._pools.find(volume_id, sure=True)
+                if found_volume and found_volume[1].origin and self._pools.missing:
+                    raise PoolMissing(
+                        f"volume {volume_id} was moved, and snapshots of it may be in a pool that "
+                        f"is missing: {'; '.join(self._pools.missing.values())}"
+                    )
             every = self._pools.snapshots(after)
         return (item for item in every if not volume_id or item.volume.id == volume_id)
