@@ -122,7 +122,7 @@ filesystems:
 
 # The image's tests run where there is a builder; nobody but CI gets one installed unasked.
 tools: filesystems
-	@.ci/install-packages strace openssl $(if $(CI),buildah debootstrap promtool)
+	@.ci/install-packages strace openssl $(if $(CI),buildah debootstrap promtool restic)
 
 $(INSTALLED): pyproject.toml
 	@.ci/install-packages venv

@@ -198,6 +198,18 @@ def own(words: Words, status: str) -> None:
     assert int(status) in usual, f"pycsi {' '.join(words)}: {status}"
 
 
+def restic(words: Words, status: str) -> None:
+    """Fail unless restic has done what it was told to."""
+    assert status == "0", f"restic {' '.join(words)}: {status}"
+
+
+def velero(words: Words, _: str) -> None:
+    """Fail for what its documentation does not show."""
+    flags = {"--include-namespaces": True, "--from-backup": True, "--snapshot-move-data": False}
+    plain, _given = _split(words, flags)
+    assert plain[:2] in (["backup", "create"], ["restore", "create"])
+
+
 def _missing(words: Words, _: str) -> None:
     raise AssertionError(f"there is no program {words[0]}")
 
@@ -214,6 +226,8 @@ CHECKS: Mapping[str, Callable[[Words, str], None]] = {
     "docker": docker,
     "nomad": nomad,
     "make": make,
+    "restic": restic,
+    "velero": velero,
     "python": python,
     "python3": python,
     **dict.fromkeys(("sudo", "ssh", "dmesg", "pip", "apt-get", "modprobe", "quotaon"), _anything),

@@ -25,6 +25,10 @@ pycsi)
     fi
     status=$?
     ;;
+restic)
+    PATH=${PATH#/run/bin:} command restic "$@"
+    status=$?
+    ;;
 esac
 "$PYTHON" -IS -c 'import json, sys; print(json.dumps([sys.argv[1], sys.argv[2:]]))' "$name:$status" "$@" >>/srv/called
 case $name in
@@ -54,7 +58,7 @@ esac
 exit "${status/null/0}"
 END
 chmod +x /run/bin/recorded
-for name in pycsi kubectl helm docker nomad make sudo ssh python3 dmesg pip apt-get modprobe quotaon; do
+for name in pycsi kubectl helm docker nomad make restic velero sudo ssh python3 dmesg pip apt-get modprobe quotaon; do
     ln -sf recorded /run/bin/$name
 done
 rm -rf /srv/clone/.venv
