@@ -97,6 +97,14 @@ export PYCSI_NODE_ID=node-1 PYCSI_POOL="default=/var/lib/pycsi fast=/srv/fast"
 SCENES = {
     "README.md": MOUNT,
     "docs/adopt.md": OLD,
+    "docs/backup.md": f"""
+{USUAL}
+pycsi serve --pool default=/var/lib/pycsi
+mkdir /mnt/backup /mnt/data-copy
+export RESTIC_CACHE_DIR=/srv/cache
+echo secret >/etc/restic-password
+""",
+    "docs/findings/AdoptionUnfinished.md": OLD,
     "docs/findings/DataMissing.md": SNAPSHOT,
     "docs/findings/DiscardsAccepted.md": MOUNTED,
     "docs/findings/FilesystemReadOnly.md": MOUNTED,
@@ -156,6 +164,8 @@ def test_commands(name: str, commands: str, tmp_path: Path) -> None:
     """Each command exists, does what the document says or is well formed, and ends well."""
     for program in ("mkfs.btrfs", "mkfs.xfs", "mkfs.ext4", "openssl"):
         needs(program, met=shutil.which(program) is not None)
+    if "restic " in commands:
+        needs("restic", met=shutil.which("restic") is not None)
     for word, meant in WORDS.items():
         commands = re.sub(rf"(?<![\w-]){word}\b", meant, commands)
     scene = SCENES.get(name, USUAL if re.search(r"(?<!/)pycsi ", commands) else "")

@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
-from driver import MIB, NODE, Driver
+from conftest import FilesystemFactory
+from driver import GIB, MIB, NODE, Driver
 from leftovers import content, fill
 from reliability.conftest import Counter, check_whole
 from reliability.faults import CHANGING, Point, points, some
@@ -20,7 +21,8 @@ from terminal import piped
 from pycsi.linux import kernel
 
 _SHARE = 8
-_FEW = 1
+_FEW = 16
+"""How many points of an adoption are tried."""
 _ADOPTED = {"ext4": "image", "xfs": "directory", "btrfs": "directory"}
 """What is adopted on each ground, of which only a share is tried."""
 
@@ -207,7 +209,7 @@ def kill_while_adopting(
         assert piped(*adopt).returncode == 0
     run_traced(words, log, "-e", f"trace={CHANGING}")
     found = on(left.pool, log)
-    chosen = found if thorough else some(found, _FEW, len(folder.name))
+    chosen = found if thorough else some(found, max(1, len(found) // _FEW), len(folder.name))
     assert chosen
     for number, point in enumerate(chosen):
         assert piped(*opposite).returncode == 0
@@ -226,6 +228,73 @@ def kill_while_adopting(
     if command == "adopt":
         served.delete(left.id)
     counted(f"kills in pycsi adopt{' --undo' if command == 'undo' else ''}", len(chosen))
+
+
+@pytest.mark.parametrize("what", ["directory", "image"])
+def test_copy_goes_on(
+    filesystem: FilesystemFactory,
+    serve: Callable[..., Driver],
+    tmp_path: Path,
+    thorough: bool,
+    counted: Counter,
+    what: str,
+) -> None:
+    """A copy from another filesystem that was killed goes on, and is what is there by then."""
+    other, pool = filesystem("ext4", GIB), filesystem("xfs", GIB)
+    driver, log = serve(pool), tmp_path / "strace.log"
+    source, volume_id = other / what, f"{what}@{NODE}"
+    data = pool / "volumes" / volume_id / ("data" if what == "directory" else "disk.img")
+    files = [source / f"file {number}" for number in range(4)]
+    if what == "directory":
+        source.mkdir()
+        fill(source)
+        for file in files:
+            file.write_bytes(os.urandom(2 * MIB + 5))
+    else:
+        source.write_bytes(os.urandom(8 * MIB))
+    option = f"--pool={driver.pools[0]}"
+    how = ("--layout=bare", "--no-limit", "--size=64Mi", "--yes", option, f"--node-id={NODE}")
+    adopt = ["adopt", f"--from={source}", *how, *(["--block"] if what == "image" else [])]
+
+    def look(place: Path) -> object:
+        return content(place) if what == "directory" else place.read_bytes()[: 8 * MIB]
+
+    def undo() -> None:
+        assert piped("adopt", "--undo", volume_id, option).returncode == 0
+        assert piped("trash", "empty", "--all", "--yes", option).returncode == 0
+
+    run_traced(adopt, log, "-e", f"trace={CHANGING}")
+    found = on(pool, log)
+    copying = [point for point in found if point.name == "pwrite64"]
+    whole = written(log)
+    assert whole > 7 * MIB
+    every = found if thorough else [copying[-1], *some(found, max(1, len(found) // 8), len(what))]
+    for number, point in enumerate(every):
+        undo()
+        before = look(source)
+        assert run_traced(adopt, log, *point.inject(KILL)) == -signal.SIGKILL, point
+        assert look(source) == before
+        if number % 2:
+            driver.restart()
+        if what == "directory" and point is every[-1]:
+            files[0].write_bytes(os.urandom(MIB))
+            os.setxattr(files[1], "user.late", b"")
+            shutil.rmtree(source / "deep/er")
+            (source / "deep/later").mkdir()
+        completed = volume_id in driver.volume_ids()
+        run_traced(adopt, log, "-e", "trace=pwrite64,copy_file_range")
+        assert look(data) == (before if completed else look(source)), point
+        if not number:
+            assert written(log) < whole / 2
+    undo()
+    driver.stop()
+    counted("kills in pycsi adopt of another filesystem", len(every))
+
+
+def written(log: Path) -> int:
+    """Return how many bytes a traced command has written into a pool's copy."""
+    lines = [line for line in log.read_text().splitlines() if ".part" in line]
+    return sum(int(line.rpartition("= ")[2]) for line in lines if "pwrite64(" in line)
 
 
 def test_start(

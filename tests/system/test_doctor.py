@@ -212,6 +212,48 @@ def stale_build(patient: Patient) -> Breaking:
     (build / "disk.img").write_bytes(b"half made")
 
 
+def adopted_image(patient: Patient, name: str) -> Path:
+    """Adopt an image file that lies beside the pool; return its old path."""
+    image = patient.pool.parent / name
+    run("truncate", "-s", "32M", image)
+    run("mkfs.ext4", "-q", image)
+    option = f"--pool={patient.driver.pools[0]}"
+    done = piped("adopt", "--from", image, "--yes", "--node-id=node-1", option)
+    assert done.returncode == 0, done.stderr
+    return image
+
+
+def adoption_not_begun(patient: Patient) -> Breaking:
+    yield
+    place = patient.pool / "adoptions" / "early@node-1"
+    place.mkdir(parents=True)
+    (place / "notes.json").touch()
+
+
+def adoption_cut_off(patient: Patient) -> Breaking:
+    """Have the data in its old place, with the records of its adoption."""
+    image = adopted_image(patient, "before")
+    yield
+    place = patient.pool / "adoptions" / "before@node-1"
+    patient.volume("before").rename(place)
+    (place / "disk.img").rename(image)
+
+
+def adoption_not_completed(patient: Patient) -> Breaking:
+    """Have the data in the pool, but not among the volumes."""
+    adopted_image(patient, "after")
+    yield
+    patient.volume("after").rename(patient.pool / "adoptions" / "after@node-1")
+
+
+def adoption_without_record(patient: Patient) -> Breaking:
+    adopted_image(patient, "unread")
+    yield
+    place = patient.pool / "adoptions" / "unread@node-1"
+    patient.volume("unread").rename(place)
+    (place / "adoption.json").write_text("{")
+
+
 def group_without_record(patient: Patient) -> Breaking:
     taken = patient.driver.snapshot_group("unrecorded", "kept@node-1")
     yield
@@ -338,12 +380,16 @@ BROKEN: dict[str, dict[Callable[[Patient], Breaking], str]] = {
         data_without_record: "RecordMissing bare@node-1",
         empty_directory: "RecordMissing empty@node-1",
         notes_lost: "NotesLost kept@node-1",
+        adoption_cut_off: "AdoptionUnfinished before@node-1",
+        adoption_without_record: "RecordDamaged unread@node-1",
         trash_not_emptied: "TrashNotEmptied deleted@node-1",
         unknown_entry: "UnknownEntry a backup",
         volume_of_another_pool: "VolumeOfAnotherPool foreign@node-1",
     },
     "crash": {
         stale_build: "BuildUnfinished tmp",
+        adoption_not_begun: "AdoptionUnfinished early@node-1",
+        adoption_not_completed: "AdoptionUnfinished after@node-1",
         group_without_record: "GroupUnfinished unrecorded@node-1",
         group_never_committed: "GroupInDoubt prepared@node-1",
         frozen: "FrozenAfterCrash frozen@node-1",

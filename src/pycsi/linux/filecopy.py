@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pycsi.linux.descriptor import opened
 from pycsi.linux.program import unpinned
+from pycsi.linux.punch import punch_hole
 
 FICLONE = 0x40049409
 
@@ -61,6 +62,49 @@ def copy(source: int, target: int, progress: Callable[[], None]) -> None:
             if not count:
                 return  # the file has been truncated since
             start += os.pwrite(target, buffer[:count], start)
+
+
+def bring(source: int, target: int, progress: Callable[[], None]) -> None:
+    """Copy an open file into another, by reflink if possible.
+
+    The other is empty, or has a part of an earlier copy, of which what is right stays.
+    """
+    size = os.fstat(source).st_size
+    if os.fstat(target).st_size:
+        os.ftruncate(target, size)
+        if size and not reflink(source, target):
+            renew(source, target, progress)
+    elif size and not reflink(source, target):
+        copy(source, target, progress)
+
+
+@unpinned()
+def renew(source: int, target: int, progress: Callable[[], None]) -> None:
+    """Make the open file `target` what `source` is, whatever it held: data, holes and size.
+
+    Both are read, and only what differs is written: so a copy that was cut off goes on, and is
+    right even if the disk has kept another part of it than was written first. No blocks are shared.
+    """
+    size = os.fstat(source).st_size
+    os.ftruncate(target, size)
+    at = 0
+    for first, end in data_ranges(source, size):
+        punch_hole(target, at, first - at)
+        for start in range(first, end, _STEP):
+            progress()
+            count = min(_STEP, end - start)
+            wanted = os.pread(source, count, start)
+            if os.pread(target, count, start) != wanted:
+                _write(target, wanted, start)
+        at = end
+    punch_hole(target, at, size - at)
+
+
+def _write(fd: int, data: bytes, at: int) -> None:
+    left = memoryview(data)
+    while left:
+        count = os.pwrite(fd, left, at)
+        left, at = left[count:], at + count
 
 
 def data_ranges(fd: int, size: int = sys.maxsize, first: int = 0) -> Iterator[tuple[int, int]]:

@@ -28,10 +28,13 @@ def locked_directory(path: str) -> Iterator[None]:
         yield
 
 
-def is_locked(path: str) -> bool:
-    """Tell whether a process holds the lock of a directory."""
+def is_locked(path: Path | str) -> bool:
+    """Tell whether a process holds the lock of a file or directory; a missing one is nobody's."""
     try:
-        with locked_directory(path):
-            return False
+        with opened(path) as fd:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
     except BlockingIOError:
         return True
+    return False

@@ -19,7 +19,7 @@ from typing import Self
 from pycsi.linux import filecopy
 from pycsi.linux.descriptor import DIRECTORY, names_in, opened
 from pycsi.linux.program import unpinned
-from pycsi.linux.tree import refuse_mounts
+from pycsi.linux.tree import refuse_mounts, remove
 
 CLOCK_REALTIME_COARSE = 5
 """The clock of the kernel's file timestamps."""
@@ -169,13 +169,15 @@ def occupied(root: Path) -> int:
 
 @unpinned()
 def copy(source: Path, target: Path, progress: Callable[[], None]) -> None:
-    """Copy everything in the directory `source` into the empty directory `target`.
+    """Make the directory `target`, which has nothing or a copy that was cut off, what `source` is.
 
-    `progress` is called for each entry, and for each MiB; an exception from it ends the copy. An
-    entry that disappears during the copy is left out, which `refuse_changed` detects. EBUSY if
-    anything is mounted in `source`, and EXDEV if it contains a subvolume.
+    Of an earlier copy what is already right is not written again: files are compared by their
+    content. `progress` is called for each entry, and for each MiB; an exception from it ends the
+    copy. An entry that disappears during the copy is left out, which `refuse_changed` detects.
+    EBUSY if anything is mounted in `source`, and EXDEV if it contains a subvolume.
     """
     refuse_mounts(source)
+    _keep_usable(source, target)
     # Holds one link to each copied file that has several names, until all of them are linked.
     links = target / f".links-{uuid.uuid4().hex}"
     links.mkdir(mode=0o700)
@@ -185,6 +187,62 @@ def copy(source: Path, target: Path, progress: Callable[[], None]) -> None:
             os.unlink(name, dir_fd=linked)
         links.rmdir()
         keep_attributes(here.fd, there.fd)
+
+
+def _keep_usable(source: Path, target: Path) -> None:
+    """Delete what an earlier copy has in `target`, but directories and files to go on with."""
+    with Cursor(source) as here, Cursor(target) as there:
+        pending = [_usable(here.fd, there.fd)]
+        while True:
+            while pending[-1]:
+                name = pending[-1].pop()
+                try:
+                    here.enter(name)
+                except FileNotFoundError:
+                    raise TreeChangedError(f"{name!r} was replaced") from None
+                there.enter(name)
+                pending.append(_usable(here.fd, there.fd))
+            pending.pop()
+            if here.at_root:
+                return
+            here.leave()
+            there.leave()
+
+
+def _usable(here: int, there: int) -> list[str]:
+    """Delete in a directory what cannot be gone on with; return the directories that are in both.
+
+    A file with several names is copied again: it may be another one by now under each of them.
+    """
+    names = os.listdir(there)
+    if names:
+        # What an access control list says of new files is for those of the directory's users.
+        drop_xattrs(there)
+    folders = []
+    for name in names:
+        status = os.stat(name, dir_fd=there, follow_symlinks=False)
+        wanted, links = 0, 0
+        with contextlib.suppress(FileNotFoundError):
+            before = os.stat(name, dir_fd=here, follow_symlinks=False)
+            wanted, links = stat.S_IFMT(before.st_mode), before.st_nlink
+        same = wanted == stat.S_IFMT(status.st_mode)
+        if same and stat.S_ISDIR(wanted):
+            folders.append(name)
+        elif same and stat.S_ISREG(wanted) and links == status.st_nlink == 1:
+            with opened(name, os.O_RDONLY | os.O_NOFOLLOW, at=there) as fd:
+                drop_xattrs(fd)
+        elif stat.S_ISDIR(status.st_mode):
+            remove(Path(f"/proc/self/fd/{there}/{name}"))
+        else:
+            os.unlink(name, dir_fd=there)
+    return folders
+
+
+def drop_xattrs(fd: int) -> None:
+    """Remove the extended attributes, and ACLs, of an open file, but those of its place."""
+    for name in os.listxattr(fd):
+        if not name.startswith(NOT_COPIED):
+            os.removexattr(fd, name)
 
 
 def _copy_tree(here: Cursor, there: Cursor, linked: int, progress: Callable[[], None]) -> None:
@@ -199,7 +257,8 @@ def _copy_tree(here: Cursor, there: Cursor, linked: int, progress: Callable[[], 
                     _copy_once(name, status, here.fd, there.fd, linked, progress)
                     continue
                 here.enter(name)
-                os.mkdir(name, 0o700, dir_fd=there.fd)
+                with contextlib.suppress(FileExistsError):  # of an earlier copy
+                    os.mkdir(name, 0o700, dir_fd=there.fd)
                 there.enter(name)
                 pending.append(os.listdir(here.fd))
         pending.pop()
@@ -254,10 +313,9 @@ def copy_file(name: str, here: int, there: int, progress: Callable[[], None]) ->
             regular = False
         if not regular:
             raise FileNotFoundError(errno.ENOENT, "replaced", name)
-        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
         target = open_files.enter_context(opened(name, flags, at=there))
-        if os.fstat(source).st_size and not filecopy.reflink(source, target):
-            filecopy.copy(source, target, progress)
+        filecopy.bring(source, target, progress)
         keep_attributes(source, target)
 
 

@@ -30,6 +30,7 @@ from pycsi.backends.limits import Former
 from pycsi.linux.descriptor import exists, sync_directory
 from pycsi.linux.record import explained, read_record, rename_durably, write_record
 from pycsi.linux.tree import remove
+from pycsi.model.ids import node_of
 from pycsi.model.records import Volume, VolumeType
 from pycsi.pool.catalog import UNREADABLE
 from pycsi.pool.layout import VOLUME_RECORD, Layout, write_new_volume, write_volume
@@ -39,6 +40,8 @@ log = structlog.get_logger()
 
 _RECORD = "adoption.json"
 _LOCK = "lock"
+_CONTENT = (Directory.NAME, Image.NAME)
+_PART = ".part"
 
 
 class Way(enum.StrEnum):
@@ -56,7 +59,8 @@ class Adoption:
 
     `source` is the old path, without symbolic links, `inode` what it had there, and `layout` whose
     volume it was. `size` is that of an image file in bytes, None for a directory. `former` is the
-    directory's project id. While `undoing`, nothing completes the adoption any more.
+    directory's project id. Once there is a `part`, a copy has its limit, and one that was cut off
+    is gone on with. While `undoing`, nothing completes the adoption any more.
     """
 
     source: str
@@ -65,6 +69,7 @@ class Adoption:
     way: Way
     size: int | None = None
     former: Former = dataclasses.field(default_factory=Former)
+    part: bool = False
     undoing: bool = False
 
     @classmethod
@@ -89,7 +94,7 @@ class Begun:
     @property
     def part(self) -> Path:
         """The path of a copy that is not complete yet."""
-        return Path(self.place, f"{content_name(self.volume)}.part")
+        return Path(self.place, f"{content_name(self.volume)}{_PART}")
 
     @property
     def has_data(self) -> bool:
@@ -109,6 +114,19 @@ def adoption_of(place: str | Path) -> Adoption | None:
     with contextlib.suppress(*UNREADABLE):
         return Adoption.from_json(read_record(f"{place}/{_RECORD}"))
     return None
+
+
+def was_never_recorded(place: Path) -> bool:
+    """Tell whether a directory is that of an adoption which was killed before it had a record.
+
+    Then the data is in its old place, as it was.
+    """
+    try:
+        names = os.listdir(place)
+    except (NotADirectoryError, FileNotFoundError):
+        return False
+    there = {_RECORD, *_CONTENT, *(f"{name}{_PART}" for name in _CONTENT)}
+    return node_of(place.name) is not None and there.isdisjoint(names)
 
 
 def write_adoption(place: str | Path, adoption: Adoption) -> None:
@@ -167,6 +185,22 @@ class Adoptions:
             return None
         return Begun(place, volume, adoption)
 
+    def unrecorded(self) -> Iterator[Path]:
+        """Yield what is in `adoptions/` besides the lock, and is no adoption that can be read."""
+        names = sorted(os.listdir(self.folder)) if self.folder.is_dir() else []
+        for name in names:
+            if name != _LOCK and self.get(name) is None:
+                yield self.folder / name
+
+    def sweep(self) -> None:
+        """Delete what adoptions have left that were killed before they were recorded.
+
+        Callers hold the lock.
+        """
+        for place in self.unrecorded():
+            if was_never_recorded(place):
+                remove(place)
+
     def begin(self, volume: Volume, adoption: Adoption) -> Begun:
         """Record, durably, that a volume is about to be made of what others have left.
 
@@ -177,7 +211,7 @@ class Adoptions:
             write_volume(place, volume)
             write_adoption(place, adoption)
         else:
-            for name in (Directory.NAME, Image.NAME):
+            for name in _CONTENT:
                 if os.path.lexists(f"{place}/{name}"):
                     raise _exists(place, "its record cannot be read, and it has data")
             remove(Path(place))

@@ -27,6 +27,7 @@ from pycsi.pool.adoptions import (
     Adoptions,
     Begun,
     Way,
+    write_adoption,
 )
 from pycsi.pool.layout import write_volume
 
@@ -64,6 +65,8 @@ class Carrier:
         """Record what is about to be done; the data is still in its old place."""
         if plan.volume is None or plan.source is None or plan.way is None:
             raise CommandError(f"{plan.candidate.path}: nothing is planned for it")
+        if before and _goes_on(plan, before):
+            return before
         if before:
             self.clear(before)
         source, volume, limiter = plan.source, plan.volume, self.seen.limiter
@@ -145,10 +148,13 @@ class Carrier:
     def _copy_tree(self, begun: Begun, progress: Progress) -> None:
         source, volume = Path(begun.adoption.source), begun.volume
         since = treecopy.fence()
-        size = volume.capacity if volume.enforced else None
-        project = self.seen.limiter.make(begun.part, size)
-        if project:
-            write_volume(begun.place, dataclasses.replace(volume, project=project))
+        if not begun.adoption.part:
+            size = volume.capacity if volume.enforced else None
+            project = self.seen.limiter.make(begun.part, size)
+            if project:
+                write_volume(begun.place, dataclasses.replace(volume, project=project))
+            self._sync(volume)
+            _note_part(begun)
         try:
             treecopy.copy(source, begun.part, progress)
             treecopy.refuse_changed(source, since)
@@ -160,15 +166,17 @@ class Carrier:
         source = Path(begun.adoption.source)
         with (
             opened(source, os.O_RDONLY | os.O_NOFOLLOW) as old,
-            opened(begun.part, os.O_RDWR | os.O_CREAT | os.O_EXCL) as new,
+            opened(begun.part, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW) as new,
         ):
             before = os.fstat(old)
-            if self.seen.location.mount.fstype == "btrfs":
-                near = mount_of(old).device == self.seen.location.device
-                # Files of which only one is written in place could share no blocks.
-                nocow.set_nocow(new, nocow=nocow.is_nocow(old) if near else True)
-            if not filecopy.reflink(old, new):
-                filecopy.copy(old, new, progress)
+            if not begun.adoption.part:
+                if self.seen.location.mount.fstype == "btrfs":
+                    near = mount_of(old).device == self.seen.location.device
+                    # Files of which only one is written in place could share no blocks.
+                    nocow.set_nocow(new, nocow=nocow.is_nocow(old) if near else True)
+                os.fsync(new)
+                _note_part(begun)
+            filecopy.bring(old, new, progress)
             after = os.fstat(old)
             if (before.st_mtime_ns, before.st_size) != (after.st_mtime_ns, after.st_size):
                 raise CommandError(f"{source} is in use: it was changed while it was copied")
@@ -189,6 +197,26 @@ class Carrier:
         """Make a new subvolume durable: on btrfs fsync(2) does not."""
         if self.seen.location.mount.fstype == "btrfs" and volume.type is VolumeType.DIRECTORY:
             mount.syncfs(self.seen.layout.root)
+
+
+def _goes_on(plan: Plan, before: Begun) -> bool:
+    """Tell whether a copy that was cut off is one for this plan, and can be gone on with."""
+    there, source, volume = before.adoption, plan.source, plan.volume
+    return (
+        source is not None
+        and volume is not None
+        and plan.way is there.way is Way.COPY
+        and there.part
+        and not there.undoing
+        and (there.source, there.inode) == (str(source.path), source.status.st_ino)
+        and before.volume
+        == dataclasses.replace(volume, created=before.volume.created, project=before.volume.project)
+    )
+
+
+def _note_part(begun: Begun) -> None:
+    """Record, durably, that the place of a copy is as it has to be, so that it can go on."""
+    write_adoption(begun.place, dataclasses.replace(begun.adoption, part=True))
 
 
 def _users(path: Path) -> list[str]:

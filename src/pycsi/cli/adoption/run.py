@@ -201,6 +201,7 @@ def _held(config: PoolConfig) -> Iterator[Carrier]:
     adoptions.folder.mkdir(mode=0o700, exist_ok=True)
     with locked(adoptions.lock):
         adoptions.settle()
+        adoptions.sweep()
         yield Carrier(_seen(config))
 
 

@@ -94,6 +94,7 @@ class Code(enum.StrEnum):
     MOUNT_LEFT = "MountLeft", _WARNING, "A mount is left of a volume that is gone"
     FROZEN_AFTER_CRASH = "FrozenAfterCrash", _ERROR, "A filesystem may still be frozen"
     BUILD_UNFINISHED = "BuildUnfinished", _WARNING, "A killed driver has left unfinished builds"
+    ADOPTION_UNFINISHED = "AdoptionUnfinished", _WARNING, "An adoption was cut off"
     GROWTH_INTERRUPTED = "GrowthInterrupted", _WARNING, "The growth of an ext4 was interrupted"
     MOVE_UNFINISHED = "MoveUnfinished", _WARNING, "The move of a volume has not ended"
     GROUP_UNFINISHED = "GroupUnfinished", _WARNING, "A group snapshot is not whole"

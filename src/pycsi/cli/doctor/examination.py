@@ -5,7 +5,16 @@ import functools
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from pycsi.cli.doctor import crashes, faults, leftovers, machine, moves, records, room
+from pycsi.cli.doctor import (
+    adoptions,
+    crashes,
+    faults,
+    leftovers,
+    machine,
+    moves,
+    records,
+    room,
+)
 from pycsi.cli.doctor.cluster import Cluster, Comparison
 from pycsi.cli.doctor.codes import Code
 from pycsi.cli.doctor.commands import KERNEL_LOG
@@ -28,6 +37,7 @@ _CHECKS: Sequence[Callable[[Look], Iterable[Finding | None]]] = (
     faults.of_volumes,
     leftovers.check,
     crashes.check,
+    adoptions.check,
 )
 """The checks of a pool that may hang with its disk; each yields something now and then."""
 
