@@ -50,13 +50,17 @@ def test_export(
     folder, log = tmp_path / "out", tmp_path / "strace.log"
     folder.mkdir()
     command = ["export", "s", str(folder / "file"), to(driver)[0]]
-    assert run_traced(command, log, "-e", f"trace={CHANGING}") == 0
-    assert (folder / "file").read_bytes() == exported.read_bytes()
-    every = chosen(log, folder, thorough=thorough)
-    for point in every:
+    every: list[tuple[Point, list[str]]] = []
+    for follow in ([], ["-f"]):  # the first thread, and the one that writes
         shutil.rmtree(folder)
         folder.mkdir()
-        assert run_traced(command, log, *point.inject(KILL)) == -signal.SIGKILL, point
+        assert run_traced(command, log, *follow, "-e", f"trace={CHANGING}") == 0
+        assert (folder / "file").read_bytes() == exported.read_bytes()
+        every += [(point, follow) for point in chosen(log, folder, thorough=thorough)]
+    for point, follow in every:
+        shutil.rmtree(folder)
+        folder.mkdir()
+        assert run_traced(command, log, *follow, *point.inject(KILL)) == -signal.SIGKILL, point
         if not (folder / "file").exists():
             assert names_in(folder) <= {"file.partial"}
             export(driver, "s", folder / "file")
@@ -81,6 +85,45 @@ def test_import(
         driver.delete("w@node-1")
     check_whole(driver, driver.folders[0])
     counted("kills in pycsi import", len(every))
+
+
+def test_increment_of_a_directory(
+    driver: Driver, tmp_path: Path, thorough: bool, counted: Counter
+) -> None:
+    """So it is with an increment: what was killed is made again, and makes the later snapshot."""
+    make_volume(driver, "directory", 32 * MIB)
+    data, log = driver.folders[0] / "volumes/v@node-1/data", tmp_path / "strace.log"
+    driver.snapshot("s", "v@node-1")
+    (data / "large").write_bytes(bytes(MIB) + b"changed")
+    shutil.rmtree(data / "deep/er")
+    (data / "empty").rename(data / "deep/moved")
+    driver.snapshot("t", "v@node-1")
+    full, whole, folder = tmp_path / "full", tmp_path / "whole", tmp_path / "out"
+    export(driver, "s", full)
+    export(driver, "t", whole, "--since", "s")
+    folder.mkdir()
+    taking = ["export", "t", str(folder / "file"), "--since", "s", to(driver)[0]]
+    run_traced(taking, log, "-e", f"trace={CHANGING}")
+    exports = chosen(log, folder, thorough=thorough)
+    for point in exports:
+        shutil.rmtree(folder)
+        folder.mkdir()
+        assert run_traced(taking, log, *point.inject(KILL)) == -signal.SIGKILL, point
+        if not (folder / "file").exists():
+            export(driver, "t", folder / "file", "--since", "s")
+        assert (folder / "file").read_bytes() == whole.read_bytes()
+    bringing = ["import", str(full), str(whole), "w", *to(driver)]
+    run_traced(bringing, log, "-e", f"trace={CHANGING}")
+    imports = chosen(log, driver.folders[0], thorough=thorough)
+    for point in imports:
+        same(driver, "v@node-1", "w@node-1")
+        driver.delete("w@node-1")
+        assert run_traced(bringing, log, *point.inject(KILL)) == -signal.SIGKILL, point
+        gone(driver)
+        assert driver.volume_ids() == ["v@node-1"]
+        bring(driver, full, whole, "w")
+    check_whole(driver, driver.folders[0])
+    counted("kills in increments of a directory", len(exports) + len(imports))
 
 
 def gone(driver: Driver) -> None:

@@ -7,7 +7,7 @@ import dataclasses
 import errno
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from pycsi.linux import acl, filecopy, treecopy
@@ -20,7 +20,6 @@ from pycsi.transfer.pipeline import ahead
 from pycsi.transfer.writer import StreamWriter
 
 _STEP = 1024 * 1024
-_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOATIME
 _ACLS = {acl.ACCESS: pax.ACL_ACCESS, acl.DEFAULT: pax.ACL_DEFAULT}
 
 Bytes = bytes | memoryview
@@ -33,8 +32,15 @@ def send(root: Path, writer: StreamWriter, progress: Callable[[int], None]) -> i
     `progress` is told how many bytes were done. EBUSY if anything is mounted in the tree, EXDEV if
     it contains a subvolume, `TreeChangedError` if it changes so that it cannot be read.
     """
+    return send_parts(Packer(root).parts(), writer, progress)
+
+
+def send_parts(
+    parts: Iterator[Bytes], writer: StreamWriter, progress: Callable[[int], None]
+) -> int:
+    """Write an archive that comes in parts; return its bytes."""
     written = 0
-    for data in ahead(_gathered(_Packer(root).parts())):
+    for data in ahead(_gathered(parts)):
         writer.data(written, data)
         written += len(data)
         progress(len(data))
@@ -53,8 +59,8 @@ def _gathered(parts: Iterator[Bytes]) -> Iterator[bytes]:
         yield bytes(waiting)
 
 
-class _Packer:
-    """The archive of a tree, in depth-first order: a directory, then what is in it, by name."""
+class Packer:
+    """The archive of the tree `root`, in depth-first order: a directory, then what is in it."""
 
     def __init__(self, root: Path) -> None:
         refuse_mounts(root)
@@ -63,9 +69,11 @@ class _Packer:
         self._links: dict[int, bytes] = {}
 
     def parts(self) -> Iterator[Bytes]:
+        """Yield the archive, part by part."""
         with treecopy.Cursor(self._root) as here:
-            yield self._directory(here.fd)
-            pending = [self._names(here.fd)]
+            names = self._names(here.fd)
+            yield from self._entered(here.fd, names)
+            pending = [names]
             while True:
                 while pending[-1]:
                     name = pending[-1].pop()
@@ -73,8 +81,9 @@ class _Packer:
                     self._path.append(name)
                     if stat.S_ISDIR(status.st_mode):
                         here.enter(os.fsdecode(name))
-                        yield self._directory(here.fd)
-                        pending.append(self._names(here.fd))
+                        names = self._names(here.fd)
+                        yield from self._entered(here.fd, names)
+                        pending.append(names)
                     else:
                         yield from self._file(name, status, here.fd)
                         self._path.pop()
@@ -82,8 +91,16 @@ class _Packer:
                 if here.at_root:
                     break
                 here.leave()
+                self._left()
                 self._path.pop()
         yield bytes(2 * pax.BLOCK)
+
+    def _entered(self, fd: int, names: Sequence[bytes]) -> Iterator[Bytes]:
+        """Yield what the archive has of a directory, which has `names`, before what is in it."""
+        yield pax.header(self._directory(fd))
+
+    def _left(self) -> None:
+        """Note that all in the current directory was yielded."""
 
     @staticmethod
     def _names(fd: int) -> list[bytes]:
@@ -96,9 +113,9 @@ class _Packer:
             raise StreamError(f"{path[:60]!r}...: a path of over {pax.LONGEST_PATH} bytes")
         return path
 
-    def _directory(self, fd: int) -> bytes:
+    def _directory(self, fd: int) -> pax.Entry:
         entry = self._entry(os.fstat(fd), fd)
-        return pax.header(dataclasses.replace(entry, path=entry.path + b"/"))
+        return dataclasses.replace(entry, path=entry.path + b"/")
 
     def _file(self, name: bytes, status: os.stat_result, here: int) -> Iterator[Bytes]:
         if status.st_nlink > 1:
@@ -108,16 +125,19 @@ class _Packer:
                 yield pax.header(entry)
                 return
         if stat.S_ISREG(status.st_mode):
-            with opened(os.fsdecode(name), _FILE, at=here) as fd:
+            with opened(os.fsdecode(name), treecopy.FILE, at=here) as fd:
                 yield from self._regular(fd)
             return
+        yield pax.header(self._special(name, status, here))
+
+    def _special(self, name: bytes, status: os.stat_result, here: int) -> pax.Entry:
         # Such files cannot be opened, so this path names one in its open directory.
         entry = self._entry(status, f"/proc/self/fd/{here}/{os.fsdecode(name)}")
         if stat.S_ISLNK(status.st_mode):
-            entry = dataclasses.replace(entry, link=os.readlink(name, dir_fd=here))
-        elif stat.S_ISSOCK(status.st_mode):
-            entry = dataclasses.replace(entry, records={**entry.records, pax.SOCKET: b"socket"})
-        yield pax.header(entry)
+            return dataclasses.replace(entry, link=os.readlink(name, dir_fd=here))
+        if stat.S_ISSOCK(status.st_mode):
+            return dataclasses.replace(entry, records={**entry.records, pax.TYPE: pax.SOCKET})
+        return entry
 
     def _regular(self, fd: int) -> Iterator[Bytes]:
         status = os.fstat(fd)

@@ -20,8 +20,12 @@ LARGEST_MAP = 64 * 1024 * 1024
 
 LONGEST_PATH = 32 * 1024
 
-SOCKET = b"PYCSI.type"
-"""The key that tells a socket from a FIFO; tar knows no sockets."""
+TYPE = b"PYCSI.type"
+"""The key of what tar does not know: that a FIFO is a `SOCKET`, or an empty file is `REMOVED`."""
+
+SOCKET = b"socket"
+REMOVED = b"removed"
+"""In an increment: there is nothing of that name any more."""
 
 XATTR = b"SCHILY.xattr."
 ACL_ACCESS = b"SCHILY.acl.access"

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from pycsi.linux import acl, treecopy
 from pycsi.linux.descriptor import NO_ROOM, opened
+from pycsi.linux.tree import remove
 from pycsi.transfer import pax
 from pycsi.transfer.archive import Archive, Member
 from pycsi.transfer.format import StreamError
@@ -29,6 +30,7 @@ _SPECIAL = {
     pax.FileType.BLOCK: stat.S_IFBLK,
 }
 _PERMISSIONS = 0o7777
+_TOO_MUCH = "it holds more than the volume's size; give a larger --size"
 _SETID = stat.S_ISUID | stat.S_ISGID
 
 
@@ -39,14 +41,17 @@ def receive(
     *,
     limit: int,
     privileged: bool,
+    changes: bool = False,
 ) -> None:
     """Unpack the archive in `pieces` into the empty directory `root`.
 
-    Its files may have `limit` bytes of data. `progress` is told how many bytes of the archive were
-    done. With `privileged` device nodes, setuid and setgid files and security attributes are kept.
+    With `changes` it is an increment, and `root` has what was unpacked before. The files may have
+    `limit` bytes of data. `progress` is told how many bytes of the archive were done. With
+    `privileged` device nodes, setuid and setgid files and security attributes are kept.
     `StreamError` for what is refused.
     """
-    with _Unpacker(root, limit, privileged=privileged) as unpacker:
+    kind = _Changer if changes else _Unpacker
+    with kind(root, limit, privileged=privileged) as unpacker:
         for member in Archive(_counted(ahead(iter(pieces)), progress)).members():
             unpacker.add(member)
         unpacker.end()
@@ -78,6 +83,7 @@ class _Unpacker(contextlib.ExitStack):
         if not self._open:
             if path or member.entry.type is not pax.FileType.DIRECTORY:
                 raise StreamError("its tar does not begin with the directory itself")
+            self._prepare()
             self._open.append(member)
             return
         if not path:
@@ -86,13 +92,23 @@ class _Unpacker(contextlib.ExitStack):
             self._leave(member)
         name = os.fsdecode(path[-1])
         try:
-            self._make(name, member)
+            self._put(name, member)
         except OSError as error:
             raise self._explained(member, error) from None
         if member.entry.type is pax.FileType.DIRECTORY:
             self._here.enter(name)
+            self._prepare()
             self._open.append(member)
             self._path.append(path[-1])
+
+    def _prepare(self) -> None:
+        """Make the directory that was just entered ready to be filled."""
+
+    def _put(self, name: str, member: Member) -> None:
+        """Make an entry in the current directory, where none of that name may be."""
+        if member.entry.records.get(pax.TYPE) == pax.REMOVED:
+            raise StreamError(f"its tar removes {member.entry.shown}, and it is no increment")
+        self._make(name, member)
 
     def end(self) -> None:
         """Set the attributes of the directories that are still open."""
@@ -145,7 +161,9 @@ class _Unpacker(contextlib.ExitStack):
             os.symlink(entry.link, name, dir_fd=here)
             self._keep_special(name, entry)
         else:
-            kind = stat.S_IFSOCK if pax.SOCKET in entry.records else _SPECIAL[entry.type]
+            kind = (
+                stat.S_IFSOCK if entry.records.get(pax.TYPE) == pax.SOCKET else _SPECIAL[entry.type]
+            )
             device = os.makedev(*entry.device)
             os.mknod(name, kind | stat.S_IRUSR, device, dir_fd=here)
             self._keep_special(name, entry)
@@ -157,7 +175,7 @@ class _Unpacker(contextlib.ExitStack):
             for offset, data in member.data:
                 self._limit -= len(data)
                 if self._limit < 0:
-                    raise StreamError("it holds more than the volume's size; give a larger --size")
+                    raise StreamError(_TOO_MUCH)
                 left, at = data, offset
                 while left:
                     count = os.pwrite(fd, left, at)
@@ -199,6 +217,55 @@ class _Unpacker(contextlib.ExitStack):
         if error.errno in NO_ROOM:
             return OSError(error.errno, os.strerror(error.errno))
         return StreamError(f"{path} cannot be made: {error.strerror}")
+
+
+class _Changer(_Unpacker):
+    """A tree that was unpacked before, and is changed; `limit` is that of all its data."""
+
+    def __init__(self, root: Path, limit: int, *, privileged: bool) -> None:
+        super().__init__(root, limit, privileged=privileged)
+        self._most = limit
+
+    def _prepare(self) -> None:
+        # The archive has all attributes; and what an access control list says of new files is for
+        # those of the directory's users.
+        treecopy.drop_xattrs(self._here.fd)
+
+    def _put(self, name: str, member: Member) -> None:
+        entry, here = member.entry, self._here.fd
+        before = None
+        with contextlib.suppress(FileNotFoundError):
+            before = os.stat(name, dir_fd=here, follow_symlinks=False)
+        removed = entry.records.get(pax.TYPE) == pax.REMOVED
+        if removed and (before is None or member.size):
+            raise StreamError(f"its tar removes {entry.shown}, which is not there")
+        if before is not None:
+            is_directory = stat.S_ISDIR(before.st_mode)
+            if is_directory and entry.type is pax.FileType.DIRECTORY:
+                return
+            if is_directory:
+                remove(Path(f"/proc/self/fd/{here}/{name}"))
+            else:
+                os.unlink(name, dir_fd=here)
+        if not removed:
+            self._make(name, member)
+
+    def end(self) -> None:
+        super().end()
+        if _data_in(self._place) > self._most:
+            raise StreamError(_TOO_MUCH)
+
+
+def _data_in(root: Path) -> int:
+    """Return how many bytes of data the files of a tree have, holes left out."""
+    sizes: dict[int, int] = {}
+
+    def note(_: str, status: os.stat_result | None, __: int) -> None:
+        if status and stat.S_ISREG(status.st_mode):
+            sizes[status.st_ino] = min(status.st_size, status.st_blocks * 512)
+
+    treecopy.walk(root, note)
+    return sum(sizes.values())
 
 
 def _parts(path: bytes) -> list[bytes]:

@@ -123,7 +123,14 @@ def _fill(
 ) -> None:
     if reader.manifest.kind is VolumeKind.DIRECTORY:
         pieces = reader.pieces(LARGEST)
-        unpack.receive(pieces, data, done, limit=capacity, privileged=wanted.privileged)
+        unpack.receive(
+            pieces,
+            data,
+            done,
+            limit=capacity,
+            privileged=wanted.privileged,
+            changes=bool(reader.manifest.base),
+        )
         return
     with opened(data, os.O_WRONLY | os.O_NOFOLLOW) as fd:
         image.receive(reader.pieces(reader.manifest.size), fd, done)
