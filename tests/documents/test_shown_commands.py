@@ -99,7 +99,7 @@ SCENES = {
     "docs/adopt.md": OLD,
     "docs/backup.md": f"""
 {USUAL}
-pycsi serve --pool default=/var/lib/pycsi
+pycsi serve --endpoint unix:///run/pycsi/csi.sock --pool default=/var/lib/pycsi
 mkdir /mnt/backup /mnt/data-copy
 export RESTIC_CACHE_DIR=/srv/cache
 echo secret >/etc/restic-password
