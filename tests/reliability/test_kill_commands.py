@@ -281,9 +281,12 @@ def test_copy_goes_on(
             os.setxattr(files[1], "user.late", b"")
             shutil.rmtree(source / "deep/er")
             (source / "deep/later").mkdir()
-        completed = volume_id in driver.volume_ids()
+        # A whole copy is the volume from then on: a driver that starts would complete it.
+        begun = pool / "adoptions" / volume_id / data.name
+        completed = data.exists() or begun.exists()
         run_traced(adopt, log, "-e", "trace=pwrite64,copy_file_range")
-        assert look(data) == (before if completed else look(source)), point
+        same = look(data) == (before if completed else look(source))
+        assert same, point  # what differs may be megabytes
         if not number:
             assert written(log) < whole / 2
     undo()
