@@ -34,6 +34,7 @@ EVERYTHING: dict[str, Any] = {
     "image": {"repository": "registry.example.com/pycsi", "digest": f"sha256:{'a' * 64}"},
     "imagePullSecrets": [{"name": "registry"}],
     "maxVolumesPerNode": 100,
+    "ioLimits": {"enabled": True, "kubeletCgroup": "/kubelet.slice"},
     "storageClasses": [
         {
             "name": "fast",

@@ -174,6 +174,14 @@ def test_plain_manifests_name_the_secrets() -> None:
         ({"pools": {"default": {"path": "/var/lib/../x"}}}, "path"),
         ({"pools": {"default": {"path": "/."}}}, "path"),
         ({"pools": {"default": {"path": "/tmp"}}}, "default"),
+        ({"pools": {"default": {"path": "/cgroup"}}, "ioLimits": {"enabled": True}}, "/cgroup"),
+        ({"ioLimits": {"kubeletCgroup": "kubelet"}}, "kubeletCgroup"),
+        ({"ioLimits": {"kubeletCgroup": "/kubelet/.."}}, "kubeletCgroup"),
+        ({"storageClasses": [{"name": "a", "parameters": {"readIops": "100"}}]}, "ioLimits"),
+        (
+            {"volumeAttributesClasses": [{"name": "a", "parameters": {"writeBandwidth": "5Mi"}}]},
+            "ioLimits",
+        ),
         ({"pools": {"default": {"path": "/var"}}}, "kubelet"),
         ({"pools": {"default": {"path": f"{KUBELET}/pool"}}}, "kubelet"),
         ({"pools": {"a": {"path": "/srv"}, "b": {"path": "/srv/b"}}}, "pools.b"),
@@ -864,6 +872,26 @@ def test_driver_is_privileged_and_nothing_more() -> None:
         "readOnlyRootFilesystem": True,
         "runAsUser": 0,
     }
+
+
+@pytest.mark.parametrize("mode", ["distributed", "single-node"])
+def test_limits_on_io(mode: str) -> None:
+    """The driver, and nothing else, gets the host's cgroups; and only if limits are wanted."""
+    assert "cgroup" not in str(objects({"mode": mode}))
+    for name, root in (("", "/cgroup"), ("/a.slice/a-b.slice", "/cgroup/a.slice/a-b.slice")):
+        limits = {"enabled": True, "kubeletCgroup": name}
+        parameters = {"readBandwidth": "50Mi", "writeIops": "none"}
+        classes = [{"name": "slow", "parameters": parameters}]
+        pod = node_pod({"mode": mode, "ioLimits": limits, "volumeAttributesClasses": classes})
+        assert {"name": "PYCSI_CGROUP_ROOT", "value": root} in containers(pod)["pycsi"]["env"]
+        place = {"path": "/sys/fs/cgroup", "type": "Directory"}
+        assert {"name": "cgroup", "hostPath": place} in pod["volumes"]
+        holders = {
+            name: [mount for mount in container["volumeMounts"] if mount["name"] == "cgroup"]
+            for name, container in containers(pod).items()
+        }
+        assert holders.pop("pycsi") == [{"name": "cgroup", "mountPath": "/cgroup"}]
+        assert not any(holders.values())
 
 
 def test_tokens() -> None:

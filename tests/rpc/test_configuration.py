@@ -63,7 +63,7 @@ def test_file_of_the_driver(file: Path, pool: Path, tmp_path: Path) -> None:
         ("pool 3", "is no TOML (line 1, column 6)"),
         ("pool = [", "is no TOML"),
         ("\xff", "is no TOML"),
-        ("pools = []", "no option 'pools'; there are csi-version"),
+        ("pools = []", "no option 'pools'; there are cgroup-root"),
         ("pool = 3", "pool = 3: give a list of texts"),
         ("pool = [3]", "give a list of texts"),
         ("pool = ['x']", "write NAME=PATH"),

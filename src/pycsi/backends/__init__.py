@@ -136,6 +136,10 @@ class Backend(abc.ABC):
     def refuse_foreign(self) -> None:
         """Raise `FailedPrecondition` if another program has attached a loop device to the data."""
 
+    def block_devices(self) -> list[int]:
+        """Return the numbers of the block devices through which this volume alone is accessed."""
+        return []
+
     def release(self) -> None:
         """Free what staging has allocated besides the mount, such as loop devices."""
 

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from pycsi.backends import Backend
+from pycsi.backends.throttle import throttle_at
 from pycsi.cli import history, listing, rows, tables
 from pycsi.cli.errors import UnknownNameError
 from pycsi.cli.inspection import InspectedPool, inspect_all
@@ -28,14 +29,23 @@ from pycsi.volumes.notes import Notes
 Description = dict[str, Any]
 
 
-def show(kind: str, given: Sequence[PoolConfig], names: Sequence[str], output: str) -> int:
+def show(
+    kind: str,
+    given: Sequence[PoolConfig],
+    names: Sequence[str],
+    *,
+    output: str,
+    cgroup_root: Path | None = None,
+) -> int:
     """Print what is known of each thing that is named; return the exit status.
 
     `UnknownNameError` if one is not there, once the others are printed.
     """
     wanted = rows.Names(names)
     describe = functools.partial(_DESCRIBE[kind], wanted=wanted)
-    found, faults = inspect_all(chosen(given), lambda seen: list(describe(seen)))
+    found, faults = inspect_all(
+        chosen(given), lambda seen: list(describe(seen)), throttle_at(cgroup_root)
+    )
     every = [item for those in found for item in those]
     if output != "text":
         click.echo(listing.structured(every, output))

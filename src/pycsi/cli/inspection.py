@@ -8,6 +8,7 @@ from typing import TypeVar
 from pycsi.backends import Backend
 from pycsi.backends.limiter_choice import existing_limiter
 from pycsi.backends.limits import Limiter
+from pycsi.backends.throttle import Throttle
 from pycsi.cli.errors import InspectionError
 from pycsi.linux import filecopy
 from pycsi.linux.descriptor import opened
@@ -33,9 +34,14 @@ Found = TypeVar("Found")
 
 
 class InspectedPool:
-    """A pool as it is on the disk; `InspectionError` if it is missing or cannot be read."""
+    """A pool as it is on the disk; `InspectionError` if it is missing or cannot be read.
 
-    def __init__(self, config: PoolConfig) -> None:
+    Whether the pods that use its volumes are held to their limits on I/O is looked at only with a
+    `throttle`.
+    """
+
+    def __init__(self, config: PoolConfig, throttle: Throttle | None = None) -> None:
+        self._throttle = throttle
         self.layout = Layout(config.path)
         self.config = recalled(self.layout.options, config)
         try:
@@ -145,7 +151,14 @@ class InspectedPool:
 
     def check(self, kernel: KernelView) -> PoolCheck:
         """Return a look at the pool, for the health of its volumes."""
-        return PoolCheck(self.config.name, self.location, kernel, self.limiter, self.faults())
+        return PoolCheck(
+            self.config.name,
+            self.location,
+            kernel,
+            self.limiter,
+            self.faults(),
+            throttle=self._throttle,
+        )
 
     def unreadable(self) -> Iterator[str]:
         """Yield a message for each record of the pool that cannot be read."""
@@ -157,12 +170,14 @@ class InspectedPool:
                 yield f"pool {self.config.name}: {entry.path}: {damage}"
 
 
-def inspect(config: PoolConfig, look: Callable[[InspectedPool], Found]) -> Found:
+def inspect(
+    config: PoolConfig, look: Callable[[InspectedPool], Found], throttle: Throttle | None = None
+) -> Found:
     """Return what `look` returns of a pool; `InspectionError` if the pool cannot be looked at."""
     name, path = config.name, config.path
     try:
         call(str(path), functools.partial(os.access, path, os.F_OK))
-        return look(InspectedPool(config))
+        return look(InspectedPool(config, throttle))
     except NoAnswerError:
         raise InspectionError(
             f"pool {name}: {path} does not answer; look for what hangs: a disk, a FUSE, an NFS"
@@ -175,7 +190,9 @@ def inspect(config: PoolConfig, look: Callable[[InspectedPool], Found]) -> Found
 
 
 def inspect_all(
-    configs: Iterable[PoolConfig], look: Callable[[InspectedPool], Found]
+    configs: Iterable[PoolConfig],
+    look: Callable[[InspectedPool], Found],
+    throttle: Throttle | None = None,
 ) -> tuple[list[Found], list[str]]:
     """Return what `look` returns of each pool, and a message for what could not be read."""
     found: list[Found] = []
@@ -187,7 +204,7 @@ def inspect_all(
 
     for config in configs:
         try:
-            inspect(config, seen)
+            inspect(config, seen, throttle)
         except InspectionError as error:
             faults.append(str(error))
     return found, faults

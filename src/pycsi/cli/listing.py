@@ -2,10 +2,12 @@
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import click
 
+from pycsi.backends.throttle import throttle_at
 from pycsi.cli import tables
 from pycsi.cli.errors import MistakesError, UnknownNameError
 from pycsi.cli.pools import chosen
@@ -22,6 +24,7 @@ def show(
     no_headers: bool,
     exact: bool,
     sort_by: str | None,
+    cgroup_root: Path | None = None,
 ) -> int:
     """Print the list of a kind of things; return the exit status, 1 if some could not be seen.
 
@@ -31,7 +34,7 @@ def show(
         sort_by = _column(kind, sort_by)
     wanted = Names(names)
     configs = chosen(given)
-    rows, faults = look(kind, configs, wanted)
+    rows, faults = look(kind, configs, wanted, throttle_at(cgroup_root))
     if sort_by:
         rows = tables.sorted_by(rows, sort_by)
     _print(kind, rows, output, heading=not no_headers, exact=exact)

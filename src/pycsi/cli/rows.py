@@ -10,8 +10,10 @@ from typing import Any, TypeAlias
 
 from pycsi.backends import Backend
 from pycsi.backends.limits import LimitError
+from pycsi.backends.throttle import Throttle
 from pycsi.cli.inspection import InspectedPool, inspect_all
 from pycsi.linux.kernel import IndexedKernelView
+from pycsi.model import iolimits
 from pycsi.model.config import PoolConfig
 from pycsi.model.health import Fault
 from pycsi.model.parameters import CLAIM_NAME, CLAIM_NAMESPACE, ORCHESTRATOR
@@ -46,14 +48,17 @@ class Names:
 
 
 def look(
-    what: str, configs: Iterable[PoolConfig], names: Names | None = None
+    what: str,
+    configs: Iterable[PoolConfig],
+    names: Names | None = None,
+    throttle: Throttle | None = None,
 ) -> tuple[list[Row], list[str]]:
     """Return the rows of a list, and one message for each thing that could not be read.
 
     `what` is "pools", "volumes", "snapshots" or "trash"; `names` are those that are wanted.
     """
     wanted = names or Names(())
-    found, faults = inspect_all(configs, lambda seen: _ROWS[what](seen, wanted))
+    found, faults = inspect_all(configs, lambda seen: _ROWS[what](seen, wanted), throttle)
     rows = [row for those in found for row in those]
     longest: Row = max(rows, key=len, default={})
     every = dict.fromkeys(longest)
@@ -134,6 +139,7 @@ def volume_row(volume: Volume, backend: Backend, faults: Iterable[Fault]) -> Row
         "inline": volume.handle is not None,
         "source": None if volume.request.source is None else str(volume.request.source),
         **volume.settings,
+        "io_limits": iolimits.shown(volume.settings),
         "created": time_of(volume.created),
         "in_use_at": Staging(backend).in_use(),
         "condition": "; ".join(map(str, found)) or "healthy",

@@ -210,7 +210,8 @@ class Config:
     """The options of `pycsi serve`; an invalid one raises `ConfigError`.
 
     `max_volumes` is the number of volumes that the node takes; 0: any number. `metrics_volumes` is
-    the number of volumes that have metrics of their own.
+    the number of volumes that have metrics of their own. `cgroup_root` is the cgroup in which the
+    kubelet has made those of the pods; None: no I/O is limited.
     `tracing`: send the traces of RPCs to an OTLP receiver.
     `listen` is where the controller reaches a node, `tls` the directory of the certificates.
     The controller finds the nodes at the addresses of `node_service`, or at those in `nodes`, by
@@ -227,6 +228,7 @@ class Config:
     max_volumes: int = 0
     metrics: Address | None = None
     metrics_volumes: int = 500
+    cgroup_root: Path | None = None
     tracing: bool = False
     one_cpu: bool = True
     listen: Address | None = None
@@ -262,6 +264,8 @@ class Config:
             yield "--pool is for the nodes: a driver in mode controller has no pool; leave it out"
         if self.listen:
             yield "--listen-address is for mode node: the controller calls the nodes; leave it out"
+        if self.cgroup_root:
+            yield "--cgroup-root is for the nodes: a controller has no volumes; leave it out"
         if bool(self.nodes) is bool(self.node_service):
             yield (
                 "mode controller forwards to the nodes: give --node-service HOST:PORT, a name with "
@@ -286,6 +290,8 @@ class Config:
                 "--listen-address is for mode node: in others no controller calls; leave it out, "
                 "or give --mode node"
             )
+        if self.cgroup_root and not self.cgroup_root.is_absolute():
+            yield f"--cgroup-root {self.cgroup_root}: give an absolute path, such as /sys/fs/cgroup"
         if self.listen and self.tls is None:
             yield f"--listen-address: {_NO_TLS}"
 

@@ -48,6 +48,7 @@ class Reason(enum.StrEnum):
     MOUNT_REPLACED = "MountReplaced", Status.INACCESSIBLE
     LIMIT_NOT_ENFORCED = "LimitNotEnforced", Status.DEGRADED
     LIMIT_DIFFERS = "LimitDiffers", Status.DEGRADED
+    IO_NOT_LIMITED = "IoNotLimited", Status.DEGRADED
     GROWTH_FAILED = "GrowthFailed", Status.DEGRADED
     DISCARDS_ACCEPTED = "DiscardsAccepted", Status.DEGRADED
     COPIED_ON_WRITE = "CopiedOnWrite", Status.DEGRADED

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from pycsi.model import mkfsoptions, rootdirectory, triminterval
+from pycsi.model import iolimits, mkfsoptions, rootdirectory, triminterval
 from pycsi.model.errors import InvalidArgument
 from pycsi.model.records import VolumeType
 from pycsi.model.rootdirectory import RootDirectory
@@ -39,8 +39,14 @@ _MUTABLE: Mapping[str, Reader] = {
     "onDelete": _one_of("delete", "retain"),
     "fsck": _one_of("true", "false"),
     "trimInterval": triminterval.seconds,
+    **iolimits.READERS,
 }
-_DEFAULTS: Mapping[str, str] = {"onDelete": "delete", "fsck": "false", "trimInterval": "never"}
+_DEFAULTS: Mapping[str, str] = {
+    "onDelete": "delete",
+    "fsck": "false",
+    "trimInterval": "never",
+    **iolimits.DEFAULTS,
+}
 """The defaults of the mutable parameters."""
 
 _READERS: Mapping[str, Reader] = {
@@ -71,8 +77,8 @@ class Parameters:
     """The checked parameters of a StorageClass; None for those that it does not set.
 
     `root` is None unless a parameter for the root directory is set. `settings` are all mutable
-    parameters of the new volume. `fsck` and `trims` tell what follows from them: the filesystem is
-    to be checked, and trimmed.
+    parameters of the new volume. `fsck`, `trims` and `limits_io` tell what follows from them: the
+    filesystem is to be checked, and trimmed, and the I/O limited.
     """
 
     pool: str | None
@@ -85,6 +91,7 @@ class Parameters:
     settings: Mapping[str, str]
     fsck: bool
     trims: bool
+    limits_io: bool
 
 
 def without_orchestrator_keys(raw: Mapping[str, str]) -> dict[str, str]:
@@ -185,4 +192,5 @@ def parse(
         settings=now,
         fsck=now["fsck"] == "true",
         trims=now["trimInterval"] != triminterval.NEVER,
+        limits_io=iolimits.are_wanted(now),
     )

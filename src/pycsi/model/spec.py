@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Collection, Iterable
 
 from pycsi.linux import mkfs
-from pycsi.model import mkfsoptions, mountflags, rootdirectory, triminterval
+from pycsi.model import iolimits, mkfsoptions, mountflags, rootdirectory, triminterval
 from pycsi.model.errors import FailedPrecondition, InvalidArgument, OutOfRange
 from pycsi.model.parameters import DEFAULT_FILESYSTEM, FILESYSTEM, Parameters
 from pycsi.model.records import Volume, VolumeType
@@ -78,6 +78,8 @@ def choose(
             mountflags.check(item.mount_flags, spec.type, spec.filesystem, thick=spec.thick)
     if given.trims:
         triminterval.check(spec.type, spec.access, thick=spec.thick)
+    if given.limits_io:
+        iolimits.check(spec.type)
     return spec
 
 
@@ -141,8 +143,9 @@ def _mounted_type(
         return given.type, "asked for"
     if given.quota == "none":
         return VolumeType.DIRECTORY, "quota: none is for directories"
-    if given.allocation or given.mkfs_options or given.fsck or given.trims:
-        return VolumeType.IMAGE, "allocation, mkfsOptions, fsck and trimInterval are for images"
+    if given.allocation or given.mkfs_options or given.fsck or given.trims or given.limits_io:
+        keys = "allocation, mkfsOptions, fsck, trimInterval and limits on I/O"
+        return VolumeType.IMAGE, f"{keys} are for images"
     if other:
         return VolumeType.IMAGE, f"a directory would not have {other}"
     fault = limit_fault() if limiter else None

@@ -16,6 +16,7 @@ from pathlib import Path
 import structlog
 
 from pycsi.backends import Backend
+from pycsi.backends.throttle import Throttle
 from pycsi.linux.descriptor import DIRECTORY, closing, opened
 from pycsi.linux.freeze import freeze, thaw
 from pycsi.linux.kernel import mount_of
@@ -33,10 +34,14 @@ class OverdueError(Exception):
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class FreezeTarget:
-    """A volume to freeze, whose filesystem is mounted, and the path of its marker."""
+    """A volume to freeze, whose filesystem is mounted, and the path of its marker.
+
+    `throttle` holds its users to its limits on I/O.
+    """
 
     marker: Path
     backend: Backend
+    throttle: Throttle
 
 
 class FreezeWindow:
@@ -77,6 +82,9 @@ def frozen(
         opened_volumes = [
             (undo.enter_context(closing(open_volume(volume.backend))), volume) for volume in volumes
         ]
+        unlimited = undo.enter_context(contextlib.ExitStack())
+        for _, volume in opened_volumes:
+            unlimited.enter_context(volume.throttle.suspended(volume.backend))
         if opened_volumes:
             with phase("write back"):
                 for fd, _ in opened_volumes:
@@ -94,6 +102,7 @@ def frozen(
         for fd, volume in opened_volumes:
             undo.enter_context(_frozen(fd, volume, window))
             window.check()
+        unlimited.close()
         yield window
         window.check()
 
@@ -105,7 +114,11 @@ def _tell(froze: Callable[[float, bool], None], begin: float, window: FreezeWind
 def write_back(volumes: Iterable[FreezeTarget]) -> None:
     """Write what is dirty in the volumes' filesystems to disk, so that freezing takes less time."""
     for volume in volumes:
-        with closing(open_volume(volume.backend)) as fd, phase("write back"):
+        with (
+            closing(open_volume(volume.backend)) as fd,
+            volume.throttle.suspended(volume.backend),
+            phase("write back"),
+        ):
             syncfs(fd)
 
 

@@ -18,6 +18,7 @@ from pycsi.backends.directory import Directory
 from pycsi.backends.filesystem import FilesystemImage
 from pycsi.backends.limits import Limiter, NoLimiter
 from pycsi.backends.raw import RawImage
+from pycsi.backends.throttle import Throttle
 from pycsi.linux.descriptor import exists, sync_directory
 from pycsi.linux.kernel import KernelView
 from pycsi.linux.location import Location
@@ -79,6 +80,7 @@ class Pool(PoolDirectory):
     def __init__(self, config: PoolConfig, *, create: bool) -> None:
         super().__init__(config, create=create)
         self.limiter: Limiter = NoLimiter()
+        self.throttle = Throttle()
         self.reflinks = False
         self.volumes = layout.volume_catalog(self.layout)
         self.snapshots = layout.snapshot_catalog(self.layout)
@@ -128,7 +130,8 @@ class Pool(PoolDirectory):
 
     def freeze_target(self, backend: Backend) -> FreezeTarget:
         """Return what `frozen` needs to freeze a mounted volume."""
-        return FreezeTarget(marker=self.layout.frozen / backend.volume.id, backend=backend)
+        marker = self.layout.frozen / backend.volume.id
+        return FreezeTarget(marker=marker, backend=backend, throttle=self.throttle)
 
     # Making; callers hold the volume's or the snapshot's lock
 

@@ -13,6 +13,7 @@ import structlog
 
 from pycsi import __version__
 from pycsi.backends import privileges
+from pycsi.backends.throttle import Throttle
 from pycsi.linux import losetup
 from pycsi.linux.program import pin
 from pycsi.model.config import Config
@@ -78,7 +79,8 @@ def serve(config: Config) -> None:
         refuse_served(config.socket)
         privileges.refuse_powerless()
         locks = Locks()
-        pools = Pools(config.pools, config.node_id, locks)
+        throttle = Throttle(config.cgroup_root)
+        pools = Pools(config.pools, config.node_id, locks, throttle)
         opened.callback(pools.close)
         pools.claim()
         ready = threading.Event()
@@ -91,6 +93,7 @@ def serve(config: Config) -> None:
             _remove_changed_devices()
             pools.start()
             privileges.warn()
+            _warn_of_unlimited(config, throttle)
             ready.set()
             _log_serving(config)
             signal.sigwait(_STOPPING)
@@ -122,6 +125,11 @@ def _remove_changed_devices() -> None:
         log.warning(
             "the loop devices that a killed driver left cannot be removed", error=str(error)
         )
+
+
+def _warn_of_unlimited(config: Config, throttle: Throttle) -> None:
+    if config.cgroup_root and (fault := throttle.fault()):
+        log.warning("volumes that limit I/O are refused", error=fault)
 
 
 def _recover(pools: Pools) -> None:

@@ -12,6 +12,7 @@ from typing import Self
 
 from pycsi.backends import Backend
 from pycsi.backends.limits import Limiter, LimitError
+from pycsi.backends.throttle import Throttle
 from pycsi.linux import btrfs, filesystem
 from pycsi.linux.descriptor import DISK_FAULTS
 from pycsi.linux.kernel import KernelView, Mount
@@ -37,7 +38,8 @@ _SCARCE = frozenset({Reason.POOL_NEARLY_FULL, Reason.POOL_FEW_INODES})
 class PoolCheck:
     """A look at the pool called `name`: its own `faults`, and those of its volumes.
 
-    `known` are faults that were found already. Volumes are examined with the view `kernel`.
+    `known` are faults that were found already. Volumes are examined with the view `kernel`. Their
+    limits on I/O are looked at only with a `throttle`.
     """
 
     def __init__(
@@ -47,11 +49,14 @@ class PoolCheck:
         kernel: KernelView,
         limiter: Limiter,
         known: Iterable[Fault] = (),
+        *,
+        throttle: Throttle | None = None,
     ) -> None:
         self.name = name
         self.kernel = kernel
         self._location = location
         self._limiter = limiter
+        self._throttle = throttle
         self._unlimited: str | None = None
         self._asked = False
         self.faults = list(known)
@@ -61,7 +66,14 @@ class PoolCheck:
     @classmethod
     def of(cls, pool: Pool, kernel: KernelView) -> Self:
         """Return a look at an open pool."""
-        return cls(pool.name, pool.location, kernel, pool.limiter, _presence_faults(pool))
+        return cls(
+            pool.name,
+            pool.location,
+            kernel,
+            pool.limiter,
+            _presence_faults(pool),
+            throttle=pool.throttle,
+        )
 
     @property
     def out_of_reach(self) -> bool:
@@ -136,6 +148,9 @@ class PoolCheck:
         volume = backend.volume
         if volume.type is VolumeType.DIRECTORY and volume.enforced and not is_lost:
             yield from self._limit_faults(backend)
+        if self._throttle:
+            for text in self._throttle.lacking(backend):
+                yield Fault(Reason.IO_NOT_LIMITED, text)
 
     def _hiding(self, backend: Backend) -> Iterator[Fault]:
         """Yield what is mounted over the volume's data, which is not lost then."""

@@ -5,7 +5,7 @@ import dataclasses
 from collections.abc import Mapping
 
 from pycsi.linux.descriptor import exists
-from pycsi.model import ids, parameters, rootdirectory
+from pycsi.model import ids, iolimits, parameters, rootdirectory
 from pycsi.model.errors import (
     AlreadyExists,
     FailedPrecondition,
@@ -24,13 +24,14 @@ from pycsi.model.size import parse_size
 from pycsi.model.spec import size_for
 from pycsi.pool import changing
 from pycsi.pool.pool import Pool
+from pycsi.volumes.iolimits import throttled
 from pycsi.volumes.lifecycle import delete
 from pycsi.volumes.pools import Pools
 from pycsi.volumes.provisioning import new_volume, specify
 from pycsi.volumes.staging import undoing, using
 
 _POD = ("csi.storage.k8s.io/pod.namespace", "csi.storage.k8s.io/pod.name")
-_KEYS = ("pool", "type", "size", *rootdirectory.KEYS)
+_KEYS = ("pool", "type", "size", *rootdirectory.KEYS, *iolimits.READERS)
 """The attributes that a pod may give: neither mkfs options nor a directory without a limit."""
 
 
@@ -83,7 +84,10 @@ def publish(pools: Pools, wanted: NodeRequest, own_id: str) -> None:
     try:
         pool.check()  # without its disk a mounted volume would look unmounted
         _refuse_different(volume, wanted)
-        with using(pool, volume, wanted.capability, target) as staging:
+        with (
+            using(pool, volume, wanted.capability, target) as staging,
+            throttled(pool, staging, target),
+        ):
             _record_target(pool, volume, target)
             staging.ensure_published(
                 target,
@@ -147,7 +151,8 @@ def unpublish(pools: Pools, pool: Pool, volume: Volume, target_path: str) -> Non
     """
     target = pools.path_outside(target_path, "target_path")
     staging = undoing(pool, volume)
-    staging.ensure_unpublished(target)
+    with pool.throttle.lifted(staging.backend, target):
+        staging.ensure_unpublished(target)
     if not staging.published() and not staging.away:
         with contextlib.suppress(PoolMissing):  # the pool is read-only
             delete(pool, volume)

@@ -6,7 +6,7 @@ Callers hold the volume's lock.
 import dataclasses
 from collections.abc import Mapping
 
-from pycsi.model import parameters, triminterval
+from pycsi.model import iolimits, parameters, triminterval
 from pycsi.model.errors import (
     FailedPrecondition,
     InvalidArgument,
@@ -18,6 +18,7 @@ from pycsi.model.spec import size_for
 from pycsi.pool import changing
 from pycsi.pool.pool import Pool
 from pycsi.pool.trash import Fate
+from pycsi.volumes.iolimits import require_everywhere
 from pycsi.volumes.staging import Staging
 
 
@@ -41,7 +42,8 @@ def delete(pool: Pool, volume: Volume) -> None:
 def modify(pool: Pool, volume: Volume, mutable: Mapping[str, str]) -> None:
     """Change all the settings of a volume that are in `mutable`, or none; others stay as they are.
 
-    `InvalidArgument` for settings that the volume cannot have.
+    `InvalidArgument` for settings that the volume cannot have, `FailedPrecondition` for limits on
+    I/O to which whoever uses it cannot be held.
     """
     parameters.check_mutable(mutable)
     if parameters.wants_check(mutable) and volume.filesystem is None:
@@ -53,7 +55,11 @@ def modify(pool: Pool, volume: Volume, mutable: Mapping[str, str]) -> None:
     changed = dataclasses.replace(volume, settings={**volume.settings, **mutable})
     if triminterval.of(changed) is not None:
         triminterval.check(changed.type, changed.access, thick=changed.thick)
+    if iolimits.are_wanted(mutable):
+        iolimits.check(changed.type)
+        require_everywhere(pool, changed)
     changing.update(pool, changed)
+    pool.throttle.ensure(pool.backend(changed))
 
 
 def expand(pool: Pool, volume: Volume, wanted: CapacityRange) -> Volume:

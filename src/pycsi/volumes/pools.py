@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
+from pycsi.backends.throttle import Throttle
 from pycsi.model import ids
 from pycsi.model.config import DEFAULT_POOL, PoolConfig
 from pycsi.model.errors import (
@@ -33,8 +34,10 @@ F = TypeVar("F")
 class Pools(Presence):
     """The configured pools, and what is in those that are open."""
 
-    def __init__(self, configs: Iterable[PoolConfig], node: str, locks: Locks) -> None:
-        super().__init__(configs, locks)
+    def __init__(
+        self, configs: Iterable[PoolConfig], node: str, locks: Locks, throttle: Throttle
+    ) -> None:
+        super().__init__(configs, locks, throttle)
         self.node = ids.segment(node)
         self._node_id = node
         self.turns = Turns()

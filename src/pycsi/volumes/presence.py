@@ -13,6 +13,7 @@ from pathlib import PurePath
 
 import structlog
 
+from pycsi.backends.throttle import Throttle
 from pycsi.linux.waiting import NoAnswerError, NotAskedError, call
 from pycsi.model.config import PoolConfig
 from pycsi.model.errors import ConfigError, CsiError
@@ -21,6 +22,7 @@ from pycsi.pool.directory import MissingPoolError, opening_error
 from pycsi.pool.pool import Pool
 from pycsi.volumes import admission
 from pycsi.volumes.enforcement import Enforcement
+from pycsi.volumes.iolimits import IoEnforcement
 from pycsi.volumes.locks import Locks
 from pycsi.volumes.reaper import Reaper
 from pycsi.volumes.trimmer import Trimmer
@@ -37,7 +39,7 @@ class Presence:
     Iterating yields those that are open.
     """
 
-    def __init__(self, configs: Iterable[PoolConfig], locks: Locks) -> None:
+    def __init__(self, configs: Iterable[PoolConfig], locks: Locks, throttle: Throttle) -> None:
         self.configs: Mapping[str, PoolConfig] = {config.name: config for config in configs}
         self.open: Mapping[str, Pool] = {}
         self.missing: Mapping[str, str] = {}
@@ -46,10 +48,11 @@ class Presence:
         self.removed: Callable[[str, float | None], None] = lambda _pool, _seconds: None
         """Called with a pool's name for each entry of its trash; see `Trash.removed`."""
         self._locks = locks
+        self._throttle = throttle
         self._seeking = threading.Lock()
         self._told: dict[str, str] = {}
         self._workers: list[Reaper | Trimmer] = []
-        self._enforcements: dict[str, Enforcement] = {}
+        self._enforcements: dict[str, tuple[Enforcement, IoEnforcement]] = {}
         self._stopping = threading.Event()
         self._watch = threading.Thread(target=self._run, name="presence", daemon=True)
 
@@ -88,6 +91,7 @@ class Presence:
 
     def _opened(self, config: PoolConfig, *, create: bool) -> Pool:
         pool = Pool(config, create=create)
+        pool.throttle = self._throttle
         pool.missing = lambda: self.missing
         pool.trash.removed = lambda seconds: self.removed(config.name, seconds)
         return pool
@@ -202,8 +206,15 @@ class Presence:
         for worker in (Reaper(pool, self._locks), Trimmer(pool, self._locks)):
             self._workers.append(worker)
             worker.start()
-        self._enforcements[pool.name] = Enforcement(pool, self._locks)
-        self._enforcements[pool.name].look()
+        self._enforcements[pool.name] = (
+            Enforcement(pool, self._locks),
+            IoEnforcement(pool, self._locks),
+        )
+        self._enforce(pool)
+
+    def _enforce(self, pool: Pool) -> None:
+        for enforcement in self._enforcements[pool.name]:
+            enforcement.look()
 
     def _tell(self, name: str, why: str) -> None:
         if self._told.get(name) != why:
@@ -233,7 +244,7 @@ class Presence:
             else:
                 if self._told.pop(pool.name, None):
                     log.info("the pool is there again", pool=pool.name)
-                self._enforcements[pool.name].look()
+                self._enforce(pool)
 
 
 def _refuse_nested(pool: Pool, others: Iterable[Pool]) -> None:

@@ -165,6 +165,8 @@ def specify(
         directories=directories,
         limit_fault=pool.limit_fault,
     )
+    if given.limits_io:
+        pool.throttle.refuse()
     return spec_from_source(source, spec) if source else spec
 
 

@@ -13,6 +13,7 @@ from pycsi.model.records import Volume
 from pycsi.model.request import NodeRequest
 from pycsi.pool.pool import Pool
 from pycsi.volumes import inline, remains
+from pycsi.volumes.iolimits import throttled
 from pycsi.volumes.paths import remove_unused, resolved
 from pycsi.volumes.pools import Pools
 from pycsi.volumes.staging import undoing, using
@@ -80,7 +81,10 @@ class Publisher:
         target = self._pools.path_outside(wanted.path, "target_path")
         _check_pool(pool, wanted.context)
         pool.check()
-        with using(pool, volume, wanted.capability, target) as staging:
+        with (
+            using(pool, volume, wanted.capability, target) as staging,
+            throttled(pool, staging, target),
+        ):
             staging.ensure_published(
                 target,
                 wanted.capability,
@@ -98,7 +102,9 @@ class Publisher:
             self._unpublish_inline(volume_id, target_path)
         elif found := self._pools.find(volume_id):
             target = self._pools.path_outside(target_path, "target_path")
-            undoing(*found).ensure_unpublished(target)
+            staging = undoing(*found)
+            with found[0].throttle.lifted(staging.backend, target):
+                staging.ensure_unpublished(target)
         else:
             self._unpublish_lost(volume_id, target_path)
 

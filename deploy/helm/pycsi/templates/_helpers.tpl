@@ -173,6 +173,7 @@ fsGroup: 65532
 {{/* What cannot work is refused before anything is made. */}}
 {{- define "pycsi.check" -}}
 {{- $taken := list .Values.kubeletDir "/csi" "/dev" "/tmp" "/opt/pycsi" "/usr" "/etc" "/proc" "/sys" "/bin" "/sbin" "/lib" "/lib64" }}
+{{- if .Values.ioLimits.enabled }}{{ $taken = append $taken "/cgroup" }}{{ end }}
 {{- range $name, $pool := .Values.pools }}
 {{- range $taken }}
 {{- if or (hasPrefix (printf "%s/" .) (printf "%s/" $pool.path)) (hasPrefix (printf "%s/" $pool.path) (printf "%s/" .)) }}
@@ -181,6 +182,7 @@ fsGroup: 65532
 {{- end }}
 {{- $taken = append $taken $pool.path }}
 {{- end }}
+{{- include "pycsi.checkLimits" . }}
 {{- if and .Values.groupSnapshots.enabled (not .Values.sidecars.snapshotter.enabled) }}
 {{- fail "groupSnapshots.enabled needs sidecars.snapshotter.enabled" }}
 {{- end }}
@@ -198,6 +200,20 @@ fsGroup: 65532
 {{- end }}
 {{- if gt (len $nodes) 1 }}
 {{- fail (printf "mode: single-node is for one node, and node.nodeSelector fits %d (%s): set mode: distributed, or a node.nodeSelector that fits one" (len $nodes) (join ", " $nodes)) }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{/* Without the cgroups of the pods no node could make a volume of such a class. */}}
+{{- define "pycsi.checkLimits" -}}
+{{- if not .Values.ioLimits.enabled }}
+{{- range concat (.Values.storageClasses | default list) (.Values.volumeAttributesClasses | default list) }}
+{{- $class := .name }}
+{{- range $key, $value := pick (.parameters | default dict) "readBandwidth" "writeBandwidth" "readIops" "writeIops" }}
+{{- if ne (toString $value) "none" }}
+{{- fail (printf "class %s: %s needs ioLimits.enabled" $class $key) }}
+{{- end }}
+{{- end }}
 {{- end }}
 {{- end }}
 {{- end }}

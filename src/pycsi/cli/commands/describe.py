@@ -42,7 +42,7 @@ def _describing(kind: str, about: str) -> None:
     def command(names: tuple[str, ...], **given: Any) -> int:
         from pycsi.cli import description
 
-        return description.show(kind, given["pools"], names, given["output"])
+        return description.show(kind, given.pop("pools"), names, **given)
 
     command.__doc__ = f"""Show all of each {kind} NAME, by id or name: {about}."""
     describe.command(
@@ -52,7 +52,7 @@ def _describing(kind: str, about: str) -> None:
             f"pycsi describe {kind} {_EXAMPLES[kind]}",
             f"pycsi describe {kind} {_EXAMPLES[kind]} -o json",
         ),
-    )(command)
+    )(options.cgroup_root(command) if kind == "volume" else command)
 
 
 for _kind, _about in _KINDS.items():

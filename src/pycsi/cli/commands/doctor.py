@@ -29,6 +29,7 @@ def _code(text: str) -> "_Code":
 )
 @options.pools
 @config
+@options.cgroup_root
 @click.option(
     "--cluster",
     metavar="FILE|-",

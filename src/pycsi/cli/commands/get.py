@@ -63,7 +63,7 @@ def _listing(kind: str, about: str) -> None:
             f"pycsi get {kind} -o wide --bytes",
             f"pycsi get {kind} -o json --pool default=/var/lib/pycsi",
         ),
-    )(command)
+    )(options.cgroup_root(command) if kind == "volumes" else command)
 
 
 for _kind, _about in _KINDS.items():

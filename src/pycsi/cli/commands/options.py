@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import click
@@ -39,6 +40,18 @@ def pools(command: Decorated) -> Decorated:
         envvar="PYCSI_POOL",
         show_envvar=True,
         help=POOL_HELP,
+    )(command)
+
+
+def cgroup_root(command: Decorated) -> Decorated:
+    """Give a command that tells of the faults of volumes the option `--cgroup-root`."""
+    return click.option(
+        "--cgroup-root",
+        type=click.Path(path_type=Path),
+        metavar="DIRECTORY",
+        envvar="PYCSI_CGROUP_ROOT",
+        show_envvar=True,
+        help="Look at limits on I/O too: the cgroup in which the kubelet has made those of pods.",
     )(command)
 
 

@@ -133,6 +133,14 @@ def _number(text: str) -> int:
     help="Maximum number of volumes on this node; 0 is any number.",
 )
 @click.option(
+    "--cgroup-root",
+    type=click.Path(path_type=Path),
+    metavar="DIRECTORY",
+    show_envvar=True,
+    help="Allow limits on I/O: the cgroup, of version 2, in which the kubelet has made those of "
+    "pods, such as /sys/fs/cgroup.",
+)
+@click.option(
     "--metrics-address",
     type=_address("--metrics-address", "127.0.0.1:9180"),
     metavar="HOST:PORT",
@@ -237,6 +245,7 @@ def _settings(
             attach=given["enable_attach"],
             max_volumes=given["max_volumes_per_node"],
             metrics=given["metrics_address"],
+            cgroup_root=given["cgroup_root"],
             metrics_volumes=given["metrics_volumes"],
             tracing=given["tracing"],
             one_cpu=given["one_cpu"],

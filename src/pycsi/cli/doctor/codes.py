@@ -73,6 +73,7 @@ class Code(enum.StrEnum):
     MOUNT_REPLACED = "MountReplaced", _ERROR, "Something is mounted in a volume's place"
     LIMIT_DIFFERS = "LimitDiffers", _WARNING, "A directory's limit is not its volume's size"
     GROWTH_FAILED = "GrowthFailed", _WARNING, "A filesystem is smaller than its volume"
+    IO_NOT_LIMITED = "IoNotLimited", _WARNING, "A pod is not held to a volume's limits on I/O"
     DISCARDS_ACCEPTED = "DiscardsAccepted", _WARNING, "A thick volume can lose blocks"
     COPIED_ON_WRITE = "CopiedOnWrite", _WARNING, "A thick volume on btrfs is copied on write"
     ORPHANED = "Orphaned", _WARNING, "The pod of an inline volume is gone"

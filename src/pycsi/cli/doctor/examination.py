@@ -5,6 +5,7 @@ import functools
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
+from pycsi.backends.throttle import Throttle
 from pycsi.cli.doctor import (
     adoptions,
     crashes,
@@ -50,6 +51,7 @@ class Subject:
     cluster: Cluster | None = None
     node: str | None = None
     ignored: frozenset[Code] = frozenset()
+    throttle: Throttle | None = None
 
 
 @dataclasses.dataclass(slots=True)
@@ -85,7 +87,7 @@ def _look(subject: Subject) -> Diagnosis:
     looks: list[Look] = []
     for config in subject.pools:
         try:
-            look = _look_into(config, seen.findings)
+            look = _look_into(config, subject.throttle, seen.findings)
         except NoAnswerError:
             seen.findings.append(_silent(config))
         except NotAskedError as error:
@@ -108,7 +110,9 @@ def _look(subject: Subject) -> Diagnosis:
     return seen
 
 
-def _look_into(config: PoolConfig, findings: list[Finding]) -> Look | None:
+def _look_into(
+    config: PoolConfig, throttle: Throttle | None, findings: list[Finding]
+) -> Look | None:
     """Look at a pool, and add to `findings` what is wrong there; None if it cannot be looked at.
 
     `NoAnswerError` and `NotAskedError` if its disk hangs.
@@ -119,7 +123,7 @@ def _look_into(config: PoolConfig, findings: list[Finding]) -> Look | None:
             findings.append(refused)
             return None
         # Its disk has just answered. How long it takes to read many records nobody can tell.
-        look = Look(seen=InspectedPool(config), given=config, served=is_in_use(config))
+        look = Look(seen=InspectedPool(config, throttle), given=config, served=is_in_use(config))
     except OSError as error:
         place = error.filename if isinstance(error.filename, str) else config.path
         findings.append(_unreadable(config, f"{place}: {error.strerror}"))

@@ -265,6 +265,7 @@ _FOR_VOLUMES: Mapping[Reason, _Command] = {
     Reason.MOUNT_REPLACED: _uncover,
     Reason.LIMIT_DIFFERS: _expand_again,
     Reason.GROWTH_FAILED: _grow,
+    Reason.IO_NOT_LIMITED: _stage_anew,
     Reason.DISCARDS_ACCEPTED: _discards,
     Reason.COPIED_ON_WRITE: _clone,
     Reason.ORPHANED: lambda look, backend: (

@@ -3,10 +3,12 @@
 import os
 import textwrap
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import click
 
+from pycsi.backends.throttle import throttle_at
 from pycsi.cli import listing, tables
 from pycsi.cli.commands.options import confirm
 from pycsi.cli.doctor import mending
@@ -41,6 +43,7 @@ def show(
     output: str,
     fix: bool,
     yes: bool,
+    cgroup_root: Path | None,
 ) -> int:
     """Print what is wrong; with `fix` mend what is safe to mend, and print what is wrong then.
 
@@ -57,6 +60,7 @@ def show(
         cluster=Cluster.read(cluster, driver_name) if cluster else None,
         node=ids.segment(node_id) if node_id else None,
         ignored=frozenset(ignored),
+        throttle=throttle_at(cgroup_root),
     )
     found = examine(subject)
     if fix and (mends := mending.mends(found.findings)):

@@ -12,6 +12,7 @@ from prometheus_client.registry import Collector
 
 from pycsi.linux import loop
 from pycsi.linux.kernel import IndexedKernelView
+from pycsi.model import iolimits
 from pycsi.model.health import Reason
 from pycsi.model.parameters import CLAIM_NAME, CLAIM_NAMESPACE
 from pycsi.model.records import Usage, Volume
@@ -148,11 +149,39 @@ def _of_volumes(measured: _Measured) -> Iterator[GaugeMetricFamily]:
                 gauges[key].add_metric(labels, value)
     yield info
     yield from gauges.values()
+    yield from _limits(measured.described)
     yield GaugeMetricFamily(
         "pycsi_volumes_omitted",
         "Volumes without metrics of their own, because there are more than --metrics-volumes.",
         measured.omitted,
     )
+
+
+def _limits(volumes: list[Located]) -> Iterator[GaugeMetricFamily]:
+    """Yield the limits on the I/O of those volumes that have some."""
+    labels = ["pool", "volume", "direction"]
+    bandwidth = GaugeMetricFamily(
+        "pycsi_volume_io_limit_bytes_per_second",
+        "Bytes per second to which each pod that uses the volume is limited.",
+        labels=labels,
+    )
+    requests = GaugeMetricFamily(
+        "pycsi_volume_io_limit_requests_per_second",
+        "Requests per second to which each pod that uses the volume is limited.",
+        labels=labels,
+    )
+    for pool, volume in volumes:
+        limits = iolimits.of(volume.settings)
+        for gauge, direction, value in (
+            (bandwidth, "read", limits.rbps),
+            (bandwidth, "write", limits.wbps),
+            (requests, "read", limits.riops),
+            (requests, "write", limits.wiops),
+        ):
+            if value is not None:
+                gauge.add_metric([pool.name, volume.id, direction], value)
+    yield bandwidth
+    yield requests
 
 
 def _info(volume: Volume) -> list[str]:
