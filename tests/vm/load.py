@@ -4,12 +4,14 @@
     python load.py CGROUP direct|buffered DIRECTORY      with the files `read-0` to `read-3`
 
 `direct` reads and writes past the page cache. `buffered` writes go through it, and buffered reads
-too, though never from it.
+too, though never from it. Buffered writers rest between requests: they could fill the cache as fast
+as the processor can, and leave nothing of that to others.
 """
 
 import mmap
 import os
 import sys
+import time
 from pathlib import Path
 
 WORKERS = 4
@@ -17,6 +19,9 @@ EXTENT = 16 << 20
 """The bytes that each worker reads or writes, over and over."""
 
 REQUEST = 128 << 10
+
+REST = 0.05
+"""Seconds for which a buffered writer rests, which makes 2.5 MiB per second at most."""
 
 
 def work(path: str, base: int, *, direct: bool, writes: bool) -> None:
@@ -28,6 +33,8 @@ def work(path: str, base: int, *, direct: bool, writes: bool) -> None:
         for at in range(base, base + EXTENT, REQUEST):
             if writes:
                 os.pwritev(fd, [data], at)
+                if not direct:
+                    time.sleep(REST)
                 continue
             if not direct:
                 os.posix_fadvise(fd, at, REQUEST, os.POSIX_FADV_DONTNEED)

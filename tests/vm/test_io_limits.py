@@ -8,7 +8,6 @@ import contextlib
 import functools
 import os
 import signal
-import statistics
 import subprocess
 import sys
 import threading
@@ -239,7 +238,7 @@ def loaded(used: Used, mode: str) -> Iterator[int]:
 @pytest.fixture
 def written_back_soon() -> Iterator[None]:
     """Have the kernel write back what is dirty all the time, and not after 30 seconds."""
-    knobs = {"dirty_background_bytes": 8 * MIB, "dirty_bytes": 64 * MIB}
+    knobs = {"dirty_background_bytes": 8 * MIB, "dirty_bytes": 512 * MIB}
     ratios = {
         name.replace("bytes", "ratio"): Path(f"/proc/sys/vm/{name.replace('bytes', 'ratio')}")
         for name in knobs
@@ -252,8 +251,9 @@ def written_back_soon() -> Iterator[None]:
         path.write_text(before[name])
 
 
-def near(measured: float, limit: float) -> bool:
-    return 0.9 * limit <= measured <= 1.1 * limit
+def held(rate: float, limit: float) -> bool:
+    """Tell whether a rate is one of a pod at its limit, in a machine that may be held up."""
+    return 0.6 * limit <= rate <= 1.1 * limit
 
 
 @pytest.mark.parametrize("mode", ["direct", "buffered"])
@@ -268,32 +268,52 @@ def test_pods_stay_within_limits(
 ) -> None:
     """Four readers and four writers on each kind of volume at once.
 
-    The limits are low, so that a slow machine reaches them, and the time is long, since a request
-    of writeback may have 1 MiB. No pod may ever have more; that they have all of it is looked for
-    three times, since an emulated machine may have been held up meanwhile.
+    That no pod ever has more is judged strictly, and that it would have more without limits is
+    seen. That it has as much is judged leniently, for the kernel does not make up for the time in
+    which an emulated machine was held up. The limits are low, so that a slow machine reaches them,
+    and the time is long, since a request of writeback may have 1 MiB.
     """
     driver = serve(pool, options=(OPTION,))
     low = {"readBandwidth": "2Mi", "writeBandwidth": "1Mi"}
+    seen: list[dict[str, tuple[float, float]]] = []
+
+    def reached(share: float) -> bool:
+        """Tell whether each pod has had this share of its limits, at one time or another."""
+        return all(
+            max(rates[kind][way] for rates in seen) >= share * limit
+            for kind in KINDS
+            for way, limit in enumerate((2, 1))
+        )
+
     with contextlib.ExitStack() as stack:
         limited = {
             kind: stack.enter_context(use(driver, tmp_path, pods(), kind, **low)) for kind in KINDS
         }
         for used in limited.values():
+            assert used.limits() == IoLimits(rbps=2 * MIB, wbps=MIB)
             stack.enter_context(loaded(used, mode))
         time.sleep(5)
-        seen = []
-        for _ in range(3):
+        for _ in range(4):
             seen.append(measured(limited, 16))
-            if all(near(read, 2) and near(written, 1) for read, written in seen[-1].values()):
+            if reached(0.9):
                 break
-    told = f"{mode}: {seen} MiB/s"
-    record_property("rates", told)
-    for read, written in seen[-1].values():
-        assert near(read, 2), told
-        assert near(written, 1), told
-    for read, written in (pair for rates in seen for pair in rates.values()):
-        assert read <= 1.1 * 2, told
-        assert written <= 1.1 * 1, told
+        told = f"{mode}: {seen} MiB/s"
+        record_property("rates", told)
+        for read, written in (pair for rates in seen for pair in rates.values()):
+            assert read <= 1.1 * 2, told
+            assert written <= 1.1 * 1, told
+        assert reached(0.5), told
+
+        for used in limited.values():
+            driver.modify(used.volume_id, **dict.fromkeys(low, "none"))
+
+        def more() -> bool:
+            return all(
+                read > 1.3 * 2 and written > 1.3 * 1
+                for read, written in measured(limited, 4).values()
+            )
+
+        wait_for(more, 60)
 
 
 def test_neighbour(
@@ -314,24 +334,23 @@ def test_neighbour(
         loaded(neighbour, "direct"),
     ):
         time.sleep(2)
-        kept, left = [], []
-        for _ in range(4):  # in turns, for the machine on which this runs is not always as fast
-            beside_limited = sum(neighbour.rates(1))
+        limited = unlimited = alone = 0.0
+        for _ in range(10):  # in turns, for the machine on which this runs is not always as fast
+            limited += sum(neighbour.rates(0.5))
             driver.modify(noisy.volume_id, **none)
             time.sleep(0.2)
-            beside_unlimited = sum(neighbour.rates(1))
+            unlimited += sum(neighbour.rates(0.5))
             driver.modify(noisy.volume_id, **slow)
             os.killpg(group, signal.SIGSTOP)
-            time.sleep(0.5)
-            alone = sum(neighbour.rates(1))
+            time.sleep(0.3)
+            alone += sum(neighbour.rates(0.5))
             os.killpg(group, signal.SIGCONT)
             time.sleep(0.2)
-            kept.append(beside_limited / alone)
-            left.append(beside_unlimited / alone)
-    told = f"of its speed alone it has {kept} beside a limited one, {left} beside another"
+    kept, left = limited / alone, unlimited / alone
+    told = f"of its speed alone it has {kept:.2f} beside a limited one, {left:.2f} beside another"
     record_property("shares", told)
-    assert statistics.median(kept) > 0.7, told
-    assert statistics.median(kept) > 1.2 * statistics.median(left), told
+    assert kept > 0.7, told
+    assert kept > 1.2 * left, told
 
 
 def test_change_of_class(
@@ -341,17 +360,17 @@ def test_change_of_class(
     driver = serve(pool, options=(OPTION,))
     with use(driver, tmp_path, pods(), **LIMITS) as used, loaded(used, "direct"):
         time.sleep(2)
-        assert near(used.rates(2)[0], 4)
+        assert held(used.rates(2)[0], 4)
         driver.modify(used.volume_id, readBandwidth="2Mi", writeBandwidth="3Mi")
         time.sleep(1)
         read, written = used.rates(2)
-        assert near(read, 2)
-        assert near(written, 3)
+        assert held(read, 2)
+        assert held(written, 3)
         driver.modify(used.volume_id, readBandwidth="none", writeIops="50")
         time.sleep(1)
         read, written = used.rates(2)
         assert read > 6
-        assert near(written, 3)
+        assert held(written, 3)
         assert used.limits() == IoLimits(wbps=3 * MIB, wiops=50)
         driver.modify(used.volume_id, writeBandwidth="none", writeIops="none")
         assert used.limits() == UNLIMITED
@@ -367,8 +386,8 @@ def test_requests(
     with use(driver, tmp_path, pods(), "raw", **given) as used, loaded(used, "direct"):
         time.sleep(2)
         read, written = used.rates(4)
-        assert near(read, 20 / 8)
-        assert near(written, 10 / 8)
+        assert held(read, 20 / 8)
+        assert held(written, 10 / 8)
 
 
 def test_restart_and_end(
@@ -382,7 +401,7 @@ def test_restart_and_end(
         driver.stop(signal.SIGKILL)
         with loaded(used, "direct"):
             time.sleep(2)
-            assert near(used.rates(3)[0], 4)
+            assert held(used.rates(3)[0], 4)
         driver.start()
         assert used.limits() == AT_LIMITS
         driver.stop(signal.SIGKILL)
@@ -512,18 +531,27 @@ def test_snapshot_of_a_slow_volume(
     serve: Callable[..., Driver],
     pods: Callable[..., Pod],
     tmp_path: Path,
-    record_property: Callable[[str, object], None],
 ) -> None:
     """What the pod has written to the page cache does not have to go the slow way first."""
     driver = serve(pool, options=(OPTION,))
     with use(driver, tmp_path, pods(), **LIMITS) as used, loaded(used, "buffered"):
         time.sleep(3)
-        begin = time.monotonic()
+        lifted: list[bool] = []
+        done = threading.Event()
+
+        def watch() -> None:
+            while not (done.is_set() or lifted):
+                if used.pod.limits(device) == UNLIMITED:
+                    lifted.append(True)
+
+        device = used.device
+        watcher = threading.Thread(target=watch)
+        watcher.start()
         snapshot = driver.snapshot("busy", used.volume_id)
-        passed = time.monotonic() - begin
-        record_property("seconds", passed)
+        done.set()
+        watcher.join()
+        assert lifted, "the limits held while the filesystem waited"
         assert used.limits() == AT_LIMITS
-        assert passed < 10, passed
     driver.delete_snapshot(snapshot.snapshot_id)
 
 
