@@ -361,17 +361,17 @@ def test_change_of_class(
     with use(driver, tmp_path, pods(), **LIMITS) as used, loaded(used, "direct"):
         time.sleep(2)
         assert held(used.rates(2)[0], 4)
-        driver.modify(used.volume_id, readBandwidth="2Mi", writeBandwidth="3Mi")
+        driver.modify(used.volume_id, readBandwidth="2Mi", writeBandwidth="1Mi")
         time.sleep(1)
         read, written = used.rates(2)
         assert held(read, 2)
-        assert held(written, 3)
+        assert held(written, 1)
         driver.modify(used.volume_id, readBandwidth="none", writeIops="50")
         time.sleep(1)
         read, written = used.rates(2)
         assert read > 6
-        assert held(written, 3)
-        assert used.limits() == IoLimits(wbps=3 * MIB, wiops=50)
+        assert held(written, 1)
+        assert used.limits() == IoLimits(wbps=MIB, wiops=50)
         driver.modify(used.volume_id, writeBandwidth="none", writeIops="none")
         assert used.limits() == UNLIMITED
         assert used.rates(2)[1] > 6
