@@ -4,7 +4,7 @@ import errno
 import fcntl
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from pycsi.linux.descriptor import opened
@@ -15,6 +15,9 @@ FICLONE = 0x40049409
 
 _CANNOT = frozenset({errno.EINVAL, errno.ENOSYS, errno.ENOTTY, errno.EOPNOTSUPP, errno.EXDEV})
 _STEP = 1024 * 1024
+
+Range = tuple[int, int]
+"""The first byte, and the one after the last."""
 
 
 @unpinned()
@@ -87,17 +90,38 @@ def renew(source: int, target: int, progress: Callable[[], None]) -> None:
     """
     size = os.fstat(source).st_size
     os.ftruncate(target, size)
-    at = 0
-    for first, end in data_ranges(source, size):
-        punch_hole(target, at, first - at)
-        for start in range(first, end, _STEP):
+    update(source, target, [(0, size)], progress)
+
+
+def update(source: int, copy: int, ranges: Iterable[Range], progress: Callable[[], None]) -> None:
+    """Make the `ranges` of the open file `copy` what they are in `source`: data and holes.
+
+    Only what differs is written. The copy has its size. `progress` is called for each MiB; an
+    exception from it ends the update.
+    """
+    for start, end, data in pieces(source, ranges):
+        if not data:
+            if next(data_ranges(copy, end, start), None):
+                punch_hole(copy, start, end - start)
+            continue
+        for at in range(start, end, _STEP):
             progress()
-            count = min(_STEP, end - start)
-            wanted = os.pread(source, count, start)
-            if os.pread(target, count, start) != wanted:
-                _write(target, wanted, start)
-        at = end
-    punch_hole(target, at, size - at)
+            read = os.pread(source, min(_STEP, end - at), at)
+            if read != os.pread(copy, len(read), at):
+                _write(copy, read, at)
+
+
+def pieces(fd: int, ranges: Iterable[Range]) -> Iterator[tuple[int, int, bool]]:
+    """Yield the pieces of ranges of an open file, without gaps, and whether each holds data."""
+    for first, last in ranges:
+        at = first
+        for start, end in data_ranges(fd, last, first):
+            if start > at:
+                yield at, start, False
+            yield start, end, True
+            at = end
+        if at < last:
+            yield at, last, False
 
 
 def _write(fd: int, data: bytes, at: int) -> None:

@@ -1,43 +1,23 @@
-"""Bringing the copy of a file up to date with its source, and comparing both."""
+"""Comparing the copy of a file with its source, and giving it its attributes."""
 
 import contextlib
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 
 from pycsi.linux import filecopy, treecopy
-from pycsi.linux.punch import punch_hole
 
 _STEP = 1024 * 1024
 
-Range = tuple[int, int]
-"""The first byte, and the one after the last."""
 
-
-def update(source: int, copy: int, ranges: Iterable[Range], progress: Callable[[], None]) -> None:
-    """Make the `ranges` of the open file `copy` what they are in `source`: data and holes.
-
-    Only what differs is written. The copy has its size. `progress` is called for each MiB; an
-    exception from it ends the update.
-    """
-    for start, end, data in _pieces(source, ranges):
-        if not data:
-            if next(filecopy.data_ranges(copy, end, start), None):
-                punch_hole(copy, start, end - start)
-            continue
-        for at in range(start, end, _STEP):
-            progress()
-            read = os.pread(source, min(_STEP, end - at), at)
-            if read != os.pread(copy, len(read), at):
-                _write(copy, read, at)
-
-
-def is_same(source: int, copy: int, ranges: Iterable[Range], progress: Callable[[], None]) -> bool:
+def is_same(
+    source: int, copy: int, ranges: Iterable[filecopy.Range], progress: Callable[[], None]
+) -> bool:
     """Tell whether the `ranges` of two open files read the same, the copy from its disk.
 
     It has to be on its disk already (fsync(2)): what only the page cache has is not read again.
     """
     os.posix_fadvise(copy, 0, 0, os.POSIX_FADV_DONTNEED)
-    for start, end, data in _pieces(source, ranges):
+    for start, end, data in filecopy.pieces(source, ranges):
         # Where the source has a hole, only what is no hole of the copy has to be looked at.
         there = [(start, end)] if data else filecopy.data_ranges(copy, end, start)
         for first, last in there:
@@ -48,26 +28,6 @@ def is_same(source: int, copy: int, ranges: Iterable[Range], progress: Callable[
                 if read != os.pread(copy, count, at):
                     return False
     return True
-
-
-def _pieces(fd: int, ranges: Iterable[Range]) -> Iterator[tuple[int, int, bool]]:
-    """Yield the pieces of ranges of an open file, without gaps, and whether each holds data."""
-    for first, last in ranges:
-        at = first
-        for start, end in filecopy.data_ranges(fd, last, first):
-            if start > at:
-                yield at, start, False
-            yield start, end, True
-            at = end
-        if at < last:
-            yield at, last, False
-
-
-def _write(fd: int, data: bytes, at: int) -> None:
-    left = memoryview(data)
-    while left:
-        count = os.pwrite(fd, left, at)
-        left, at = left[count:], at + count
 
 
 def align(source: int, copy: int) -> None:

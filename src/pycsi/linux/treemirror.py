@@ -17,7 +17,7 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
-from pycsi.linux import acl, filemirror, tree, treecopy
+from pycsi.linux import acl, filecopy, filemirror, tree, treecopy
 from pycsi.linux.descriptor import DIRECTORY, names_in, opened
 from pycsi.linux.program import unpinned
 from pycsi.linux.tree import refuse_mounts
@@ -81,30 +81,23 @@ class _Level:
     changed: bool
 
 
+@dataclasses.dataclass(eq=False)
 class _Walk:
     """A walk through a source and its copy, each directory before its entries."""
 
-    def __init__(
-        self,
-        source: Path,
-        copy: Path,
-        fence: int | None,
-        part: Part,
-        progress: Callable[[], None],
-    ) -> None:
-        self._source = source
-        self._copy = copy
-        self._fence = fence
-        self._part = part
-        self._progress = progress
+    source: Path
+    copy: Path
+    fence: int | None
+    part: Part
+    progress: Callable[[], None]
 
     def run(self) -> None:
-        refuse_mounts(self._source)
-        with treecopy.Cursor(self._source) as here, treecopy.Cursor(self._copy) as there:
-            levels = [self._level(here.fd, there.fd, sure=self._fence is not None)]
+        refuse_mounts(self.source)
+        with treecopy.Cursor(self.source) as here, treecopy.Cursor(self.copy) as there:
+            levels = [self._level(here.fd, there.fd, sure=self.fence is not None)]
             while True:
                 while levels[-1].names:
-                    self._progress()
+                    self.progress()
                     name = levels[-1].names.pop()
                     with contextlib.suppress(FileNotFoundError):
                         status = os.stat(name, dir_fd=here.fd, follow_symlinks=False)
@@ -137,10 +130,10 @@ class _Walk:
         return _Level(names, sure, changed)
 
     def _has_changed(self, status: os.stat_result) -> bool:
-        return self._fence is None or status.st_ctime_ns > self._fence
+        return self.fence is None or status.st_ctime_ns > self.fence
 
     def _is_meant(self, *, unchanged: bool) -> bool:
-        return self._part is Part.ALL or unchanged is (self._part is Part.UNCHANGED)
+        return self.part is Part.ALL or unchanged is (self.part is Part.UNCHANGED)
 
     def _entry(
         self, name: str, status: os.stat_result, here: int, there: int, level: _Level
@@ -177,6 +170,7 @@ class _Walk:
             self.attributes(here, there)
 
 
+@dataclasses.dataclass(eq=False)
 class _Update(_Walk):
     """Makes the copy what the source is.
 
@@ -184,20 +178,9 @@ class _Update(_Walk):
     file with several names, called by the file's number in the source.
     """
 
-    def __init__(
-        self,
-        source: Path,
-        copy: Path,
-        fence: int | None,
-        part: Part,
-        progress: Callable[[], None],
-        *,
-        links: int,
-        kept: str,
-    ) -> None:
-        super().__init__(source, copy, fence, part, progress)
-        self._links = links
-        self._kept = kept
+    _: dataclasses.KW_ONLY
+    links: int
+    kept: str
 
     def directory(self, name: str, status: os.stat_result, there: int) -> None:
         found = _status(name, there)
@@ -208,7 +191,7 @@ class _Update(_Walk):
             os.mkdir(name, 0o700, dir_fd=there)
 
     def names(self, names: set[str], here: int, there: int) -> None:
-        for name in set(names_in(there)) - names - {self._kept}:
+        for name in set(names_in(there)) - names - {self.kept}:
             _remove(name, there)
         with contextlib.suppress(OSError):  # or what is made here would inherit it
             os.removexattr(there, acl.DEFAULT)
@@ -217,9 +200,9 @@ class _Update(_Walk):
         filemirror.align(here, there)
 
     def root(self, here: int, there: int, *, meant: bool) -> None:
-        for name in names_in(self._links):
-            os.unlink(name, dir_fd=self._links)
-        os.rmdir(self._kept, dir_fd=there)
+        for name in names_in(self.links):
+            os.unlink(name, dir_fd=self.links)
+        os.rmdir(self.kept, dir_fd=there)
         self.attributes(here, there)  # in any case: that has changed its time
 
     def passed(self, name: str, status: os.stat_result, here: int, there: int) -> None:
@@ -247,7 +230,7 @@ class _Update(_Walk):
         if found:
             _remove(name, there)
         if stat.S_ISREG(status.st_mode):
-            treecopy.copy_file(name, here, there, self._progress)
+            treecopy.copy_file(name, here, there, self.progress)
         else:
             treecopy.copy_special(name, status, here, there)
         if status.st_nlink > 1:
@@ -260,12 +243,12 @@ class _Update(_Walk):
         ):
             size = os.fstat(source).st_size
             os.ftruncate(copy, size)
-            filemirror.update(source, copy, [(0, size)], self._progress)
+            filecopy.update(source, copy, [(0, size)], self.progress)
             filemirror.align(source, copy)
 
     def _is_linked(self, status: os.stat_result, found: os.stat_result | None) -> bool:
         """Tell whether the copy's entry is the file that was made for another name already."""
-        made = _status(str(status.st_ino), self._links)
+        made = _status(str(status.st_ino), self.links)
         return found is not None and made is not None and found.st_ino == made.st_ino
 
     def _link(
@@ -273,16 +256,16 @@ class _Update(_Walk):
     ) -> bool:
         """Make the copy's entry a link to the one that was made for another name, if there is."""
         key = str(status.st_ino)
-        if _status(key, self._links) is None:
+        if _status(key, self.links) is None:
             return False
         if found:
             _remove(name, there)
         try:
-            os.link(key, name, src_dir_fd=self._links, dst_dir_fd=there, follow_symlinks=False)
+            os.link(key, name, src_dir_fd=self.links, dst_dir_fd=there, follow_symlinks=False)
         except OSError as error:
             if error.errno != errno.EMLINK:
                 raise
-            os.unlink(key, dir_fd=self._links)  # too many links to one file: make another copy
+            os.unlink(key, dir_fd=self.links)  # too many links to one file: make another copy
             return False
         return True
 
@@ -291,24 +274,17 @@ class _Update(_Walk):
             name,
             str(status.st_ino),
             src_dir_fd=there,
-            dst_dir_fd=self._links,
+            dst_dir_fd=self.links,
             follow_symlinks=False,
         )
 
 
+@dataclasses.dataclass(eq=False)
 class _Compare(_Walk):
     """Compares the copy with the source."""
 
-    def __init__(
-        self,
-        source: Path,
-        copy: Path,
-        fence: int | None,
-        part: Part,
-        progress: Callable[[], None],
-    ) -> None:
-        super().__init__(source, copy, fence, part, progress)
-        self._linked: dict[int, int] = {}
+    linked: dict[int, int] = dataclasses.field(default_factory=dict, init=False)
+    """By the number of a file with several names in the source, that of its copy."""
 
     def directory(self, name: str, status: os.stat_result, there: int) -> None:
         found = _status(name, there)
@@ -326,7 +302,7 @@ class _Compare(_Walk):
 
     def passed(self, name: str, status: os.stat_result, here: int, there: int) -> None:
         found = _status(name, there)
-        if self._part is Part.CHANGED and (found is None or not _alike(status, found)):
+        if self.part is Part.CHANGED and (found is None or not _alike(status, found)):
             raise DifferenceError(f"{name!r} is missing, or another file")
 
     def entry(self, name: str, status: os.stat_result, here: int, there: int) -> None:
@@ -344,7 +320,7 @@ class _Compare(_Walk):
         if kind != stat.S_IFMT(found.st_mode):
             return "kind"
         if status.st_nlink > 1 and (
-            self._linked.setdefault(status.st_ino, found.st_ino) != found.st_ino
+            self.linked.setdefault(status.st_ino, found.st_ino) != found.st_ino
         ):
             return "hard link"
         if kind == stat.S_IFREG:
@@ -364,13 +340,13 @@ class _Compare(_Walk):
             size = os.fstat(one).st_size
             if os.fstat(other).st_size != size:
                 return "size"
-            if not filemirror.is_same(one, other, [(0, size)], self._progress):
+            if not filemirror.is_same(one, other, [(0, size)], self.progress):
                 return "content"
             return filemirror.other_attributes(one, other)
 
     def _differs(self, how: str, now: os.stat_result | None) -> None:
         """Raise `DifferenceError`, unless the source has changed while it was compared."""
-        if self._part is Part.UNCHANGED and (now is None or self._has_changed(now)):
+        if self.part is Part.UNCHANGED and (now is None or self._has_changed(now)):
             return
         raise DifferenceError(how)
 

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from pycsi.backends import Backend
 from pycsi.backends.limits import Progress
-from pycsi.linux import filemirror, treecopy, treemirror
+from pycsi.linux import filecopy, filemirror, treecopy, treemirror
 from pycsi.linux.descriptor import opened
 from pycsi.linux.fence import Fence
 from pycsi.linux.mount import syncfs
@@ -61,7 +61,7 @@ class ImageMirror:
     def prepare(self) -> None:
         with self._opened(self._kept or self._source) as (original, copy):
             self._tell("copying, while the volume may be used")
-            filemirror.update(original, copy, self._all, self._progress)
+            filecopy.update(original, copy, self._all, self._progress)
             os.fsync(copy)
             if self._kept:
                 self._tell("comparing what was copied")
@@ -78,7 +78,7 @@ class ImageMirror:
                     )
                     ranges = list(found)
             self._tell("copying what has changed")
-            filemirror.update(original, copy, ranges, self._progress)
+            filecopy.update(original, copy, ranges, self._progress)
             os.fsync(copy)
             self._tell("comparing what was copied")
             self._compare(original, copy, ranges)
@@ -88,7 +88,7 @@ class ImageMirror:
         with opened(original.content) as one, opened(self._copy.content, os.O_RDWR) as other:
             yield one, other
 
-    def _compare(self, original: int, copy: int, ranges: list[filemirror.Range]) -> None:
+    def _compare(self, original: int, copy: int, ranges: list[filecopy.Range]) -> None:
         if not filemirror.is_same(original, copy, ranges, self._progress):
             raise _differs(self._copy, "its image")
 
@@ -101,7 +101,9 @@ class TreeMirror:
     ) -> None:
         self._source = source
         self._copy = copy
-        self._fence = fence if fence and fence.holds else None
+        self._part, self._since = Part.ALL, None
+        if fence and fence.holds:
+            self._part, self._since = Part.CHANGED, fence.time
         self._progress = progress
         self._tell = tell
 
@@ -113,7 +115,7 @@ class TreeMirror:
             syncfs(self._source)
             try:
                 self._tell("copying, while the volume may be used")
-                self._update(self._fence)
+                self._update()
                 self._tell("comparing what was copied")
                 treemirror.compare(
                     self._source, self._copy.content, fence.time, Part.UNCHANGED, self._progress
@@ -131,17 +133,17 @@ class TreeMirror:
     def finish(self) -> None:
         syncfs(self._source)
         self._tell("copying what has changed")
-        self._update(self._fence)
+        self._update()
         self._tell("comparing what was copied")
-        part, time = (Part.CHANGED, self._fence.time) if self._fence else (Part.ALL, None)
         try:
-            treemirror.compare(self._source, self._copy.content, time, part, self._progress)
+            treemirror.compare(
+                self._source, self._copy.content, self._since, self._part, self._progress
+            )
         except DifferenceError as error:
             raise _differs(self._copy, str(error)) from None
 
-    def _update(self, fence: Fence | None) -> None:
-        part, time = (Part.CHANGED, fence.time) if fence else (Part.ALL, None)
-        treemirror.update(self._source, self._copy.content, time, part, self._progress)
+    def _update(self) -> None:
+        treemirror.update(self._source, self._copy.content, self._since, self._part, self._progress)
         syncfs(self._copy.content)
 
 
