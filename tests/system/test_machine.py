@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -302,13 +303,20 @@ def test_options_are_remembered(alone: Machine, pool: Path, serve: Callable[...,
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_interrupted(alone: Machine, tmp_path: Path, number: signal.Signals) -> None:
-    """A command that is ended leaves no driver behind, and can be repeated."""
+    """A command that is ended leaves no driver behind, and can be repeated.
+
+    Its volume takes a while to make, so that the signal comes before it is made.
+    """
     command = ["env", "--default-signal=INT", *PYCSI, "create", "data", "--type=image"]
-    scratch = tmp_path / "scratch"
+    scratch, slow = tmp_path / "scratch", tmp_path / "slow" / "mkfs.ext4"
     scratch.mkdir()
+    slow.parent.mkdir()
+    slow.write_text(f'#!/bin/sh\nsleep 2\nexec {shutil.which(slow.name)} "$@"\n')
+    slow.chmod(0o755)
+    path = f"{slow.parent}:{os.environ['PATH']}"
     with subprocess.Popen(
         command,
-        env=environment(**alone.variables, TMPDIR=str(scratch)),
+        env=environment(**alone.variables, TMPDIR=str(scratch), PATH=path),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     ) as process:

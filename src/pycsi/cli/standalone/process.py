@@ -37,7 +37,7 @@ class PrivateDriver:
                 env=_environment(),
                 start_new_session=True,  # Ctrl-C is for the command, which then ends the driver
                 # This process is still single-threaded, so running code before exec is safe.
-                preexec_fn=namespace.end_with_parent,  # noqa: PLW1509
+                preexec_fn=_prepare,  # noqa: PLW1509
             )
 
     def refuse_ended(self) -> None:
@@ -66,6 +66,12 @@ def _message(line: str) -> str:
         return line.removeprefix("pycsi: ")
 
 
+def _prepare() -> None:
+    """Prepare the child for the driver."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)
+    namespace.end_with_parent()
+
+
 def _environment() -> dict[str, str]:
     """Return the environment without options, which are for other drivers, or given already."""
     return {
@@ -81,15 +87,31 @@ def private_driver(pools: Sequence[str], node_id: str | None) -> Iterator[Privat
     """
     before = {number: signal.signal(number, _interrupt) for number in _STOPPING}
     try:
-        with tempfile.TemporaryDirectory(prefix="pycsi-") as folder:
-            driver = PrivateDriver(Path(folder), pools, node_id)
-            try:
-                yield driver
-            finally:
-                driver.stop()
+        with (
+            tempfile.TemporaryDirectory(prefix="pycsi-") as folder,
+            contextlib.ExitStack() as child,
+        ):
+            with _signals_held():
+                driver = PrivateDriver(Path(folder), pools, node_id)
+                child.callback(driver.stop)
+            yield driver
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _signals_held() -> Iterator[None]:
+    """Let what stops this process arrive after the `with` block.
+
+    An exception from a signal's handler would be lost in what Python calls around fork(2), which
+    has nobody to raise it to.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)
 
 
 def _interrupt(number: int, _: Any) -> None:
