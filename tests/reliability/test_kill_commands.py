@@ -21,7 +21,7 @@ from terminal import piped
 from pycsi.linux import kernel
 
 _SHARE = 8
-_FEW = 16
+_FEW = 10
 """How many points of an adoption are tried."""
 _ADOPTED = {"ext4": "image", "xfs": "directory", "btrfs": "directory"}
 """What is adopted on each ground, of which only a share is tried."""

@@ -12,15 +12,19 @@ OPTIONS = {
 }
 
 
-@pytest.fixture(params=OPTIONS)
-def pool(request: pytest.FixtureRequest, filesystem: FilesystemFactory) -> Path:
+def limiting_pool(filesystem: FilesystemFactory, kind: str) -> Path:
     """Return a pool on a filesystem that enforces project limits."""
-    options = OPTIONS[request.param]
     try:
-        path = filesystem(request.param, 2 * GIB, *options, options="prjquota")
+        path = filesystem(kind, 2 * GIB, *OPTIONS[kind], options="prjquota")
     except AssertionError as refusal:
         if IN_VM:
             raise
         pytest.skip(f"this kernel has no project quota; make test-vm has: {refusal}")
     path.chmod(0o755)
     return path
+
+
+@pytest.fixture(params=OPTIONS)
+def pool(request: pytest.FixtureRequest, filesystem: FilesystemFactory) -> Path:
+    """Return a pool on each kind of filesystem that enforces project limits."""
+    return limiting_pool(filesystem, request.param)

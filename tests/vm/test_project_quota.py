@@ -15,9 +15,11 @@ from typing import Any
 import grpc
 import pytest
 import trees
+from conftest import FilesystemFactory
 from driver import GIB, MIB, NODE, Driver, from_snapshot, from_volume, refused
 from exports import bring, export, to
 from terminal import piped
+from vm.conftest import limiting_pool
 
 from pycsi.linux import quota
 from pycsi.linux.libc import system_call
@@ -288,3 +290,30 @@ def test_import_is_limited(pool: Path, serve: Callable[..., Driver], tmp_path: P
     done = piped("import", tmp_path / "large", "x", *to(driver), "-p", "quota=required")
     assert (done.returncode, "size" in done.stderr) == (1, True)
     assert list((pool / "tmp").iterdir()) == []
+
+
+@pytest.mark.parametrize("kinds", [("xfs", "ext4"), ("ext4", "btrfs"), ("btrfs", "xfs")])
+def test_moved_directory_is_limited(
+    filesystem: FilesystemFactory, serve: Callable[..., Driver], place: Path, kinds: tuple[str, str]
+) -> None:
+    """In another pool, by whatever limits directories there, and again in its first one."""
+    pools = {
+        name: filesystem(kind, 2 * GIB) if kind == "btrfs" else limiting_pool(filesystem, kind)
+        for name, kind in zip(("one", "two"), kinds, strict=True)
+    }
+    driver = serve(*(f"{name}={path}" for name, path in pools.items()))
+    made = driver.create("v", 64 * MIB, parameters={"pool": "one", "type": "directory"})
+    assert made.volume_context["type"] == "directory"
+    (pools["one"] / "volumes" / made.volume_id / "data" / "file").write_bytes(os.urandom(8 * MIB))
+    for pool in ("two", "one"):
+        words = ["move", made.volume_id, "--to-pool", pool, f"--endpoint={driver.socket}"]
+        done = piped(*words)
+        assert done.returncode == 0, done.stderr
+        with driver.published(made.volume_id, place) as target:
+            assert (target / "file").stat().st_size == 8 * MIB
+            used = driver.stats(made.volume_id, target).usage[0]
+            assert (used.total, used.used >= 8 * MIB) == (64 * MIB, True)
+            written, said = write_as_nobody(target / "fill", 128 * MIB)
+            assert any(reason in said for reason in REFUSALS)
+            assert 40 * MIB < written <= 56 * MIB
+            (target / "fill").unlink()
