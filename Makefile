@@ -50,9 +50,9 @@ lint: $(DEVELOPMENT) ## Check style, types and, where actionlint is on PATH, wor
 	@if command -v actionlint >/dev/null; then actionlint; \
 	else echo "workflows are not checked: actionlint is not on PATH"; fi
 
-proto: $(DEVELOPMENT) ## Generate src/pycsi/proto from csi.proto, groups.proto and transfers.proto
+proto: $(DEVELOPMENT) ## Generate src/pycsi/proto from csi.proto and the others
 	$(BIN)/python -m grpc_tools.protoc -Ipycsi/proto=. --python_out=src --pyi_out=src \
-		--grpc_python_out=src csi.proto groups.proto transfers.proto
+		--grpc_python_out=src csi.proto exchange.proto groups.proto transfers.proto
 
 sanity: $(DEVELOPMENT) tools ## Run the csi-sanity that is on PATH against every kind of volume
 	@command -v csi-sanity >/dev/null || { echo "csi-sanity is not on PATH: build it from \

@@ -3,7 +3,7 @@
 import contextlib
 import queue
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,16 +19,22 @@ POINT_IN_TIME = 1_700_000_000.25
 
 @contextlib.contextmanager
 def calling(
-    node: NodeDriver, tls: Path, role: str = "controller"
-) -> Iterator[groups_pb2_grpc.GroupPartsStub]:
-    """Return a stub of the node's service for parts, called with the certificate of `role`."""
+    node: NodeDriver,
+    tls: Path,
+    role: str = "controller",
+    kind: Callable[[grpc.Channel], Any] = groups_pb2_grpc.GroupPartsStub,
+) -> Iterator[Any]:
+    """Return a stub of the node's service for parts, called with the certificate of `role`.
+
+    Or that of another service, of this `kind`.
+    """
     files = ("ca.crt", "tls.key", "tls.crt")
     credentials = grpc.ssl_channel_credentials(
         *((tls / role / name).read_bytes() for name in files)
     )
     options = [("grpc.ssl_target_name_override", "node.pycsi.storage")]
     with grpc.secure_channel(f"127.0.0.1:{node.port}", credentials, options) as channel:
-        yield groups_pb2_grpc.GroupPartsStub(channel)  # type: ignore[no-untyped-call]
+        yield kind(channel)
 
 
 class Taker:

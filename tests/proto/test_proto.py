@@ -13,7 +13,7 @@ from wire import PACKAGE, VERSIONS, table
 
 ROOT = Path(__file__).resolve().parents[2]
 PROTO = "pycsi/proto/csi.proto"
-SOURCES = ("csi.proto", "groups.proto", "transfers.proto")
+SOURCES = ("csi.proto", "exchange.proto", "groups.proto", "transfers.proto")
 STUBS = [
     source.replace(".proto", suffix)
     for source in SOURCES

@@ -17,7 +17,7 @@ from routing.conftest import create, ending
 from rpc.conftest import wait_for
 
 from pycsi.proto import csi_pb2 as csi
-from pycsi.proto import groups_pb2
+from pycsi.proto import exchange_pb2, groups_pb2
 
 CONTROLLER = "DNS:controller.pycsi.storage"
 NODE = "DNS:node.pycsi.storage"
@@ -73,7 +73,7 @@ def _made(folder: Path) -> Path:
 
 def methods() -> Iterator[tuple[str, Any]]:
     """Yield the path and the descriptor of every method that any service of ours has."""
-    for file in (csi.DESCRIPTOR, groups_pb2.DESCRIPTOR):
+    for file in (csi.DESCRIPTOR, exchange_pb2.DESCRIPTOR, groups_pb2.DESCRIPTOR):
         for service in file.services_by_name.values():
             for method in service.methods:
                 yield f"/{service.full_name}/{method.name}", method

@@ -99,8 +99,15 @@ class Cursor:
 
 def fence() -> int:
     """Return a time in nanoseconds; every file that changes from now on gets a later ctime."""
-    now = time.clock_gettime_ns(CLOCK_REALTIME_COARSE)
-    while time.clock_gettime_ns(CLOCK_REALTIME_COARSE) <= now:
+    # A file's time may lie between two ticks of this clock (Linux 6.13), so that of a file that was
+    # changed just before may be later than this tick: take the next.
+    since = _tick_after(time.clock_gettime_ns(CLOCK_REALTIME_COARSE))
+    _tick_after(since)
+    return since
+
+
+def _tick_after(then: int) -> int:
+    while (now := time.clock_gettime_ns(CLOCK_REALTIME_COARSE)) <= then:
         time.sleep(0.001)
     return now
 

@@ -18,6 +18,9 @@ CLAIM_NAMESPACE = "csi.storage.k8s.io/pvc/namespace"
 FILESYSTEM = "csi.storage.k8s.io/fstype"
 """The exception: the filesystem to make if the capability names none."""
 
+RESTORE_ANYWHERE = "restoreAnywhere"
+"""The key that lets a volume be on another node than the source that it is filled from."""
+
 DEFAULT_FILESYSTEM = "ext4"
 Reader = Callable[[str], Any]
 """A function that returns a parameter's value as the driver uses it.
@@ -58,6 +61,7 @@ _READERS: Mapping[str, Reader] = {
     "gid": rootdirectory.read_id,
     "mode": rootdirectory.read_mode,
     "lostAndFound": _one_of("true", "false"),
+    RESTORE_ANYWHERE: _one_of("true", "false"),
     **_MUTABLE,
 }
 _SNAPSHOT_READERS: Mapping[str, Reader] = {
@@ -66,10 +70,15 @@ _SNAPSHOT_READERS: Mapping[str, Reader] = {
     # for groups; it decides nothing.
     "deletionPolicy": _one_of("Delete", "Retain"),
 }
-_KEYS = ("pool", "type", "quota", "allocation", "mkfsOptions", *rootdirectory.KEYS, *_MUTABLE)
+_KEYS = (
+    *("pool", "type", "quota", "allocation", "mkfsOptions"),
+    *rootdirectory.KEYS,
+    RESTORE_ANYWHERE,
+    *_MUTABLE,
+)
 
-LASTING = frozenset(_KEYS) - {"pool"}
-"""The parameters that a volume keeps when it is moved to another pool."""
+LASTING = frozenset(_KEYS) - {"pool", RESTORE_ANYWHERE}
+"""The parameters that a volume keeps when it is made anew elsewhere, as by an import."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,6 +155,11 @@ def wants_check(now: Mapping[str, str]) -> bool:
 def check_mutable(mutable: Mapping[str, str]) -> None:
     """Raise `InvalidArgument` if a mutable parameter is unknown or has an invalid value."""
     _read(mutable, _MUTABLE, _MUTABLE)
+
+
+def restores_anywhere(raw: Mapping[str, str]) -> bool:
+    """Tell whether a volume may be on another node than the source that it is filled from."""
+    return raw.get(RESTORE_ANYWHERE) == "true"
 
 
 def point_in_time(raw: Mapping[str, str]) -> bool:

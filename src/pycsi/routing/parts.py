@@ -1,25 +1,21 @@
 """Asking nodes about their parts of group snapshots: the client of the service GroupParts."""
 
-import asyncio
-import contextlib
 import dataclasses
-from typing import Any, TypeVar
+from typing import TypeVar
 
-import grpc
-import grpc.aio
 from google.protobuf.message import Message
 
 from pycsi.model import trace
-from pycsi.model.errors import CsiError, FailedPrecondition, Unavailable
+from pycsi.model.errors import CsiError, Unavailable
 from pycsi.proto import groups_pb2 as groups
+from pycsi.routing.conversation import Conversation, told
 from pycsi.routing.link import Call, Forward, NodeError, NodeLink
 
 Answer = TypeVar("Answer", bound=Message)
 
 _SERVICE = "/pycsi.v1.GroupParts"
 
-_END = 5.0
-"""Seconds for a node to undo its part when a take is given up, before the error is told."""
+_PURPOSE = "group snapshots over several nodes"
 
 
 class Parts:
@@ -71,20 +67,8 @@ class Parts:
         try:
             reply = await self._forward(call.asking(f"{_SERVICE}/{name}", request), node)
         except NodeError as error:
-            raise _told(node, error) from None
+            raise told(node, error, _PURPOSE) from None
         return kind.FromString(reply)
-
-
-def _told(node: str, error: CsiError) -> CsiError:
-    """Return the error of a node as the caller of the controller gets it: with the node's name."""
-    if not isinstance(error, NodeError):
-        return error
-    if error.code is grpc.StatusCode.UNIMPLEMENTED:
-        return FailedPrecondition(
-            f"the driver on node {node} is of a version that takes no part in group snapshots over "
-            "several nodes; update it"
-        )
-    return NodeError(error.code, f"node {node}: {error}")
 
 
 class PartStream:
@@ -92,13 +76,12 @@ class PartStream:
 
     def __init__(self, link: NodeLink, call: Call) -> None:
         self.node = link.segment
-        self._link = link
         path = f"{_SERVICE}/TakePart"
         self._sending = trace.current().sending(path, link.segment, call.metadata)
         self._failure: CsiError | None = None
         sent = dataclasses.replace(call, metadata=self._sending.metadata)
         try:
-            self._rpc: Any = link.converse(sent, path)
+            self._rpc = Conversation(link, sent, path, _PURPOSE)
         except CsiError as error:
             self._sending.ended(error)
             raise
@@ -106,32 +89,18 @@ class PartStream:
     async def step(self, request: groups.TakePartRequest) -> groups.TakePartResponse:
         """Ask for a step, and return the node's answer; errors as those of `Parts`."""
         try:
-            return await self._answer(request)
+            await self._rpc.write(request.SerializeToString())
+            answer = await self._rpc.read()
+            if answer is None:
+                raise Unavailable(f"node {self.node}: it has ended the take; try again")
         except CsiError as error:
             self._failure = error
             raise
-
-    async def _answer(self, request: groups.TakePartRequest) -> groups.TakePartResponse:
-        try:
-            # If the node has ended the stream, reading tells why.
-            with contextlib.suppress(asyncio.InvalidStateError):
-                await self._rpc.write(request.SerializeToString())
-            answer = await self._rpc.read()
-        except (grpc.aio.AioRpcError, grpc.aio.UsageError) as error:
-            raise _told(self.node, self._link.failure(error)) from None
-        if answer is grpc.aio.EOF:
-            raise Unavailable(f"node {self.node}: it has ended the take; try again")
         return groups.TakePartResponse.FromString(answer)
 
     async def end(self) -> None:
         """Give up the take, or let a complete one end; the node's locks are free afterwards."""
         try:
-            async with asyncio.timeout(_END):
-                with contextlib.suppress(asyncio.InvalidStateError, grpc.aio.AioRpcError):
-                    await self._rpc.done_writing()
-                await self._rpc.code()
-        except TimeoutError:
-            pass
+            await self._rpc.end()
         finally:
-            self._rpc.cancel()
             self._sending.ended(self._failure)

@@ -15,8 +15,10 @@ _PATIENCE = 5.0
 """Seconds for a node to say whether it has a volume."""
 
 
-async def create(call: Call, segments: Iterable[str], forward: Forward) -> bytes:
+async def create(call: Call, segments: Iterable[str], forward: Forward, make: Forward) -> bytes:
     """Create a volume on one of the nodes: on the one that has it, or else on one with room.
+
+    `make` sends the call to a node, and `forward` what is to be asked before.
 
     The volume's name orders the nodes, so a repeated request begins with the same node; one that is
     full is passed over. A node that does not answer may have the volume if its turn comes, and then
@@ -24,16 +26,16 @@ async def create(call: Call, segments: Iterable[str], forward: Forward) -> bytes
     """
     ranked = sorted(segments, key=lambda segment: _rank(call.request.name, segment))
     if len(ranked) == 1:
-        return await forward(call, ranked[0])
+        return await make(call, ranked[0])
     looks = await asyncio.gather(*(_look(call, segment, forward) for segment in ranked))
     if True in looks:
-        return await forward(call, ranked[looks.index(True)])
+        return await make(call, ranked[looks.index(True)])
     full: NodeError | None = None
     for segment, found in zip(ranked, looks, strict=True):
         if isinstance(found, CsiError):
             raise Unavailable(f"node {segment} may have volume {call.request.name!r}: {found}")
         try:
-            return await forward(call, segment)
+            return await make(call, segment)
         except NodeError as error:
             if error.code is not ResourceExhausted.code:
                 raise

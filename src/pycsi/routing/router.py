@@ -3,13 +3,22 @@
 import contextlib
 import dataclasses
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    Awaitable,
+    Callable,
+    Collection,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 
-from pycsi.model import ids, trace
+from pycsi.model import ids, parameters, trace
 from pycsi.model.errors import Aborted, CsiError, Unavailable
 from pycsi.model.observer import Observer
 from pycsi.proto import csi_pb2 as csi
 from pycsi.routing import lists, placement
+from pycsi.routing.exchange import Exchange
 from pycsi.routing.groups import GroupRouter
 from pycsi.routing.link import Call, NodeLink
 from pycsi.routing.nodes import Nodes
@@ -51,6 +60,7 @@ class Router:
         self._topology_key = topology_key
         self._creating: set[str] = set()
         self.groups = GroupRouter(nodes, self._forward)
+        self.exchange = Exchange(nodes, self._observed)
         self._answers: Mapping[str, Callable[[Call], Awaitable[bytes]]] = {
             "CreateVolume": self._create_volume,
             "GetCapacity": self._capacity,
@@ -136,23 +146,37 @@ class Router:
     async def _create_volume(self, call: Call) -> bytes:
         source = _source(call.request.volume_content_source)
         requirement = call.request.accessibility_requirements
-        if source:
+        origin = ids.node_of(source)
+        if source and not (origin and parameters.restores_anywhere(call.request.parameters)):
             # Only there is the data. The node refuses what `requisite` does not allow; `preferred`
             # is a wish, and the volume's topology brings the pod to the data.
-            return await self._forward(call, ids.node_of(source))
-        if requirement.preferred and requirement.preferred[0].segments:
-            return await self._forward(call, self._named(requirement.preferred[0].segments))
-        with self._sole(call.request.name):
-            segments = await self._candidates(requirement.requisite)
-            return await placement.create(call, segments, self._forward)
+            return await self._forward(call, origin)
 
-    async def _candidates(self, requisite: Sequence[csi.Topology]) -> set[str]:
-        """Return the segments of the nodes that a new volume may be on; at least one."""
-        if requisite and all(topology.segments for topology in requisite):
-            named = {self._named(topology.segments) for topology in requisite} - {None}
-            # Where none of them is a node of this driver, any node tells so.
-            return {item for item in named if item} or {(await self._nodes.any()).segment}
-        return await self._nodes.known()
+        async def make(call: Call, segment: str | None) -> bytes:
+            if origin and segment and segment != origin:
+                return await self.exchange.create(call, origin, segment)
+            return await self._forward(call, segment)
+
+        if requirement.preferred and requirement.preferred[0].segments:
+            return await make(call, self._named(requirement.preferred[0].segments))
+        with self._sole(call.request.name):
+            segments = await self._candidates(requirement.requisite, origin)
+            return await placement.create(call, segments, self._forward, make)
+
+    async def _candidates(
+        self, requisite: Sequence[csi.Topology], origin: str | None
+    ) -> Collection[str]:
+        """Return the segments of the nodes that a new volume may be on; at least one.
+
+        It is that of its source's node, `origin`, if that may be.
+        """
+        if not requisite or not all(topology.segments for topology in requisite):
+            return [origin] if origin else await self._nodes.known()
+        named = {self._named(topology.segments) for topology in requisite} - {None}
+        if origin and origin in named:
+            return [origin]
+        # Where none of them is a node of this driver, any node tells so.
+        return {item for item in named if item} or {(await self._nodes.any()).segment}
 
     def _named(self, segments: Mapping[str, str]) -> str | None:
         """Return the topology segment that names a node; None if there is none, or more than that.

@@ -76,7 +76,11 @@ async def _serve(config: Config, tracer: Tracer | None) -> None:
     router = Router(nodes, key, forwarded)
     _Services(config, router, Reporter(served, tracer)).add_to(server)
     with bound(server.add_insecure_port, config.socket):
-        async with running(nodes.run()), settling(router.groups.settling):
+        async with (
+            running(nodes.run()),
+            settling(router.groups.settling),
+            router.exchange.ending(),
+        ):
             await server.start()
             log.info(
                 "serving", endpoint=f"unix://{config.socket}", mode=config.mode, version=__version__

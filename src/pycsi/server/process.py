@@ -20,7 +20,12 @@ from pycsi.model.config import Config
 from pycsi.model.ids import NodeInfo
 from pycsi.model.observer import Observer, Unobserved
 from pycsi.model.trace import Tracer
-from pycsi.proto import csi_pb2_grpc, groups_pb2_grpc, transfers_pb2_grpc
+from pycsi.proto import (
+    csi_pb2_grpc,
+    exchange_pb2_grpc,
+    groups_pb2_grpc,
+    transfers_pb2_grpc,
+)
 from pycsi.routing.certificates import Certificates, node_name
 from pycsi.server.metrics.durations import DurationMetrics
 from pycsi.server.metrics.endpoint import Check
@@ -36,6 +41,7 @@ from pycsi.server.tls import SERVER_OPTIONS, bind, controller_only
 from pycsi.server.tracing import tracer_for
 from pycsi.services.capabilities import driver_capabilities
 from pycsi.services.controller import Controller
+from pycsi.services.exchange import Exchange
 from pycsi.services.group_controller import GroupController
 from pycsi.services.group_parts import GroupParts
 from pycsi.services.identity import Identity
@@ -178,8 +184,9 @@ class _Services:
             (csi_pb2_grpc.add_GroupControllerServicer_to_server, GroupController(*shared)),
             (csi_pb2_grpc.add_SnapshotMetadataServicer_to_server, SnapshotMetadata(pools, locks)),
         )
-        self._parts: tuple[_Part, ...] = (
+        self._between: tuple[_Part, ...] = (
             (groups_pb2_grpc.add_GroupPartsServicer_to_server, GroupParts(*shared)),
+            (exchange_pb2_grpc.add_ExchangeServicer_to_server, Exchange(*shared, self.stopping)),
         )
         self._local: tuple[_Part, ...] = (
             (csi_pb2_grpc.add_NodeServicer_to_server, Node(*shared)),
@@ -193,7 +200,7 @@ class _Services:
     def add_to_port(self, server: grpc.Server) -> None:
         """Add to the server of the TCP port what the controller forwards, and let only it call."""
         only = controller_only(self._config.driver_name, self._config.node_id)
-        self._add(server, (*self._central, *self._parts), only)
+        self._add(server, (*self._central, *self._between), only)
 
     def _add(self, server: grpc.Server, parts: Iterable["_Part"], guard: Guard | None) -> None:
         interceptor = Interceptor(

@@ -12,14 +12,16 @@ import grpc
 from google.protobuf.message import Message
 
 from pycsi.model.errors import Aborted, Unavailable, Unimplemented
-from pycsi.proto import csi_pb2_grpc, groups_pb2_grpc, transfers_pb2_grpc
+from pycsi.proto import csi_pb2_grpc, exchange_pb2_grpc, groups_pb2_grpc, transfers_pb2_grpc
 from pycsi.server.report import ROUTINE, Reporter
 
 _STREAMS = 16
 """Maximum number of concurrent streams: each occupies a thread for as long as its reader takes."""
 
 _IDENTITY = "csi.v1.Identity"
-_GENERATED = {item.__name__ for item in (csi_pb2_grpc, groups_pb2_grpc, transfers_pb2_grpc)}
+_GENERATED = {
+    item.__name__ for item in (csi_pb2_grpc, exchange_pb2_grpc, groups_pb2_grpc, transfers_pb2_grpc)
+}
 
 Method = Callable[[Any, grpc.ServicerContext], Any]
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"

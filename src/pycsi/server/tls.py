@@ -17,6 +17,9 @@ SERVER_OPTIONS = (
     # The controller pings each node to notice that it has gone.
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
     ("grpc.keepalive_permit_without_calls", 1),
+    # And a node pings the controller: what one has begun that has gone is given up in 15 seconds.
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
     # Each connection takes a descriptor, which mounts need as well. There are a few controllers,
     # and a client that does not say who it is must not keep them out for long.
     ("grpc.max_allowed_incoming_connections", 256),

@@ -6,7 +6,7 @@ Reading, hashing, compressing and writing release the interpreter's lock, so eac
 import contextlib
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from pycsi.transfer.writer import Sink
@@ -20,26 +20,33 @@ _PATIENCE = 1.0
 """Seconds in which a write has to end that nobody wants any more: a pipe may not be read."""
 
 
-def ahead(items: Iterator[Item]) -> Iterator[Item]:
-    """Yield what `items` yields, of which a thread prepares some in advance.
+class _EndedError(Exception):
+    """Nobody wants what is produced any more."""
 
-    An error of `items` is raised when what came before it was yielded.
+
+def produced(produce: Callable[[Callable[[Item], None]], None]) -> Iterator[Item]:
+    """Yield what `produce` gives to the function that it gets; a thread runs it, somewhat ahead.
+
+    An error of `produce` is raised when what came before it was yielded. If the iterator is closed,
+    that function raises an error, which ends `produce`.
     """
     ready: queue.Queue[tuple[Item] | BaseException | None] = queue.Queue(_WAITING)
     ended = threading.Event()
 
-    def prepare() -> None:
+    def give(item: Item) -> None:
+        if ended.is_set():
+            raise _EndedError
+        ready.put((item,))
+
+    def work() -> None:
         try:
-            for item in items:
-                if ended.is_set():
-                    return
-                ready.put((item,))
+            produce(give)
         except BaseException as error:  # noqa: BLE001  (it belongs to whoever waits)
             ready.put(error)
         else:
             ready.put(None)
 
-    thread = threading.Thread(target=prepare, name="read-ahead", daemon=True)
+    thread = threading.Thread(target=work, name="read-ahead", daemon=True)
     thread.start()
     try:
         while (found := ready.get()) is not None:
@@ -53,6 +60,16 @@ def ahead(items: Iterator[Item]) -> Iterator[Item]:
                 ready.get(timeout=0.01)
             except queue.Empty:
                 continue
+
+
+def ahead(items: Iterator[Item]) -> Iterator[Item]:
+    """Yield what `items` yields, of which a thread prepares some in advance."""
+
+    def produce(give: Callable[[Item], None]) -> None:
+        for item in items:
+            give(item)
+
+    return produced(produce)
 
 
 @contextlib.contextmanager

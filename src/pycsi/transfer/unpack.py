@@ -30,8 +30,14 @@ _SPECIAL = {
     pax.FileType.BLOCK: stat.S_IFBLK,
 }
 _PERMISSIONS = 0o7777
-_TOO_MUCH = "it holds more than the volume's size; give a larger --size"
 _SETID = stat.S_ISUID | stat.S_ISGID
+
+
+class TooLargeError(StreamError):
+    """The files of a directory have more data than the volume may hold."""
+
+    def __init__(self) -> None:
+        super().__init__("it holds more than the volume's size; give a larger --size")
 
 
 def receive(
@@ -48,7 +54,7 @@ def receive(
     With `changes` it is an increment, and `root` has what was unpacked before. The files may have
     `limit` bytes of data. `progress` is told how many bytes of the archive were done. With
     `privileged` device nodes, setuid and setgid files and security attributes are kept.
-    `StreamError` for what is refused.
+    `StreamError` for what is refused, `TooLargeError` for more data than that.
     """
     kind = _Changer if changes else _Unpacker
     with kind(root, limit, privileged=privileged) as unpacker:
@@ -175,7 +181,7 @@ class _Unpacker(contextlib.ExitStack):
             for offset, data in member.data:
                 self._limit -= len(data)
                 if self._limit < 0:
-                    raise StreamError(_TOO_MUCH)
+                    raise TooLargeError
                 left, at = data, offset
                 while left:
                     count = os.pwrite(fd, left, at)
@@ -253,7 +259,7 @@ class _Changer(_Unpacker):
     def end(self) -> None:
         super().end()
         if _data_in(self._place) > self._most:
-            raise StreamError(_TOO_MUCH)
+            raise TooLargeError
 
 
 def _data_in(root: Path) -> int:

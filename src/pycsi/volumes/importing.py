@@ -1,18 +1,35 @@
-"""Volumes whose data another process fills in, as an import: reserved first, committed then."""
+"""Volumes that are filled with an export: reserved first, committed when all of it was checked.
+
+Either another process fills the data in, or the driver does, with what another node sends.
+"""
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Self
 
 from pycsi.backends import Backend
 from pycsi.linux import filesystem
 from pycsi.model import parameters
-from pycsi.model.errors import AlreadyExists
+from pycsi.model.errors import (
+    AlreadyExists,
+    FailedPrecondition,
+    OutOfRange,
+    PoolMissing,
+    ResourceExhausted,
+)
 from pycsi.model.ids import NodeInfo
 from pycsi.model.records import Volume, VolumeType
 from pycsi.model.request import Access, RecordedRequest, VolumeRequest
+from pycsi.model.size import LARGEST, show
+from pycsi.model.trace import phase
 from pycsi.pool.pool import Build, Pool
+from pycsi.transfer.content import fill
+from pycsi.transfer.format import StreamError
+from pycsi.transfer.manifest import Manifest, VolumeKind
+from pycsi.transfer.reader import Source, StreamReader
+from pycsi.transfer.unpack import TooLargeError
 from pycsi.volumes.pools import Pools
 from pycsi.volumes.provisioning import requested_volume
 
@@ -26,6 +43,18 @@ class Content:
     capacity: int
     thick: bool
     mkfs_options: tuple[str, ...]
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> Self:
+        """Return what an export with this manifest holds."""
+        is_directory = manifest.kind is VolumeKind.DIRECTORY
+        return cls(
+            type=VolumeType.DIRECTORY if is_directory else VolumeType.IMAGE,
+            filesystem=manifest.filesystem or None,
+            capacity=manifest.size,
+            thick=manifest.thick,
+            mkfs_options=manifest.mkfs_options,
+        )
 
     def as_volume(self, pool: Pool) -> Volume:
         """Return a volume in `pool` that would have this content, as a source of the new one."""
@@ -66,7 +95,7 @@ class Filling:
 
 
 class Importer:
-    """Makes volumes whose data another process fills in."""
+    """Makes volumes of exports."""
 
     def __init__(self, pools: Pools, node: NodeInfo) -> None:
         self._pools = pools
@@ -99,8 +128,56 @@ class Importer:
         def is_taken(uuid: str) -> bool:
             return uuid in self._uuids(volume.filesystem)
 
+        return self._committed(filled, is_taken)
+
+    @staticmethod
+    def _committed(filled: Filling, is_taken: Callable[[str], bool]) -> Volume:
         filled.backend.finish_filled(filled.source, filled.project, is_taken)
         return filled.pool.commit(filled.build, filled.backend, filled.project)
+
+    def receive(
+        self, volume_id: str, wanted: VolumeRequest, source: Source, progress: Callable[[], None]
+    ) -> Volume:
+        """Make a volume of the export that another node sends of the source of a request.
+
+        It is as if the source was on this node. `progress` is called again and again; an error that
+        it raises ends this. The caller holds the volume's lock, and has found no such volume. If
+        this fails nothing is left; `FailedPrecondition` if the export is not whole, or not of that
+        source.
+        """
+        origin = wanted.request.source
+        try:
+            reader = StreamReader(source)
+            manifest = reader.manifest
+            if origin is None or origin.id != (manifest.snapshot or manifest.volume):
+                raise StreamError(f"it is of {manifest.snapshot or manifest.volume}")
+            if manifest.base:
+                raise StreamError("it is an increment")
+            with self.filling(volume_id, wanted, Content.of(manifest)) as filling:
+                volume = filling.backend.volume
+                with phase("copy"):
+                    fill(
+                        reader,
+                        filling.backend.content,
+                        lambda _: progress(),
+                        limit=volume.capacity if volume.enforced else LARGEST,
+                        privileged=True,  # it had those rights on its own node
+                    )
+                with phase("adapt"):
+                    # Another volume of the same source may be mounted beside it, or arrive now.
+                    return self._committed(filling, lambda _: True)
+        except TooLargeError:
+            raise OutOfRange(
+                f"{origin}, whose size was not enforced, holds more than {show(volume.capacity)}; "
+                "ask for more"
+            ) from None
+        except StreamError as error:
+            raise FailedPrecondition(f"what has arrived of {origin} is refused: {error}") from None
+        except PoolMissing as missing:
+            if wanted.topologies is None:
+                raise
+            # A scheduler that sends topologies tries another node on this status.
+            raise ResourceExhausted(str(missing)) from None
 
     def _uuids(self, kind: str | None) -> Iterator[str]:
         """Yield the UUIDs of the filesystems of a kind that are in the images of volumes."""

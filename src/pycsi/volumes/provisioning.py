@@ -62,9 +62,7 @@ class Provisioner:
         `AlreadyExists` if the request does not agree with the existing volume. The caller holds the
         volume's lock.
         """
-        if found := self._pools.find(volume_id):
-            _, volume = found
-            self._refuse_different(volume, wanted)
+        if volume := self.existing(volume_id, wanted):
             return volume
         try:
             return self._create(volume_id, wanted)
@@ -73,6 +71,14 @@ class Provisioner:
                 raise
             # A scheduler that sends topologies tries another node on this status.
             raise ResourceExhausted(str(missing)) from None
+
+    def existing(self, volume_id: str, wanted: VolumeRequest) -> Volume | None:
+        """Return the volume of this id, None if there is none; `AlreadyExists` as `provision`."""
+        found = self._pools.find(volume_id)
+        if found is None:
+            return None
+        self._refuse_different(found[1], wanted)
+        return found[1]
 
     def _refuse_different(self, volume: Volume, wanted: VolumeRequest) -> None:
         """Raise `AlreadyExists` if the existing volume does not satisfy the request."""

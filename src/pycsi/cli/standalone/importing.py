@@ -7,7 +7,7 @@ import contextlib
 import dataclasses
 import itertools
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,14 @@ from pycsi.cli.errors import CommandError
 from pycsi.cli.progress import progress_bar
 from pycsi.cli.standalone.client import Client
 from pycsi.cli.standalone.volumes import capability
-from pycsi.linux.descriptor import NO_ROOM, opened
+from pycsi.linux.descriptor import NO_ROOM
 from pycsi.linux.record import RecordError
 from pycsi.model import parameters
-from pycsi.model.size import LARGEST, show
+from pycsi.model.size import show
 from pycsi.pool.layout import Layout
 from pycsi.proto import csi_pb2 as csi
 from pycsi.proto import transfers_pb2 as transfers
-from pycsi.transfer import image, unpack
+from pycsi.transfer.content import fill
 from pycsi.transfer.format import StreamError
 from pycsi.transfer.manifest import Manifest, VolumeKind
 from pycsi.transfer.pacing import paced
@@ -105,35 +105,18 @@ def _import(client: Client, exports: Sequence[_Export], wanted: NewImport) -> st
             for export in exports:
                 try:
                     with export.explained():
-                        done_at_rate = paced(wanted.rate, done)
-                        _fill(export.reader, data, ready.capacity_bytes, wanted, done_at_rate)
+                        fill(
+                            export.reader,
+                            data,
+                            paced(wanted.rate, done),
+                            limit=ready.capacity_bytes,
+                            privileged=wanted.privileged,
+                        )
                 except OSError as error:
                     raise _not_written(error, data) from None
         commit = transfers.ImportRequest(commit=transfers.ImportRequest.Commit())
         volume_id: str = ask(commit).committed.volume.volume_id
     return volume_id
-
-
-def _fill(
-    reader: StreamReader,
-    data: Path,
-    capacity: int,
-    wanted: NewImport,
-    done: Callable[[int], None],
-) -> None:
-    if reader.manifest.kind is VolumeKind.DIRECTORY:
-        pieces = reader.pieces(LARGEST)
-        unpack.receive(
-            pieces,
-            data,
-            done,
-            limit=capacity,
-            privileged=wanted.privileged,
-            changes=bool(reader.manifest.base),
-        )
-        return
-    with opened(data, os.O_WRONLY | os.O_NOFOLLOW) as fd:
-        image.receive(reader.pieces(reader.manifest.size), fd, done)
 
 
 def _begin(manifest: Manifest, wanted: NewImport) -> transfers.ImportRequest.Begin:
