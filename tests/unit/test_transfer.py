@@ -317,6 +317,7 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "cut": (archive(ROOT, entry(b"./a", size=5000), b"x" * 600), "cut off"),
     "no end": (archive(ROOT), "cut off"),
     "short end": (archive(ROOT) + bytes(pax.BLOCK), "cut off"),
+    "NUL in a link": (archive(ROOT, entry(b"./a", SYMLINK, link=b"a\0b")), "a link that cannot be"),
     "data of a link": (archive(ROOT, entry(b"./a", SYMLINK, size=512), bytes(512)), "none belongs"),
     "padding": (archive(ROOT, entry(b"./a", size=1), b"x" * 512), "data where none belongs"),
     "too much": (archive(ROOT, entry(b"./a", size=2 * SIZE), bytes(2 * SIZE)), "volume's size"),

@@ -164,6 +164,8 @@ class _Unpacker(contextlib.ExitStack):
         elif entry.type is pax.FileType.LINK:
             self._link(name, entry)
         elif entry.type is pax.FileType.SYMLINK:
+            if b"\0" in entry.link:
+                raise StreamError(f"its tar has a link that cannot be: {entry.shown}")
             os.symlink(entry.link, name, dir_fd=here)
             self._keep_special(name, entry)
         else:
