@@ -23,10 +23,6 @@ NOT_SHOWN = {
     "mounting needs open_tree(2), which this kernel does not have, or a sandbox forbids: use Linux "
     "5.12 or later, without a seccomp profile": "it takes an old kernel, or a seccomp profile",
     "--tracing: OpenTelemetry cannot use what is set in …; correct that": "whatever it may refuse",
-    "… was written to while it was exported; …": "what somebody changes at that time",
-    "… was changed while it was exported (…); …": "what somebody changes at that time",
-    "… was deleted or changed while it was exported; …": "what somebody deletes at that time",
-    "… has been deleted; see: pycsi get snapshots": "what somebody deletes at that time",
     "the driver at … has ended …": "a driver that ends at that time",
     "the pool's disk is full (…): … are free; nothing is left of the import. Free space there": "a "
     "disk that others fill at that time",
