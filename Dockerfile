@@ -21,7 +21,7 @@ FROM debian:trixie-slim
 # xfsprogs needs ICU, GLib and D-Bus for xfs_scrub alone, which the driver does not call: without them
 # the image is a fifth smaller.
 RUN apt-get update \
-    && apt-get install -y --no-install-recommends btrfs-progs e2fsprogs python3 xfsprogs \
+    && apt-get install -y --no-install-recommends btrfs-progs cryptsetup-bin e2fsprogs python3 xfsprogs \
     && dpkg --purge --force-depends libdbus-1-3 libglib2.0-0t64 libicu76 python3-dbus \
     && rm -rf /usr/sbin/xfs_scrub* /var/cache/apt/* /var/lib/apt/lists/* /var/log/*
 COPY --from=build /opt/pycsi /opt/pycsi

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -199,10 +199,12 @@ class Driver:
         capability: csi.VolumeCapability | None = None,
         parameters: dict[str, str] | None = None,
         source: csi.VolumeContentSource | None = None,
+        secrets: Mapping[str, str] | None = None,
         **more: str,
     ) -> csi.Volume:
         request = csi.CreateVolumeRequest(
             name=name,
+            secrets=secrets,
             volume_capabilities=[capability or mount_capability()],
             parameters={**(parameters or {}), **more},
             volume_content_source=source,
@@ -324,10 +326,12 @@ class Driver:
         path: Path,
         capability: csi.VolumeCapability | None = None,
         context: dict[str, str] | None = None,
+        secrets: Mapping[str, str] | None = None,
     ) -> None:
         path.mkdir(exist_ok=True)
         self.node.NodeStageVolume(
             csi.NodeStageVolumeRequest(
+                secrets=secrets,
                 volume_id=volume_id,
                 staging_target_path=str(path),
                 volume_capability=capability or mount_capability(),
@@ -410,10 +414,11 @@ class Driver:
         capability: csi.VolumeCapability | None = None,
         *,
         readonly: bool = False,
+        secrets: Mapping[str, str] | None = None,
     ) -> Iterator[Path]:
         """Stage and publish a volume below `folder`; undo both at the end."""
         staging, target = folder / f"staging-{volume_id}", folder / f"target-{volume_id}"
-        self.stage(volume_id, staging, capability)
+        self.stage(volume_id, staging, capability, secrets=secrets)
         self.publish(volume_id, staging, target, capability, readonly=readonly)
         try:
             yield target

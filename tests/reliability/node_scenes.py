@@ -2,7 +2,7 @@
 
 from conftest import run
 from driver import MIB, mount_capability
-from reliability.scenes import DIRECTORY, RAW, Scene
+from reliability.scenes import DIRECTORY, Scene
 
 from pycsi.linux import kernel
 
@@ -18,7 +18,7 @@ class Stage(Scene):
 
     def check(self) -> None:
         self.publish()
-        file = self.target() if self.kind is RAW else self.target() / "file"
+        file = self.target() if self.is_raw else self.target() / "file"
         with file.open("rb") as opened:
             assert opened.read(len(self.content)) == self.content
         self.unpublish()
@@ -68,7 +68,7 @@ class Publish(Stage):
         self.publish()
 
     def check(self) -> None:
-        file = self.target() if self.kind is RAW else self.target() / "file"
+        file = self.target() if self.is_raw else self.target() / "file"
         with file.open("rb") as opened:
             assert opened.read(len(self.content)) == self.content
 

@@ -30,6 +30,8 @@ class Kind:
     filesystem: str | None = ""
     """None: a raw block volume."""
 
+    secrets: dict[str, str] = dataclasses.field(default_factory=dict)
+
     def __str__(self) -> str:
         return self.name
 
@@ -97,6 +99,7 @@ class Scene:
             capability=self.kind.capability,
             parameters=parameters,
             source=source,
+            secrets=self.kind.secrets,
         )
 
     def staging(self, name: str = "v") -> Path:
@@ -106,7 +109,8 @@ class Scene:
         return self.folder / self.named(f"target-{name}")
 
     def stage(self, name: str = "v") -> None:
-        self.driver.stage(self.volume(name), self.staging(name), self.kind.capability)
+        where, kind = self.staging(name), self.kind
+        self.driver.stage(self.volume(name), where, kind.capability, secrets=kind.secrets)
 
     def publish(self, name: str = "v", *, readonly: bool = False) -> None:
         where = self.staging(name), self.target(name)
@@ -124,17 +128,21 @@ class Scene:
         """Publish a volume through the `with` block; yield the file that has its content."""
         self.stage(name)
         self.publish(name)
-        yield self.target(name) if self.kind is RAW else self.target(name) / "file"
+        yield self.target(name) if self.is_raw else self.target(name) / "file"
         self.unpublish(name)
         self.unstage(name)
         self.staging(name).rmdir()
+
+    @property
+    def is_raw(self) -> bool:
+        return self.kind.filesystem is None
 
     @property
     def content(self) -> bytes:
         return self.tag.ljust(16).encode() * (BYTES // 16)
 
     def write(self, file: Path) -> None:
-        with file.open("r+b" if self.kind is RAW else "wb") as opened:
+        with file.open("r+b" if self.is_raw else "wb") as opened:
             opened.write(self.content)
             opened.flush()
             os.fsync(opened.fileno())
@@ -240,7 +248,7 @@ class BusySnapshot(Snapshot):
 
     def check(self) -> None:
         super().check()
-        if self.kind is not RAW:
+        if not self.is_raw:
             (self.target() / "more").write_bytes(self.content)  # it is not frozen
 
     def undo(self) -> None:
@@ -403,7 +411,7 @@ class ExpandInUse(Expand):
         assert self.driver.node_expand(self.volume("v"), self.target(), self.size) == self.size
 
     def check(self) -> None:
-        if self.kind is RAW:
+        if self.is_raw:
             with self.target().open("rb") as device:
                 assert device.seek(0, os.SEEK_END) == self.size
         else:

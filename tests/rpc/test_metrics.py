@@ -139,6 +139,7 @@ def test_volumes(serve: Serve, pool: Path) -> None:
                 "filesystem": "",
                 "namespace": "shop",
                 "persistentvolumeclaim": 'data-"0"',
+                "encryption": "",
             },
             1,
         )

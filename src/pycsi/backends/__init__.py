@@ -5,6 +5,8 @@
 | `directory`               | `Directory`       | the directory, bound    | a bind mount   |
 | `image` with a filesystem | `FilesystemImage` | its filesystem, mounted | a bind mount   |
 | `image`, raw block        | `RawImage`        | a loop device           | a bound device |
+
+On the loop device of an encrypted image is a mapping, which takes its place there.
 """
 
 import abc
@@ -19,6 +21,7 @@ from pycsi.linux.kernel import KernelView, Mount
 from pycsi.linux.location import Location
 from pycsi.linux.mount import MOUNT_ATTR_RDONLY, UNCHANGED, Attributes, attributes_of
 from pycsi.model import mountflags
+from pycsi.model.encryption import Passphrase
 from pycsi.model.errors import FailedPrecondition
 from pycsi.model.health import Fault
 from pycsi.model.records import Usage, Volume
@@ -30,7 +33,8 @@ from pycsi.model.rootdirectory import RootDirectory
 class Backend(abc.ABC):
     """The data of `volume` or of a snapshot, in the directory `where` of the pool at `location`.
 
-    `limiter` limits the size of directories; mounts are read from and made through `kernel`.
+    `limiter` limits the size of directories; mounts are read from and made through `kernel`. The
+    `passphrase` is that of the request, if it has brought one.
     """
 
     NAME: ClassVar[str]
@@ -44,6 +48,7 @@ class Backend(abc.ABC):
     limiter: Limiter
     location: Location
     kernel: KernelView
+    passphrase: Passphrase | None = None
 
     @functools.cached_property
     def content(self) -> Path:
@@ -139,6 +144,12 @@ class Backend(abc.ABC):
     def block_devices(self) -> list[int]:
         """Return the numbers of the block devices through which this volume alone is accessed."""
         return []
+
+    def renew_passphrase(self) -> None:
+        """Replace the previous passphrase of an encrypted image, in use or not, by the new one.
+
+        `Unauthenticated` if neither is the image's.
+        """
 
     def release(self) -> None:
         """Free what staging has allocated besides the mount, such as loop devices."""

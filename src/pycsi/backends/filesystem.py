@@ -64,10 +64,10 @@ class FilesystemImage(Image):
         if support.refusal and not options:
             raise self.offline.unmountable(support.refusal)
         try:
-            with phase("mkfs"):
+            with self.offline.contents() as place, phase("mkfs"):
                 mkfs.make(
                     self.kind,
-                    self.content,
+                    place,
                     options,
                     base=support.options,
                     keep_blocks=self.volume.thick,
@@ -84,12 +84,12 @@ class FilesystemImage(Image):
     def mounts(self) -> list[Mount]:
         mounts = self.kernel.mounts
         found: list[Mount] = []
-        for device in self.devices.found():
+        for disk in self.devices.disks():
             # A mounted btrfs has a device number of its own, so its source is compared instead.
             if self.kind == "btrfs":
-                found += mounts.of_source(str(device.path))
+                found += mounts.of_source(str(disk.path))
             else:
-                found += mounts.of(device.device)
+                found += mounts.of(disk.device)
         return found
 
     def stage(self, path: str, capability: Capability, *, readonly: bool = False) -> None:
@@ -113,10 +113,10 @@ class FilesystemImage(Image):
         bits = attributes(capability, readonly=readonly).set
         # Without journal replay nothing may be written to the image, and a check would write.
         check = parameters.wants_check(self.volume.settings) and not _UNREPLAYED & {*options}
-        with self.offline.device(check=check) as device:
-            grown = self.growth.is_grown(self.content)
+        with self.offline.device(check=check) as disk:
+            grown = self.growth.is_grown(self.offline.place(disk))
             try:
-                self.kernel.mount(self.kind, device.path, path, options, bits)
+                self.kernel.mount(self.kind, disk.path, path, options, bits)
             except OSError as error:
                 if error.errno == errno.EINVAL and options:
                     raise InvalidArgument(
@@ -128,7 +128,7 @@ class FilesystemImage(Image):
                 self.kernel.unmount(path)
                 raise FailedPrecondition(
                     f"volume {self.volume.id}: its {self.kind} was shut down, and stays so "
-                    f"while anything else uses it through {device.path}; unstage it everywhere, "
+                    f"while anything else uses it through {disk.path}; unstage it everywhere, "
                     "and end what uses it"
                 )
         return grown
@@ -139,7 +139,7 @@ class FilesystemImage(Image):
         yield from super().faults()
         yield from self.growth.faults()
         mounted = self.mounts()
-        if not mounted and self.content.is_file():
+        if not mounted and self.content.is_file() and not self.volume.encryption:
             yield from damage.in_image(self.kind, self.content)
         yield from damage.listed(self.kind, mounted)
 
@@ -159,7 +159,7 @@ class FilesystemImage(Image):
         return writable[0] if writable else None if mounted else self.holder()
 
     def prepare_copy(self) -> None:
-        """Let the kernel recover the filesystem after a crash, unless it is mounted.
+        """Let the kernel recover the filesystem after a crash, unless it is mounted, or encrypted.
 
         A mounted filesystem was recovered when it was mounted. `FailedPrecondition` if something
         out of the driver's sight uses it.
@@ -170,8 +170,10 @@ class FilesystemImage(Image):
             raise FailedPrecondition(
                 f"volume {self.volume.id} is in use by {holder}: it cannot be frozen from here"
             )
-        with self.offline.device() as device:
-            self.offline.recover(device.path)
+        if self.volume.encryption:
+            return  # it takes the passphrase; a volume that is made of the copy is recovered then
+        with self.offline.device() as disk:
+            self.offline.recover(disk.path)
         self.devices.require_free()
 
     def finish_restore(self, source: Volume, project: int | None) -> None:

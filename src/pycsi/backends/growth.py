@@ -61,25 +61,28 @@ class Growth:
     # Size
 
     @property
-    def _disk(self) -> Path:
-        """The path to read the filesystem from: the loop device if there is one, else the image.
+    def _disk(self) -> Path | None:
+        """The path to read the filesystem from: the block device if there is one, else the image.
 
-        On a mounted filesystem only the device has the kernel's current data.
+        On a mounted filesystem only the device has the kernel's current data. None for an encrypted
+        image that nothing presents decrypted.
         """
-        devices = self._image.kernel.loops(self._file)
-        return devices[0].path if devices else self._file
+        disks = self._image.devices.disks()
+        if not disks and self._volume.encryption:
+            return None
+        return disks[0].path if disks else self._file
 
-    def _shortfall(self, disk: Path) -> int:
+    def _shortfall(self, disk: Path | None) -> int:
         """Return the number of bytes by which the filesystem on `disk` is smaller than the volume.
 
         0 if `disk` has no filesystem; negative if the filesystem is larger.
         """
-        found = filesystem.identify(disk)
+        found = filesystem.identify(disk) if disk else None
         return self._volume.capacity - found.size if found else 0
 
-    def is_grown(self, disk: Path) -> bool:
+    def is_grown(self, disk: Path | None) -> bool:
         """Tell whether the filesystem on `disk` has the volume's size, completely grown."""
-        return self._shortfall(disk) <= 0 and filesystem.copies_agree(disk)
+        return disk is None or (self._shortfall(disk) <= 0 and filesystem.copies_agree(disk))
 
     def faults(self) -> Iterator[Fault]:
         """Yield a fault if the filesystem could not grow."""
@@ -171,9 +174,10 @@ class Growth:
         """Grow an unmounted ext4; return the reason if that fails, or None.
 
         It is for kernels that do not let this process grow a mounted ext4; other filesystems are
-        left alone. `BlockingIOError` while another process grows or checks it.
+        left alone, and so are encrypted ones. `BlockingIOError` while another process grows or
+        checks it.
         """
-        if self._kind != "ext4":
+        if self._kind != "ext4" or self._volume.encryption:
             return None
         holder = self._image.holder()  # first: it waits until the loop device is free
         if self._shortfall(self._disk) < _WORTHWHILE:

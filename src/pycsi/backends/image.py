@@ -4,20 +4,26 @@ import functools
 import os
 import stat
 from collections.abc import Callable, Iterator
+from typing import ClassVar
 
 from pycsi.backends import Backend
 from pycsi.backends.devices import Devices
 from pycsi.backends.limits import Progress
 from pycsi.linux import (
+    backing,
+    devicemapper,
     discard,
     fiemap,
     filecopy,
     loop,
     losetup,
+    luks,
     nocow,
 )
 from pycsi.linux.descriptor import opened
 from pycsi.linux.kernel import Mount
+from pycsi.linux.program import ProgramError
+from pycsi.model import encryption
 from pycsi.model.errors import FailedPrecondition
 from pycsi.model.health import Fault, Reason
 from pycsi.model.records import Volume
@@ -37,20 +43,40 @@ def _refuse_unquiesced(source: Backend) -> None:
 
 
 class Image(Backend):
-    """An image file `<where>/disk.img`: sparse, or fully allocated for a thick volume."""
+    """An image file `<where>/disk.img`: sparse, or fully allocated for a thick volume.
+
+    That of an encrypted volume begins with a header, which is not a part of its capacity.
+    """
 
     NAME = "disk.img"
 
+    SECTOR: ClassVar[int] = luks.SECTOR
+    """The bytes of an encrypted image that are encrypted as one."""
+
     def create(self, root: RootDirectory | None) -> int | None:
         self.create_unfilled()
+        if self.volume.encryption:
+            self._encrypt()
         self.format(root)
         self._settle()
         return None
 
+    def _encrypt(self) -> None:
+        """Write the header of an encrypted image, durably, before there is any data."""
+        who = f"volume {self.volume.id}"
+        passphrase = encryption.need_strong(self.passphrase, who)
+        try:
+            with phase("encrypt"):
+                luks.make(self.content, passphrase, sector=self.SECTOR)
+        except ProgramError as error:
+            raise FailedPrecondition(f"{who}: {luks.refusal() or error}") from None
+        with opened(self.content) as fd:
+            os.fsync(fd)
+
     def _settle(self) -> None:
         """Make the data durable; allocate the blocks that mkfs, or who filled it, has freed."""
         with opened(self.content, os.O_RDWR) as fd:
-            if self.volume.thick and os.fstat(fd).st_blocks * 512 < self.volume.capacity:
+            if self.volume.thick and os.fstat(fd).st_blocks * 512 < self.volume.held:
                 self._extend(fd, 0)
             with phase("sync"):
                 os.fsync(fd)
@@ -59,7 +85,9 @@ class Image(Backend):
         with opened(self.content, os.O_RDWR | os.O_CREAT | os.O_EXCL) as fd:
             if self._on_btrfs:
                 self._disable_cow(fd)
-            self._extend(fd, 0)
+            # The header has extents of its own, which it does not share when the data is shared.
+            self._extend(fd, 0, self.volume.header)
+            self._extend(fd, self.volume.header)
         return None
 
     def finish_filled(
@@ -89,6 +117,7 @@ class Image(Backend):
         """Make the volume's filesystem; a raw image has none."""
 
     def resize(self, size: int) -> None:
+        size += self.volume.header
         with opened(self.content, os.O_RDWR) as fd:
             before = os.fstat(fd).st_size
             if before > size:
@@ -98,7 +127,7 @@ class Image(Backend):
             os.fsync(fd)  # always, since an earlier call may have been killed just before this
 
     def _extend(self, fd: int, start: int, end: int | None = None) -> None:
-        end = self.volume.capacity if end is None else end
+        end = self.volume.held if end is None else end
         if self.volume.thick and end > start:
             os.posix_fallocate(fd, start, end - start)
         else:
@@ -107,14 +136,29 @@ class Image(Backend):
     def expose(self) -> None:
         for device in loop.find(self.content):
             losetup.set_capacity(device)
+            if mapping := self.devices.mapping_on(device):
+                self._expose_mapping(mapping)
+
+    def _expose_mapping(self, mapping: devicemapper.Mapping) -> None:
+        try:
+            luks.resize(mapping.name)
+        except ProgramError as error:
+            raise FailedPrecondition(f"volume {self.volume.id}: {error}") from None
+        for top in backing.on_device(mapping.device):
+            losetup.set_capacity(top)
 
     @functools.cached_property
     def devices(self) -> Devices:
-        """The loop devices on the image."""
-        return Devices(self.inside, self.volume, self.location, self.kernel)
+        """The block devices that present the image."""
+        return Devices(self.inside, self.volume, self.location, self.kernel, self.passphrase)
 
     def block_devices(self) -> list[int]:
+        if self.volume.encryption:
+            return [item.device for item in self.devices.disks()]
         return [item.device for item in self.devices.own()]
+
+    def renew_passphrase(self) -> None:
+        self.devices.verify()
 
     def refuse_foreign(self) -> None:
         self.devices.refuse_foreign()
@@ -124,8 +168,8 @@ class Image(Backend):
 
     def undo_unrecorded_resize(self) -> None:
         """Undo a resize that was not recorded; no device has shown the added bytes yet."""
-        if self.content.stat().st_size > self.volume.capacity:
-            os.truncate(self.content, self.volume.capacity)
+        if self.content.stat().st_size > self.volume.held:
+            os.truncate(self.content, self.volume.held)
 
     # Health
 
@@ -138,11 +182,16 @@ class Image(Backend):
         if not stat.S_ISREG(status.st_mode):
             yield Fault(Reason.DATA_MISSING, f"its image is not a file: {self.content}")
             return
-        size, wanted = status.st_size, self.volume.capacity
+        size, wanted = status.st_size, self.volume.held
         if size < wanted:
             yield Fault(
                 Reason.IMAGE_TRUNCATED,
                 f"its image has {size} of {wanted} bytes ({show(wanted)}): {self.content}",
+            )
+        if self.volume.encryption and not luks.has_header(self.content):
+            yield Fault(
+                Reason.HEADER_MISSING,
+                f"its image has no LUKS2 header, and cannot be decrypted: {self.content}",
             )
         if self.volume.thick:
             yield from self._thick_faults()
@@ -176,14 +225,14 @@ class Image(Backend):
 
     def owned(self, *, may_share: bool) -> int:
         if self.volume.thick:
-            return self.volume.capacity
+            return self.volume.held
         if not self._on_btrfs and (not may_share or self.location.mount.fstype == "ext4"):
-            return min(os.stat(self.inside).st_blocks * 512, self.volume.capacity)
+            return min(os.stat(self.inside).st_blocks * 512, self.volume.held)
         with opened(self.content) as fd:
             if self._on_btrfs and not nocow.is_nocow(fd):
                 return 0
             blocks = fiemap.unshared(fd) if may_share else os.fstat(fd).st_blocks * 512
-        return min(blocks, self.volume.capacity)
+        return min(blocks, self.volume.held)
 
     def capture(self, source: Backend, progress: Progress, *, point_in_time: bool) -> None:
         with (
@@ -197,7 +246,7 @@ class Image(Backend):
                 if self._on_btrfs:
                     self._disable_cow(new)
                 filecopy.copy(old, new, progress)
-            os.ftruncate(new, source.volume.capacity)  # drop a growth that is not recorded yet
+            os.ftruncate(new, source.volume.held)  # drop a growth that is not recorded yet
 
     @staticmethod
     def _is_nocow(source: Backend, fd: int) -> bool:
@@ -211,6 +260,7 @@ class Image(Backend):
     def finish_restore(self, source: Volume, project: int | None) -> None:
         if (self.volume.thick or source.thick) and self.shares_blocks:
             self._unshare_blocks()
+        self._own_header()
         with opened(self.content, os.O_RDWR) as fd:
             self._extend(fd, 0 if self.volume.thick else os.fstat(fd).st_size)
             os.fsync(fd)
@@ -233,5 +283,14 @@ class Image(Backend):
     def finish_capture(self) -> None:
         if self.volume.thick and self.shares_blocks:
             self._unshare_blocks()
+        self._own_header()
         with opened(self.content) as fd:
             os.fsync(fd)
+
+    def _own_header(self) -> None:
+        """Give an encrypted copy blocks of its own for its header.
+
+        So each copy's can be overwritten when that copy is deleted, whichever is deleted first.
+        """
+        if self.volume.encryption:
+            luks.own_header(self.content)

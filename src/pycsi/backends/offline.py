@@ -8,6 +8,7 @@ from pathlib import Path
 
 import structlog
 
+from pycsi.backends.devices import Disk
 from pycsi.backends.growth import Growth, pool_is_full
 from pycsi.backends.image import Image
 from pycsi.linux import filesystem, loop, losetup, mkfs, mount
@@ -55,8 +56,8 @@ class OfflineFilesystem:
         """
         try:
             with (
-                self.attached() as device,
-                mount.detached(self._kind, device.path) as mounted,
+                self.attached() as disk,
+                mount.detached(self._kind, disk.path) as mounted,
                 opened(Path(), DIRECTORY, at=mounted) as fd,
             ):
                 if root:
@@ -75,10 +76,10 @@ class OfflineFilesystem:
             self._devices.wait_until_free()
 
     @contextlib.contextmanager
-    def device(self, *, check: bool = False) -> Iterator[loop.LoopDevice]:
-        """Keep the image's loop device through the `with` block; if there is none, attach one.
+    def device(self, *, check: bool = False) -> Iterator[Disk]:
+        """Keep the image's block device through the `with` block; if there is none, attach one.
 
-        With `check`, an ext4 is checked before it is attached. An existing device is used again,
+        With `check`, an ext4 is checked before that. An existing device is used again,
         since the filesystem may be mounted in another mount namespace, unseen: mounting the same
         device twice is harmless, while two devices on one image would corrupt it.
         """
@@ -88,26 +89,41 @@ class OfflineFilesystem:
                     if device.partial:
                         raise self._devices.foreign_error(device)
                     self._devices.keep_blocks(device)
-                    yield device
+                    with self._devices.presented(device) as disk:
+                        yield disk
                     return
         self._image.undo_unrecorded_resize()
+        if self._volume.encryption:
+            with self.attached() as disk:
+                self._prepare(disk.path, check=check)
+                yield disk
+            return
         self._growth.undo()
-        self.need_identity()
+        self._prepare(self._file, check=check)
+        with self.attached() as disk:
+            yield disk
+
+    def place(self, disk: Disk) -> Path:
+        """Return where to read a filesystem that is not mounted: the image, or what decrypts it."""
+        return disk.path if self._volume.encryption else self._file
+
+    def _prepare(self, place: Path, *, check: bool) -> None:
+        """Refuse what is not the volume's filesystem, and check that at `place` if wanted."""
+        self.need_identity(place)
         if check:
             with phase("fsck"):
-                self._check()
-        with self.attached() as device:
-            yield device
+                self._check(place)
 
-    def _check(self) -> None:
+    def _check(self, place: Path) -> None:
         """Check and repair an unmounted ext4; `FailedPrecondition` if e2fsck leaves errors.
 
         XFS and btrfs recover when they are mounted: fsck.xfs(8) and fsck.btrfs(8) do nothing.
         """
         if self._kind != "ext4":
             return
-        self._image.refuse_foreign()
-        self._devices.require_free()
+        if not self._volume.encryption:
+            self._image.refuse_foreign()
+            self._devices.require_free()
         if self._growth.lacks_room():
             # A repair that stops halfway, for want of space, would be worse than none.
             log.warning(
@@ -116,13 +132,13 @@ class OfflineFilesystem:
             )
             return
         try:
-            said = filesystem.check_unmounted_ext4(self._file)
+            said = filesystem.check_unmounted_ext4(place)
         except ProgramError as error:
             if self._growth.lacks_room():
                 raise self.program_failed(error) from None
             raise FailedPrecondition(
                 f"volume {self._volume.id}: the check of its ext4 did not pass, so it is not "
-                f"mounted: {error}. On this node run: e2fsck -f {self._file}"
+                f"mounted: {error}. On this node run: e2fsck -f {place}"
             ) from None
         if len(said.splitlines()) > 1:  # a clean filesystem has a single line
             log.info(
@@ -132,8 +148,11 @@ class OfflineFilesystem:
             )
 
     @contextlib.contextmanager
-    def attached(self) -> Iterator[loop.LoopDevice]:
-        """Attach a loop device to the image; the kernel frees it together with its last mount."""
+    def attached(self) -> Iterator[Disk]:
+        """Attach a loop device to the image, and yield what presents the filesystem on it.
+
+        The kernel frees it together with its last mount.
+        """
         found = filesystem.identify(self._file)
         try:
             with self._image.kernel.attach(
@@ -144,14 +163,28 @@ class OfflineFilesystem:
                 name=self._volume.id,
             ) as device:
                 self._devices.keep_blocks(device)
-                yield device
+                with self._devices.presented(device) as disk:
+                    yield disk
         finally:
             if self._volume.thick:
                 self._image.release()
 
-    def need_identity(self) -> filesystem.Identity:
-        """Return what the image holds; `FailedPrecondition` if that is not of the volume's kind."""
-        found = filesystem.identify(self._file)
+    @contextlib.contextmanager
+    def contents(self) -> Iterator[Path]:
+        """Yield what the filesystem is on, which nothing uses: the image, or what decrypts it."""
+        if not self._volume.encryption:
+            yield self._file
+            return
+        with self.attached() as disk:
+            yield disk.path
+        self._devices.require_free()
+
+    def need_identity(self, place: Path | None = None) -> filesystem.Identity:
+        """Return what the image holds; `FailedPrecondition` if that is not of the volume's kind.
+
+        It is read at `place`, or in the image.
+        """
+        found = filesystem.identify(place or self._file)
         if found is None or found.kind != self._kind:
             raise FailedPrecondition(
                 f"volume {self._volume.id}: {self._file} holds "
@@ -184,8 +217,8 @@ class OfflineFilesystem:
         """
         if self._kind == "btrfs":
             self._renew_uuid()
-        with self.attached() as device:
-            failure = self.recover(device.path, *(["nouuid"] if self._kind == "xfs" else []))
+        with self.attached() as disk:
+            failure = self.recover(disk.path, *(["nouuid"] if self._kind == "xfs" else []))
         self._devices.require_free()
         if self._kind == "xfs":
             self._renew_uuid()
@@ -197,7 +230,8 @@ class OfflineFilesystem:
 
     def _renew_uuid(self) -> None:
         try:
-            filesystem.renew_uuid(self._kind, self._file)
+            with self.contents() as place:
+                filesystem.renew_uuid(self._kind, place)
         except ProgramError as error:
             raise self.program_failed(error) from None
 

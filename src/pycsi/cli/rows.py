@@ -140,6 +140,7 @@ def volume_row(volume: Volume, backend: Backend, faults: Iterable[Fault]) -> Row
         "source": None if volume.request.source is None else str(volume.request.source),
         **volume.settings,
         "io_limits": iolimits.shown(volume.settings),
+        "encryption": volume.encryption,
         "created": time_of(volume.created),
         "in_use_at": Staging(backend).in_use(),
         "condition": "; ".join(map(str, found)) or "healthy",

@@ -87,6 +87,7 @@ COLUMNS: Mapping[str, Sequence[Column]] = {
         Column("inline", 7),
         Column("source", wide=True),
         Column("io_limits", wide=True, title="I/O LIMITS"),
+        Column("encryption", wide=True),
         Column("created", 3, Content.AGE, "AGE"),
         Column("in_use_at", 4),
         _CONDITION,

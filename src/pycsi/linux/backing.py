@@ -10,7 +10,7 @@ import re
 from collections.abc import Collection
 from pathlib import Path
 
-from pycsi.linux import loop
+from pycsi.linux import devicemapper, loop
 from pycsi.linux.descriptor import read_file
 from pycsi.linux.kernel import Mount
 
@@ -20,13 +20,21 @@ _SYSFS = "/sys/block"
 
 
 def number_of(node: str) -> int | None:
-    """Return the number in a loop device's path, such as /dev/loop7, or /loop7 from /dev's root."""
-    found = _NODE.fullmatch(node)
-    return int(found[1]) if found else None
+    """Return the number in a loop device's path, such as /dev/loop7, or /loop7 from /dev's root.
+
+    With the path of a mapping's device it is that of the loop device under the mapping.
+    """
+    if found := _NODE.fullmatch(node):
+        return int(found[1])
+    mapping = devicemapper.shown(node)
+    return devicemapper.loop_under(mapping.number) if mapping else None
 
 
 def number_shown(mount: Mount) -> int | None:
-    """Return the number of the loop device that a mount shows: its node, or its filesystem."""
+    """Return the number of the loop device that a mount shows: its node, or its filesystem.
+
+    There may be a mapping in between.
+    """
     return number_of(mount.root if mount.fstype in {"devtmpfs", "tmpfs"} else mount.source)
 
 
@@ -49,8 +57,12 @@ def is_named(number: int, name: str) -> bool:
 
 def on_top_of(number: int) -> list[loop.LoopDevice]:
     """Return the loop devices that are bound to the device node of this one, by whatever path."""
+    return on_device(os.makedev(loop.LOOP_MAJOR, number))
+
+
+def on_device(device: int) -> list[loop.LoopDevice]:
+    """Return the loop devices that are bound to a node of the block device with this number."""
     found = (loop.status_of(other) for other in loop.numbers())
-    device = os.makedev(loop.LOOP_MAJOR, number)
     return [loop.described(status) for status in found if status and status.lo_rdevice == device]
 
 

@@ -9,11 +9,11 @@ import contextlib
 import functools
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
-from pycsi.linux import loop
-from pycsi.linux.backing import number_shown, on_top_of, path_of
+from pycsi.linux import devicemapper, loop
+from pycsi.linux.backing import number_shown, on_device, on_top_of, path_of
 from pycsi.linux.descriptor import opened
 from pycsi.linux.kernel import Mount, MountTable, parse_mountinfo
 
@@ -56,17 +56,33 @@ def of_mount(mounted: Mount) -> list[str]:
 
 
 def of_device(number: int) -> list[str]:
-    """Return descriptions of what keeps the loop device `number` in use, as `of_mount` does."""
-    node, device = f"/dev/loop{number}", os.makedev(loop.LOOP_MAJOR, number)
-    found = [f"{top.path}, which is on top of it" for top in on_top_of(number)]
-    found += [f"{_device_mapper(name)}, which is on top of it" for name in _holders(number)]
-    found += [f"swap on {path}" for path in _swaps() if path == node]
+    """Return descriptions of what keeps the loop device `number` in use, as `of_mount` does.
+
+    What uses a mapping on it is named instead of the mapping.
+    """
+    found: list[str] = []
+    for name in _holders(number):
+        mapping = devicemapper.shown(f"/{name}")
+        used = of_mapping(mapping) if mapping else []
+        found += used or [f"{_device_mapper(name)}, which is on top of it"]
+    return found + _of_node({f"/dev/loop{number}"}, os.makedev(loop.LOOP_MAJOR, number))
+
+
+def of_mapping(mapping: devicemapper.Mapping) -> list[str]:
+    """Return descriptions of what keeps a mapping in use, as `of_mount` does."""
+    return _of_node({str(mapping.path), f"/dev/mapper/{mapping.name}"}, mapping.device)
+
+
+def _of_node(nodes: Collection[str], device: int) -> list[str]:
+    """Return descriptions of what uses a block device, whose nodes are at these paths."""
+    found = [f"{top.path}, which is on top of it" for top in on_device(device)]
+    found += [f"swap on {path}" for path in _swaps() if path in nodes]
     look = _Look()
     seen: set[str] = set()
     for pid in _processes():
         namespace = look.namespace_of(pid)
         for item in look.mounts_in(namespace, pid) if namespace not in seen else ():
-            if device == item.device or item.source == node:
+            if device == item.device or item.source in nodes:
                 place = "" if namespace == look.own else f" for {_described(pid)}"
                 found.append(f"a mount at {item.target}{place}")
         seen.add(namespace)

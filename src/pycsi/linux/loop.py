@@ -68,8 +68,13 @@ class LoopDevice:
     name: bytes | None = dataclasses.field(default=None, compare=False)
 
     @property
+    def node(self) -> str:
+        """The name of the device node in /dev."""
+        return f"loop{self.number}"
+
+    @property
     def path(self) -> Path:
-        return Path(f"/dev/loop{self.number}")
+        return Path("/dev", self.node)
 
     @property
     def device(self) -> int:

@@ -34,7 +34,14 @@ _found: dict[str, str] = {}
 
 
 class ProgramError(Exception):
-    """A program was missing, failed or took too long; the message says which, with its output."""
+    """A program was missing, failed or took too long; the message says which, with its output.
+
+    `status` is its exit status; None if it had none.
+    """
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 def find(name: str) -> str | None:
@@ -117,7 +124,7 @@ def run(
     except subprocess.TimeoutExpired:
         raise ProgramError(f"{name} did not end within {timeout:g} s") from None
     if done.returncode not in ok:
-        raise ProgramError(f"{name} {_fate(done.returncode)}{_said(done.stdout)}")
+        raise ProgramError(f"{name} {_fate(done.returncode)}{_said(done.stdout)}", done.returncode)
     return done.stdout
 
 

@@ -91,6 +91,12 @@ class Cancelled(CsiError):
     code = grpc.StatusCode.CANCELLED
 
 
+class Unauthenticated(CsiError):
+    """The secrets of the request are not those that it takes."""
+
+    code = grpc.StatusCode.UNAUTHENTICATED
+
+
 class PermissionDenied(CsiError):
     """The caller's certificate is not one that may call."""
 

@@ -38,6 +38,7 @@ class Reason(enum.StrEnum):
     DATA_MISSING = "DataMissing", Status.DATA_LOSS
     IMAGE_TRUNCATED = "ImageTruncated", Status.DATA_LOSS
     FOREIGN_DATA = "ForeignData", Status.DATA_LOSS
+    HEADER_MISSING = "HeaderMissing", Status.DATA_LOSS
     UNREADABLE = "Unreadable", Status.INACCESSIBLE
     NOT_RESPONDING = "NotResponding", Status.INACCESSIBLE
     FILESYSTEM_SHUT_DOWN = "FilesystemShutDown", Status.INACCESSIBLE

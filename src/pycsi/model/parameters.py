@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from pycsi.model import iolimits, mkfsoptions, rootdirectory, triminterval
+from pycsi.model import encryption, iolimits, mkfsoptions, rootdirectory, triminterval
 from pycsi.model.errors import InvalidArgument
 from pycsi.model.records import VolumeType
 from pycsi.model.rootdirectory import RootDirectory
@@ -56,6 +56,7 @@ _READERS: Mapping[str, Reader] = {
     "type": _one_of("directory", "image"),
     "quota": _one_of("required", "none"),
     "allocation": _one_of("thin", "thick"),
+    "encryption": _one_of(encryption.NONE, encryption.LUKS2),
     "mkfsOptions": mkfsoptions.split,
     "uid": rootdirectory.read_id,
     "gid": rootdirectory.read_id,
@@ -71,7 +72,7 @@ _SNAPSHOT_READERS: Mapping[str, Reader] = {
     "deletionPolicy": _one_of("Delete", "Retain"),
 }
 _KEYS = (
-    *("pool", "type", "quota", "allocation", "mkfsOptions"),
+    *("pool", "type", "quota", "allocation", "mkfsOptions", "encryption"),
     *rootdirectory.KEYS,
     RESTORE_ANYWHERE,
     *_MUTABLE,
@@ -96,6 +97,7 @@ class Parameters:
     quota: str | None
     allocation: str | None
     mkfs_options: tuple[str, ...]
+    encryption: str | None
     root: RootDirectory | None
     settings: Mapping[str, str]
     fsck: bool
@@ -202,6 +204,7 @@ def parse(
         quota=given.get("quota"),
         allocation=given.get("allocation"),
         mkfs_options=given.get("mkfsOptions", ()),
+        encryption=given.get("encryption"),
         root=root,
         settings=now,
         fsck=now["fsck"] == "true",

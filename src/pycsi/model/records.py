@@ -5,6 +5,7 @@ import enum
 from collections.abc import Mapping
 from typing import Any, Self
 
+from pycsi.linux import luks
 from pycsi.linux.record import fields_of
 from pycsi.model.ids import node_of
 from pycsi.model.request import Access, Capability, RecordedRequest
@@ -47,7 +48,8 @@ class Volume:
     by project quota. `handle` is the orchestrator's id of an inline volume, None for all others;
     `targets` are all target paths at which an inline volume was ever to be published. `settings`
     are the current mutable parameters. `created` is in seconds since the epoch. `origin` is the
-    context that it was created with, if it was moved to another pool since.
+    context that it was created with, if it was moved to another pool since. `encryption` is "luks2"
+    for an encrypted image, None for all others.
     """
 
     id: str
@@ -70,11 +72,17 @@ class Volume:
     targets: tuple[str, ...] = ()
     attachment: Attachment | None = None
     origin: Mapping[str, str] | None = None
+    encryption: str | None = None
+
+    @property
+    def header(self) -> int:
+        """The bytes that an encrypted image has before its data; 0 for others."""
+        return luks.HEADER if self.encryption else 0
 
     @property
     def held(self) -> int:
-        """The bytes of the pool that are promised to this volume."""
-        return self.capacity
+        """The bytes of the pool that are promised to this volume: those of its image, if any."""
+        return self.capacity + self.header
 
     def is_same(self, other: "Volume") -> bool:
         """Tell whether it is the volume `other`, and no earlier or later one of the same name."""
@@ -98,8 +106,9 @@ class Volume:
         plain = fields_of(self) | {"attachment": None}
         if not self.targets:
             del plain["targets"]  # older versions do not know the key
-        if not self.origin:
-            del plain["origin"]
+        for key in ("origin", "encryption"):
+            if not plain[key]:
+                del plain[key]
         return plain
 
     @classmethod

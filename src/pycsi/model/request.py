@@ -126,12 +126,13 @@ class VolumeRequest:
     """A CreateVolume request: the volume's name, the part kept in its record, and the topologies.
 
     `topologies` are the accepted topologies (TopologyRequirement), each by its segments. An empty
-    tuple accepts any; None: the request has no requirement.
+    tuple accepts any; None: the request has no requirement. `secrets` are never shown or recorded.
     """
 
     name: str
     request: RecordedRequest
     topologies: tuple[Mapping[str, str], ...] | None = None
+    secrets: Mapping[str, str] = dataclasses.field(default_factory=dict, repr=False)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,7 +141,8 @@ class NodeRequest:
 
     `path` is the staging path or the target path. `arguments` is a digest of the arguments that a
     retry must repeat. `inline`: the volume is described by `context`, and created when published.
-    `staging_path` is where a volume to be published is staged; "" if it is not.
+    `staging_path` is where a volume to be published is staged; "" if it is not. `secrets` are never
+    shown.
     """
 
     volume_id: str
@@ -151,3 +153,4 @@ class NodeRequest:
     readonly: bool = False
     inline: bool = False
     staging_path: str = ""
+    secrets: Mapping[str, str] = dataclasses.field(default_factory=dict, repr=False)

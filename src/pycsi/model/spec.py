@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Collection, Iterable
 
 from pycsi.linux import mkfs
-from pycsi.model import iolimits, mkfsoptions, mountflags, rootdirectory, triminterval
+from pycsi.model import encryption, iolimits, mkfsoptions, mountflags, rootdirectory, triminterval
 from pycsi.model.errors import FailedPrecondition, InvalidArgument, OutOfRange
 from pycsi.model.parameters import DEFAULT_FILESYSTEM, FILESYSTEM, Parameters
 from pycsi.model.records import Volume, VolumeType
@@ -24,7 +24,8 @@ _BLOCK_SIZE = re.compile(r"(?:^| )-b ?(\d+)\b")
 class VolumeSpec:
     """How a new volume is to be stored.
 
-    `reason` says why its type was chosen. `minimum` is the smallest size in bytes that it can have.
+    `reason` says why its type was chosen. `encryption` is that of an encrypted image, or None.
+    `minimum` is the smallest size in bytes that it can have.
     """
 
     type: VolumeType
@@ -34,6 +35,7 @@ class VolumeSpec:
     enforced: bool
     thick: bool
     mkfs_options: tuple[str, ...]
+    encryption: str | None = None
     minimum: int = _SMALLEST
 
 
@@ -80,11 +82,13 @@ def choose(
         triminterval.check(spec.type, spec.access, thick=spec.thick)
     if given.limits_io:
         iolimits.check(spec.type)
-    return spec
+    if encrypted := given.encryption not in {None, encryption.NONE}:
+        encryption.check(spec.type)
+    return dataclasses.replace(spec, encryption=given.encryption if encrypted else None)
 
 
 def inherit(source: Volume, given: Parameters) -> Parameters:
-    """Return the parameters `given` with the type and filesystem of `source` where they give none.
+    """Return the parameters `given` with those of `source` that a copy takes, where they give none.
 
     `source` is the volume that is cloned, or whose snapshot is restored.
     """
@@ -92,6 +96,7 @@ def inherit(source: Volume, given: Parameters) -> Parameters:
         given,
         type=given.type or source.type,
         filesystem=given.filesystem or source.filesystem,
+        encryption=given.encryption or source.encryption,
     )
 
 
@@ -123,6 +128,12 @@ def spec_from_source(source: Volume, spec: VolumeSpec) -> VolumeSpec:
         raise InvalidArgument(
             f"the source has {source.filesystem}, not {spec.filesystem}; leave the fs_type out"
         )
+    if spec.encryption != source.encryption:
+        raise InvalidArgument(
+            f"the source has encryption: {source.encryption or encryption.NONE}, not "
+            f"{spec.encryption or encryption.NONE}, and a copy has the key of its source; leave "
+            "the parameter encryption out, or copy the files from one volume to the other"
+        )
     return dataclasses.replace(spec, reason="as its source", mkfs_options=source.mkfs_options)
 
 
@@ -143,8 +154,10 @@ def _mounted_type(
         return given.type, "asked for"
     if given.quota == "none":
         return VolumeType.DIRECTORY, "quota: none is for directories"
-    if given.allocation or given.mkfs_options or given.fsck or given.trims or given.limits_io:
-        keys = "allocation, mkfsOptions, fsck, trimInterval and limits on I/O"
+    encrypted = given.encryption not in {None, encryption.NONE}
+    more = given.fsck or given.trims or given.limits_io or encrypted
+    if given.allocation or given.mkfs_options or more:
+        keys = "allocation, mkfsOptions, encryption, fsck, trimInterval and limits on I/O"
         return VolumeType.IMAGE, f"{keys} are for images"
     if other:
         return VolumeType.IMAGE, f"a directory would not have {other}"

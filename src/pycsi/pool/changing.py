@@ -13,7 +13,7 @@ from pycsi.linux.descriptor import exists
 from pycsi.linux.tree import refuse_listed
 from pycsi.model.records import Snapshot, Volume
 from pycsi.model.trace import phase
-from pycsi.pool import layout
+from pycsi.pool import layout, trash
 from pycsi.pool.catalog import Catalog
 from pycsi.pool.pool import Pool
 from pycsi.pool.trash import Fate
@@ -23,6 +23,9 @@ def delete_snapshot(pool: Pool, snapshot_id: str) -> None:
     """Delete a snapshot, even if its record cannot be read; absent is fine."""
     pool.check()
     pool.deletions.note("snapshot", snapshot_id, pool.missing())
+    known = pool.snapshots.get(snapshot_id)
+    if known is None or known.volume.encryption:
+        trash.wipe(pool.snapshots.place(snapshot_id))
     _move_to_trash(pool, pool.snapshots, snapshot_id, Fate.GONE)
 
 
@@ -34,6 +37,9 @@ def delete(pool: Pool, backend: Backend, fate: Fate) -> None:
     pool.check()
     refuse_listed(backend.kernel.mounts, pool.location.real(backend.where))
     pool.deletions.note("volume", backend.volume.id, pool.missing())
+    if backend.volume.encryption:
+        # Before it is in the trash, where it may be kept.
+        trash.wipe(backend.where)
     _move_to_trash(pool, pool.volumes, backend.volume.id, fate)
 
 

@@ -82,7 +82,7 @@ class Moves:
         """Read the moves; return False if that fails."""
         try:
             kept = sum(map(_blocks, self._layout.leaving.glob(f".*/{Image.NAME}")))
-            self.held = kept + sum(arrival.volume.capacity for arrival in self)
+            self.held = kept + sum(arrival.volume.held for arrival in self)
         except OSError:  # the pool's disk is away
             return False
         return True

@@ -25,6 +25,7 @@ from pycsi.linux.location import Location
 from pycsi.linux.mount import syncfs
 from pycsi.linux.record import rename_durably
 from pycsi.model.config import PoolConfig
+from pycsi.model.encryption import Passphrase
 from pycsi.model.errors import FailedPrecondition
 from pycsi.model.records import Snapshot, Volume, VolumeType
 from pycsi.model.request import Access
@@ -110,11 +111,18 @@ class Pool(PoolDirectory):
         return self.limiter.fault()
 
     def backend(
-        self, volume: Volume, kernel: KernelView | None = None, *, place: str | None = None
+        self,
+        volume: Volume,
+        kernel: KernelView | None = None,
+        *,
+        place: str | None = None,
+        passphrase: Passphrase | None = None,
     ) -> Backend:
         """Return the backend of a volume; its directory is `place` if it is not in its own."""
         where = place or self.volumes.place(volume.id)
-        return backend_for(where, volume, self.limiter, self.location, kernel)
+        found = backend_for(where, volume, self.limiter, self.location, kernel)
+        found.passphrase = passphrase
+        return found
 
     def backend_of(self, snapshot: Snapshot) -> Backend:
         """Return the backend of a snapshot that exists."""
@@ -142,24 +150,25 @@ class Pool(PoolDirectory):
         *,
         fill: Callable[[Backend], int | None] | None = None,
         extra: int = 0,
+        passphrase: Passphrase | None = None,
     ) -> Volume:
         """Make a volume, durably, and return it as recorded.
 
         Its root directory gets the attributes `root`. Or else `fill` makes its data from a source
         and returns its project id, if it has one; meanwhile that takes `extra` bytes beyond the
-        volume's size.
+        volume's size. The `passphrase` is that of an encrypted one.
         `OutOfRange` or `ResourceExhausted` for a size that the pool cannot have, or has no room
         for.
         """
         with self.building(volume, extra) as building:
-            backend = self.backend(volume, place=building.directory)
+            backend = self.backend(volume, place=building.directory, passphrase=passphrase)
             if fill:
                 project = fill(backend)
             else:
                 with phase("make"):
                     project = backend.create(root)
             if extra:
-                self.room.adjust(building.reservation, volume.capacity, thick=True)
+                self.room.adjust(building.reservation, volume.held, thick=True)
             return self.commit(building, backend, project)
 
     @contextlib.contextmanager
@@ -173,7 +182,7 @@ class Pool(PoolDirectory):
         thick = volume.thick or extra > 0  # a copy of a thick source gets its own blocks at once
         with (
             self.volumes.creating(volume.id) as place,
-            self._build(place, volume.capacity + extra, thick=thick) as building,
+            self._build(place, volume.held + extra, thick=thick) as building,
         ):
             yield building
 
@@ -198,7 +207,7 @@ class Pool(PoolDirectory):
         """Do as `building` for a copy that arrives from another pool; see `commit_arrival`."""
         self.room.refuse_impossible(volume)
         place = self.moves.arriving(volume.id)
-        with self._build(place, volume.capacity, thick=volume.thick) as building:
+        with self._build(place, volume.held, thick=volume.thick) as building:
             yield building
 
     def commit_arrival(self, building: Build, backend: Backend, move: Move) -> None:

@@ -60,7 +60,7 @@ class Room:
                 f"{show(volume.capacity)} wanted, and {volume.filesystem} as it would be made has "
                 f"at most {most} bytes ({show(most)}); ask for less, or change mkfsOptions"
             )
-        if volume.capacity > self.largest_file:
+        if volume.held > self.largest_file:
             raise OutOfRange(
                 f"pool {self._config.name}: {show(volume.capacity)} wanted, and a file on its "
                 f"{self._contents.filesystem} has at most {self.largest_file} bytes "

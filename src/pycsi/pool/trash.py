@@ -24,9 +24,12 @@ import structlog
 from pycsi.backends.directory import Directory
 from pycsi.backends.image import Image
 from pycsi.backends.limits import Limiter
+from pycsi.linux import luks
+from pycsi.linux.libc import StrPath
 from pycsi.linux.record import explained, read_record, rename_durably
 from pycsi.linux.tree import empty, refuse_mounts
 from pycsi.model.records import Snapshot, Volume
+from pycsi.model.trace import phase
 from pycsi.pool.catalog import UNREADABLE
 from pycsi.pool.layout import SNAPSHOT_RECORD, VOLUME_RECORD, Layout
 
@@ -105,7 +108,7 @@ class Entry:
         """Return the bytes of the pool that the entry counts for; 0 without a readable record."""
         match self.record():
             case Volume() as volume:
-                return volume.capacity
+                return volume.held
             case Snapshot() as snapshot:
                 return snapshot.held
         return 0
@@ -164,7 +167,12 @@ def destroy(
     interrupted: Callable[[], bool] = lambda: False,
     emptied: Callable[[], None] = lambda: None,
 ) -> None:
-    """Remove what is left of a volume or snapshot, its data first, its record last."""
+    """Remove what is left of a volume or snapshot, its data first, its record last.
+
+    The header of an encrypted image is wiped before, for the disk keeps what is only removed.
+    """
+    with contextlib.suppress(OSError):  # the disk fails, or another process has removed it
+        wipe(place)
     volume = Entry.parse(place).record()
     project = volume.project if isinstance(volume, Volume) else None
     # Another process may be removing the same entry, so any step may find its files gone.
@@ -176,6 +184,27 @@ def destroy(
         empty(place, interrupted)
         emptied()
         place.rmdir()
+
+
+def wipe(place: StrPath) -> None:
+    """Overwrite the header of the encrypted image in a directory, durably; none is fine.
+
+    Without it nobody can decrypt the image.
+    """
+    image = Path(place, Image.NAME)
+    try:
+        if not luks.has_header(image):
+            return
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    with phase("wipe"):
+        in_place = luks.wipe(image)
+    if not in_place:
+        log.warning(
+            "the filesystem has written the zeros that wipe a header elsewhere; the old blocks are "
+            "free, but keep it until they are used again",
+            path=str(image),
+        )
 
 
 def image_blocks(place: Path) -> int:

@@ -97,7 +97,7 @@ class Controller(csi_pb2_grpc.ControllerServicer):
         read.require(request, "volume_id", "mutable_parameters")
         wanted = read.string_map(request.mutable_parameters, "mutable_parameters")
         with self._locks.hold(request.volume_id):
-            modify(*self._pools.need(request.volume_id), wanted)
+            modify(*self._pools.need(request.volume_id), wanted, request.secrets)
         return csi.ControllerModifyVolumeResponse()
 
     def ValidateVolumeCapabilities(

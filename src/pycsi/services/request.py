@@ -164,6 +164,7 @@ def create_volume(request: csi.CreateVolumeRequest, served: Collection[Mode]) ->
             source=source(request.volume_content_source) if filled else None,
         ),
         topologies=topologies(request.accessibility_requirements) if placed else None,
+        secrets=request.secrets,
     )
 
 
@@ -204,6 +205,7 @@ def stage(request: csi.NodeStageVolumeRequest, served: Collection[Mode]) -> Node
         capability=capability(request.volume_capability, served, refusal=FailedPrecondition),
         context=dict(request.volume_context),
         arguments=_digest(request),
+        secrets=request.secrets,
     )
 
 

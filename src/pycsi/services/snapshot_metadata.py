@@ -41,8 +41,10 @@ class SnapshotMetadata(csi_pb2_grpc.SnapshotMetadataServicer):
         with contextlib.ExitStack() as files:
             _, snapshot, image = self._open(request.snapshot_id, files)
             _check_offset(request.starting_offset, snapshot)
-            found = blocks.allocated(image, request.starting_offset, snapshot.size)
-            for batch in _batches(found, results):
+            header = snapshot.volume.header
+            start, end = request.starting_offset + header, snapshot.size + header
+            found = blocks.allocated(image, start, end)
+            for batch in _batches(found, header, results):
                 yield csi.GetMetadataAllocatedResponse(
                     block_metadata_type=csi.VARIABLE_LENGTH,
                     volume_capacity_bytes=snapshot.size,
@@ -70,10 +72,10 @@ class SnapshotMetadata(csi_pb2_grpc.SnapshotMetadataServicer):
                 if not context.is_active():
                     raise Cancelled("the caller has gone")
 
-            found = blocks.changed(
-                old, new, request.starting_offset, target.size, progress, by_extents=by_extents
-            )
-            for batch in _batches(found, results):
+            header = target.volume.header
+            start, end = request.starting_offset + header, target.size + header
+            found = blocks.changed(old, new, start, end, progress, by_extents=by_extents)
+            for batch in _batches(found, header, results):
                 yield csi.GetMetadataDeltaResponse(
                     block_metadata_type=csi.VARIABLE_LENGTH,
                     volume_capacity_bytes=target.size,
@@ -110,6 +112,12 @@ def _check_offset(offset: int, snapshot: Snapshot) -> None:
         )
 
 
-def _batches(found: Iterator[blocks.Range], size: int) -> Iterator[list[csi.BlockMetadata]]:
+def _batches(
+    found: Iterator[blocks.Range], header: int, size: int
+) -> Iterator[list[csi.BlockMetadata]]:
+    """Yield up to `size` ranges at a time, counted from the end of the image's `header`."""
     while batch := list(itertools.islice(found, size)):
-        yield [csi.BlockMetadata(byte_offset=start, size_bytes=end - start) for start, end in batch]
+        yield [
+            csi.BlockMetadata(byte_offset=start - header, size_bytes=end - start)
+            for start, end in batch
+        ]

@@ -60,8 +60,16 @@ class Subject:
         return hashlib.sha256(origin.encode()).hexdigest()
 
     def manifest(self, base: "Subject | None" = None) -> Manifest:
-        """Return the manifest of a full export, or of an increment on the snapshot `base`."""
+        """Return the manifest of a full export, or of an increment on the snapshot `base`.
+
+        `FailedPrecondition` if it cannot be exported.
+        """
         volume = self.volume
+        if volume.encryption:
+            raise FailedPrecondition(
+                f"{self.id} is encrypted, and nothing but its own image can hold its key: mount "
+                "it, and copy its files"
+            )
         kind = VolumeKind.BLOCK if volume.filesystem is None else VolumeKind.IMAGE
         given = parameters.without_orchestrator_keys(volume.request.parameters)
         return Manifest(

@@ -54,7 +54,7 @@ def _discard(source: Pool, volume: Volume) -> None:
     """
     try:
         place = source.moves.leaving(volume.id)
-        source.trash.put(place, volume.id, Fate.KEPT, volume.capacity)
+        source.trash.put(place, volume.id, Fate.KEPT, volume.held)
         source.moves.forget_kept(volume.id)
     except OSError as error:
         log.warning("cannot be put in the trash now", path=place, error=str(error))

@@ -6,7 +6,7 @@ Callers hold the volume's lock.
 import dataclasses
 from collections.abc import Mapping
 
-from pycsi.model import iolimits, parameters, triminterval
+from pycsi.model import encryption, iolimits, parameters, triminterval
 from pycsi.model.errors import (
     FailedPrecondition,
     InvalidArgument,
@@ -39,11 +39,14 @@ def delete(pool: Pool, volume: Volume) -> None:
     changing.delete(pool, staging.backend, Fate.KEPT if retained else Fate.GONE)
 
 
-def modify(pool: Pool, volume: Volume, mutable: Mapping[str, str]) -> None:
+def modify(
+    pool: Pool, volume: Volume, mutable: Mapping[str, str], secrets: Mapping[str, str]
+) -> None:
     """Change all the settings of a volume that are in `mutable`, or none; others stay as they are.
 
-    `InvalidArgument` for settings that the volume cannot have, `FailedPrecondition` for limits on
-    I/O to which whoever uses it cannot be held.
+    `secrets` with a passphrase and the previous one have that replaced. `InvalidArgument` for
+    settings that the volume cannot have, `FailedPrecondition` for limits on I/O to which whoever
+    uses it cannot be held, `Unauthenticated` if neither passphrase is the volume's.
     """
     parameters.check_mutable(mutable)
     if parameters.wants_check(mutable) and volume.filesystem is None:
@@ -58,6 +61,10 @@ def modify(pool: Pool, volume: Volume, mutable: Mapping[str, str]) -> None:
     if iolimits.are_wanted(mutable):
         iolimits.check(changed.type)
         require_everywhere(pool, changed)
+    passphrase = encryption.passphrase(secrets)
+    if volume.encryption and passphrase and passphrase.previous:
+        pool.check()
+        pool.backend(volume, passphrase=passphrase).renew_passphrase()
     changing.update(pool, changed)
     pool.throttle.ensure(pool.backend(changed))
 

@@ -250,6 +250,11 @@ class Mover:
 
 def _moved(target: Pool, volume: Volume) -> Volume:
     """Return a volume as it will be in another pool; `FailedPrecondition` if it cannot be there."""
+    if volume.encryption:
+        raise FailedPrecondition(
+            f"volume {volume.id} is encrypted, and a move would leave a copy with its key in the "
+            "old pool; clone it into the other pool, and delete it"
+        )
     given = parameters.parse(volume.request.parameters, mutable=volume.request.mutable)
     spec = specify(target, given, volume.request.capabilities, volume)
     if volume.enforced and not spec.enforced:

@@ -9,8 +9,8 @@ import time
 from collections.abc import Mapping, Sequence
 
 from pycsi.backends.privileges import image_refusal
-from pycsi.linux import mkfs
-from pycsi.model import parameters
+from pycsi.linux import luks, mkfs
+from pycsi.model import encryption, parameters
 from pycsi.model.errors import (
     AlreadyExists,
     FailedPrecondition,
@@ -105,10 +105,14 @@ class Provisioner:
         pool = found.pool if found and given.pool is None else self._pools.named(given.pool)
         source = found.volume if found else None
         volume = requested_volume(pool, volume_id, wanted, given, node=self._node, source=source)
+        passphrase = encryption.passphrase(wanted.secrets)
+        if volume.encryption:
+            encryption.need_strong(passphrase, f"volume {wanted.name}")
         if found is None:
-            return pool.create(volume, given.root)
+            return pool.create(volume, given.root, passphrase=passphrase)
         fill = filler(self._pools, self._locks, found)
-        return pool.create(volume, fill=fill, extra=extra_room(found))
+        extra = extra_room(found)
+        return pool.create(volume, fill=fill, extra=extra, passphrase=passphrase)
 
     def offer(
         self,
@@ -138,7 +142,9 @@ class Provisioner:
         available = pool.room.capacity().available(thick=spec.thick)
         if spec.type is VolumeType.IMAGE:
             possible = largest_image(spec.filesystem, spec.mkfs_options)
-            available = min(available, pool.room.largest_file, possible)
+            header = luks.HEADER if spec.encryption else 0
+            largest = min(available, pool.room.largest_file)
+            available = max(0, min(largest - header, possible))
         return Offer(available=available, minimum=spec.minimum)
 
 
@@ -173,6 +179,10 @@ def specify(
     )
     if given.limits_io:
         pool.throttle.refuse()
+    if spec.encryption and (refusal := luks.refusal()):
+        raise FailedPrecondition(
+            f"this node cannot encrypt volumes: {refusal}; or leave the parameter encryption out"
+        )
     return spec_from_source(source, spec) if source else spec
 
 
@@ -239,6 +249,7 @@ def new_volume(
         enforced=spec.enforced,
         thick=spec.thick,
         mkfs_options=spec.mkfs_options,
+        encryption=spec.encryption,
         request=request,
         settings=settings,
         created=time.time(),

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from pycsi.backends import Backend
 from pycsi.linux.kernel import topmost
-from pycsi.model import ids
+from pycsi.model import encryption, ids
 from pycsi.model.errors import FailedPrecondition, InvalidArgument, NotFound, PoolMissing
 from pycsi.model.records import Volume
 from pycsi.model.request import NodeRequest
@@ -46,6 +46,7 @@ class Publisher:
         _check_pool(pool, wanted.context)
         pool.check()
         with using(pool, volume, wanted.capability, path) as staging:
+            staging.backend.passphrase = encryption.passphrase(wanted.secrets)
             staging.ensure_staged(path, wanted.capability, wanted.arguments)
 
     def unstage(self, volume_id: str, staging_path: str) -> None:

@@ -4,7 +4,9 @@ They are identified by the path that the kernel recorded for the mounted directo
 the loop device: it contains the volume's id, and with that the node's.
 """
 
-from pycsi.linux import backing
+import contextlib
+
+from pycsi.linux import backing, devicemapper
 from pycsi.linux.kernel import KernelView, Mount
 from pycsi.volumes.unmounting import unmount
 
@@ -31,7 +33,12 @@ def _shows(mounted: Mount, volume_id: str) -> bool:
 
 
 def _free(kernel: KernelView, unmounted: Mount) -> None:
-    """Detach the loop device whose node was mounted, if it is mounted nowhere else."""
+    """Free the block device whose node was mounted, if that is mounted nowhere else."""
+    if mapping := devicemapper.shown(unmounted.root):
+        if not kernel.mounts.showing(unmounted.root):
+            with contextlib.suppress(OSError):  # it is in use
+                devicemapper.remove(mapping)  # and the kernel frees the loop device with it
+        return
     number = backing.number_of(unmounted.root)
     if number is None or kernel.mounts.showing(unmounted.root):
         return

@@ -47,7 +47,7 @@ def extra_room(found: FoundSource) -> int:
     """
     is_clone = found.source.kind is SourceKind.VOLUME
     shared = is_clone and found.volume.thick and found.pool.reflinks
-    return found.volume.capacity if shared else 0
+    return found.volume.held if shared else 0
 
 
 def filler(pools: Pools, locks: Locks, found: FoundSource) -> Callable[[Backend], int | None]:

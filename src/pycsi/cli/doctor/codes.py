@@ -65,6 +65,7 @@ class Code(enum.StrEnum):
     DATA_MISSING = "DataMissing", _ERROR, "The data of a volume or snapshot is gone"
     IMAGE_TRUNCATED = "ImageTruncated", _ERROR, "An image is shorter than its volume"
     FOREIGN_DATA = "ForeignData", _ERROR, "An image holds something else than its filesystem"
+    HEADER_MISSING = "HeaderMissing", _ERROR, "An encrypted image has no header"
     UNREADABLE = "Unreadable", _ERROR, "A volume cannot be examined"
     NOT_RESPONDING = "NotResponding", _ERROR, "A volume's filesystem does not answer"
     FILESYSTEM_SHUT_DOWN = "FilesystemShutDown", _ERROR, "A volume's filesystem is shut down"

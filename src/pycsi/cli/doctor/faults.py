@@ -168,7 +168,7 @@ def _delete(look: Look, backend: Backend) -> tuple[str, str]:
 
 
 def _extend(_look: Look, backend: Backend) -> tuple[str, str]:
-    return f"truncate --size={backend.volume.capacity} {_image(backend)}", ""
+    return f"truncate --size={backend.volume.held} {_image(backend)}", ""
 
 
 def _repair(look: Look, backend: Backend) -> tuple[str, str]:
@@ -193,6 +193,9 @@ def _check(look: Look, backend: Backend) -> tuple[str, str]:
             f"{commands.typed('btrfs', 'scrub', 'start', '-B', place)} && "
             f"{commands.typed('btrfs', 'device', 'stats', '-z', place)}"
         ), ""
+    if backend.volume.encryption:
+        command, placeholder = _stage_anew(look, backend)
+        return command, f"; with fsck=true it is checked then{placeholder}"
     if mounts:
         command, placeholder = _stage_anew(look, backend)
         return command, f"; unmounted, check it: e2fsck -f -p {_image(backend)}{placeholder}"
@@ -253,10 +256,16 @@ def _discards(look: Look, backend: Backend) -> tuple[str, str]:
     return f"mount -o remount,rw /sys && {command}", placeholder
 
 
+def _put_header_back(_: Look, backend: Backend) -> tuple[str, str]:
+    command = f"cryptsetup luksHeaderRestore {_image(backend)} --header-backup-file FILE"
+    return command, "; FILE is a backup of the header"
+
+
 _FOR_VOLUMES: Mapping[Reason, _Command] = {
     Reason.DATA_MISSING: _delete,
     Reason.IMAGE_TRUNCATED: _extend,
     Reason.FOREIGN_DATA: _repair,
+    Reason.HEADER_MISSING: _put_header_back,
     Reason.UNREADABLE: _kernel_log,
     Reason.NOT_RESPONDING: _kernel_log,
     Reason.FILESYSTEM_SHUT_DOWN: _stage_anew,

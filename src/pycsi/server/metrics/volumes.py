@@ -27,6 +27,7 @@ _INFO = {
     "filesystem": "of an image.",
     "namespace": "of the claim.",
     "persistentvolumeclaim": "the claim's name.",
+    "encryption": "luks2, or nothing.",
 }
 _OF_VOLUME = {
     "capacity_bytes": "Size of the volume.",
@@ -191,6 +192,7 @@ def _info(volume: Volume) -> list[str]:
         volume.filesystem or "",
         claim.get(CLAIM_NAMESPACE, ""),
         claim.get(CLAIM_NAME, ""),
+        volume.encryption or "",
     ]
 
 
