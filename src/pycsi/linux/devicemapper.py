@@ -100,8 +100,10 @@ def loop_under(number: int) -> int | None:
 def remove(mapping: Mapping, *, deferred: bool = False) -> None:
     """Remove a mapping; EBUSY while it is in use. One that is gone is fine.
 
-    With `deferred` one that is in use is removed by the kernel when its last user is gone.
+    With `deferred` one that is in use is removed by the kernel when its last user is gone. The node
+    that a killed program has made beside the kernel's own is removed at once: nothing else would.
     """
+    Path("/dev/mapper", mapping.name).unlink(missing_ok=True)
     try:
         _ask(DM_DEV_REMOVE, mapping.name, DM_DEFERRED_REMOVE if deferred else 0)
     except OSError as error:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pycsi.backends import Backend
 from pycsi.linux.kernel import Mount
 from pycsi.model import mountflags
-from pycsi.model.errors import AlreadyExists, FailedPrecondition, InvalidArgument
+from pycsi.model.errors import AlreadyExists, CsiError, FailedPrecondition, InvalidArgument
 from pycsi.model.records import Volume, VolumeType
 from pycsi.model.request import Capability, Mode
 from pycsi.model.spec import requested_filesystems
@@ -102,8 +102,15 @@ class Staging:
         self._refuse_other_options(note, [self.notes.staged[other] for other in staged])
         self.notes.staged[path] = note
         self.notes.save()
-        with phase("mount"):
-            self.backend.stage(path, capability)
+        try:
+            with phase("mount"):
+                self.backend.stage(path, capability)
+        except CsiError:
+            # A raw volume that is staged elsewhere would count as staged at every noted path.
+            if not self.backend.is_seen(path):
+                del self.notes.staged[path]
+                self.notes.save_if_possible()
+            raise
 
     def ensure_unstaged(self, path: str) -> None:
         """Unstage the volume from `path`; not staged there is fine.
