@@ -1,13 +1,11 @@
 """Mount namespaces, which give a process mounts of its own (unshare(2), mount_namespaces(7)).
 
-A namespace ends with its last process, however that ends, and so do the mounts in it. For the same
-purpose, to leave nothing behind, `end_with_parent` is here too.
+A namespace ends with its last process, however that ends, and so do the mounts in it.
 """
 
 import contextlib
 import ctypes
 import os
-import signal
 from pathlib import Path
 
 from pycsi.linux.libc import function
@@ -16,12 +14,10 @@ CLONE_NEWNS = 0x00020000
 CLONE_NEWUSER = 0x10000000
 MS_REC = 1 << 14
 MS_SLAVE = 1 << 19
-PR_SET_PDEATHSIG = 1
 
 _mount = function(
     "mount", ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_void_p
 )
-_prctl = function("prctl", ctypes.c_int, ctypes.c_ulong)
 _unshare = function("unshare", ctypes.c_int)
 
 
@@ -55,8 +51,3 @@ def enter_mounts_as_user() -> None:
     Path("/proc/self/uid_map").write_text(f"0 {user} 1")
     Path("/proc/self/gid_map").write_text(f"0 {group} 1")
     _pass_nothing_on()
-
-
-def end_with_parent() -> None:
-    """Have the kernel send SIGTERM to this process when its parent ends, even by SIGKILL."""
-    _prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Self
 
-from pycsi.linux import namespace
+from pycsi.linux import child
 
 NODE = "demo-node"
 
@@ -47,17 +47,8 @@ class Process:
     def __enter__(self) -> Self:
         command = [sys.executable, "-m", "pycsi", "serve", "--endpoint", f"unix://{self.socket}"]
         command += ["--node-id", NODE, "--log-format", "text", *self._pools]
-        with self._log.open("wb") as log:
-            self._child = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env=_environment(),
-                start_new_session=True,  # Ctrl-C is for the demo, which then ends the driver
-                # This process is still single-threaded, so running code before exec is safe.
-                preexec_fn=namespace.end_with_parent,  # noqa: PLW1509
-            )
+        with child.signals_held():
+            self._child = child.start(command, self._log, _environment())
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import signal
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -12,9 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pycsi.cli.errors import CommandError
-from pycsi.linux import namespace
-
-_STOPPING = (signal.SIGTERM, signal.SIGINT)
+from pycsi.linux import child
 
 
 class PrivateDriver:
@@ -28,17 +25,7 @@ class PrivateDriver:
         command += ["--config=/dev/null", "--log-format=json", "--log-level=error"]
         command += [f"--pool={pool}" for pool in pools]
         command += [f"--node-id={node_id}"] if node_id else []
-        with self._log.open("wb") as log:
-            self._child = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env=_environment(),
-                start_new_session=True,  # Ctrl-C is for the command, which then ends the driver
-                # This process is still single-threaded, so running code before exec is safe.
-                preexec_fn=_prepare,  # noqa: PLW1509
-            )
+        self._child = child.start(command, self._log, _environment())
 
     def refuse_ended(self) -> None:
         """Raise `CommandError` with the driver's own message if it has ended."""
@@ -66,12 +53,6 @@ def _message(line: str) -> str:
         return line.removeprefix("pycsi: ")
 
 
-def _prepare() -> None:
-    """Prepare the child for the driver."""
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)
-    namespace.end_with_parent()
-
-
 def _environment() -> dict[str, str]:
     """Return the environment without options, which are for other drivers, or given already."""
     return {
@@ -85,33 +66,19 @@ def private_driver(pools: Sequence[str], node_id: str | None) -> Iterator[Privat
 
     SIGTERM and SIGINT end the block as `SystemExit`, so that nothing is left of it.
     """
-    before = {number: signal.signal(number, _interrupt) for number in _STOPPING}
+    before = {number: signal.signal(number, _interrupt) for number in child.STOPPING}
     try:
         with (
             tempfile.TemporaryDirectory(prefix="pycsi-") as folder,
-            contextlib.ExitStack() as child,
+            contextlib.ExitStack() as running,
         ):
-            with _signals_held():
+            with child.signals_held():
                 driver = PrivateDriver(Path(folder), pools, node_id)
-                child.callback(driver.stop)
+                running.callback(driver.stop)
             yield driver
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-@contextlib.contextmanager
-def _signals_held() -> Iterator[None]:
-    """Let what stops this process arrive after the `with` block.
-
-    An exception from a signal's handler would be lost in what Python calls around fork(2), which
-    has nobody to raise it to.
-    """
-    signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)
 
 
 def _interrupt(number: int, _: Any) -> None:
