@@ -11,6 +11,7 @@ from pycsi.backends import Backend
 from pycsi.backends.limits import LimitError
 from pycsi.linux.descriptor import exists
 from pycsi.linux.tree import refuse_listed
+from pycsi.model.errors import FailedPrecondition
 from pycsi.model.records import Snapshot, Volume
 from pycsi.model.trace import phase
 from pycsi.pool import layout, trash
@@ -23,10 +24,17 @@ def delete_snapshot(pool: Pool, snapshot_id: str) -> None:
     """Delete a snapshot, even if its record cannot be read; absent is fine."""
     pool.check()
     pool.deletions.note("snapshot", snapshot_id, pool.missing())
-    known = pool.snapshots.get(snapshot_id)
-    if known is None or known.volume.encryption:
+    if _may_be_encrypted(pool, snapshot_id):
         trash.wipe(pool.snapshots.place(snapshot_id))
     _move_to_trash(pool, pool.snapshots, snapshot_id, Fate.GONE)
+
+
+def _may_be_encrypted(pool: Pool, snapshot_id: str) -> bool:
+    try:
+        known = pool.snapshots.get(snapshot_id)
+    except FailedPrecondition:  # its record cannot be read
+        return True
+    return known is None or known.volume.encryption is not None
 
 
 def delete(pool: Pool, backend: Backend, fate: Fate) -> None:
