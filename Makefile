@@ -60,9 +60,9 @@ sanity: $(DEVELOPMENT) tools ## Run the csi-sanity that is on PATH against every
 	$(BIN)/pytest tests/sanity -v
 
 test-vm: $(DEVELOPMENT) tools ## Run the system tests on the distribution's kernel, under qemu
-	@.ci/install-packages qemu-system-x86_64 busybox strace
-	$(BIN)/python tests/vm/boot.py --timeout 3000 -- \
-		python3 -m pytest -p no:cacheprovider tests/vm
+	@.ci/install-packages qemu-system-x86_64 busybox cryptsetup strace
+	$(BIN)/python tests/vm/boot.py --timeout 7200 -- \
+		python3 -m pytest -p no:cacheprovider $(PYTESTFLAGS) tests/vm
 
 image: ## Build the container image; PLATFORM=linux/arm64 is for another processor
 	@test -n "$(CONTAINER_TOOL)" || { echo "no docker, podman or buildah works here"; exit 1; }

@@ -1,4 +1,4 @@
-"""A pool whose filesystem enforces project quota."""
+"""A pool whose filesystem enforces project quota; and which tests are left out."""
 
 from pathlib import Path
 
@@ -10,6 +10,15 @@ OPTIONS = {
     "ext4": ("-O", "quota,project", "-E", "quotatype=prjquota"),
     "xfs": (),
 }
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Without --thorough leave out what is marked so."""
+    if config.getoption("--thorough"):
+        return
+    left_out = [item for item in items if item.get_closest_marker("thorough")]
+    items[:] = [item for item in items if item not in left_out]
+    config.hook.pytest_deselected(items=left_out)
 
 
 def limiting_pool(filesystem: FilesystemFactory, kind: str) -> Path:

@@ -34,6 +34,7 @@ ROOT = Path("/sys/fs/cgroup")
 KINDS = {"ext4": 300 * MIB, "xfs": 400 * MIB, "btrfs": 400 * MIB, "raw": 200 * MIB}
 LIMITS = {"readBandwidth": "4Mi", "writeBandwidth": "2Mi"}
 OPTION = f"--cgroup-root={ROOT}"
+SECRETS = {"encryptionPassphrase": "correct horse battery staple"}
 AT_LIMITS = IoLimits(rbps=4 * MIB, wbps=2 * MIB)
 
 
@@ -149,6 +150,9 @@ class Used:
     def device(self) -> int:
         if self.target.is_block_device():
             return self.target.stat().st_rdev
+        number = self.target.stat().st_dev
+        if os.major(number):  # as of all filesystems but btrfs
+            return number
         source = run("findmnt", "-n", "-o", "SOURCE", self.target).strip()
         return Path(source).stat().st_rdev
 
@@ -196,12 +200,13 @@ def use(driver: Driver, folder: Path, pod: Pod, kind: str = "ext4", **given: str
     name = f"{kind}-{pod.uid[:8]}"
     capability = block_capability() if kind == "raw" else mount_capability(kind)
     parameters = given if kind == "raw" else {"type": "image", **given}
+    secrets = SECRETS if "encryption" in given else {}
     volume_id = driver.create(
-        name, KINDS[kind], capability=capability, parameters=parameters
+        name, KINDS[kind], capability=capability, parameters=parameters, secrets=secrets
     ).volume_id
     used = Used(driver, volume_id, pod, folder / f"staging-{name}", Path(), capability)
     used.target = used.place(pod)
-    driver.stage(volume_id, used.staging, capability)
+    driver.stage(volume_id, used.staging, capability, secrets=secrets)
     used.publish()
     try:
         if kind != "raw":
@@ -375,6 +380,22 @@ def test_change_of_class(
         driver.modify(used.volume_id, writeBandwidth="none", writeIops="none")
         assert used.limits() == UNLIMITED
         assert used.rates(2)[1] > 6
+
+
+@pytest.mark.parametrize("kind", ["ext4", "raw"])
+def test_encrypted(
+    pool: Path, serve: Callable[..., Driver], pods: Callable[..., Pod], tmp_path: Path, kind: str
+) -> None:
+    """What is encrypted is limited on its mapping, whose device the pod uses."""
+    driver = serve(pool, options=(OPTION,))
+    with use(driver, tmp_path, pods(), kind, encryption="luks2", **LIMITS) as used:
+        assert Path(f"/sys/dev/block/{os.major(used.device)}:{os.minor(used.device)}/dm").exists()
+        assert used.limits() == AT_LIMITS
+        with loaded(used, "direct"):
+            time.sleep(2)
+            read, written = used.rates(4)
+        assert held(read, 4)
+        assert held(written, 2)
 
 
 def test_requests(

@@ -19,6 +19,10 @@ _SHORTEST = 16
 """The fewest bytes of a passphrase: what derives a key from it is cheap, so it has to be strong."""
 
 
+_LONGEST = 4096
+"""The most bytes of one; cryptsetup reads it from a pipe, which takes more than that at once."""
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Passphrase:
     """A passphrase, which is never shown; it replaces the `previous` one where that is in force."""
@@ -28,7 +32,13 @@ class Passphrase:
 
 
 def passphrase(secrets: Mapping[str, str]) -> Passphrase | None:
-    """Return the passphrase in the secrets of a request; None if there is none."""
+    """Return the passphrase in the secrets of a request; None if there is none.
+
+    `InvalidArgument` if it is longer than a map of the protocol may be.
+    """
+    for key in (SECRET, PREVIOUS):
+        if len(secrets.get(key, "").encode()) > _LONGEST:
+            raise InvalidArgument(f"the secret {key} has over {_LONGEST} bytes; take a shorter one")
     if SECRET not in secrets:
         return None
     previous = secrets[PREVIOUS].encode() if PREVIOUS in secrets else None
