@@ -345,7 +345,17 @@ def test_list_of_the_cluster(ext4: Path) -> None:
         },
         "spec": {"volumes": [{"persistentVolumeClaim": {"claimName": "data"}}]},
     }
-    objects = [here, there, foreign, claim, pod]
+    hashed = {
+        "kind": "Pod",
+        "metadata": {
+            "namespace": "shop",
+            "name": "web-5d4f8c7b9-x2x4z",
+            "labels": {"pod-template-hash": "5d4f8c7b9"},
+            "ownerReferences": [{"kind": "ReplicaSet", "name": "web-5d4f8c7b9"}],
+        },
+        "spec": pod["spec"],
+    }
+    objects = [here, there, foreign, claim, pod, hashed]
     words = ("-o", "manifests", "--no-limit", "--storage-class", "pycsi")
     text = listed(ext4, objects, *words)
     with holding(folder, "file"):
@@ -366,6 +376,7 @@ def test_list_of_the_cluster(ext4: Path) -> None:
     steps = [
         f"kubectl patch pv {claim_id(7)}",
         "-n shop shop-0 (StatefulSet shop)",
+        "web-5d4f8c7b9-x2x4z (Deployment web)",
         "pycsi adopt --from -",
         "kubectl -n shop delete pvc data",
         "kubectl apply",

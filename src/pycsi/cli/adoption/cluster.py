@@ -71,16 +71,26 @@ def _pods(objects: Iterable[Object]) -> dict[tuple[str, str], list[str]]:
     found: dict[tuple[str, str], list[str]] = {}
     for item in objects:
         meta = item["metadata"]
-        owners = [
-            f"{_plain(one['kind'])} {_plain(one['name'])}"
-            for one in meta.get("ownerReferences", [])
-        ]
+        owners = [_owner(one, meta) for one in meta.get("ownerReferences", [])]
         by = f" ({', '.join(owners)})" if owners else ""
         for volume in item["spec"].get("volumes", []):
             if name := volume.get("persistentVolumeClaim", {}).get("claimName"):
                 pod = f"{_plain(meta['name'])}{by}"
                 found.setdefault((_plain(meta["namespace"]), _plain(name)), []).append(pod)
     return found
+
+
+def _owner(reference: Object, meta: Object) -> str:
+    """Return what is to be scaled down so that a pod ends.
+
+    That of a ReplicaSet which a Deployment has made is the Deployment, whose name it has, and a
+    hash that its pods have as a label.
+    """
+    kind, name = _plain(reference["kind"]), _plain(reference["name"])
+    suffix = f"-{meta.get('labels', {}).get('pod-template-hash', '')}"
+    if kind == "ReplicaSet" and suffix != "-" and name.endswith(suffix):
+        return f"Deployment {name.removesuffix(suffix)}"
+    return f"{kind} {name}"
 
 
 def _known(
