@@ -84,6 +84,7 @@ def stopped(driver: Driver) -> Iterator[None]:
     """Have a driver's process stand still, as if its machine was out of reach."""
     assert driver.process is not None
     os.kill(driver.process.pid, signal.SIGSTOP)
+    os.waitid(os.P_PID, driver.process.pid, os.WSTOPPED)  # until then a thread may answer
     try:
         yield
     finally:
