@@ -275,17 +275,13 @@ def test_caller_that_waits_no_longer(nodes: Cluster) -> None:
     a = nodes.nodes["a"]
     scribble_more(a)
     source = from_snapshot(nodes.controller.snapshot("more", "v@a").snapshot_id)
-    assert a.process is not None
-    os.kill(a.process.pid, signal.SIGSTOP)
-    try:
+    with stopped(a):
         with refused(DEADLINE_EXCEEDED):
             create(nodes, asked(source, "block"), timeout=1)
         with refused(ABORTED):
             create(nodes, asked(source, "block"))
         with refused(ABORTED):
             nodes.controller.delete("copy@b")
-    finally:
-        os.kill(a.process.pid, signal.SIGCONT)
     wait_for(lambda: "a copy to another node is complete" in nodes.controller.log)
     assert "copy@b" in nodes.nodes["b"].volume_ids()
     assert create(nodes, asked(source, "block")).volume_id == "copy@b"
