@@ -22,7 +22,6 @@ from pycsi.transfer import compression
 from pycsi.transfer.format import Position, StreamError
 from pycsi.transfer.manifest import Manifest
 from pycsi.transfer.pacing import paced
-from pycsi.transfer.pipeline import behind
 from pycsi.transfer.reader import StreamReader
 from pycsi.transfer.writer import StreamWriter
 from pycsi.volumes.exporting import ADVICE, Subject, send
@@ -157,11 +156,10 @@ def _writer(manifest: Manifest, out: int, file: str, how: How) -> Iterator[Strea
     if how.resume:
         os.ftruncate(out, after.length if after else 0)
         os.lseek(out, 0, os.SEEK_END)
-    with behind(sink_of(out, file)) as sink:
-        writer = StreamWriter(sink, compress=how.compress, after=after)
-        if after is None:
-            writer.manifest(manifest)
-        yield writer
+    writer = StreamWriter(sink_of(out, file), compress=how.compress, after=after)
+    if after is None:
+        writer.manifest(manifest)
+    yield writer
 
 
 def _found(manifest: Manifest, out: int, file: str) -> Position | None:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Iterator
 
 from pycsi.linux import filecopy
 from pycsi.linux.punch import punch_hole
-from pycsi.transfer.pipeline import ahead
 from pycsi.transfer.reader import Piece
 from pycsi.transfer.writer import StreamWriter
 
@@ -46,7 +45,7 @@ def send(
         for span in spans
         if span.end > writer.done
     )
-    for piece in ahead(_read(image, rest)):
+    for piece in _read(image, rest):
         if piece.data is None:
             writer.hole(piece.offset, piece.size)
         else:
@@ -75,7 +74,7 @@ def pread(file: int, count: int, at: int) -> bytes:
 
 def receive(pieces: Iterable[Piece], image: int, progress: Callable[[int], None]) -> None:
     """Write pieces into the open file `image`, which has its size."""
-    for piece in ahead(iter(pieces)):
+    for piece in pieces:
         if piece.data is None:
             punch_hole(image, piece.offset, piece.size)
             continue

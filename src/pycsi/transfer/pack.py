@@ -16,7 +16,6 @@ from pycsi.linux.tree import refuse_mounts
 from pycsi.transfer import pax
 from pycsi.transfer.format import StreamError
 from pycsi.transfer.image import pread
-from pycsi.transfer.pipeline import ahead
 from pycsi.transfer.writer import StreamWriter
 
 _STEP = 1024 * 1024
@@ -40,7 +39,7 @@ def send_parts(
 ) -> int:
     """Write an archive that comes in parts; return its bytes."""
     written = 0
-    for data in ahead(_gathered(parts)):
+    for data in _gathered(parts):
         writer.data(written, data)
         written += len(data)
         progress(len(data))

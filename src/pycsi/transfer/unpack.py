@@ -18,7 +18,6 @@ from pycsi.linux.tree import remove
 from pycsi.transfer import pax
 from pycsi.transfer.archive import Archive, Member
 from pycsi.transfer.format import StreamError
-from pycsi.transfer.pipeline import ahead
 from pycsi.transfer.reader import Piece
 
 _ACLS = {pax.ACL_ACCESS: acl.ACCESS, pax.ACL_DEFAULT: acl.DEFAULT}
@@ -58,7 +57,7 @@ def receive(
     """
     kind = _Changer if changes else _Unpacker
     with kind(root, limit, privileged=privileged) as unpacker:
-        for member in Archive(_counted(ahead(iter(pieces)), progress)).members():
+        for member in Archive(_counted(pieces, progress)).members():
             unpacker.add(member)
         unpacker.end()
 
