@@ -33,6 +33,22 @@ class Cut:
     left: Path
 
 
+def cut(file: Path, number: int) -> Cut:
+    """Cut the power of the disk in a file, for the time with this number."""
+    left = file.with_name(f"cut-{number}.img")
+    with opened(file) as old, opened(left, os.O_RDWR | os.O_CREAT) as new:
+        began = time.monotonic()
+        assert filecopy.reflink(old, new)
+        return Cut(began=began, ended=time.monotonic(), left=left)
+
+
+def wait_until_free(file: Path) -> None:
+    """Wait until no loop device has a file: the kernel closes that of a btrfs after umount(2)."""
+    deadline = time.monotonic() + 30
+    while loop.find(file) and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
 class Disk:
     """A disk with a filesystem of the kind `ground`, which is mounted always at the same place.
 
@@ -62,19 +78,12 @@ class Disk:
             yield self.pool
         finally:
             run("umount", self._place)
-            # The kernel closes the device of a btrfs a moment after that.
-            deadline = time.monotonic() + 30
-            while loop.find(file) and time.monotonic() < deadline:
-                time.sleep(0.01)
+            wait_until_free(file)
 
     def cut(self) -> Cut:
         """Cut the power; of this disk nobody notices."""
         self._cuts += 1
-        left = self.file.with_name(f"cut-{self._cuts}.img")
-        with opened(self.file) as old, opened(left, os.O_RDWR | os.O_CREAT) as new:
-            began = time.monotonic()
-            assert filecopy.reflink(old, new)
-            return Cut(began=began, ended=time.monotonic(), left=left)
+        return cut(self.file, self._cuts)
 
     def check(self, file: Path) -> None:
         """Check the disk's own filesystem, which is not mounted, and changes nothing."""

@@ -1,9 +1,7 @@
 """The power of both disks is cut while a volume moves: it is whole, in one of the pools."""
 
 import contextlib
-import os
 import random
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,11 +10,8 @@ import pytest
 from conftest import FilesystemFactory, mounted, run
 from driver import GIB, Driver
 from reliability.conftest import Counter
-from reliability.power import FSCK
+from reliability.power import FSCK, cut, wait_until_free
 from reliability.test_kill_moves import POOLS, Moving
-
-from pycsi.linux import filecopy, loop
-from pycsi.linux.descriptor import opened
 
 _SIZE = 512 << 20
 _FEW = 4
@@ -59,18 +54,12 @@ class Disks:
                 disks.enter_context(mounted("-o", options, file, place))
                 (place / "pool").mkdir(exist_ok=True)
             yield
-        # The kernel closes the device of a btrfs a moment after it was unmounted.
-        deadline = time.monotonic() + 30
-        while loop.find(file) and time.monotonic() < deadline:
-            time.sleep(0.01)
+        wait_until_free(file)
 
     def cut(self) -> Path:
         """Cut the power; of these disks nobody notices. Return what is left of both."""
         self._cuts += 1
-        left = self.file.with_name(f"cut-{self._cuts}.img")
-        with opened(self.file) as old, opened(left, os.O_RDWR | os.O_CREAT) as new:
-            assert filecopy.reflink(old, new)
-        return left
+        return cut(self.file, self._cuts).left
 
     def check(self, file: Path) -> None:
         """Check the filesystems of both disks, which are not mounted, and change nothing."""

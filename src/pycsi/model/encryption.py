@@ -18,7 +18,6 @@ PREVIOUS = "previousEncryptionPassphrase"
 _SHORTEST = 16
 """The fewest bytes of a passphrase: what derives a key from it is cheap, so it has to be strong."""
 
-
 _LONGEST = 4096
 """The most bytes of one; cryptsetup reads it from a pipe, which takes more than that at once."""
 
