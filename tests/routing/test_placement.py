@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,8 +14,11 @@ from cluster import Cluster, cluster
 from conftest import FilesystemFactory
 from driver import MIB, Driver, refused
 from routing.conftest import create, ending, killed, requirement, stopped
+from rpc.conftest import request, wait_for
 
 from pycsi.proto import csi_pb2 as csi
+from pycsi.proto import transfers_pb2 as transfers
+from pycsi.proto import transfers_pb2_grpc
 
 SIZES = {"small": 100 * MIB, "large": 300 * MIB, "medium": 200 * MIB}
 
@@ -162,6 +166,43 @@ def test_start_beside_a_silent_node(tmp_path: Path) -> None:
 
 def only(node: str) -> csi.TopologyRequirement:
     return requirement(requisite=(node,), preferred=(node,))
+
+
+def test_node_that_is_making_it(running: Cluster) -> None:
+    """While a node makes a volume, also for a caller that has given up, no other one makes it."""
+    names = [f"v{number}" for number in range(6)]
+
+    def made(name: str) -> grpc.StatusCode:
+        return ending(lambda: create(running.controller, name))[0]
+
+    with contextlib.ExitStack() as making:
+        for name in names:
+            making.enter_context(_being_made(running.nodes["large"], name))
+        found = [made(name) for name in names]
+        assert found == [grpc.StatusCode.ABORTED] * len(names)
+        assert running.controller.volume_ids() == []
+    wait_for(lambda: made(names[0]) is grpc.StatusCode.OK)
+
+
+@contextlib.contextmanager
+def _being_made(node: Driver, name: str) -> Iterator[None]:
+    """Have a node make a volume whose data does not come."""
+    stub = transfers_pb2_grpc.TransfersStub(node.channel)  # type: ignore[no-untyped-call]
+    content = transfers.Content(directory=True, capacity_bytes=MIB)
+    begin = transfers.ImportRequest.Begin(volume=request(name), content=content)
+    ended = threading.Event()
+
+    def steps() -> Iterator[transfers.ImportRequest]:
+        yield transfers.ImportRequest(begin=begin)
+        ended.wait()
+
+    importing = stub.Import(steps())
+    assert next(importing).HasField("ready")
+    try:
+        yield
+    finally:
+        importing.cancel()
+        ended.set()
 
 
 def test_one_name_at_once(running: Cluster) -> None:

@@ -5,7 +5,7 @@ import hashlib
 from collections.abc import Iterable
 
 from pycsi.model import ids
-from pycsi.model.errors import CsiError, NotFound, ResourceExhausted, Unavailable
+from pycsi.model.errors import Aborted, CsiError, NotFound, ResourceExhausted, Unavailable
 from pycsi.proto import csi_pb2 as csi
 from pycsi.routing.link import Call, Forward, NodeError
 
@@ -52,7 +52,7 @@ def _rank(name: str, segment: str) -> bytes:
 
 
 async def _look(call: Call, segment: str, forward: Forward) -> bool | CsiError:
-    """Tell whether a node has the volume; return the error if it cannot say."""
+    """Tell whether a node has the volume, or is making it; return the error if it cannot say."""
     volume_id = ids.id_at(call.request.name, segment)
     asked = call.asking(_GET, csi.ControllerGetVolumeRequest(volume_id=volume_id))
     try:
@@ -61,6 +61,8 @@ async def _look(call: Call, segment: str, forward: Forward) -> bool | CsiError:
     except TimeoutError:
         return Unavailable(f"no answer in {_PATIENCE:g} s")
     except CsiError as error:
+        if error.code is Aborted.code:
+            return True
         return False if error.code is NotFound.code else error
     return True
 

@@ -2,6 +2,7 @@
 
 import grpc
 
+from pycsi.model.errors import Aborted, NotFound
 from pycsi.model.ids import NodeInfo
 from pycsi.model.records import Volume
 from pycsi.pool.pool import Pool
@@ -57,7 +58,7 @@ class ListingController(csi_pb2_grpc.ControllerServicer):
         self, request: csi.ControllerGetVolumeRequest, context: grpc.ServicerContext
     ) -> csi.ControllerGetVolumeResponse:
         read.require(request, "volume_id")
-        pool, volume = self._pools.need(request.volume_id)
+        pool, volume = self._need(request.volume_id)
         faults = faults_if_examined(pool, volume, self._locks)
         return csi.ControllerGetVolumeResponse(
             volume=reply.volume(volume, self._node),
@@ -66,6 +67,19 @@ class ListingController(csi_pb2_grpc.ControllerServicer):
                 volume_condition=reply.condition(faults),
             ),
         )
+
+    def _need(self, volume_id: str) -> tuple[Pool, Volume]:
+        """Return a volume; while one is being made or deleted, no reply says that it is not there.
+
+        It may be in a moment, and whoever was told would have another node make it, too.
+        """
+        with self._locks.watch(volume_id) as watch:
+            try:
+                return self._pools.need(volume_id)
+            except NotFound:
+                if watch.disturbed:
+                    raise Aborted(f"{volume_id} is being created or deleted; try again") from None
+                raise
 
     def ControllerListVolumeHealth(
         self, request: csi.ControllerListVolumeHealthRequest, context: grpc.ServicerContext
