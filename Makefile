@@ -59,10 +59,10 @@ sanity: $(DEVELOPMENT) tools ## Run the csi-sanity that is on PATH against every
 	github.com/kubernetes-csi/csi-test and put it there"; exit 1; }
 	$(BIN)/pytest tests/sanity -v
 
-test-vm: $(DEVELOPMENT) tools ## Run the system tests on the distribution's kernel, under qemu
+test-vm: $(DEVELOPMENT) tools ## Run the system tests on the distribution's kernel, or KERNEL, under qemu
 	@.ci/install-packages qemu-system-x86_64 busybox cryptsetup strace
-	$(BIN)/python tests/vm/boot.py --timeout 7200 -- \
-		python3 -m pytest -p no:cacheprovider $(PYTESTFLAGS) tests/vm
+	$(BIN)/python tests/vm/boot.py --timeout 7200 $(if $(KERNEL),--kernel $(KERNEL)) -- \
+		python3 -m pytest -p no:cacheprovider $(PYTESTFLAGS) $(or $(TESTS),tests/vm)
 
 image: ## Build the container image; PLATFORM=linux/arm64 is for another processor
 	@test -n "$(CONTAINER_TOOL)" || { echo "no docker, podman or buildah works here"; exit 1; }

@@ -120,8 +120,11 @@ def cpio_member(
     return head + bytes(-len(head) % 4) + content + bytes(-len(content) % 4)
 
 
-def build_initramfs(command: str, modules: Iterator[Path]) -> bytes:
-    """Return the archive that the kernel starts from: /init, /command, busybox and modules."""
+def build_initramfs(command: str, directory: Path, modules: Iterator[Path]) -> bytes:
+    """Return the archive that the kernel starts from: /init, /command, busybox and modules.
+
+    The guest finds all other modules in the host's `directory`.
+    """
     busybox = shutil.which("busybox")
     if busybox is None:
         raise BootError(f"busybox is missing: {INSTALL}")
@@ -133,6 +136,7 @@ def build_initramfs(command: str, modules: Iterator[Path]) -> bytes:
         cpio_member("init", 0o100755, Path(__file__).with_name("init").read_bytes()),
         cpio_member("command", 0o100644, command.encode()),
         cpio_member("repository", 0o100644, os.fsencode(REPOSITORY)),
+        cpio_member("directory", 0o100644, os.fsencode(directory)),
     ]
     names = []
     for path in modules:
@@ -149,7 +153,7 @@ def guest_command(arguments: list[str], variables: dict[str, str]) -> str:
     """Return the shell script that the guest runs."""
     python = Path(sys.executable).parent
     environment = {
-        "PATH": f"{python}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        "PATH": f"{python}:{os.environ['PATH']}:/usr/local/sbin:/usr/sbin:/sbin",
         "HOME": "/root",
         "LANG": "C.UTF-8",
         "PYCSI_VM": "1",
@@ -220,12 +224,13 @@ def last_words(console: Path) -> list[str]:
 def run(arguments: list[str]) -> int:
     """Boot, run and return the exit status."""
     options = parse(arguments)
-    kernel = options.kernel or find_kernel()
-    modules = early_modules(Path("/lib/modules") / kernel_version(kernel))
+    kernel = options.kernel.resolve() if options.kernel else find_kernel()
+    modules = kernel.parents[1] / "lib/modules" / kernel_version(kernel)
     with tempfile.TemporaryDirectory(prefix="pycsi-vm-") as name:
         directory = Path(name)
         command = guest_command(options.command, dict(options.env))
-        (directory / "initramfs").write_bytes(build_initramfs(command, modules))
+        initramfs = build_initramfs(command, modules, early_modules(modules))
+        (directory / "initramfs").write_bytes(initramfs)
         with (directory / "disk").open("wb") as disk:
             disk.truncate(DISK_SIZE)
         qemu = qemu_arguments(directory, kernel, options.memory)
@@ -269,7 +274,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument(
         "--kernel", type=Path, metavar="PATH",
-        help="the kernel image; its modules are in /lib/modules (the newest suitable in /boot)",
+        help="the kernel image; its modules are in ../lib/modules from there, as those of "
+        "fetch-kernel are (the newest suitable one in /boot)",
     )  # fmt: skip
     parser.add_argument(
         "--env", type=variable, action="append", default=[], metavar="NAME=VALUE",
