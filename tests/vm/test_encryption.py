@@ -27,6 +27,7 @@ from reliability.scenes import Kind, Scene
 from rpc.conftest import wait_for
 
 from pycsi.linux import loop, luks
+from pycsi.pool.layout import NOTES_RECORD
 from pycsi.proto import csi_pb2 as csi
 
 Code = grpc.StatusCode
@@ -354,6 +355,9 @@ def test_restart(pool: Path, serve: Callable[..., Driver], tmp_path: Path, kind:
         assert disk.read(place, len(MARKER), 4 * MIB) == MARKER
         assert not driver.condition(volume_id).abnormal
     assert loop.find(disk.image(volume_id)) == []
+    (pool / "volumes" / volume_id / NOTES_RECORD).write_bytes(b"")  # as a power cut may leave them
+    with disk.used(volume_id) as place:
+        assert disk.read(place, len(MARKER), 4 * MIB) == MARKER
     driver.delete(volume_id)
     driver.delete_snapshot("s@node-1")
 

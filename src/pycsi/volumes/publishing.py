@@ -45,8 +45,8 @@ class Publisher:
         path = self._pools.path_outside(wanted.path, "staging_target_path")
         _check_pool(pool, wanted.context)
         pool.check()
-        with using(pool, volume, wanted.capability, path) as staging:
-            staging.backend.passphrase = encryption.passphrase(wanted.secrets)
+        passphrase = encryption.passphrase(wanted.secrets)
+        with using(pool, volume, wanted.capability, path, passphrase) as staging:
             staging.ensure_staged(path, wanted.capability, wanted.arguments)
 
     def unstage(self, volume_id: str, staging_path: str) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pycsi.backends import Backend
 from pycsi.linux.kernel import Mount
 from pycsi.model import mountflags
+from pycsi.model.encryption import Passphrase
 from pycsi.model.errors import AlreadyExists, CsiError, FailedPrecondition, InvalidArgument
 from pycsi.model.records import Volume, VolumeType
 from pycsi.model.request import Capability, Mode
@@ -282,9 +283,16 @@ def undoing(pool: Pool, volume: Volume) -> Staging:
 
 
 @contextlib.contextmanager
-def using(pool: Pool, volume: Volume, wanted: Capability, path: str) -> Iterator[Staging]:
+def using(
+    pool: Pool,
+    volume: Volume,
+    wanted: Capability,
+    path: str,
+    passphrase: Passphrase | None = None,
+) -> Iterator[Staging]:
     """Yield the staging of a volume that is to be staged or published at `path`.
 
+    The `passphrase` is that of the request; publishing what is staged needs none.
     `FailedPrecondition` if it cannot be used with the capability that is `wanted`; `AlreadyExists`
     if it is at `path` already, which is with another one. Cached results are dropped afterwards.
     """
@@ -295,7 +303,7 @@ def using(pool: Pool, volume: Volume, wanted: Capability, path: str) -> Iterator
             raise AlreadyExists(f"{refusal}; it is at {path} with another capability") from None
         raise
     try:
-        yield Staging(pool.backend(volume))
+        yield Staging(pool.backend(volume, passphrase=passphrase))
     finally:
         pool.volumes.touch(volume.id)
 
