@@ -20,11 +20,11 @@ def environment(**more: str) -> dict[str, str]:
     return kept | {"TERM": "xterm", **more}
 
 
-def piped(*words: str | Path, **more: str) -> subprocess.CompletedProcess[str]:
+def piped(*words: str | Path, given: str = "", **more: str) -> subprocess.CompletedProcess[str]:
     """Run a command whose output goes to a pipe; what it says is never a traceback."""
     done = subprocess.run(
         [*PYCSI, *words],
-        stdin=subprocess.DEVNULL,
+        input=given,
         capture_output=True,
         text=True,
         timeout=60,

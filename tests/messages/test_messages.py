@@ -27,7 +27,7 @@ NOT_SHOWN = {
     "the pool's disk is full (…): … are free; nothing is left of the import. Free space there": "a "
     "disk that others fill at that time",
     "an export is no text for a terminal; give a file, or a pipe": "it takes a terminal",
-    "no export comes from a terminal; give a file, or a pipe": "it takes a terminal",
+    "standard input is a terminal; give a file, or a pipe": "it takes a terminal",
     "…: nothing is planned for it": "for the type checker: that would have been told before",
     "… holds …, more than …; give a --size that is larger": "it takes project quota",
     "… is in use: … while it was copied": "what somebody changes at that time",

@@ -25,6 +25,7 @@ from reliability.node_scenes import Stage, Unstage
 from reliability.playing import Play
 from reliability.scenes import Kind, Scene
 from rpc.conftest import wait_for
+from terminal import PYCSI, piped
 
 from pycsi.linux import loop, luks
 from pycsi.pool.layout import NOTES_RECORD
@@ -407,6 +408,32 @@ def test_rotation(pool: Path, serve: Callable[..., Driver], tmp_path: Path) -> N
     for name in (volume_id, again):
         driver.delete(name)
     driver.delete_snapshot("older@node-1")
+
+
+@pytest.mark.thorough
+@pytest.mark.timeout(900)
+def test_one_machine(pool: Path, serve: Callable[..., Driver], tmp_path: Path) -> None:
+    """Commands read passphrases from files and standard input, and replace one."""
+    driver = serve(pool)
+    to = ("--endpoint", f"unix://{driver.socket}")
+    old, new, where = tmp_path / "old", tmp_path / "new", tmp_path / "where"
+    old.write_text(f"{PASSPHRASE}\n")
+    new.write_text(NEW["encryptionPassphrase"])
+    mount = ("mount", "v", where, *to, f"--run-directory={tmp_path / 'run'}", "--key-file")
+    made = piped("create", "v", "--size", "32Mi", "--key-file", "-", *to, given=PASSPHRASE)
+    assert (made.stdout, made.returncode) == ("v@node-1\n", 0), made.stderr
+    refusal = piped(*mount, new)
+    assert (refusal.returncode, "not a passphrase" in refusal.stderr) == (1, True)
+    assert piped(*mount, new, "--previous-key-file", old).returncode == 0
+    (where / "file").write_bytes(MARKER)
+    assert not holds(pool / "volumes/v@node-1/disk.img")
+    copy = piped("clone", "v", "w", "--key-file", old, *to)
+    assert (copy.returncode, "not a passphrase" in copy.stderr) == (1, True)
+    run(*PYCSI, "unmount", "v", *to, f"--run-directory={tmp_path / 'run'}")
+    assert piped("clone", "v", "w", "--key-file", new, *to).stdout == "w@node-1\n"
+    for volume_id in ("v@node-1", "w@node-1"):
+        driver.delete(volume_id)
+    assert PASSPHRASE not in driver.log
 
 
 ENCRYPTED = Kind("encrypted", 16 * MIB, {"type": "image", **LUKS}, "ext4", SECRETS)

@@ -128,10 +128,10 @@ def _lock(fd: int, partial: Path) -> None:
 
 @contextlib.contextmanager
 def read(name: str) -> Iterator[int]:
-    """Open a file, a pipe or standard input (`-`) with an export; yield the descriptor."""
+    """Open a file, a pipe or standard input (`-`) for reading; yield the descriptor."""
     if name == STANDARD:
         if sys.stdin is None or sys.stdin.isatty():
-            raise MistakesError("no export comes from a terminal; give a file, or a pipe")
+            raise MistakesError("standard input is a terminal; give a file, or a pipe")
         yield sys.stdin.fileno()
         return
     try:

@@ -87,6 +87,12 @@ with_parameters = click.option(
     help="A parameter as in a StorageClass, such as pool=fast or onDelete=retain. May be given "
     "several times.",
 )
+_encrypted = click.option(
+    "--key-file",
+    metavar="FILE",
+    help="Encrypt the volume with the passphrase in FILE, or on standard input (-). That of a copy "
+    "is its source's.",
+)
 _run_directory = click.option(
     "--run-directory",
     type=click.Path(path_type=Path),
@@ -107,6 +113,12 @@ def connected(
 
     with standalone.connected(endpoint, pools, node_id) as client:
         yield client
+
+
+def _secrets(key_file: str | None, previous: str | None = None) -> dict[str, str]:
+    from pycsi.cli.standalone import keys
+
+    return keys.secrets(key_file, previous)
 
 
 def _mounts(run_directory: Path) -> "Mounts":
@@ -134,6 +146,7 @@ def _mounts(run_directory: Path) -> "Mounts":
 @click.option(
     "--fs-type", metavar="NAME", help="Filesystem of an image: ext4, xfs or btrfs.  [default: ext4]"
 )
+@_encrypted
 @with_parameters
 @driver_options
 @click.argument("name")
@@ -143,6 +156,7 @@ def create(
     size: int | None,
     kind: str | None,
     fs_type: str | None,
+    key_file: str | None,
     parameters: tuple[tuple[str, str], ...],
     **driver: Any,
 ) -> None:
@@ -150,6 +164,7 @@ def create(
 
     Repeated, the command finds the volume that it has created.
     """
+    secrets = _secrets(key_file)
     with connected(**driver) as client:
         from pycsi.cli.standalone import volumes
 
@@ -160,6 +175,7 @@ def create(
             parameters=typed | dict(parameters),
             block=kind == _BLOCK,
             fs_type=fs_type or "",
+            secrets=secrets,
         )
         click.echo(volumes.create(client, wanted))
 
@@ -187,6 +203,7 @@ def snapshot(
     epilog=examples("pycsi clone data data-copy", "pycsi clone data larger --size 20Gi"),
 )
 @sized
+@_encrypted
 @with_parameters
 @driver_options
 @click.argument("volume")
@@ -196,14 +213,18 @@ def clone(
     volume: str,
     name: str,
     size: int | None,
+    key_file: str | None,
     parameters: tuple[tuple[str, str], ...],
     **driver: Any,
 ) -> None:
     """Create the volume NAME with the content that VOLUME has now, and print its id."""
+    secrets = _secrets(key_file)
     with connected(**driver) as client:
         from pycsi.cli.standalone import volumes
 
-        wanted = volumes.NewVolume(name=name, size=size, parameters=dict(parameters))
+        wanted = volumes.NewVolume(
+            name=name, size=size, parameters=dict(parameters), secrets=secrets
+        )
         click.echo(volumes.clone(client, volume, wanted))
 
 
@@ -213,6 +234,7 @@ def clone(
 )
 @sized
 @click.option("--block", is_flag=True, help="The new volume is a raw block device.")
+@_encrypted
 @with_parameters
 @driver_options
 @click.argument("snapshot", metavar="SNAPSHOT")
@@ -223,6 +245,7 @@ def restore(
     name: str,
     size: int | None,
     block: bool,
+    key_file: str | None,
     parameters: tuple[tuple[str, str], ...],
     **driver: Any,
 ) -> None:
@@ -230,10 +253,13 @@ def restore(
 
     To have a deleted volume back: pycsi trash restore.
     """
+    secrets = _secrets(key_file)
     with connected(**driver) as client:
         from pycsi.cli.standalone import volumes
 
-        wanted = volumes.NewVolume(name=name, size=size, parameters=dict(parameters), block=block)
+        wanted = volumes.NewVolume(
+            name=name, size=size, parameters=dict(parameters), block=block, secrets=secrets
+        )
         click.echo(volumes.restore(client, snapshot, wanted))
 
 
@@ -267,6 +293,16 @@ def expand(*, volume: str, size: int, run_directory: Path, **driver: Any) -> Non
     metavar="FLAG",
     help="A mount option, such as noexec. May be given several times.",
 )
+@click.option(
+    "--key-file",
+    metavar="FILE",
+    help="The passphrase of an encrypted volume is in FILE, or on standard input (-).",
+)
+@click.option(
+    "--previous-key-file",
+    metavar="FILE",
+    help="Replace the passphrase in FILE, where it is still in force, by that of --key-file.",
+)
 @_run_directory
 @driver_options
 @click.argument("volume")
@@ -277,6 +313,8 @@ def mount(
     path: Path,
     read_only: bool,
     flags: tuple[str, ...],
+    key_file: str | None,
+    previous_key_file: str | None,
     run_directory: Path,
     **driver: Any,
 ) -> None:
@@ -285,11 +323,18 @@ def mount(
     It stays mounted after the command, and after the driver, until pycsi unmount or a reboot: mount
     it again after that, as from a systemd unit.
     """
+    secrets = _secrets(key_file, previous_key_file)
     with connected(**driver) as client:
         from pycsi.cli.standalone import mounting
 
         there = mounting.mount(
-            client, _mounts(run_directory), volume, path, readonly=read_only, flags=flags
+            client,
+            _mounts(run_directory),
+            volume,
+            path,
+            readonly=read_only,
+            flags=flags,
+            secrets=secrets,
         )
         click.echo(there)
 

@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from pycsi.cli.errors import CommandError, MistakesError, UnknownNameError
@@ -24,10 +24,12 @@ def mount(
     *,
     readonly: bool,
     flags: Sequence[str],
+    secrets: Mapping[str, str],
 ) -> str:
     """Mount a volume at a path, which need not exist; return the path without symbolic links.
 
-    A raw block volume becomes a device node there. Repeated, it does nothing.
+    A raw block volume becomes a device node there. Repeated, it does nothing. `secrets` have the
+    passphrase of an encrypted volume.
     """
     volume_id = client.id_of(volume)
     request = csi.ControllerGetVolumeRequest(volume_id=volume_id)
@@ -42,6 +44,7 @@ def mount(
             staging_target_path=str(staging),
             volume_capability=capability(block=block, flags=mounted.options),
             volume_context=context,
+            secrets=secrets,
         )
         client.call("NodeStageVolume", stage)
         publish = csi.NodePublishVolumeRequest(

@@ -9,6 +9,7 @@ from typing import Any
 from pycsi.cli.errors import CommandError, MistakesError
 from pycsi.cli.standalone.client import Client
 from pycsi.cli.standalone.mounts import Mounts
+from pycsi.model.encryption import LUKS2
 from pycsi.pool.layout import Layout
 from pycsi.pool.trash import Fate, entries
 from pycsi.proto import csi_pb2 as csi
@@ -28,24 +29,30 @@ def capability(*, block: bool, fs_type: str = "", flags: Sequence[str] = ()) -> 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class NewVolume:
-    """A volume to be made: `size` in bytes, or None for the usual one; a raw one if `block`."""
+    """A volume to be made: `size` in bytes, or None for the usual one; a raw one if `block`.
+
+    It is encrypted if there are `secrets`.
+    """
 
     name: str
     size: int | None
     parameters: Mapping[str, str]
     block: bool = False
     fs_type: str = ""
+    secrets: Mapping[str, str] = dataclasses.field(default_factory=dict, repr=False)
 
 
 def create(client: Client, wanted: NewVolume, source: Any = None) -> str:
     """Create a volume, or find the one that an equal command has created; return its id."""
     if wanted.block and wanted.fs_type:
         raise MistakesError("a raw block volume has no filesystem; leave --fs-type out")
+    encrypted = {"encryption": LUKS2} if wanted.secrets else {}
     request = csi.CreateVolumeRequest(
         name=wanted.name,
         volume_capabilities=[capability(block=wanted.block, fs_type=wanted.fs_type)],
-        parameters=wanted.parameters,
+        parameters={**wanted.parameters, **encrypted},
         volume_content_source=source,
+        secrets=wanted.secrets,
     )
     if wanted.size is not None:
         request.capacity_range.required_bytes = wanted.size
