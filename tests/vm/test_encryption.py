@@ -21,13 +21,13 @@ from driver import (
     refused,
 )
 from reliability.faults import some
-from reliability.node_scenes import Stage, Unstage
+from reliability.node_scenes import Stage
 from reliability.playing import Play
 from reliability.scenes import Kind, Scene
 from rpc.conftest import wait_for
 from terminal import PYCSI, piped
 
-from pycsi.linux import loop, luks
+from pycsi.linux import kernel, loop, luks
 from pycsi.pool.layout import NOTES_RECORD
 from pycsi.proto import csi_pb2 as csi
 
@@ -36,6 +36,7 @@ MARKER = b"what nobody else may read "
 PASSPHRASE = "correct horse battery staple"  # noqa: S105
 SECRETS = {"encryptionPassphrase": PASSPHRASE}
 WRONG = {"encryptionPassphrase": "incorrect horse battery staple"}
+OTHER = {"encryptionPassphrase": "that of another volume"}
 LUKS = {"encryption": "luks2"}
 more = functools.partial(pytest.param, marks=pytest.mark.thorough)
 """A case that differs from another in little: deriving keys takes its time in that machine."""
@@ -68,6 +69,7 @@ class Disk:
     driver: Driver
     folder: Path
     kind: str
+    secrets: Mapping[str, str] = dataclasses.field(default_factory=SECRETS.copy)
 
     @property
     def capability(self) -> csi.VolumeCapability:
@@ -82,7 +84,7 @@ class Disk:
         name: str,
         size: int | None = 0,
         source: csi.VolumeContentSource | None = None,
-        secrets: Mapping[str, str] = SECRETS,
+        secrets: Mapping[str, str] | None = None,
         **parameters: str,
     ) -> str:
         """Create a volume, encrypted unless the parameters say something else; return its id."""
@@ -92,7 +94,7 @@ class Disk:
             capability=self.capability,
             parameters=parameters or LUKS,
             source=source,
-            secrets=secrets,
+            secrets=self.secrets if secrets is None else secrets,
         )
         return str(volume.volume_id)
 
@@ -100,7 +102,7 @@ class Disk:
     def used(self, volume_id: str, *, readonly: bool = False) -> Iterator[Path]:
         """Stage and publish a volume; yield the file or device to read and write."""
         with self.driver.published(
-            volume_id, self.folder, self.capability, readonly=readonly, secrets=SECRETS
+            volume_id, self.folder, self.capability, readonly=readonly, secrets=self.secrets
         ) as target:
             yield target if self.kind == "raw" else target / "file"
 
@@ -230,6 +232,44 @@ def driver_read_only(disk: Disk, volume_id: str) -> Iterator[Path]:
 
 def pool_device(pool: Path) -> Path:
     return Path(run("findmnt", "-n", "-o", "SOURCE", "--target", pool).strip())
+
+
+@pytest.mark.thorough
+@pytest.mark.timeout(900)
+def test_group(pool: Path, serve: Callable[..., Driver], tmp_path: Path) -> None:
+    """Volumes with keys of their own, taken at one moment: each is restored with its source's."""
+    driver = serve(pool)
+    image, raw = Disk(driver, tmp_path, "ext4"), Disk(driver, tmp_path, "raw", OTHER)
+    disks = {image.make("image"): image, raw.make("raw"): raw}
+    with contextlib.ExitStack() as used:
+        places = {name: used.enter_context(disk.used(name)) for name, disk in disks.items()}
+        for name, place in places.items():
+            disks[name].write(place, MARKER)
+        group = driver.snapshot_group("g", *disks)
+        for name, place in places.items():
+            disks[name].write(place, b"later")
+    taken = {item.source_volume_id: item.snapshot_id for item in group.snapshots}
+    assert taken.keys() == disks.keys()
+    with refused(Code.UNAUTHENTICATED, "encryptionPassphrase"):
+        raw.make("again", None, from_snapshot(taken["raw@node-1"]), SECRETS)
+    headers = []
+    for name, disk in disks.items():
+        held = pool / "snapshots" / taken[name] / "disk.img"
+        assert not holds(held)
+        headers.append(header_of(held)[:512])
+        assert header_of(disk.image(name)).startswith(headers[-1])
+        again = disk.make("again", None, from_snapshot(taken[name]))
+        with disk.used(again) as place:
+            assert disk.read(place, len(MARKER)) == MARKER
+        for volume_id in (again, name):
+            driver.delete(volume_id)
+    assert len({*headers}) == 2
+    driver.delete_group(group.group_snapshot_id, *taken.values())
+    driver.reaped()
+    os.sync()
+    run("blockdev", "--flushbufs", pool_device(pool))
+    for header in headers:
+        assert not holds(pool_device(pool), header)
 
 
 @pytest.mark.timeout(900)
@@ -440,14 +480,53 @@ ENCRYPTED = Kind("encrypted", 16 * MIB, {"type": "image", **LUKS}, "ext4", SECRE
 ENCRYPTED_RAW = Kind("encrypted raw", 4 * MIB, LUKS, None, SECRETS)
 
 
+class StageAgain(Stage):
+    """NodeStageVolume of one volume in all plays, whose key is cheap to derive: for quick plays."""
+
+    def __post_init__(self) -> None:
+        self.tag = "same"
+
+    def prepare(self) -> None:
+        if not self.is_listed("v"):
+            self.make_filled()
+            image = self.driver.folders[0] / "volumes" / self.volume("v") / "disk.img"
+            key = self.folder / "key"
+            key.write_text(PASSPHRASE)
+            run(
+                "cryptsetup", "luksConvertKey", "--batch-mode", "--key-file", key, "--pbkdf=pbkdf2",
+                "--pbkdf-force-iterations=1000", image,
+            )  # fmt: skip
+
+    def undo(self) -> None:
+        self.unstage()
+        assert kernel.topmost(self.staging()) is None
+
+
+class UnstageAgain(StageAgain):
+    """NodeUnstageVolume of that volume."""
+
+    def prepare(self) -> None:
+        super().prepare()
+        self.stage()
+
+    def act(self) -> None:
+        self.unstage()
+
+    def check(self) -> None:
+        assert kernel.topmost(self.staging()) is None
+
+    def undo(self) -> None:
+        pass
+
+
 @pytest.mark.timeout(1700)
 @pytest.mark.parametrize(
     ("scene", "kind"),
     [
-        (Stage, ENCRYPTED),
-        more(Unstage, ENCRYPTED_RAW),
-        more(Stage, ENCRYPTED_RAW),
-        more(Unstage, ENCRYPTED),
+        (StageAgain, ENCRYPTED),
+        more(UnstageAgain, ENCRYPTED_RAW),
+        more(StageAgain, ENCRYPTED_RAW),
+        more(UnstageAgain, ENCRYPTED),
     ],
 )
 def test_killed(
