@@ -19,6 +19,7 @@ class Make:
     filesystem: str = ""
     block: bool = False
     parameters: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    secrets: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def capability(self) -> csi.VolumeCapability:

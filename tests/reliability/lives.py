@@ -98,6 +98,7 @@ class Life:
                 capability=make.capability,
                 parameters=dict(make.parameters),
                 source=source,
+                secrets=make.secrets,
             )
 
         self.story.do(thing, State(size=make.size, records=records), ask)
@@ -105,8 +106,10 @@ class Life:
 
     @contextlib.contextmanager
     def published(self, thing: Thing) -> Iterator[Path]:
-        driver = self.story.driver
-        with driver.published(thing.id, self.folder, thing.make.capability) as target:
+        driver, make = self.story.driver, thing.make
+        with driver.published(
+            thing.id, self.folder, make.capability, secrets=make.secrets
+        ) as target:
             yield target
 
     def write(self, thing: Thing, target: Path) -> None:

@@ -1,5 +1,6 @@
 """What a driver finds after a power cut, compared with what was asked for and acknowledged."""
 
+import contextlib
 import dataclasses
 import threading
 from collections.abc import Iterator, Sequence
@@ -13,7 +14,24 @@ from reliability.history import Make, State, Story, Thing
 from reliability.lives import delete_group, intact, kept
 from reliability.power import FSCK, Cut
 
+from pycsi.linux import devicemapper, loop, luks
+from pycsi.model.encryption import SECRET
 from pycsi.proto import csi_pb2 as csi
+
+
+@contextlib.contextmanager
+def decrypted(image: Path, make: Make) -> Iterator[Path]:
+    """Yield what has the data of an image: the image, or a mapping if that is encrypted."""
+    if not make.secrets:
+        yield image
+        return
+    luks.open_mapping(image, "checked", make.secrets[SECRET].encode(), discards=False)
+    (device,) = loop.find(image)
+    (mapping,) = devicemapper.on_loop(device.number)
+    try:
+        yield mapping.path
+    finally:
+        devicemapper.remove(mapping)
 
 
 class Finding:
@@ -100,9 +118,18 @@ class Recovery:
         for thing in self._things():
             possible = thing.possible(self.cut)
             self._narrow(thing, [state for state in possible if found.fits(thing, state)])
-        for volume_id in found.volumes:
+        for volume_id in found.volumes.keys() - self._wiped():
             condition = self.driver.condition(volume_id)
             assert not condition.abnormal, f"{volume_id}: {condition.message}"
+
+    def _wiped(self) -> set[str]:
+        """Return the encrypted volumes whose deletion was under way: it takes the header first."""
+        return {
+            thing.id
+            for story in self.stories
+            for thing, change in story.pending(self.cut)
+            if change.state is None and thing.make.secrets
+        }
 
     def _narrow(self, thing: Thing, states: list[State | None]) -> None:
         assert states, f"{thing.id} should be one of {thing.possible(self.cut)}"
@@ -154,6 +181,7 @@ class Recovery:
             capability=make.capability,
             parameters=dict(make.parameters),
             source=from_snapshot(snapshot_id),
+            secrets=make.secrets,
         )
         held = self._held(copy.volume_id, make)
         self.driver.delete(copy.volume_id)
@@ -162,13 +190,16 @@ class Recovery:
     def _held(self, volume_id: str, make: Make) -> int:
         """Return how many records a volume holds; the kernel recovers it, and then it is whole."""
         with (
-            self.driver.published(volume_id, self.folder, make.capability) as target,
+            self.driver.published(
+                volume_id, self.folder, make.capability, secrets=make.secrets
+            ) as target,
             self.forking,
         ):
             held = intact(target, make)
         if make.filesystem:
-            with self.forking:
-                run(*FSCK[make.filesystem], self.pool / "volumes" / volume_id / "disk.img")
+            image = self.pool / "volumes" / volume_id / "disk.img"
+            with self.forking, decrypted(image, make) as disk:
+                run(*FSCK[make.filesystem], disk)
         return held
 
     def _delete(self, thing: Thing) -> None:
