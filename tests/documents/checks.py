@@ -25,8 +25,10 @@ _NOT_0: Mapping[str, set[int]] = {
     "trash empty": {2},
     "delete volume": {2},
     "delete snapshot": {2},
+    "move --endpoint unix:///csi/csi.sock data@node-1 --to-node": {1, 2},
+    "move data@node-1 --to-node": {1},
 }
-"""How commands end that ask somebody, since there is nobody."""
+"""How commands end that ask somebody, a person or a controller, since there is nobody."""
 
 Words = Sequence[str]
 

@@ -48,14 +48,16 @@ _MANY = {"test_kill.py", "test_errors.py"}
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Without --thorough leave out most of those that differ by a parameter only."""
+    """Without --thorough leave out what is marked so, and most of what differs by a parameter."""
     if config.getoption("--thorough"):
         return
-    left_out = [
-        item
-        for item in items
-        if item.path.name in _MANY and "[" in item.name and crc32(item.name.encode()) % _SHARE
-    ]
+
+    def is_left_out(item: pytest.Item) -> bool:
+        if item.path.name in _MANY and "[" in item.name:
+            return crc32(item.name.encode()) % _SHARE > 0
+        return item.get_closest_marker("thorough") is not None
+
+    left_out = [item for item in items if is_left_out(item)]
     items[:] = [item for item in items if item not in left_out]
     config.hook.pytest_deselected(items=left_out)
 

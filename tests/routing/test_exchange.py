@@ -15,6 +15,7 @@ from routing.conftest import ending
 from rpc.conftest import limited_pool, on_disk, wait_for
 from system.test_bad_exports import crafted, tar
 from taker import calling
+from terminal import piped
 
 from pycsi.proto import csi_pb2 as csi
 from pycsi.proto import exchange_pb2 as exchange
@@ -267,3 +268,66 @@ def test_who_may_ask(sender: NodeDriver, tls: Path) -> None:
     stub = exchange_pb2_grpc.ExchangeStub(sender.channel)  # type: ignore[no-untyped-call]
     assert ending(lambda: stub.Send(request))[0] is Code.UNIMPLEMENTED
     assert ending(lambda: stub.Receive(iter([receive])))[0] is Code.UNIMPLEMENTED
+
+
+@pytest.mark.parametrize(
+    ("volume_id", "code"),
+    [
+        ("../volumes/kept@b", Code.INVALID_ARGUMENT),
+        ("kept", Code.INVALID_ARGUMENT),
+        ("kept@a", Code.FAILED_PRECONDITION),
+    ],
+)
+def test_moves_of_what_is_no_volume_here(receiver: Receiver, volume_id: str, code: Code) -> None:
+    """No step of a move is taken with what is no id, or is that of another node's volume."""
+    stub = receiver.stub
+    receiver.node.create("kept", MIB, parameters={"type": "directory", "quota": "none"})
+    for step in (
+        lambda: stub.Depart(exchange.DepartRequest(volume_id=volume_id, to_node="a", mark=True)),
+        lambda: stub.Leave(exchange.LeaveRequest(volume_id=volume_id, point="p")),
+        lambda: stub.Discard(exchange.DiscardRequest(volume_id=volume_id)),
+        lambda: stub.Stay(exchange.StayRequest(volume_id=volume_id)),
+        lambda: stub.Settle(exchange.SettleRequest(volume_id=volume_id, original_id="v@a")),
+        lambda: stub.Abandon(exchange.AbandonRequest(volume_id=volume_id)),
+        lambda: list(
+            stub.Send(
+                exchange.SendRequest(
+                    source_volume_id=volume_id, departing=exchange.Departing(to_node="a")
+                )
+            )
+        ),
+    ):
+        assert ending(step)[0] is code
+    assert receiver.node.volume_ids() == ["kept@b"]
+    receiver.node.delete("kept@b")
+
+
+def test_decisions_need_their_point(receiver: Receiver) -> None:
+    """A volume leaves at the point at which it departs, and at no other; until then it may stay."""
+    stub, node = receiver.stub, receiver.node
+    node.create("v", MIB, parameters={"type": "directory", "quota": "none"})
+    leave = exchange.LeaveRequest(volume_id="v@b", point="p")
+    for _ in range(2):
+        with refused(Code.FAILED_PRECONDITION, "given up"):
+            stub.Leave(leave)
+        marked = stub.Depart(exchange.DepartRequest(volume_id="v@b", to_node="a", mark=True))
+    first = marked.point
+    stub.Stay(exchange.StayRequest(volume_id="v@b"))
+    with refused(Code.FAILED_PRECONDITION, "given up"):
+        stub.Leave(exchange.LeaveRequest(volume_id="v@b", point=first))
+    marked = stub.Depart(exchange.DepartRequest(volume_id="v@b", to_node="a", mark=True))
+    assert marked.point not in {"", first}
+    for _ in range(2):
+        stub.Leave(exchange.LeaveRequest(volume_id="v@b", point=marked.point))
+        assert node.volume_ids() == []
+    with refused(Code.FAILED_PRECONDITION, "has left for node a"):
+        stub.Stay(exchange.StayRequest(volume_id="v@b"))
+    again = stub.Depart(exchange.DepartRequest(volume_id="v@b", to_node="a"))
+    assert (again.left, again.point) == (True, marked.point)
+    node.restart()
+    for _ in range(2):
+        stub.Discard(exchange.DiscardRequest(volume_id="v@b"), wait_for_ready=True)
+    assert piped("trash", "restore", "v@b", f"--pool={node.pools[0]}").returncode == 0
+    wait_for(lambda: node.volume_ids() == ["v@b"])
+    assert not stub.Depart(exchange.DepartRequest(volume_id="v@b", to_node="a")).point
+    node.delete("v@b")

@@ -14,6 +14,7 @@ from pycsi.linux.record import rename_durably
 from pycsi.linux.tree import refuse_mounts
 from pycsi.model.config import PoolConfig
 from pycsi.model.records import Volume
+from pycsi.pool.departures import unmark
 from pycsi.pool.layout import Layout
 from pycsi.pool.trash import Entry, Fate, new_entry, reap
 from pycsi.volumes.staging import Staging
@@ -37,6 +38,7 @@ def restore(configs: Iterable[PoolConfig], name: str) -> str:
             raise _there_again(entry)
     try:
         with _announced(seen.layout):
+            unmark(entry.path)  # it may have moved to another node
             rename_durably(entry.path, place)
     except OSError as error:
         if error.errno not in {errno.EEXIST, errno.ENOTEMPTY}:

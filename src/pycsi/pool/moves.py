@@ -12,6 +12,10 @@ A volume has the same id in both, and is in one of them at any time. A move has 
 Whoever finds an original in `leaving/` takes the steps that are left: see `volumes/handover.py`.
 While a volume is in use, what its image was when it was copied is kept in `leaving/.ID`, so that
 what has changed since is found by its extents.
+
+A volume that moves to another node arrives there likewise, under its new id, and its original
+leaves with a mark (`departures.py`); exchange.proto has the steps. The record of the move stays in
+the directory of the new volume, and tells whoever asks again where that is from.
 """
 
 import contextlib
@@ -29,6 +33,7 @@ from pycsi.linux.fence import Fence
 from pycsi.linux.record import explained, read_record, write_record
 from pycsi.linux.tree import remove
 from pycsi.model.records import Volume
+from pycsi.pool import departures
 from pycsi.pool.catalog import UNREADABLE
 from pycsi.pool.layout import VOLUME_RECORD, Layout
 
@@ -44,12 +49,20 @@ class Move:
 
     If it is `prepared`, the copy has all that had not changed when it was made; of a directory,
     what has changed since is told by `fence`.
+
+    `origin` is the original's id on another node; None if it is on this one. From there, the copy
+    is at the `point`, "" for none; or on its way from that one to the point `toward`, "" if it is
+    not. If it is `complete`, it may become the volume.
     """
 
     source: str
     created: float
     prepared: bool = False
     fence: Fence | None = None
+    origin: str | None = None
+    point: str = ""
+    toward: str = ""
+    complete: bool = False
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
@@ -118,14 +131,15 @@ class Moves:
             return None
         try:
             volume = Volume.from_json(read_record(f"{place}/{VOLUME_RECORD}"))
-            return Arrival(place, volume, Move.from_json(read_record(f"{place}/{_RECORD}")))
+            return Arrival(place, volume, self.read(place))
         except UNREADABLE as error:
             log.warning("a record cannot be read", path=place, error=explained(error))
             return None
 
     def left(self) -> list[str]:
-        """Return the ids of the volumes whose originals leave."""
-        return [name for name in self._leaving() if not name.startswith(_KEPT)]
+        """Return the ids of the volumes whose originals leave for another pool of this node."""
+        names = [name for name in self._leaving() if not name.startswith(_KEPT)]
+        return [name for name in names if not departures.departure_of(self.leaving(name))]
 
     def kept_ids(self) -> list[str]:
         """Return the ids of the volumes of which an earlier image is kept."""
@@ -134,6 +148,14 @@ class Moves:
     def _leaving(self) -> list[str]:
         folder = self._layout.leaving
         return sorted(os.listdir(folder)) if folder.is_dir() else []
+
+    @staticmethod
+    def read(place: str) -> Move:
+        """Return the record of a move from the directory of a copy, or of a volume that was one.
+
+        `FileNotFoundError` if there is none, or another one of `UNREADABLE`.
+        """
+        return Move.from_json(read_record(f"{place}/{_RECORD}"))
 
     @staticmethod
     def write(place: str, move: Move) -> None:

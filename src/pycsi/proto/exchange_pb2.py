@@ -23,27 +23,58 @@ _sym_db = _symbol_database.Default()
 
 
 from pycsi.proto import csi_pb2 as pycsi_dot_proto_dot_csi__pb2
+from pycsi.proto import transfers_pb2 as pycsi_dot_proto_dot_transfers__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1apycsi/proto/exchange.proto\x12\x08pycsi.v1\x1a\x15pycsi/proto/csi.proto\"<\n\x0bSendRequest\x12\x13\n\x0bsnapshot_id\x18\x01 \x01(\t\x12\x18\n\x10source_volume_id\x18\x02 \x01(\t\"\x1c\n\x0cSendResponse\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"i\n\x0eReceiveRequest\x12\x11\n\tvolume_id\x18\x01 \x01(\t\x12,\n\x05\x62\x65gin\x18\x02 \x01(\x0b\x32\x1b.csi.v1.CreateVolumeRequestH\x00\x12\x0e\n\x04\x64\x61ta\x18\x03 \x01(\x0cH\x00\x42\x06\n\x04step\"\xb7\x01\n\x0fReceiveResponse\x12\x30\n\x05ready\x18\x01 \x01(\x0b\x32\x1f.pycsi.v1.ReceiveResponse.ReadyH\x00\x12 \n\x06volume\x18\x02 \x01(\x0b\x32\x0e.csi.v1.VolumeH\x00\x12\x34\n\x07refused\x18\x03 \x01(\x0b\x32!.pycsi.v1.ReceiveResponse.RefusedH\x00\x1a\x07\n\x05Ready\x1a\t\n\x07RefusedB\x06\n\x04step2\x8b\x01\n\x08\x45xchange\x12\x39\n\x04Send\x12\x15.pycsi.v1.SendRequest\x1a\x16.pycsi.v1.SendResponse\"\x00\x30\x01\x12\x44\n\x07Receive\x12\x18.pycsi.v1.ReceiveRequest\x1a\x19.pycsi.v1.ReceiveResponse\"\x00(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1apycsi/proto/exchange.proto\x12\x08pycsi.v1\x1a\x15pycsi/proto/csi.proto\x1a\x1bpycsi/proto/transfers.proto\"d\n\x0bSendRequest\x12\x13\n\x0bsnapshot_id\x18\x01 \x01(\t\x12\x18\n\x10source_volume_id\x18\x02 \x01(\t\x12&\n\tdeparting\x18\x04 \x01(\x0b\x32\x13.pycsi.v1.Departing\":\n\tDeparting\x12\x0f\n\x07to_node\x18\x01 \x01(\t\x12\r\n\x05point\x18\x02 \x01(\t\x12\r\n\x05since\x18\x03 \x01(\t\"\x1c\n\x0cSendResponse\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"\x8f\x01\n\x0eReceiveRequest\x12\x11\n\tvolume_id\x18\x01 \x01(\t\x12,\n\x05\x62\x65gin\x18\x02 \x01(\x0b\x32\x1b.csi.v1.CreateVolumeRequestH\x00\x12\x0e\n\x04\x64\x61ta\x18\x03 \x01(\x0cH\x00\x12$\n\x07\x61rrival\x18\x04 \x01(\x0b\x32\x11.pycsi.v1.ArrivalH\x00\x42\x06\n\x04step\"\x80\x01\n\x07\x41rrival\x12+\n\x06volume\x18\x01 \x01(\x0b\x32\x1b.csi.v1.CreateVolumeRequest\x12\"\n\x07\x63ontent\x18\x02 \x01(\x0b\x32\x11.pycsi.v1.Content\x12$\n\x08original\x18\x03 \x01(\x0b\x32\x12.pycsi.v1.Original\"A\n\x08Original\x12\x11\n\tvolume_id\x18\x01 \x01(\t\x12\x11\n\tpool_uuid\x18\x02 \x01(\t\x12\x0f\n\x07\x63reated\x18\x03 \x01(\x01\"\xa9\x02\n\x0fReceiveResponse\x12\x30\n\x05ready\x18\x01 \x01(\x0b\x32\x1f.pycsi.v1.ReceiveResponse.ReadyH\x00\x12 \n\x06volume\x18\x02 \x01(\x0b\x32\x0e.csi.v1.VolumeH\x00\x12\x34\n\x07refused\x18\x03 \x01(\x0b\x32!.pycsi.v1.ReceiveResponse.RefusedH\x00\x12\x34\n\x07\x61rrived\x18\x04 \x01(\x0b\x32!.pycsi.v1.ReceiveResponse.ArrivedH\x00\x1a\x38\n\x05Ready\x12\r\n\x05point\x18\x01 \x01(\t\x12\x10\n\x08\x63omplete\x18\x02 \x01(\x08\x12\x0e\n\x06toward\x18\x03 \x01(\t\x1a\t\n\x07Refused\x1a\t\n\x07\x41rrivedB\x06\n\x04step\"A\n\rDepartRequest\x12\x11\n\tvolume_id\x18\x01 \x01(\t\x12\x0f\n\x07to_node\x18\x02 \x01(\t\x12\x0c\n\x04mark\x18\x03 \x01(\x08\"\x8f\x01\n\x0e\x44\x65partResponse\x12*\n\x0b\x64\x65scription\x18\x01 \x01(\x0b\x32\x15.pycsi.v1.Description\x12$\n\x08original\x18\x02 \x01(\x0b\x32\x12.pycsi.v1.Original\x12\x0e\n\x06in_use\x18\x03 \x01(\t\x12\r\n\x05point\x18\x04 \x01(\t\x12\x0c\n\x04left\x18\x05 \x01(\x08\"0\n\x0cLeaveRequest\x12\x11\n\tvolume_id\x18\x01 \x01(\t\x12\r\n\x05point\x18\x02 \x01(\t\"\x0f\n\rLeaveResponse\"#\n\x0e\x44iscardRequest\x12\x11\n\tvolume_id\x18\x01 \x01(\t\"\x11\n\x0f\x44iscardResponse\" \n\x0bStayRequest\x12\x11\n\tvolume_id\x18\x01 \x01(\t\"\x0e\n\x0cStayResponse\"F\n\rSettleRequest\x12\x11\n\tvolume_id\x18\x01 \x01(\t\x12\x13\n\x0boriginal_id\x18\x02 \x01(\t\x12\r\n\x05point\x18\x03 \x01(\t\"2\n\x0e\x41\x62\x61ndonRequest\x12\x11\n\tvolume_id\x18\x01 \x01(\t\x12\r\n\x05point\x18\x02 \x01(\t\" \n\x0f\x41\x62\x61ndonResponse\x12\r\n\x05point\x18\x01 \x01(\t2\xff\x03\n\x08\x45xchange\x12\x39\n\x04Send\x12\x15.pycsi.v1.SendRequest\x1a\x16.pycsi.v1.SendResponse\"\x00\x30\x01\x12\x44\n\x07Receive\x12\x18.pycsi.v1.ReceiveRequest\x1a\x19.pycsi.v1.ReceiveResponse\"\x00(\x01\x30\x01\x12=\n\x06\x44\x65part\x12\x17.pycsi.v1.DepartRequest\x1a\x18.pycsi.v1.DepartResponse\"\x00\x12:\n\x05Leave\x12\x16.pycsi.v1.LeaveRequest\x1a\x17.pycsi.v1.LeaveResponse\"\x00\x12@\n\x07\x44iscard\x12\x18.pycsi.v1.DiscardRequest\x1a\x19.pycsi.v1.DiscardResponse\"\x00\x12\x37\n\x04Stay\x12\x15.pycsi.v1.StayRequest\x1a\x16.pycsi.v1.StayResponse\"\x00\x12:\n\x06Settle\x12\x17.pycsi.v1.SettleRequest\x1a\x15.pycsi.v1.Description\"\x00\x12@\n\x07\x41\x62\x61ndon\x12\x18.pycsi.v1.AbandonRequest\x1a\x19.pycsi.v1.AbandonResponse\"\x00\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'pycsi.proto.exchange_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_SENDREQUEST']._serialized_start=63
-  _globals['_SENDREQUEST']._serialized_end=123
-  _globals['_SENDRESPONSE']._serialized_start=125
-  _globals['_SENDRESPONSE']._serialized_end=153
-  _globals['_RECEIVEREQUEST']._serialized_start=155
-  _globals['_RECEIVEREQUEST']._serialized_end=260
-  _globals['_RECEIVERESPONSE']._serialized_start=263
-  _globals['_RECEIVERESPONSE']._serialized_end=446
-  _globals['_RECEIVERESPONSE_READY']._serialized_start=420
-  _globals['_RECEIVERESPONSE_READY']._serialized_end=427
-  _globals['_RECEIVERESPONSE_REFUSED']._serialized_start=429
-  _globals['_RECEIVERESPONSE_REFUSED']._serialized_end=438
-  _globals['_EXCHANGE']._serialized_start=449
-  _globals['_EXCHANGE']._serialized_end=588
+  _globals['_SENDREQUEST']._serialized_start=92
+  _globals['_SENDREQUEST']._serialized_end=192
+  _globals['_DEPARTING']._serialized_start=194
+  _globals['_DEPARTING']._serialized_end=252
+  _globals['_SENDRESPONSE']._serialized_start=254
+  _globals['_SENDRESPONSE']._serialized_end=282
+  _globals['_RECEIVEREQUEST']._serialized_start=285
+  _globals['_RECEIVEREQUEST']._serialized_end=428
+  _globals['_ARRIVAL']._serialized_start=431
+  _globals['_ARRIVAL']._serialized_end=559
+  _globals['_ORIGINAL']._serialized_start=561
+  _globals['_ORIGINAL']._serialized_end=626
+  _globals['_RECEIVERESPONSE']._serialized_start=629
+  _globals['_RECEIVERESPONSE']._serialized_end=926
+  _globals['_RECEIVERESPONSE_READY']._serialized_start=840
+  _globals['_RECEIVERESPONSE_READY']._serialized_end=896
+  _globals['_RECEIVERESPONSE_REFUSED']._serialized_start=898
+  _globals['_RECEIVERESPONSE_REFUSED']._serialized_end=907
+  _globals['_RECEIVERESPONSE_ARRIVED']._serialized_start=909
+  _globals['_RECEIVERESPONSE_ARRIVED']._serialized_end=918
+  _globals['_DEPARTREQUEST']._serialized_start=928
+  _globals['_DEPARTREQUEST']._serialized_end=993
+  _globals['_DEPARTRESPONSE']._serialized_start=996
+  _globals['_DEPARTRESPONSE']._serialized_end=1139
+  _globals['_LEAVEREQUEST']._serialized_start=1141
+  _globals['_LEAVEREQUEST']._serialized_end=1189
+  _globals['_LEAVERESPONSE']._serialized_start=1191
+  _globals['_LEAVERESPONSE']._serialized_end=1206
+  _globals['_DISCARDREQUEST']._serialized_start=1208
+  _globals['_DISCARDREQUEST']._serialized_end=1243
+  _globals['_DISCARDRESPONSE']._serialized_start=1245
+  _globals['_DISCARDRESPONSE']._serialized_end=1262
+  _globals['_STAYREQUEST']._serialized_start=1264
+  _globals['_STAYREQUEST']._serialized_end=1296
+  _globals['_STAYRESPONSE']._serialized_start=1298
+  _globals['_STAYRESPONSE']._serialized_end=1312
+  _globals['_SETTLEREQUEST']._serialized_start=1314
+  _globals['_SETTLEREQUEST']._serialized_end=1384
+  _globals['_ABANDONREQUEST']._serialized_start=1386
+  _globals['_ABANDONREQUEST']._serialized_end=1436
+  _globals['_ABANDONRESPONSE']._serialized_start=1438
+  _globals['_ABANDONRESPONSE']._serialized_end=1470
+  _globals['_EXCHANGE']._serialized_start=1473
+  _globals['_EXCHANGE']._serialized_end=1984
 # @@protoc_insertion_point(module_scope)

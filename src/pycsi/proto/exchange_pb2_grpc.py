@@ -4,6 +4,7 @@ import grpc
 import warnings
 
 from pycsi.proto import exchange_pb2 as pycsi_dot_proto_dot_exchange__pb2
+from pycsi.proto import transfers_pb2 as pycsi_dot_proto_dot_transfers__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
 GRPC_VERSION = grpc.__version__
@@ -44,6 +45,36 @@ class ExchangeStub:
                 request_serializer=pycsi_dot_proto_dot_exchange__pb2.ReceiveRequest.SerializeToString,
                 response_deserializer=pycsi_dot_proto_dot_exchange__pb2.ReceiveResponse.FromString,
                 _registered_method=True)
+        self.Depart = channel.unary_unary(
+                '/pycsi.v1.Exchange/Depart',
+                request_serializer=pycsi_dot_proto_dot_exchange__pb2.DepartRequest.SerializeToString,
+                response_deserializer=pycsi_dot_proto_dot_exchange__pb2.DepartResponse.FromString,
+                _registered_method=True)
+        self.Leave = channel.unary_unary(
+                '/pycsi.v1.Exchange/Leave',
+                request_serializer=pycsi_dot_proto_dot_exchange__pb2.LeaveRequest.SerializeToString,
+                response_deserializer=pycsi_dot_proto_dot_exchange__pb2.LeaveResponse.FromString,
+                _registered_method=True)
+        self.Discard = channel.unary_unary(
+                '/pycsi.v1.Exchange/Discard',
+                request_serializer=pycsi_dot_proto_dot_exchange__pb2.DiscardRequest.SerializeToString,
+                response_deserializer=pycsi_dot_proto_dot_exchange__pb2.DiscardResponse.FromString,
+                _registered_method=True)
+        self.Stay = channel.unary_unary(
+                '/pycsi.v1.Exchange/Stay',
+                request_serializer=pycsi_dot_proto_dot_exchange__pb2.StayRequest.SerializeToString,
+                response_deserializer=pycsi_dot_proto_dot_exchange__pb2.StayResponse.FromString,
+                _registered_method=True)
+        self.Settle = channel.unary_unary(
+                '/pycsi.v1.Exchange/Settle',
+                request_serializer=pycsi_dot_proto_dot_exchange__pb2.SettleRequest.SerializeToString,
+                response_deserializer=pycsi_dot_proto_dot_transfers__pb2.Description.FromString,
+                _registered_method=True)
+        self.Abandon = channel.unary_unary(
+                '/pycsi.v1.Exchange/Abandon',
+                request_serializer=pycsi_dot_proto_dot_exchange__pb2.AbandonRequest.SerializeToString,
+                response_deserializer=pycsi_dot_proto_dot_exchange__pb2.AbandonResponse.FromString,
+                _registered_method=True)
 
 
 class ExchangeServicer:
@@ -63,6 +94,51 @@ class ExchangeServicer:
         node answers with it, or ALREADY_EXISTS, and the stream ends. Otherwise it answers that it is
         ready; the other messages have the export. The volume exists once all of it was checked; if the
         stream ends before that, nothing is left. Until then all operations on its name are ABORTED.
+
+        With `arrival` it makes, or changes, the arrival of a volume that moves here.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Depart(self, request, context):
+        """Describes a volume that is to move to another node, and with `mark` has it depart: it refuses to
+        be staged until Stay. FAILED_PRECONDITION if it cannot move, or, with `mark`, is in use.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Leave(self, request, context):
+        """Takes a volume that departs out of the volumes of its node, for good; it is kept until Discard.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Discard(self, request, context):
+        """Puts a volume that has left in the trash; that there is none is fine.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Stay(self, request, context):
+        """Ends the departure of a volume that has not left; that there is none is fine.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Settle(self, request, context):
+        """Makes an arrival a volume. A repeated call returns that.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Abandon(self, request, context):
+        """Deletes an arrival; that there is none is fine.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -80,6 +156,36 @@ def add_ExchangeServicer_to_server(servicer, server):
                     servicer.Receive,
                     request_deserializer=pycsi_dot_proto_dot_exchange__pb2.ReceiveRequest.FromString,
                     response_serializer=pycsi_dot_proto_dot_exchange__pb2.ReceiveResponse.SerializeToString,
+            ),
+            'Depart': grpc.unary_unary_rpc_method_handler(
+                    servicer.Depart,
+                    request_deserializer=pycsi_dot_proto_dot_exchange__pb2.DepartRequest.FromString,
+                    response_serializer=pycsi_dot_proto_dot_exchange__pb2.DepartResponse.SerializeToString,
+            ),
+            'Leave': grpc.unary_unary_rpc_method_handler(
+                    servicer.Leave,
+                    request_deserializer=pycsi_dot_proto_dot_exchange__pb2.LeaveRequest.FromString,
+                    response_serializer=pycsi_dot_proto_dot_exchange__pb2.LeaveResponse.SerializeToString,
+            ),
+            'Discard': grpc.unary_unary_rpc_method_handler(
+                    servicer.Discard,
+                    request_deserializer=pycsi_dot_proto_dot_exchange__pb2.DiscardRequest.FromString,
+                    response_serializer=pycsi_dot_proto_dot_exchange__pb2.DiscardResponse.SerializeToString,
+            ),
+            'Stay': grpc.unary_unary_rpc_method_handler(
+                    servicer.Stay,
+                    request_deserializer=pycsi_dot_proto_dot_exchange__pb2.StayRequest.FromString,
+                    response_serializer=pycsi_dot_proto_dot_exchange__pb2.StayResponse.SerializeToString,
+            ),
+            'Settle': grpc.unary_unary_rpc_method_handler(
+                    servicer.Settle,
+                    request_deserializer=pycsi_dot_proto_dot_exchange__pb2.SettleRequest.FromString,
+                    response_serializer=pycsi_dot_proto_dot_transfers__pb2.Description.SerializeToString,
+            ),
+            'Abandon': grpc.unary_unary_rpc_method_handler(
+                    servicer.Abandon,
+                    request_deserializer=pycsi_dot_proto_dot_exchange__pb2.AbandonRequest.FromString,
+                    response_serializer=pycsi_dot_proto_dot_exchange__pb2.AbandonResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -136,6 +242,168 @@ class Exchange:
             '/pycsi.v1.Exchange/Receive',
             pycsi_dot_proto_dot_exchange__pb2.ReceiveRequest.SerializeToString,
             pycsi_dot_proto_dot_exchange__pb2.ReceiveResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Depart(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pycsi.v1.Exchange/Depart',
+            pycsi_dot_proto_dot_exchange__pb2.DepartRequest.SerializeToString,
+            pycsi_dot_proto_dot_exchange__pb2.DepartResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Leave(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pycsi.v1.Exchange/Leave',
+            pycsi_dot_proto_dot_exchange__pb2.LeaveRequest.SerializeToString,
+            pycsi_dot_proto_dot_exchange__pb2.LeaveResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Discard(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pycsi.v1.Exchange/Discard',
+            pycsi_dot_proto_dot_exchange__pb2.DiscardRequest.SerializeToString,
+            pycsi_dot_proto_dot_exchange__pb2.DiscardResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Stay(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pycsi.v1.Exchange/Stay',
+            pycsi_dot_proto_dot_exchange__pb2.StayRequest.SerializeToString,
+            pycsi_dot_proto_dot_exchange__pb2.StayResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Settle(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pycsi.v1.Exchange/Settle',
+            pycsi_dot_proto_dot_exchange__pb2.SettleRequest.SerializeToString,
+            pycsi_dot_proto_dot_transfers__pb2.Description.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Abandon(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pycsi.v1.Exchange/Abandon',
+            pycsi_dot_proto_dot_exchange__pb2.AbandonRequest.SerializeToString,
+            pycsi_dot_proto_dot_exchange__pb2.AbandonResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from pycsi.proto import csi_pb2 as pycsi_dot_proto_dot_csi__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bpycsi/proto/transfers.proto\x12\x08pycsi.v1\x1a\x15pycsi/proto/csi.proto\"?\n\x0bMoveRequest\x12\x11\n\tvolume_id\x18\x01 \x01(\t\x12\x0c\n\x04pool\x18\x02 \x01(\t\x12\x0f\n\x07prepare\x18\x03 \x01(\x08\"q\n\x0cMoveResponse\x12\x0e\n\x04step\x18\x01 \x01(\tH\x00\x12-\n\x05\x65nded\x18\x02 \x01(\x0b\x32\x1c.pycsi.v1.MoveResponse.EndedH\x00\x1a\x1a\n\x05\x45nded\x12\x11\n\tfrom_pool\x18\x01 \x01(\tB\x06\n\x04news\"&\n\x11\x43\x61ncelMoveRequest\x12\x11\n\tvolume_id\x18\x01 \x01(\t\"\x14\n\x12\x43\x61ncelMoveResponse\"j\n\x07\x43ontent\x12\x11\n\tdirectory\x18\x01 \x01(\x08\x12\x0f\n\x07\x66s_type\x18\x02 \x01(\t\x12\x16\n\x0e\x63\x61pacity_bytes\x18\x03 \x01(\x03\x12\r\n\x05thick\x18\x04 \x01(\x08\x12\x14\n\x0cmkfs_options\x18\x05 \x03(\t\"\xdd\x01\n\rImportRequest\x12.\n\x05\x62\x65gin\x18\x01 \x01(\x0b\x32\x1d.pycsi.v1.ImportRequest.BeginH\x00\x12\x30\n\x06\x63ommit\x18\x02 \x01(\x0b\x32\x1e.pycsi.v1.ImportRequest.CommitH\x00\x1aX\n\x05\x42\x65gin\x12+\n\x06volume\x18\x01 \x01(\x0b\x32\x1b.csi.v1.CreateVolumeRequest\x12\"\n\x07\x63ontent\x18\x02 \x01(\x0b\x32\x11.pycsi.v1.Content\x1a\x08\n\x06\x43ommitB\x06\n\x04step\"\x89\x02\n\x0eImportResponse\x12/\n\x05ready\x18\x01 \x01(\x0b\x32\x1e.pycsi.v1.ImportResponse.ReadyH\x00\x12\x37\n\tcommitted\x18\x02 \x01(\x0b\x32\".pycsi.v1.ImportResponse.CommittedH\x00\x1aX\n\x05Ready\x12\x11\n\tpool_uuid\x18\x01 \x01(\t\x12\x11\n\tpool_path\x18\x02 \x01(\t\x12\x11\n\tdata_path\x18\x03 \x01(\t\x12\x16\n\x0e\x63\x61pacity_bytes\x18\x04 \x01(\x03\x1a+\n\tCommitted\x12\x1e\n\x06volume\x18\x01 \x01(\x0b\x32\x0e.csi.v1.VolumeB\x06\n\x04step2\xd4\x01\n\tTransfers\x12\x41\n\x06Import\x12\x17.pycsi.v1.ImportRequest\x1a\x18.pycsi.v1.ImportResponse\"\x00(\x01\x30\x01\x12\x39\n\x04Move\x12\x15.pycsi.v1.MoveRequest\x1a\x16.pycsi.v1.MoveResponse\"\x00\x30\x01\x12I\n\nCancelMove\x12\x1b.pycsi.v1.CancelMoveRequest\x1a\x1c.pycsi.v1.CancelMoveResponse\"\x00\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bpycsi/proto/transfers.proto\x12\x08pycsi.v1\x1a\x15pycsi/proto/csi.proto\"P\n\x0bMoveRequest\x12\x11\n\tvolume_id\x18\x01 \x01(\t\x12\x0c\n\x04pool\x18\x02 \x01(\t\x12\x0f\n\x07prepare\x18\x03 \x01(\x08\x12\x0f\n\x07to_node\x18\x04 \x01(\t\"\x97\x01\n\x0cMoveResponse\x12\x0e\n\x04step\x18\x01 \x01(\tH\x00\x12-\n\x05\x65nded\x18\x02 \x01(\x0b\x32\x1c.pycsi.v1.MoveResponse.EndedH\x00\x1a@\n\x05\x45nded\x12\x11\n\tfrom_pool\x18\x01 \x01(\t\x12$\n\x05moved\x18\x02 \x01(\x0b\x32\x15.pycsi.v1.DescriptionB\x06\n\x04news\"7\n\x11\x43\x61ncelMoveRequest\x12\x11\n\tvolume_id\x18\x01 \x01(\t\x12\x0f\n\x07to_node\x18\x02 \x01(\t\"\x14\n\x12\x43\x61ncelMoveResponse\"\x7f\n\x0b\x44\x65scription\x12\x1e\n\x06volume\x18\x01 \x01(\x0b\x32\x0e.csi.v1.Volume\x12,\n\x07request\x18\x02 \x01(\x0b\x32\x1b.csi.v1.CreateVolumeRequest\x12\"\n\x07\x63ontent\x18\x03 \x01(\x0b\x32\x11.pycsi.v1.Content\"j\n\x07\x43ontent\x12\x11\n\tdirectory\x18\x01 \x01(\x08\x12\x0f\n\x07\x66s_type\x18\x02 \x01(\t\x12\x16\n\x0e\x63\x61pacity_bytes\x18\x03 \x01(\x03\x12\r\n\x05thick\x18\x04 \x01(\x08\x12\x14\n\x0cmkfs_options\x18\x05 \x03(\t\"\xdd\x01\n\rImportRequest\x12.\n\x05\x62\x65gin\x18\x01 \x01(\x0b\x32\x1d.pycsi.v1.ImportRequest.BeginH\x00\x12\x30\n\x06\x63ommit\x18\x02 \x01(\x0b\x32\x1e.pycsi.v1.ImportRequest.CommitH\x00\x1aX\n\x05\x42\x65gin\x12+\n\x06volume\x18\x01 \x01(\x0b\x32\x1b.csi.v1.CreateVolumeRequest\x12\"\n\x07\x63ontent\x18\x02 \x01(\x0b\x32\x11.pycsi.v1.Content\x1a\x08\n\x06\x43ommitB\x06\n\x04step\"\x89\x02\n\x0eImportResponse\x12/\n\x05ready\x18\x01 \x01(\x0b\x32\x1e.pycsi.v1.ImportResponse.ReadyH\x00\x12\x37\n\tcommitted\x18\x02 \x01(\x0b\x32\".pycsi.v1.ImportResponse.CommittedH\x00\x1aX\n\x05Ready\x12\x11\n\tpool_uuid\x18\x01 \x01(\t\x12\x11\n\tpool_path\x18\x02 \x01(\t\x12\x11\n\tdata_path\x18\x03 \x01(\t\x12\x16\n\x0e\x63\x61pacity_bytes\x18\x04 \x01(\x03\x1a+\n\tCommitted\x12\x1e\n\x06volume\x18\x01 \x01(\x0b\x32\x0e.csi.v1.VolumeB\x06\n\x04step2\xd4\x01\n\tTransfers\x12\x41\n\x06Import\x12\x17.pycsi.v1.ImportRequest\x1a\x18.pycsi.v1.ImportResponse\"\x00(\x01\x30\x01\x12\x39\n\x04Move\x12\x15.pycsi.v1.MoveRequest\x1a\x16.pycsi.v1.MoveResponse\"\x00\x30\x01\x12I\n\nCancelMove\x12\x1b.pycsi.v1.CancelMoveRequest\x1a\x1c.pycsi.v1.CancelMoveResponse\"\x00\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,29 +33,31 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'pycsi.proto.transfers_pb2',
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_MOVEREQUEST']._serialized_start=64
-  _globals['_MOVEREQUEST']._serialized_end=127
-  _globals['_MOVERESPONSE']._serialized_start=129
-  _globals['_MOVERESPONSE']._serialized_end=242
-  _globals['_MOVERESPONSE_ENDED']._serialized_start=208
-  _globals['_MOVERESPONSE_ENDED']._serialized_end=234
-  _globals['_CANCELMOVEREQUEST']._serialized_start=244
-  _globals['_CANCELMOVEREQUEST']._serialized_end=282
-  _globals['_CANCELMOVERESPONSE']._serialized_start=284
-  _globals['_CANCELMOVERESPONSE']._serialized_end=304
-  _globals['_CONTENT']._serialized_start=306
-  _globals['_CONTENT']._serialized_end=412
-  _globals['_IMPORTREQUEST']._serialized_start=415
-  _globals['_IMPORTREQUEST']._serialized_end=636
-  _globals['_IMPORTREQUEST_BEGIN']._serialized_start=530
-  _globals['_IMPORTREQUEST_BEGIN']._serialized_end=618
-  _globals['_IMPORTREQUEST_COMMIT']._serialized_start=620
-  _globals['_IMPORTREQUEST_COMMIT']._serialized_end=628
-  _globals['_IMPORTRESPONSE']._serialized_start=639
-  _globals['_IMPORTRESPONSE']._serialized_end=904
-  _globals['_IMPORTRESPONSE_READY']._serialized_start=763
-  _globals['_IMPORTRESPONSE_READY']._serialized_end=851
-  _globals['_IMPORTRESPONSE_COMMITTED']._serialized_start=853
-  _globals['_IMPORTRESPONSE_COMMITTED']._serialized_end=896
-  _globals['_TRANSFERS']._serialized_start=907
-  _globals['_TRANSFERS']._serialized_end=1119
+  _globals['_MOVEREQUEST']._serialized_end=144
+  _globals['_MOVERESPONSE']._serialized_start=147
+  _globals['_MOVERESPONSE']._serialized_end=298
+  _globals['_MOVERESPONSE_ENDED']._serialized_start=226
+  _globals['_MOVERESPONSE_ENDED']._serialized_end=290
+  _globals['_CANCELMOVEREQUEST']._serialized_start=300
+  _globals['_CANCELMOVEREQUEST']._serialized_end=355
+  _globals['_CANCELMOVERESPONSE']._serialized_start=357
+  _globals['_CANCELMOVERESPONSE']._serialized_end=377
+  _globals['_DESCRIPTION']._serialized_start=379
+  _globals['_DESCRIPTION']._serialized_end=506
+  _globals['_CONTENT']._serialized_start=508
+  _globals['_CONTENT']._serialized_end=614
+  _globals['_IMPORTREQUEST']._serialized_start=617
+  _globals['_IMPORTREQUEST']._serialized_end=838
+  _globals['_IMPORTREQUEST_BEGIN']._serialized_start=732
+  _globals['_IMPORTREQUEST_BEGIN']._serialized_end=820
+  _globals['_IMPORTREQUEST_COMMIT']._serialized_start=822
+  _globals['_IMPORTREQUEST_COMMIT']._serialized_end=830
+  _globals['_IMPORTRESPONSE']._serialized_start=841
+  _globals['_IMPORTRESPONSE']._serialized_end=1106
+  _globals['_IMPORTRESPONSE_READY']._serialized_start=965
+  _globals['_IMPORTRESPONSE_READY']._serialized_end=1053
+  _globals['_IMPORTRESPONSE_COMMITTED']._serialized_start=1055
+  _globals['_IMPORTRESPONSE_COMMITTED']._serialized_end=1098
+  _globals['_TRANSFERS']._serialized_start=1109
+  _globals['_TRANSFERS']._serialized_end=1321
 # @@protoc_insertion_point(module_scope)

@@ -8,22 +8,26 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class MoveRequest(_message.Message):
-    __slots__ = ("volume_id", "pool", "prepare")
+    __slots__ = ("volume_id", "pool", "prepare", "to_node")
     VOLUME_ID_FIELD_NUMBER: _ClassVar[int]
     POOL_FIELD_NUMBER: _ClassVar[int]
     PREPARE_FIELD_NUMBER: _ClassVar[int]
+    TO_NODE_FIELD_NUMBER: _ClassVar[int]
     volume_id: str
     pool: str
     prepare: bool
-    def __init__(self, volume_id: _Optional[str] = ..., pool: _Optional[str] = ..., prepare: _Optional[bool] = ...) -> None: ...
+    to_node: str
+    def __init__(self, volume_id: _Optional[str] = ..., pool: _Optional[str] = ..., prepare: _Optional[bool] = ..., to_node: _Optional[str] = ...) -> None: ...
 
 class MoveResponse(_message.Message):
     __slots__ = ("step", "ended")
     class Ended(_message.Message):
-        __slots__ = ("from_pool",)
+        __slots__ = ("from_pool", "moved")
         FROM_POOL_FIELD_NUMBER: _ClassVar[int]
+        MOVED_FIELD_NUMBER: _ClassVar[int]
         from_pool: str
-        def __init__(self, from_pool: _Optional[str] = ...) -> None: ...
+        moved: Description
+        def __init__(self, from_pool: _Optional[str] = ..., moved: _Optional[_Union[Description, _Mapping]] = ...) -> None: ...
     STEP_FIELD_NUMBER: _ClassVar[int]
     ENDED_FIELD_NUMBER: _ClassVar[int]
     step: str
@@ -31,14 +35,26 @@ class MoveResponse(_message.Message):
     def __init__(self, step: _Optional[str] = ..., ended: _Optional[_Union[MoveResponse.Ended, _Mapping]] = ...) -> None: ...
 
 class CancelMoveRequest(_message.Message):
-    __slots__ = ("volume_id",)
+    __slots__ = ("volume_id", "to_node")
     VOLUME_ID_FIELD_NUMBER: _ClassVar[int]
+    TO_NODE_FIELD_NUMBER: _ClassVar[int]
     volume_id: str
-    def __init__(self, volume_id: _Optional[str] = ...) -> None: ...
+    to_node: str
+    def __init__(self, volume_id: _Optional[str] = ..., to_node: _Optional[str] = ...) -> None: ...
 
 class CancelMoveResponse(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
+
+class Description(_message.Message):
+    __slots__ = ("volume", "request", "content")
+    VOLUME_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    CONTENT_FIELD_NUMBER: _ClassVar[int]
+    volume: _csi_pb2.Volume
+    request: _csi_pb2.CreateVolumeRequest
+    content: Content
+    def __init__(self, volume: _Optional[_Union[_csi_pb2.Volume, _Mapping]] = ..., request: _Optional[_Union[_csi_pb2.CreateVolumeRequest, _Mapping]] = ..., content: _Optional[_Union[Content, _Mapping]] = ...) -> None: ...
 
 class Content(_message.Message):
     __slots__ = ("directory", "fs_type", "capacity_bytes", "thick", "mkfs_options")

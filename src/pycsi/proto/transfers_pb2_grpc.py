@@ -63,7 +63,9 @@ class TransfersServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Move(self, request, context):
-        """Moves a volume to another pool of this node. Its id stays the same. What was done is kept if the caller hangs up, and a repeated call goes on.
+        """Moves a volume to another pool of this node; its id stays the same. Or, if it is the controller
+        that is called, to another node: exchange.proto has the steps. What was done is kept if the
+        caller hangs up, and a repeated call goes on.
         FAILED_PRECONDITION if the volume is in use when only the difference is left to be copied.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -69,19 +69,22 @@ class Exchange:
         request.CopyFrom(call.request)
         request.ClearField("secrets")
         begin = exchange.ReceiveRequest(volume_id=ids.id_at(request.name, target), begin=request)
-        async with self._receiving(call, target, begin) as making:
-            answer = await _answer(making)
+        async with self.receiving(call, target, begin) as making:
+            answer = await answer_of(making)
             if answer.HasField("ready"):
-                answer = await self._pass_on(call, origin, making)
-            if answer.HasField("refused"):
-                await _answer(making)  # it raises the error
+                source = request.volume_content_source
+                wanted = exchange.SendRequest(
+                    snapshot_id=source.snapshot.snapshot_id,
+                    source_volume_id=source.volume.volume_id,
+                )
+                answer = await self.pass_on(call, origin, wanted, making)
             return csi.CreateVolumeResponse(volume=answer.volume).SerializeToString()
 
     @contextlib.asynccontextmanager
-    async def _receiving(
+    async def receiving(
         self, call: Call, node: str, begin: exchange.ReceiveRequest
     ) -> AsyncIterator[Conversation]:
-        """Begin to have a node make a volume; it is given up if the `with` block ends early."""
+        """Begin to have a node receive data; that is given up if the `with` block ends early."""
         link = await self._nodes.get(node)
         try:
             with self._observed(link, _endless(call, _RECEIVE, begin)) as sent:
@@ -95,21 +98,23 @@ class Exchange:
             await self._nodes.successor(link)  # for the next attempt
             raise
 
-    async def _pass_on(
-        self, call: Call, origin: str, making: Conversation
+    async def pass_on(
+        self, call: Call, origin: str, wanted: exchange.SendRequest, making: Conversation
     ) -> exchange.ReceiveResponse:
-        """Pass on what a node sends of the source, piece by piece, as fast as it is taken.
+        """Pass on what a node sends as it is `wanted`, piece by piece, as fast as it is taken.
 
-        Return the answer of the node that takes it: it may want no more before the end.
+        Return the last answer of the node that takes it; if that refuses it, raise its error.
         """
-        answer = asyncio.get_running_loop().create_task(_answer(making))
+        answer = asyncio.get_running_loop().create_task(answer_of(making))
         try:
-            async with contextlib.aclosing(self._sent(call, origin)) as pieces:
+            async with contextlib.aclosing(self._sent(call, origin, wanted)) as pieces:
                 async for piece in pieces:
                     if answer.done() or not await making.write(piece):
                         break
             await making.close()
-            return await answer
+            last = await answer
+            # It wanted no more before the end; now it raises the error.
+            return await answer_of(making) if last.HasField("refused") else last
         except BaseException:
             await making.end()  # its status comes after all its messages, of which one is awaited
             raise
@@ -117,15 +122,13 @@ class Exchange:
             answer.cancel()
             await asyncio.gather(answer, return_exceptions=True)
 
-    async def _sent(self, call: Call, node: str) -> AsyncGenerator[bytes, None]:
-        """Yield what a node sends of the source of a request, as it is to be passed on."""
+    async def _sent(
+        self, call: Call, node: str, wanted: exchange.SendRequest
+    ) -> AsyncGenerator[bytes, None]:
+        """Yield what a node sends, as it is to be passed on."""
         link = await self._nodes.get(node)
-        source = call.request.volume_content_source
-        request = exchange.SendRequest(
-            snapshot_id=source.snapshot.snapshot_id, source_volume_id=source.volume.volume_id
-        )
         try:
-            with self._observed(link, _endless(call, _SEND, request)) as sent:
+            with self._observed(link, _endless(call, _SEND, wanted)) as sent:
                 async with contextlib.aclosing(link.stream(sent)) as pieces:
                     async for piece in pieces:
                         yield piece
@@ -141,7 +144,8 @@ def _endless(call: Call, path: str, request: Any) -> Call:
     return dataclasses.replace(call.asking(path, request), deadline=None)
 
 
-async def _answer(making: Conversation) -> exchange.ReceiveResponse:
+async def answer_of(making: Conversation) -> exchange.ReceiveResponse:
+    """Return the next answer of a node that receives data; `Unavailable` if it has ended."""
     answer = await making.read()
     if answer is None:
         raise Unavailable(f"node {making.node}: it has ended the copy; try again")

@@ -21,6 +21,7 @@ from pycsi.routing import lists, placement
 from pycsi.routing.exchange import Exchange
 from pycsi.routing.groups import GroupRouter
 from pycsi.routing.link import Call, NodeLink
+from pycsi.routing.moving import Moving
 from pycsi.routing.nodes import Nodes
 
 _BY_FIELD = {
@@ -61,12 +62,14 @@ class Router:
         self._creating: set[str] = set()
         self.groups = GroupRouter(nodes, self._forward)
         self.exchange = Exchange(nodes, self._observed)
+        self._moving = Moving(nodes, self.exchange, self._forward)
         self._answers: Mapping[str, Callable[[Call], Awaitable[bytes]]] = {
             "CreateVolume": self._create_volume,
             "GetCapacity": self._capacity,
             "CreateVolumeGroupSnapshot": self.groups.create,
             "DeleteVolumeGroupSnapshot": self.groups.delete,
             "GetVolumeGroupSnapshot": self.groups.get,
+            "CancelMove": self._moving.cancel,
         }
 
     async def answer(self, name: str, call: Call) -> bytes:
@@ -85,6 +88,11 @@ class Router:
 
     async def stream(self, name: str, call: Call) -> AsyncGenerator[bytes, None]:
         """Yield the encoded replies to the RPC `name`, which answers with a stream."""
+        if name == "Move":
+            async with contextlib.aclosing(self._moving.move(call)) as news:
+                async for item in news:
+                    yield item
+            return
         link = await self._link(self._node(name, call))
         try:
             with self._observed(link, call) as sent:

@@ -5,7 +5,7 @@ import contextlib
 import functools
 import os
 import signal
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any
 
 import grpc
@@ -23,6 +23,7 @@ from pycsi.model.ids import NodeInfo
 from pycsi.model.observer import Observer, Unobserved
 from pycsi.model.trace import Tracer
 from pycsi.proto import csi_pb2 as csi
+from pycsi.proto import transfers_pb2 as transfers
 from pycsi.routing.certificates import Certificates
 from pycsi.routing.link import Call
 from pycsi.routing.nodes import Nodes, Whereabouts, running
@@ -42,6 +43,8 @@ from pycsi.services.capabilities import driver_capabilities
 log = structlog.get_logger()
 
 _SERVICES = ("Identity", "Controller", "GroupController", "SnapshotMetadata")
+_TRANSFERS = ("Move", "CancelMove")
+"""The methods of the service Transfers that it answers."""
 
 _PATIENCE = 20.0
 """Seconds that a stopping controller waits for the RPCs under way: Kubernetes kills it after 30."""
@@ -124,10 +127,16 @@ class _Services:
     def add_to(self, server: grpc.aio.Server) -> None:
         """Add all services to a server."""
         for service in _SERVICES:
-            methods = csi.DESCRIPTOR.services_by_name[service].methods
-            server.add_registered_method_handlers(
-                f"csi.v1.{service}", {method.name: self._handler(method) for method in methods}
-            )
+            self._add(server, csi.DESCRIPTOR.services_by_name[service].methods)
+        moves = transfers.DESCRIPTOR.services_by_name["Transfers"].methods_by_name
+        self._add(server, [moves[name] for name in _TRANSFERS])
+
+    def _add(self, server: grpc.aio.Server, methods: Sequence[Any]) -> None:
+        """Add methods of one service."""
+        server.add_registered_method_handlers(
+            methods[0].containing_service.full_name,
+            {method.name: self._handler(method) for method in methods},
+        )
 
     def _handler(self, method: Any) -> Any:
         path = f"/{method.containing_service.full_name}/{method.name}"

@@ -9,9 +9,10 @@ from google.protobuf.wrappers_pb2 import Int64Value
 from pycsi import __version__
 from pycsi.model.health import Fault, Status
 from pycsi.model.ids import NodeInfo
-from pycsi.model.records import Group, Snapshot, Usage, Volume
-from pycsi.model.request import Source, SourceKind
+from pycsi.model.records import Group, Snapshot, Usage, Volume, VolumeType
+from pycsi.model.request import Access, Capability, Source, SourceKind
 from pycsi.proto import csi_pb2 as csi
+from pycsi.proto import transfers_pb2 as transfers
 from pycsi.services import request as read
 from pycsi.services.capabilities import DriverCapabilities
 from pycsi.volumes.provisioning import Offer
@@ -106,6 +107,37 @@ def volume(found: Volume, node: NodeInfo) -> csi.Volume:
         accessible_topology=[csi.Topology(segments=node.segments)],
         content_source=None if found.request.source is None else _source(found.request.source),
     )
+
+
+def description(found: Volume, node: NodeInfo) -> transfers.Description:
+    """Return a volume on `node`, and what another one has to be to hold its data."""
+    return transfers.Description(
+        volume=volume(found, node),
+        request=csi.CreateVolumeRequest(
+            name=found.name,
+            capacity_range=csi.CapacityRange(required_bytes=found.capacity),
+            volume_capabilities=map(_capability, found.request.capabilities),
+            parameters=found.request.parameters,
+            mutable_parameters=found.settings,
+        ),
+        content=transfers.Content(
+            directory=found.type is VolumeType.DIRECTORY,
+            fs_type=found.filesystem or "",
+            capacity_bytes=found.capacity,
+            thick=found.thick,
+            mkfs_options=found.mkfs_options,
+        ),
+    )
+
+
+def _capability(found: Capability) -> csi.VolumeCapability:
+    """Return a capability as a request has it: the inverse of `request.capability`."""
+    kind = csi.VolumeCapability
+    mode = kind.AccessMode(mode=found.mode.value)
+    if found.access is Access.BLOCK:
+        return kind(block=kind.BlockVolume(), access_mode=mode)
+    mount = kind.MountVolume(fs_type=found.filesystem or "", mount_flags=found.mount_flags)
+    return kind(mount=mount, access_mode=mode)
 
 
 def _source(source: Source) -> csi.VolumeContentSource:

@@ -13,9 +13,11 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from google.protobuf.message import Message
 
+from pycsi.linux import mkfs
 from pycsi.model.errors import Aborted, FailedPrecondition, InvalidArgument
 from pycsi.model.ids import node_of
 from pycsi.model.parameters import ORCHESTRATOR
+from pycsi.model.records import VolumeType
 from pycsi.model.request import (
     Access,
     Capability,
@@ -27,7 +29,10 @@ from pycsi.model.request import (
     SourceKind,
     VolumeRequest,
 )
+from pycsi.model.size import BLOCK, LARGEST
 from pycsi.proto import csi_pb2 as csi
+from pycsi.proto import transfers_pb2 as transfers
+from pycsi.volumes.importing import Content
 
 LONGEST_STRING = 128
 LONGEST_MAP = 4096
@@ -165,6 +170,22 @@ def create_volume(request: csi.CreateVolumeRequest, served: Collection[Mode]) ->
         ),
         topologies=topologies(request.accessibility_requirements) if placed else None,
         secrets=request.secrets,
+    )
+
+
+def content(message: transfers.Content) -> Content:
+    """Return what the data of another volume is, as of which one is to be made."""
+    size = message.capacity_bytes
+    if not 0 < size <= LARGEST or size % BLOCK:
+        raise InvalidArgument(f"content: {size} bytes is no size of a volume")
+    if message.fs_type not in {"", *mkfs.KINDS} or (message.directory and message.fs_type):
+        raise InvalidArgument(f"content: fs_type cannot be {message.fs_type!r}")
+    return Content(
+        type=VolumeType.DIRECTORY if message.directory else VolumeType.IMAGE,
+        filesystem=message.fs_type or None,
+        capacity=size,
+        thick=message.thick,
+        mkfs_options=tuple(message.mkfs_options),
     )
 
 

@@ -9,12 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 
-from pycsi.linux import mkfs
 from pycsi.model import ids
-from pycsi.model.errors import Cancelled, InvalidArgument, Unavailable
+from pycsi.model.errors import Cancelled, FailedPrecondition, InvalidArgument, Unavailable
 from pycsi.model.ids import NodeInfo
-from pycsi.model.records import VolumeType
-from pycsi.model.size import BLOCK, LARGEST
 from pycsi.model.trace import about
 from pycsi.proto import csi_pb2 as csi
 from pycsi.proto import transfers_pb2 as transfers
@@ -23,7 +20,7 @@ from pycsi.services import reply
 from pycsi.services import request as read
 from pycsi.services.capabilities import DriverCapabilities
 from pycsi.services.steps import Steps
-from pycsi.volumes.importing import Content, Importer
+from pycsi.volumes.importing import Importer
 from pycsi.volumes.locks import Locks
 from pycsi.volumes.moving import Mover, Watch
 from pycsi.volumes.pools import Pools
@@ -62,7 +59,7 @@ class Transfers(transfers_pb2_grpc.TransfersServicer):
         wanted = read.create_volume(begin.volume, self._capabilities.access_modes)
         if wanted.request.source:
             raise InvalidArgument("volume_content_source: its content is filled in; leave it out")
-        content = _content(begin.content)
+        content = read.content(begin.content)
         volume_id = ids.object_id(wanted.name, self._node.id)
         with self._locks.hold(volume_id):
             with self._importer.filling(volume_id, wanted, content) as filling:
@@ -89,6 +86,7 @@ class Transfers(transfers_pb2_grpc.TransfersServicer):
     def Move(
         self, request: transfers.MoveRequest, context: grpc.ServicerContext
     ) -> Iterator[transfers.MoveResponse]:
+        _refuse_node(request.to_node)
         read.require(request, "volume_id", "pool")
         about(volume_id=request.volume_id)
         act = self._mover.prepare if request.prepare else self._mover.move
@@ -118,22 +116,16 @@ class Transfers(transfers_pb2_grpc.TransfersServicer):
     def CancelMove(
         self, request: transfers.CancelMoveRequest, context: grpc.ServicerContext
     ) -> transfers.CancelMoveResponse:
+        _refuse_node(request.to_node)
         read.require(request, "volume_id")
         about(volume_id=request.volume_id)
         self._mover.cancel(request.volume_id)
         return transfers.CancelMoveResponse()
 
 
-def _content(message: transfers.Content) -> Content:
-    size = message.capacity_bytes
-    if not 0 < size <= LARGEST or size % BLOCK:
-        raise InvalidArgument(f"content: {size} bytes is no size of a volume")
-    if message.fs_type not in {"", *mkfs.KINDS} or (message.directory and message.fs_type):
-        raise InvalidArgument(f"content: fs_type cannot be {message.fs_type!r}")
-    return Content(
-        type=VolumeType.DIRECTORY if message.directory else VolumeType.IMAGE,
-        filesystem=message.fs_type or None,
-        capacity=size,
-        thick=message.thick,
-        mkfs_options=tuple(message.mkfs_options),
-    )
+def _refuse_node(name: str) -> None:
+    """Raise `FailedPrecondition` if a move to another node is asked for."""
+    if name:
+        raise FailedPrecondition(
+            "volumes are moved to another node by the controller; give --endpoint with its socket"
+        )

@@ -18,11 +18,13 @@ def fill(
     *,
     limit: int,
     privileged: bool,
+    again: bool = False,
 ) -> None:
     """Fill the image or directory `data` with what an export holds, or changes.
 
     The files of a directory may have `limit` bytes; `privileged` is as for `unpack.receive`.
-    `progress` is told how many bytes were done. `StreamError` for what is no whole export.
+    `progress` is told how many bytes were done. `again`: some of the changes of this very export
+    may be there already. `StreamError` for what is no whole export.
     """
     if reader.manifest.kind is VolumeKind.DIRECTORY:
         unpack.receive(
@@ -32,6 +34,7 @@ def fill(
             limit=limit,
             privileged=privileged,
             changes=bool(reader.manifest.base),
+            again=again,
         )
         return
     with opened(data, os.O_WRONLY | os.O_NOFOLLOW) as fd:

@@ -47,16 +47,22 @@ def receive(
     limit: int,
     privileged: bool,
     changes: bool = False,
+    again: bool = False,
 ) -> None:
     """Unpack the archive in `pieces` into the empty directory `root`.
 
-    With `changes` it is an increment, and `root` has what was unpacked before. The files may have
+    With `changes` it is an increment, and `root` has what was unpacked before; if that is done
+    `again`, some of the changes may be there already. The files may have
     `limit` bytes of data. `progress` is told how many bytes of the archive were done. With
     `privileged` device nodes, setuid and setgid files and security attributes are kept.
     `StreamError` for what is refused, `TooLargeError` for more data than that.
     """
-    kind = _Changer if changes else _Unpacker
-    with kind(root, limit, privileged=privileged) as unpacker:
+    unpacker: _Unpacker
+    if changes:
+        unpacker = _Changer(root, limit, privileged=privileged, again=again)
+    else:
+        unpacker = _Unpacker(root, limit, privileged=privileged)
+    with unpacker:
         for member in Archive(_counted(pieces, progress)).members():
             unpacker.add(member)
         unpacker.end()
@@ -229,9 +235,10 @@ class _Unpacker(contextlib.ExitStack):
 class _Changer(_Unpacker):
     """A tree that was unpacked before, and is changed; `limit` is that of all its data."""
 
-    def __init__(self, root: Path, limit: int, *, privileged: bool) -> None:
+    def __init__(self, root: Path, limit: int, *, privileged: bool, again: bool) -> None:
         super().__init__(root, limit, privileged=privileged)
         self._most = limit
+        self._again = again
 
     def _prepare(self) -> None:
         # The archive has all attributes; and what an access control list says of new files is for
@@ -244,6 +251,8 @@ class _Changer(_Unpacker):
         with contextlib.suppress(FileNotFoundError):
             before = os.stat(name, dir_fd=here, follow_symlinks=False)
         removed = entry.records.get(pax.TYPE) == pax.REMOVED
+        if removed and before is None and self._again:
+            return
         if removed and (before is None or member.size):
             raise StreamError(f"its tar removes {entry.shown}, which is not there")
         if before is not None:

@@ -38,6 +38,7 @@ class Subject:
     """What is exported: a volume of the pool with a UUID, or the snapshot of one.
 
     `backend` is its data. `shares_blocks` tells whether files in the pool can share their blocks.
+    `fixed` is the point of a volume that does not change any more, as it moves to another node.
     """
 
     pool: str
@@ -45,6 +46,7 @@ class Subject:
     volume: Volume
     snapshot: Snapshot | None
     backend: Backend
+    fixed: str = ""
 
     @property
     def id(self) -> str:
@@ -55,7 +57,7 @@ class Subject:
     def point(self) -> str:
         """The name of the content; "" if it is a volume's, which may change."""
         if self.snapshot is None:
-            return ""
+            return self.fixed
         origin = f"{self.pool}\n{self.snapshot.id}\n{self.snapshot.created!r}"
         return hashlib.sha256(origin.encode()).hexdigest()
 
@@ -224,16 +226,12 @@ class Exporter:
         is_volume = source.kind is SourceKind.VOLUME
         with self._locks.share(source.id if is_volume else snapshot_key(source.id)):
             subject = self._volume(source.id) if is_volume else self._snapshot(source.id)
-
-            def produce(give: Callable[[bytes], None]) -> None:
-                _write(subject, give, progress)
-
-            yield from produced(produce)
+            yield from exported(subject, None, progress)
 
     def _snapshot(self, snapshot_id: str) -> Subject:
         pool, snapshot = self._pools.need_snapshot(snapshot_id)
         pool.check(writable=False)
-        return _subject(pool, snapshot.volume, snapshot, pool.backend_of(snapshot))
+        return snapshot_subject(pool, snapshot)
 
     def _volume(self, volume_id: str) -> Subject:
         pool, volume = self._pools.need(volume_id)
@@ -244,8 +242,19 @@ class Exporter:
                 f"volume {volume_id} is in use at {where}, and is copied to another node only "
                 "while it is not; take a snapshot of it, and restore that"
             )
-        backend.prepare_copy()
-        return _subject(pool, volume, None, backend)
+        return volume_subject(pool, volume)
+
+
+def snapshot_subject(pool: Pool, snapshot: Snapshot) -> Subject:
+    """Return a snapshot as what is exported."""
+    return _subject(pool, snapshot.volume, snapshot, pool.backend_of(snapshot))
+
+
+def volume_subject(pool: Pool, volume: Volume, fixed: str = "") -> Subject:
+    """Return a volume that is not in use as what is exported; `fixed` as in `Subject`."""
+    backend = pool.backend(volume)
+    backend.prepare_copy()
+    return dataclasses.replace(_subject(pool, volume, None, backend), fixed=fixed)
 
 
 def _subject(pool: Pool, volume: Volume, snapshot: Snapshot | None, backend: Backend) -> Subject:
@@ -258,8 +267,24 @@ def _subject(pool: Pool, volume: Volume, snapshot: Snapshot | None, backend: Bac
     )
 
 
-def _write(subject: Subject, give: Callable[[bytes], None], progress: Callable[[], None]) -> None:
-    """Write a full export, in pieces of at least a certain size but for the last."""
+def exported(
+    subject: Subject, base: Subject | None, progress: Callable[[], None]
+) -> Iterator[bytes]:
+    """Yield an export of `subject`, or the increment on `base`, in pieces; see `Exporter`."""
+
+    def produce(give: Callable[[bytes], None]) -> None:
+        _write(subject, base, give, progress)
+
+    yield from produced(produce)
+
+
+def _write(
+    subject: Subject,
+    base: Subject | None,
+    give: Callable[[bytes], None],
+    progress: Callable[[], None],
+) -> None:
+    """Write an export, in pieces of at least a certain size but for the last."""
     waiting: list[bytes | memoryview] = []
 
     def sink(data: bytes | memoryview) -> None:
@@ -272,9 +297,12 @@ def _write(subject: Subject, give: Callable[[bytes], None], progress: Callable[[
         waiting.clear()
 
     writer = StreamWriter(sink)
-    writer.manifest(subject.manifest())
-    with subject.unchanged():
+    writer.manifest(subject.manifest(base))
+    with contextlib.ExitStack() as held:
+        for item in (base, subject):
+            if item:
+                held.enter_context(item.unchanged())
         told: Told = lambda _: progress()  # noqa: E731
-        size = send(subject, None, writer, lambda _: contextlib.nullcontext(told))
+        size = send(subject, base, writer, lambda _: contextlib.nullcontext(told))
     writer.end(size)
     flush()

@@ -30,7 +30,7 @@ def hand_over(source: Pool, target: Pool, arrival: Arrival) -> None:
         raise _taken(target, volume_id)
     rename_durably(original, gone)
     try:
-        _arrive(target, arrival)
+        arrive(target, arrival)
     except BaseException:
         rename_durably(gone, original)
         raise
@@ -38,11 +38,16 @@ def hand_over(source: Pool, target: Pool, arrival: Arrival) -> None:
     _discard(source, arrival.volume)
 
 
-def _arrive(target: Pool, arrival: Arrival) -> None:
+def arrive(target: Pool, arrival: Arrival) -> None:
+    """Make a complete, durable copy the volume, durably. The caller holds the volume's lock.
+
+    That of a move from another node tells from where the volume is, as long as it is in this pool.
+    """
     with target.volumes.creating(arrival.volume.id) as place:
         rename_durably(arrival.place, place)
-        with contextlib.suppress(OSError):  # nothing reads it there
-            target.moves.end(place)
+        if arrival.move.origin is None:
+            with contextlib.suppress(OSError):  # nothing reads it there
+                target.moves.end(place)
         target.volumes.put(arrival.volume)
     target.moves.look()
 
@@ -84,7 +89,7 @@ def _settle(source: Pool, pools: Iterable[Pool], volume_id: str) -> None:
         if arrival and arrival.move.source == source.uuid:
             if os.path.lexists(target.volumes.place(volume_id)):
                 raise _taken(target, volume_id)
-            _arrive(target, arrival)
+            arrive(target, arrival)
             volume = arrival.volume
             log.info("moved, after a crash", volume=volume_id, pool=target.name)
         if volume and volume.origin:

@@ -126,7 +126,7 @@ class Importer:
         volume = filled.backend.volume
 
         def is_taken(uuid: str) -> bool:
-            return uuid in self._uuids(volume.filesystem)
+            return uuid in taken_uuids(self._pools, volume.filesystem)
 
         return self._committed(filled, is_taken)
 
@@ -179,12 +179,13 @@ class Importer:
             # A scheduler that sends topologies tries another node on this status.
             raise ResourceExhausted(str(missing)) from None
 
-    def _uuids(self, kind: str | None) -> Iterator[str]:
-        """Yield the UUIDs of the filesystems of a kind that are in the images of volumes."""
-        for pool in self._pools:
-            for volume in pool.volumes:
-                if volume.filesystem == kind:
-                    with contextlib.suppress(OSError):  # its image is missing
-                        found = filesystem.identify(pool.backend(volume).content)
-                        if found:
-                            yield str(found.uuid)
+
+def taken_uuids(pools: Pools, kind: str | None) -> Iterator[str]:
+    """Yield the UUIDs of the filesystems of a kind that are in the images of volumes."""
+    for pool in pools:
+        for volume in pool.volumes:
+            if volume.filesystem == kind:
+                with contextlib.suppress(OSError):  # its image is missing
+                    found = filesystem.identify(pool.backend(volume).content)
+                    if found:
+                        yield str(found.uuid)

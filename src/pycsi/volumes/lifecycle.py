@@ -16,6 +16,7 @@ from pycsi.model.records import Volume
 from pycsi.model.request import Access, CapacityRange
 from pycsi.model.spec import size_for
 from pycsi.pool import changing
+from pycsi.pool.departures import refuse_departing
 from pycsi.pool.pool import Pool
 from pycsi.pool.trash import Fate
 from pycsi.volumes.iolimits import require_everywhere
@@ -49,6 +50,7 @@ def modify(
     uses it cannot be held, `Unauthenticated` if neither passphrase is the volume's.
     """
     parameters.check_mutable(mutable)
+    refuse_departing(pool.volumes.place(volume.id), volume.id)
     if parameters.wants_check(mutable) and volume.filesystem is None:
         kind = "raw block volume" if volume.access is Access.BLOCK else volume.type.value
         raise InvalidArgument(
@@ -74,6 +76,7 @@ def expand(pool: Pool, volume: Volume, wanted: CapacityRange) -> Volume:
 
     `OutOfRange` if the volume is larger than the limit.
     """
+    refuse_departing(pool.volumes.place(volume.id), volume.id)
     size = max(volume.capacity, size_for(wanted, 0) if wanted.required else 0)
     if not wanted.holds(size):
         raise OutOfRange(

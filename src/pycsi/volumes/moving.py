@@ -10,15 +10,15 @@ from pycsi.backends.limits import Progress
 from pycsi.linux import lockfile
 from pycsi.linux.descriptor import sync_directory
 from pycsi.linux.fence import Fence
-from pycsi.linux.record import rename_durably
 from pycsi.linux.tree import refuse_listed
 from pycsi.model import parameters
 from pycsi.model.errors import Aborted, FailedPrecondition, NotFound
 from pycsi.model.records import Volume, VolumeType
-from pycsi.pool import layout, trash
 from pycsi.pool.adoptions import adoption_of
-from pycsi.pool.moves import Arrival, Move, Moves
+from pycsi.pool.departures import refuse_departing
+from pycsi.pool.moves import Arrival, Move
 from pycsi.pool.pool import Pool
+from pycsi.volumes import arrivals
 from pycsi.volumes.handover import hand_over
 from pycsi.volumes.locks import Locks
 from pycsi.volumes.mirroring import ImageMirror, Mirror, Tell, TreeMirror
@@ -84,7 +84,7 @@ class Mover:
             for target in self._pools:
                 if os.path.lexists(target.moves.arriving(volume_id)):
                     self._refuse_in_doubt(volume_id, target.moves.get(volume_id))
-                    _delete(target, volume_id)
+                    arrivals.delete(target, volume_id)
 
     def _refuse_in_doubt(self, volume_id: str, arrival: Arrival | None) -> None:
         """Raise `FailedPrecondition` if a copy may be the volume already."""
@@ -129,11 +129,9 @@ class Mover:
     def _arrival(self, source: Pool, target: Pool, volume: Volume) -> Arrival:
         """Return the copy that was begun of this volume, or begin one."""
         source.check()
-        if adoption_of(source.volumes.place(volume.id)):
-            raise FailedPrecondition(
-                f"volume {volume.id} was adopted, and could not be given back from another pool; "
-                f"first: pycsi adopt --finish {volume.id}"
-            )
+        place = source.volumes.place(volume.id)
+        refuse_departing(place, volume.id)
+        refuse_adopted(place, volume.id)
         for other in self._pools:
             if other is not target and os.path.lexists(other.moves.arriving(volume.id)):
                 raise FailedPrecondition(
@@ -146,14 +144,9 @@ class Mover:
             return arrival
         if os.path.lexists(target.moves.arriving(volume.id)):
             self._refuse_in_doubt(volume.id, arrival)
-            _delete(target, volume.id)
+            arrivals.delete(target, volume.id)
         move = Move(source=source.uuid, created=volume.created)
-        with target.building_arrival(moved) as build:
-            data = target.backend(moved, place=build.directory)
-            project = data.create_unfilled()
-            recorded = dataclasses.replace(moved, project=project)
-            target.commit_arrival(build, target.backend(recorded, place=build.directory), move)
-        return Arrival(target.moves.arriving(volume.id), recorded, move)
+        return arrivals.begun(target, moved, move)
 
     def _prepared(self, source: Pool, target: Pool, arrival: Arrival, watch: Watch) -> Arrival:
         """Copy what can be copied while the volume is in use, and return the copy, recorded so."""
@@ -161,7 +154,7 @@ class Mover:
         arrival = _noted(arrival, prepared=False)
         original = self._original(source, arrival)
         kept = self._keep(source, original, watch)
-        mirror = _mirror(original, _copy(target, arrival), kept, known, watch)
+        mirror = _mirror(original, arrivals.copy_of(target, arrival), kept, known, watch)
         try:
             fence = mirror.prepare()
         except FileNotFoundError:
@@ -200,13 +193,19 @@ class Mover:
     def _finish(self, source: Pool, target: Pool, arrival: Arrival, watch: Watch) -> None:
         """Copy the difference of a volume that is not in use, and make the copy the volume."""
         original = self._original(source, arrival)
-        self._refuse_used(source, target, original)
+        if where := used_at(source, original, attaches=self._attaches):
+            raise FailedPrecondition(
+                f"volume {original.volume.id} is in use at {where}. Its data is in pool "
+                f"{target.name}, but for what changes from now on: stop what uses it, and repeat "
+                "the command"
+            )
+        release(source, original)
         original.prepare_copy()  # what lies beside an image, to undo a growth, is not copied
         move = arrival.move
         # Until the move has ended, a copy that is being changed is not as it was prepared.
         arrival = _noted(arrival, prepared=False)
-        arrival = self._followed(target, arrival, original.volume)
-        copy = _copy(target, arrival)
+        arrival = arrivals.followed(target, arrival, _moved(target, original.volume))
+        copy = arrivals.copy_of(target, arrival)
         kept = source.backend(original.volume, place=source.moves.kept(original.volume.id))
         has_kept = move.prepared and kept.content.exists()
         _mirror(original, copy, kept if has_kept else None, move.fence, watch).finish()
@@ -216,36 +215,35 @@ class Mover:
         target.check()
         hand_over(source, target, arrival)
 
-    def _refuse_used(self, source: Pool, target: Pool, original: Backend) -> None:
-        source.check()
-        staging = Staging(original)
-        original.refuse_foreign()
-        volume = original.volume
-        where = staging.in_use()
-        if where is None and volume.attachment and self._attaches:
-            where = f"node {volume.attachment.node}, to which it is attached"
-        if where:
-            raise FailedPrecondition(
-                f"volume {volume.id} is in use at {where}. Its data is in pool {target.name}, but "
-                "for what changes from now on: stop what uses it, and repeat the command"
-            )
-        original.release()
-        refuse_listed(original.kernel.mounts, source.location.real(original.where))
 
-    @staticmethod
-    def _followed(target: Pool, arrival: Arrival, volume: Volume) -> Arrival:
-        """Give the copy the size and the settings that the volume has by now, durably."""
-        now = dataclasses.replace(_moved(target, volume), project=arrival.volume.project)
-        if now == arrival.volume:
-            return arrival
-        more = now.capacity - arrival.volume.capacity
-        with target.room.reserved(max(0, more), thick=now.thick):
-            if more:
-                target.backend(arrival.volume, place=arrival.place).resize(now.capacity)
-            with target.room.explaining_full_disk():
-                layout.write_volume(arrival.place, now)
-            target.moves.look()
-        return dataclasses.replace(arrival, volume=now)
+def used_at(source: Pool, original: Backend, *, attaches: bool) -> str | None:
+    """Return where a volume is in use, so that it cannot move now; None if it can.
+
+    With `attaches` one that is attached counts as in use. `PoolMissing` if its pool is not there.
+    """
+    source.check()
+    staging = Staging(original)
+    original.refuse_foreign()
+    attachment = original.volume.attachment
+    where = staging.in_use()
+    if where is None and attachment and attaches:
+        where = f"node {attachment.node}, to which it is attached"
+    return where
+
+
+def release(source: Pool, original: Backend) -> None:
+    """Free what staging a volume has left that is not in use, before it moves."""
+    original.release()
+    refuse_listed(original.kernel.mounts, source.location.real(original.where))
+
+
+def refuse_adopted(place: str, volume_id: str) -> None:
+    """Raise `FailedPrecondition` if an adopted volume may still be given back to its old place."""
+    if adoption_of(place):
+        raise FailedPrecondition(
+            f"volume {volume_id} was adopted, and could not be given back from another pool or "
+            f"node; first: pycsi adopt --finish {volume_id}"
+        )
 
 
 def _moved(target: Pool, volume: Volume) -> Volume:
@@ -276,9 +274,7 @@ def _moved(target: Pool, volume: Volume) -> Volume:
 def _noted(arrival: Arrival, *, prepared: bool, fence: Fence | None = None) -> Arrival:
     """Record how far a copy is, durably, and return it."""
     move = dataclasses.replace(arrival.move, prepared=prepared, fence=fence)
-    if move != arrival.move:
-        Moves.write(arrival.place, move)
-    return dataclasses.replace(arrival, move=move)
+    return arrivals.noted(arrival, move)
 
 
 def _mirror(
@@ -287,15 +283,3 @@ def _mirror(
     if original.volume.type is VolumeType.DIRECTORY:
         return TreeMirror(original.content, copy, fence, watch.progress, watch.tell)
     return ImageMirror(original, copy, kept, watch.progress, watch.tell)
-
-
-def _copy(target: Pool, arrival: Arrival) -> Backend:
-    return target.backend(arrival.volume, place=arrival.place)
-
-
-def _delete(target: Pool, volume_id: str) -> None:
-    """Delete a copy that arrives: no volume."""
-    place = trash.reaping_place(target.layout, volume_id)
-    rename_durably(target.moves.arriving(volume_id), place)
-    target.moves.look()
-    trash.destroy(place, target.limiter)

@@ -11,6 +11,7 @@ from pycsi.model import encryption, ids
 from pycsi.model.errors import FailedPrecondition, InvalidArgument, NotFound, PoolMissing
 from pycsi.model.records import Volume
 from pycsi.model.request import NodeRequest
+from pycsi.pool.departures import refuse_departing
 from pycsi.pool.pool import Pool
 from pycsi.volumes import inline, remains
 from pycsi.volumes.iolimits import throttled
@@ -45,6 +46,7 @@ class Publisher:
         path = self._pools.path_outside(wanted.path, "staging_target_path")
         _check_pool(pool, wanted.context)
         pool.check()
+        refuse_departing(pool.volumes.place(volume.id), volume.id)
         passphrase = encryption.passphrase(wanted.secrets)
         with using(pool, volume, wanted.capability, path, passphrase) as staging:
             staging.ensure_staged(path, wanted.capability, wanted.arguments)

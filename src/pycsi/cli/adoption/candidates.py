@@ -24,7 +24,8 @@ class PersistentVolume:
     """What the cluster knows of a volume; `capacity` is in bytes, None if it has none.
 
     `mode` is its volumeMode, `policy` what becomes of it without its claim, and `hosts` are the
-    nodes that it can be used on, by their host names; none are named if that is empty.
+    nodes that it can be used on, by their host names; none are named if that is empty. The
+    `mount_options` are those that the driver of the new volume takes.
     """
 
     name: str
@@ -35,6 +36,7 @@ class PersistentVolume:
     storage_class: str | None
     hosts: tuple[str, ...]
     claim: Claim | None
+    mount_options: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,6 +3,7 @@
 Claims and pods may be missing from it: then they are described as far as the volumes tell.
 """
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -37,22 +38,44 @@ def read(text: str) -> list[Candidate]:
 
     `MistakesError` if it is no such list. A volume of a kind that is not known is left out.
     """
+    with _understood():
+        found = [_candidate(item, known) for item, known in _volumes(text)]
+        return [item for item in found if item]
+
+
+def volume_with_handle(text: str, driver: str, handle: str) -> PersistentVolume:
+    """Return the volume of a CSI driver with this handle, which is in a list of the cluster.
+
+    `MistakesError` if it is no such list, or has no such volume.
+    """
+    with _understood():
+        for item, known in _volumes(text):
+            source = item["spec"].get("csi") or {}
+            if (source.get("driver"), source.get("volumeHandle")) == (driver, handle):
+                return known
+    raise MistakesError(f"the list of the cluster has no volume of {driver} with handle {handle}")
+
+
+@contextlib.contextmanager
+def _understood() -> Iterator[None]:
+    """Raise `MistakesError` for what is no list of objects."""
     try:
-        data = json.loads(text)
-        objects = data["items"] if str(data["kind"]).endswith("List") else [data]
-        return [item for item in _candidates(objects) if item]
+        yield
     except (ValueError, KeyError, TypeError, AttributeError, IndexError):
         raise MistakesError(_NOT_KUBECTL) from None
 
 
-def _candidates(objects: Iterable[Object]) -> Iterator[Candidate | None]:
+def _volumes(text: str) -> Iterator[tuple[Object, PersistentVolume]]:
+    """Yield the PersistentVolumes in a list, and what it tells of them."""
+    data = json.loads(text)
+    objects = data["items"] if str(data["kind"]).endswith("List") else [data]
     of_kind: dict[str, list[Object]] = {}
     for item in objects:
         of_kind.setdefault(item["kind"], []).append(item)
     claims = {_key(item["metadata"]): item for item in of_kind.get("PersistentVolumeClaim", [])}
     pods = _pods(of_kind.get("Pod", []))
     for item in of_kind.get("PersistentVolume", []):
-        yield _candidate(item, _known(item, claims, pods))
+        yield item, _known(item, claims, pods)
 
 
 def _key(named: Object) -> tuple[str, str]:

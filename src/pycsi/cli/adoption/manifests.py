@@ -1,4 +1,4 @@
-"""The manifests with which the orchestrator uses adopted volumes, and the steps around them.
+"""The manifests with which the orchestrator uses adopted and moved volumes, and the steps.
 
 A claim's `volumeName` cannot be changed, so each claim is deleted and made again, bound to a new
 PersistentVolume. The old one keeps its data if its reclaim policy is Retain by then.
@@ -6,13 +6,11 @@ PersistentVolume. The old one keeps its data if its reclaim policy is Retain by 
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import yaml
 
 from pycsi.cli.adoption.candidates import Candidate, Claim
-from pycsi.model.ids import NodeInfo
-from pycsi.model.records import Volume
 from pycsi.model.request import Access
 from pycsi.model.size import KIB
 
@@ -26,18 +24,36 @@ _OF_THE_CLUSTER = re.compile(
 )
 
 
+class Shown(Protocol):
+    """What a manifest tells of a volume: the fields of its record."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def filesystem(self) -> str | None: ...
+    @property
+    def capacity(self) -> int: ...
+    @property
+    def access(self) -> Access: ...
+    @property
+    def context(self) -> Mapping[str, str]: ...
+
+
 class Adopted(NamedTuple):
     """A volume that is, or will be, and the candidate that it is made of."""
 
-    volume: Volume
+    volume: Shown
     candidate: Candidate
 
 
 class Cluster(NamedTuple):
-    """How the cluster calls the driver and this node; `storage_class`, if not the old one."""
+    """How the cluster calls the driver, and the node by its topology `segments`.
+
+    `storage_class` is the class in the manifests, None for the old one.
+    """
 
     driver: str
-    node: NodeInfo
+    segments: Mapping[str, str]
     storage_class: str | None
 
 
@@ -46,28 +62,39 @@ def text(items: Sequence[Adopted], cluster: Cluster, command: str) -> str:
 
     `command` is what adopts the volumes on the node.
     """
-    documents = [document for item in items for document in _of_one(item, cluster)]
+    named = [(item, volume_name(item.candidate)) for item in items]
+    documents = [found for item, name in named for found in documents_of(item, cluster, name)]
+    return stream(_before(items, command), documents, _after(items))
+
+
+def stream(before: Iterable[str], documents: Iterable[Manifest], after: Iterable[str]) -> str:
+    """Return documents as YAML, between lines of comments."""
     parts = [
-        "\n".join(f"# {line}".rstrip() for line in _before(items, command)),
+        "\n".join(f"# {line}".rstrip() for line in before),
         *(yaml.safe_dump(document, sort_keys=False).rstrip() for document in documents),
-        "\n".join(f"# {line}".rstrip() for line in _after(items)),
+        "\n".join(f"# {line}".rstrip() for line in after),
     ]
     return "\n---\n".join(parts)
 
 
-def _of_one(item: Adopted, cluster: Cluster) -> Iterator[Manifest]:
-    yield _volume(item, cluster)
+def documents_of(item: Adopted, cluster: Cluster, name: str) -> Iterator[Manifest]:
+    """Yield the PersistentVolume, called `name`, and the claim of a volume, if it has one."""
+    yield _volume(item, cluster, name)
     if item.candidate.claim:
-        yield _claim(item, item.candidate.claim, cluster)
+        yield _claim(item, item.candidate.claim, cluster, name)
 
 
 def volume_name(candidate: Candidate) -> str:
     """Return the name of the new PersistentVolume, which is not that of the old one."""
-    plain = _NOT_IN_A_NAME.sub("-", candidate.name.lower()).strip(".-")[:_LONGEST_NAME]
-    return f"{plain or 'volume'}-pycsi"
+    return f"{plain(candidate.name)}-pycsi"
 
 
-def _volume(item: Adopted, cluster: Cluster) -> Manifest:
+def plain(name: str) -> str:
+    """Return a name as that of an object can begin."""
+    return _NOT_IN_A_NAME.sub("-", name.lower()).strip(".-")[:_LONGEST_NAME] or "volume"
+
+
+def _volume(item: Adopted, cluster: Cluster, name: str) -> Manifest:
     volume, candidate = item
     claim, known = candidate.claim, candidate.known
     source: Manifest = {"driver": cluster.driver, "volumeHandle": volume.id}
@@ -79,11 +106,13 @@ def _volume(item: Adopted, cluster: Cluster) -> Manifest:
         "volumeMode": _mode(volume),
         "persistentVolumeReclaimPolicy": known.policy if known else "Retain",
         "storageClassName": _storage_class(candidate, cluster),
-        "csi": {**source, "volumeAttributes": volume.context},
+        "csi": {**source, "volumeAttributes": dict(volume.context)},
         "nodeAffinity": {
             "required": {"nodeSelectorTerms": [{"matchExpressions": _rules(cluster)}]}
         },
     }
+    if known and known.mount_options:
+        spec["mountOptions"] = list(known.mount_options)
     if claim:
         spec["claimRef"] = {
             "apiVersion": "v1",
@@ -95,7 +124,7 @@ def _volume(item: Adopted, cluster: Cluster) -> Manifest:
         "apiVersion": "v1",
         "kind": "PersistentVolume",
         "metadata": {
-            "name": volume_name(candidate),
+            "name": name,
             "annotations": {"pv.kubernetes.io/provisioned-by": cluster.driver},
         },
         "spec": spec,
@@ -104,12 +133,11 @@ def _volume(item: Adopted, cluster: Cluster) -> Manifest:
 
 def _rules(cluster: Cluster) -> list[Manifest]:
     return [
-        {"key": key, "operator": "In", "values": [value]}
-        for key, value in cluster.node.segments.items()
+        {"key": key, "operator": "In", "values": [value]} for key, value in cluster.segments.items()
     ]
 
 
-def _mode(volume: Volume) -> str:
+def _mode(volume: Shown) -> str:
     return "Block" if volume.access is Access.BLOCK else "Filesystem"
 
 
@@ -118,7 +146,7 @@ def _storage_class(candidate: Candidate, cluster: Cluster) -> str:
     return cluster.storage_class or (known.storage_class if known else None) or ""
 
 
-def _claim(item: Adopted, claim: Claim, cluster: Cluster) -> Manifest:
+def _claim(item: Adopted, claim: Claim, cluster: Cluster, name: str) -> Manifest:
     volume, candidate = item
     old: Mapping[str, Any] = claim.manifest or {}
     meta, spec = old.get("metadata", {}), old.get("spec", {})
@@ -143,7 +171,7 @@ def _claim(item: Adopted, claim: Claim, cluster: Cluster) -> Manifest:
             "volumeMode": _mode(volume),
             "resources": resources,
             "storageClassName": _storage_class(candidate, cluster),
-            "volumeName": volume_name(candidate),
+            "volumeName": name,
         },
     }
 
@@ -168,8 +196,7 @@ def _before(items: Sequence[Adopted], command: str) -> Iterator[str]:
     if olds:
         yield ""
         yield "1. Keep the data, whatever becomes of the claims:"
-        patch = """'{"spec":{"persistentVolumeReclaimPolicy":"Retain"}}'"""
-        yield from (f"   kubectl patch pv {name} --type merge -p {patch}" for name in olds)
+        yield from (f"   {retain(name)}" for name in olds)
     yield ""
     yield "2. Stop the pods, by what has made them (kubectl scale ... --replicas=0):"
     yield from _pods(claims)
@@ -183,6 +210,12 @@ def _before(items: Sequence[Adopted], command: str) -> Iterator[str]:
     yield ""
     yield "5. kubectl apply -f THIS-FILE, and wait until the claims are Bound."
     yield ""
+
+
+def retain(name: str) -> str:
+    """Return the command that has the cluster keep the data of a PersistentVolume."""
+    patch = """'{"spec":{"persistentVolumeReclaimPolicy":"Retain"}}'"""
+    return f"kubectl patch pv {name} --type merge -p {patch}"
 
 
 def _pods(claims: Iterable[Claim]) -> Iterator[str]:

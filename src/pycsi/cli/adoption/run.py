@@ -175,7 +175,7 @@ def _print_manifests(plans: Iterable[Plan], order: Order, node: NodeInfo) -> Non
         for plan in plans
         if plan.volume and (plan.busy or not plan.against)
     ]
-    how = manifests.Cluster(order.driver_name, node, order.storage_class)
+    how = manifests.Cluster(order.driver_name, node.segments, order.storage_class)
     words = ["pycsi", "adopt", *(word for path in order.sources for word in ("--from", path))]
     words += ["--layout", order.layout] if order.layout else []
     words += ["--size", str(order.wish.size)] if order.wish.size else []

@@ -1,6 +1,6 @@
 """The commands that move volumes out of pools, into them, and between them."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
@@ -136,29 +136,59 @@ def import_(
         "pycsi move data --to-pool fast",
         "pycsi move data --to-pool fast --prepare    # while it is in use",
         "pycsi move data --cancel",
+        "pycsi move data@node-1 --to-node node-2",
     ),
 )
-@click.option("--to-pool", "pool", metavar="POOL", help="The pool of this node to move it to.")
+@click.option("--to-pool", "pool", metavar="POOL", help="The pool to move it to.")
+@click.option(
+    "--to-node",
+    "node",
+    metavar="NODE",
+    help="The other node to move it to. --endpoint is the socket of the controller.",
+)
 @click.option(
     "--prepare", is_flag=True, help="Only copy what can be copied while the volume is in use."
 )
 @click.option("--cancel", is_flag=True, help="Delete what a move has copied that has not ended.")
+@click.option(
+    "--objects",
+    type=click.File(),
+    metavar="FILE",
+    help="What kubectl get pv,pvc,pod -A -o json writes, for the manifests of a volume that moves "
+    "to another node. -: standard input.",
+)
 @driver_options
 @click.argument("volume")
-def move(*, volume: str, pool: str | None, prepare: bool, cancel: bool, **driver: Any) -> None:
-    """Move a volume to another pool of this node; its id stays the same.
+def move(
+    *,
+    volume: str,
+    pool: str | None,
+    node: str | None,
+    prepare: bool,
+    cancel: bool,
+    objects: TextIO | None,
+    **driver: Any,
+) -> None:
+    """Move a volume to another pool of this node, where it keeps its id, or to another node.
 
     While it is in use, its data is copied; then the command says so, and ends. Repeat it when the
-    volume is not in use: then only what has changed is copied, and the volume is in the new pool.
-    What it was is in the trash of the old one.
+    volume is not in use: then only what has changed is copied, and the volume is in the new place.
+    What it was is in the trash of the old one. To another node, the volume gets another id, and the
+    command prints the manifests with which a cluster uses it.
     """
     from pycsi.cli.errors import MistakesError
     from pycsi.cli.standalone import moving
 
-    if cancel is bool(pool) or (cancel and prepare):
-        raise MistakesError("give --to-pool POOL; or --cancel alone")
+    if (cancel and (pool or prepare)) or not (cancel or pool or node) or (objects and not node):
+        raise MistakesError("give --to-pool POOL, --to-node NODE, or both; or --cancel")
     with connected(**driver) as client:
-        if pool:
+        if node and cancel:
+            click.echo(moving.cancel_to_node(client, volume, node))
+        elif node:
+            text = objects.read() if objects else None
+            journey = moving.Journey(node=node, pool=pool or "", objects=text)
+            click.echo(moving.move_to_node(client, volume, journey, prepare=prepare))
+        elif pool:
             click.echo(moving.move(client, volume, pool, prepare=prepare))
         else:
             click.echo(moving.cancel(client, volume))

@@ -17,6 +17,7 @@ from pycsi.cli.doctor.finding import Finding
 from pycsi.cli.doctor.look import Look
 from pycsi.cli.errors import MistakesError
 from pycsi.model.ids import node_of
+from pycsi.pool import departures
 
 LIST = "kubectl get pv,volumesnapshotcontents -o json"
 _FRESH = 300.0
@@ -242,6 +243,8 @@ class Comparison:
     @staticmethod
     def _unknown_snapshots(look: Look, known: Collection[str]) -> Iterator[Finding]:
         for snapshot in look.seen.snapshots:
+            if departures.SNAPSHOT in snapshot.parameters:  # the cluster has no part in it
+                continue
             if _is_known(look, snapshot.id, snapshot.created, known):
                 continue
             command = look.pycsi("delete", "snapshot", snapshot.id, "--yes")

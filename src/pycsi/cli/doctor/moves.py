@@ -1,4 +1,4 @@
-"""Moves between pools that have not ended."""
+"""Moves between pools, and between nodes, that have not ended."""
 
 from collections.abc import Iterator, Sequence
 
@@ -7,6 +7,8 @@ from pycsi.cli.doctor.codes import Code
 from pycsi.cli.doctor.finding import Finding
 from pycsi.cli.doctor.look import Look
 from pycsi.linux.lockfile import is_locked
+from pycsi.model import ids
+from pycsi.pool import departures
 from pycsi.pool.moves import Arrival, Moves
 
 
@@ -15,9 +17,11 @@ def check(looks: Sequence[Look]) -> Iterator[Finding]:
     for look in looks:
         for arrival in Moves(look.seen.layout):
             if not is_locked(arrival.place):
-                yield _begun(look, arrival, looks)
+                coming = arrival.move.origin is not None
+                yield _coming(look, arrival) if coming else _begun(look, arrival, looks)
         for volume_id in () if look.served else Moves(look.seen.layout).left():
             yield _left(look, volume_id, looks)
+        yield from _going(look)
 
 
 def _begun(target: Look, arrival: Arrival, looks: Sequence[Look]) -> Finding:
@@ -68,4 +72,52 @@ def _left(source: Look, volume_id: str, looks: Sequence[Look]) -> Finding:
         volume_id,
         f"volume {volume_id} has left pool {source.name} for {where}",
         command,
+    )
+
+
+# Between nodes
+
+
+def _coming(target: Look, arrival: Arrival) -> Finding:
+    node = ids.node_of(arrival.volume.id) or ""
+    state = "is complete here, and" if arrival.move.complete else "is here in part:"
+    return _of_nodes(
+        target,
+        str(arrival.move.origin),
+        node,
+        f"a copy of volume {arrival.move.origin} {state} its move to this node has not ended",
+    )
+
+
+def _going(source: Look) -> Iterator[Finding]:
+    """Yield the moves of volumes of this node to others."""
+    layout = source.seen.layout
+    going = {}
+    for snapshot in source.snapshots():
+        place = layout.snapshots / snapshot.id
+        if (node := snapshot.parameters.get(departures.SNAPSHOT)) and not is_locked(place):
+            going[snapshot.volume.id] = node, f"has a snapshot, {snapshot.id}, for its move"
+    for volume_id in source.volumes:
+        place = layout.volumes / volume_id
+        if (mark := departures.departure_of(place)) and not is_locked(place):
+            going[volume_id] = mark.node, "is not staged until the end of its move"
+    for volume_id in departures.left(layout):
+        if mark := departures.departure_of(layout.leaving / volume_id):
+            going[volume_id] = (
+                mark.node,
+                "has left this node, and is kept until the end of its move",
+            )
+    for volume_id, (node, state) in going.items():
+        message = f"volume {volume_id} {state} to node {node}, which has not ended"
+        yield _of_nodes(source, volume_id, node, message)
+
+
+def _of_nodes(look: Look, volume_id: str, node: str, message: str) -> Finding:
+    words = ("pycsi", "move", volume_id, "--to-node", node)
+    return look.finding(
+        Code.MOVE_UNFINISHED,
+        volume_id,
+        f"{message}; this ends it, with --endpoint, the controller's socket, once nothing uses the "
+        f"volume; or give it up, before the volume has left: {commands.typed(*words, '--cancel')}",
+        commands.typed(*words),
     )

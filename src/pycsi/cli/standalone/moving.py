@@ -1,8 +1,15 @@
-"""Moving volumes between pools by the driver's own service, and how that is told."""
+"""Moving volumes by the driver's own service, to another pool or node, and how that is told."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 import click
 
+from pycsi.cli.adoption import cluster, relocation
 from pycsi.cli.standalone.client import Client
+from pycsi.model.request import Access, Mode
+from pycsi.proto import csi_pb2 as csi
 from pycsi.proto import transfers_pb2 as transfers
 
 
@@ -36,3 +43,67 @@ def cancel(client: Client, volume: str) -> str:
     volume_id = client.id_of(volume)
     client.call("CancelMove", transfers.CancelMoveRequest(volume_id=volume_id))
     return f"{volume_id} stays where it is; nothing of it is in another pool"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Journey:
+    """A move to the node `node`, into `pool` there; "" for that of its parameters.
+
+    `objects` is what the cluster says of its volumes, None if it was not asked.
+    """
+
+    node: str
+    pool: str
+    objects: str | None
+
+
+def move_to_node(client: Client, volume_id: str, journey: Journey, *, prepare: bool) -> str:
+    """Move a volume to another node, or only prepare that; return what was done.
+
+    Of a volume that has moved, these are the manifests with which the cluster uses it there.
+    """
+    driver = client.call("GetPluginInfo", csi.GetPluginInfoRequest()).name
+    known = None
+    if journey.objects is not None:
+        known = cluster.volume_with_handle(journey.objects, driver, volume_id)
+    request = transfers.MoveRequest(
+        volume_id=volume_id, pool=journey.pool, prepare=prepare, to_node=journey.node
+    )
+    moved = transfers.Description()
+    for news in client.news("Move", request):
+        if news.step:
+            click.echo(f"{volume_id}: {news.step}", err=True)
+        moved = news.ended.moved
+    if prepare:
+        return (
+            f"{volume_id} is copied to node {journey.node}, and is still where it was; stop what "
+            f"uses it, then: pycsi move {volume_id} --to-node {journey.node}"
+        )
+    return relocation.text(_Moved(moved), volume_id, driver, known)
+
+
+class _Moved:
+    """What a node has told of a volume that has moved there."""
+
+    def __init__(self, told: Any) -> None:
+        request = told.request
+        first = request.volume_capabilities[0]
+        self.id: str = told.volume.volume_id
+        self.name: str = request.name
+        self.filesystem: str | None = told.content.fs_type or None
+        self.capacity: int = told.volume.capacity_bytes
+        self.access = Access(first.WhichOneof("access_type"))
+        self.context: Mapping[str, str] = dict(sorted(told.volume.volume_context.items()))
+        self.segments: Mapping[str, str] = dict(told.volume.accessible_topology[0].segments)
+        self.parameters: Mapping[str, str] = dict(request.parameters)
+        self.mount_options = tuple(first.mount.mount_flags)
+        self.modes = tuple(
+            Mode(csi.VolumeCapability.AccessMode.Mode.Name(item.access_mode.mode))
+            for item in request.volume_capabilities
+        )
+
+
+def cancel_to_node(client: Client, volume_id: str, node: str) -> str:
+    """Delete what a move to another node has copied that is not decided; return what was done."""
+    client.call("CancelMove", transfers.CancelMoveRequest(volume_id=volume_id, to_node=node))
+    return f"{volume_id} stays where it is; nothing of it is on node {node}"
