@@ -483,10 +483,8 @@ ENCRYPTED_RAW = Kind("encrypted raw", 4 * MIB, LUKS, None, SECRETS)
 class StageAgain(Stage):
     """NodeStageVolume of one volume in all plays, whose key is cheap to derive: for quick plays."""
 
-    def __post_init__(self) -> None:
-        self.tag = "same"
-
     def prepare(self) -> None:
+        self.tag = "same"
         if not self.is_listed("v"):
             self.make_filled()
             image = self.driver.folders[0] / "volumes" / self.volume("v") / "disk.img"
