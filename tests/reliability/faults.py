@@ -116,7 +116,11 @@ def traced(driver: Driver, worker: Worker, log: Path, *options: str) -> Iterator
             yield
         finally:
             strace.terminate()
-            strace.communicate()
+            try:
+                strace.communicate(timeout=10)
+            except subprocess.TimeoutExpired:  # for a thread of a process that was killed
+                strace.kill()
+                strace.communicate()
 
 
 def points(log: Path, *, asking: bool) -> list[Point]:

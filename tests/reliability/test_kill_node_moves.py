@@ -147,7 +147,7 @@ def test_fault_at_every_system_call(
     """A node is killed before each call that changes something, or that fails."""
     node, log = scene.nodes.nodes[who], tmp_path / "log"
     moving = scene.begin()
-    with traced(node, Worker.RPC, log, "-f", "-e", f"trace={CHANGING}"):
+    with traced(node, Worker.RPC, log, "-e", f"trace={CHANGING}"):
         scene.act(moving)
     found = [point for point in points(log, asking=False) if f"{node.pool}" in point.text]
     scene.end(moving)
@@ -157,7 +157,7 @@ def test_fault_at_every_system_call(
     for point in chosen:
         moving = scene.begin()
         with (
-            traced(node, Worker.RPC, log, "-f", *point.inject(fault)),
+            traced(node, Worker.RPC, log, *point.inject(fault)),
             contextlib.suppress(grpc.RpcError),
         ):
             scene.act(moving)
