@@ -509,6 +509,26 @@ def test_while_the_driver_runs(patient: Patient) -> None:
     assert patient.driver.volume_ids() == ["kept@node-1"]
 
 
+def test_node_beside_it_on_the_machine(patient: Patient) -> None:
+    """Another node, as kind makes them, has its pool at the same path, and loop devices on it."""
+    image = patient.pool / "volumes" / "v@node-2" / "disk.img"
+    other = f"""mount -t tmpfs none {patient.pool}
+        mkdir -p {image.parent}
+        truncate --size 1M {image}
+        losetup --find --show {image}
+        exec sleep 60"""
+    enter = ("unshare", "--mount", "--propagation", "private", "sh", "-ec", other)
+    with subprocess.Popen(enter, stdout=subprocess.PIPE, text=True) as node:
+        assert node.stdout is not None
+        device = node.stdout.readline().strip()
+        try:
+            assert str(image) in run("losetup", "--list", device)
+            assert patient.diagnose() == []
+        finally:
+            run("losetup", "--detach", device)
+            node.terminate()
+
+
 def test_lost_disk_of_two(patient: Patient, tmp_path: Path) -> None:
     """A pool that is missing keeps no other one from being looked at; one id is in one pool."""
     copy = tmp_path / "copy"

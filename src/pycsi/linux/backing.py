@@ -43,9 +43,22 @@ def path_of(number: int) -> str | None:
 
     If the file's mount is gone, the path begins at the root of that mount.
     """
+    text = _shown(number)
+    return text.removesuffix(_DELETED) if text else None
+
+
+def is_deleted(number: int) -> bool:
+    """Tell whether a loop device's backing file was deleted.
+
+    One that is there only in another mount namespace was not.
+    """
+    return (_shown(number) or "").endswith(_DELETED)
+
+
+def _shown(number: int) -> str | None:
     with contextlib.suppress(OSError):
         text = read_file(f"{_SYSFS}/loop{number}/loop/backing_file")
-        return os.fsdecode(text.removesuffix(b"\n")).removesuffix(_DELETED)
+        return os.fsdecode(text.removesuffix(b"\n"))
     return None
 
 

@@ -80,6 +80,8 @@ class _Device:
         if self._folder == "volumes" and self._is_unknown():
             return
         is_there = self._is_there()
+        if not is_there and not backing.is_deleted(self._number):
+            return  # it is in another mount namespace, such as that of another node in a container
         device = loop.described(self._status) if self._status else None
         if device and is_there and not any(map(device.is_named, (self._id, _TRIAL))):
             yield self._foreign(device.partial)
