@@ -27,7 +27,11 @@ def cancel(nodes: Cluster | Relayed, volume_id: str, node: str) -> None:
 
 def content_of(node: NodeDriver, volume_id: str) -> Path:
     """Return the image of a volume, or its directory."""
-    place = node.pool / "volumes" / volume_id
+    return data_in(node.pool / "volumes" / volume_id)
+
+
+def data_in(place: Path) -> Path:
+    """Return the image, or the directory of files, in the directory of a volume."""
     return place / "data" if (place / "data").exists() else place / "disk.img"
 
 
@@ -78,7 +82,6 @@ class Traveller:
         assert not self.a.snapshots()
         (kept,) = (self.a.pool / "trash").glob(f"{self.id}.*.kept.*")
         assert not [*(self.a.pool / "leaving").iterdir(), *(self.b.pool / "arriving").iterdir()]
-        data = kept / "data" if (kept / "data").exists() else kept / "disk.img"
-        assert look(data) == self.before
+        assert look(data_in(kept)) == self.before
         condition = self.b.condition("v@b")
         assert not condition.abnormal, condition.message

@@ -16,7 +16,7 @@ from conftest import FilesystemFactory
 from driver import GIB, MIB, Driver, block_capability, mount_capability, refused
 from exports import image_of
 from reliability.test_groups_over_nodes import again
-from relocation import Traveller, content_of, look, move
+from relocation import Traveller, content_of, data_in, look, move
 from routing.conftest import ending, killed, reaches, stopped
 from rpc.conftest import TOPOLOGY, on_disk, wait_for
 from terminal import piped
@@ -45,8 +45,7 @@ def nodes(filesystem: FilesystemFactory, tmp_path: Path) -> Iterator[Cluster]:
 
 def arriving(nodes: Cluster) -> Path:
     """Return the copy of v that arrives on the node b."""
-    place = nodes.nodes["b"].pool / "arriving" / "v@b"
-    return place / "data" if (place / "data").exists() else place / "disk.img"
+    return data_in(nodes.nodes["b"].pool / "arriving" / "v@b")
 
 
 def nothing_is_left(nodes: Cluster) -> None:

@@ -12,7 +12,6 @@ from pathlib import Path
 from pycsi.linux.descriptor import sync_directory
 from pycsi.linux.record import read_record, write_record
 from pycsi.model.errors import FailedPrecondition
-from pycsi.pool.layout import Layout
 
 _RECORD = "departure.json"
 
@@ -53,13 +52,6 @@ def unmark(place: Path | str) -> None:
     """Delete the mark of the volume in a directory, durably; none is fine."""
     Path(place, _RECORD).unlink(missing_ok=True)
     sync_directory(place)
-
-
-def left(layout: Layout) -> list[str]:
-    """Return the ids of the volumes that have left a pool for another node."""
-    folder = layout.leaving
-    names = sorted(os.listdir(folder)) if folder.is_dir() else []
-    return [name for name in names if departure_of(f"{folder}/{name}")]
 
 
 def refuse_departing(place: str, volume_id: str) -> None:

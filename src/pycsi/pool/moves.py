@@ -33,8 +33,8 @@ from pycsi.linux.fence import Fence
 from pycsi.linux.record import explained, read_record, write_record
 from pycsi.linux.tree import remove
 from pycsi.model.records import Volume
-from pycsi.pool import departures
 from pycsi.pool.catalog import UNREADABLE
+from pycsi.pool.departures import Departure, departure_of
 from pycsi.pool.layout import VOLUME_RECORD, Layout
 
 log = structlog.get_logger()
@@ -139,7 +139,16 @@ class Moves:
     def left(self) -> list[str]:
         """Return the ids of the volumes whose originals leave for another pool of this node."""
         names = [name for name in self._leaving() if not name.startswith(_KEPT)]
-        return [name for name in names if not departures.departure_of(self.leaving(name))]
+        return [name for name in names if not self.departed(name)]
+
+    def all_departed(self) -> dict[str, Departure]:
+        """Return the marks of the volumes that have left for another node, by their ids."""
+        marks = ((name, self.departed(name)) for name in self._leaving())
+        return {name: mark for name, mark in marks if mark}
+
+    def departed(self, volume_id: str) -> Departure | None:
+        """Return the mark of a volume that has left for another node; None if it has not."""
+        return departure_of(self.leaving(volume_id))
 
     def kept_ids(self) -> list[str]:
         """Return the ids of the volumes of which an earlier image is kept."""

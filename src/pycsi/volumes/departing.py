@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import os
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 from pycsi.linux import lockfile
 from pycsi.linux.descriptor import exists
@@ -17,7 +18,7 @@ from pycsi.model.errors import FailedPrecondition
 from pycsi.model.ids import NodeInfo
 from pycsi.model.records import Snapshot, Volume
 from pycsi.pool import departures
-from pycsi.pool.departures import departure_of
+from pycsi.pool.departures import Departure, departure_of
 from pycsi.pool.layout import VOLUME_RECORD
 from pycsi.pool.pool import Pool
 from pycsi.pool.trash import Fate
@@ -39,6 +40,18 @@ class Departing:
     in_use: str | None = None
     point: str = ""
     left: bool = False
+
+
+class _Gone(NamedTuple):
+    """The place at which a volume that has left is kept in its pool, with its mark."""
+
+    pool: Pool
+    place: str
+    mark: Departure
+
+    @property
+    def volume(self) -> Volume:
+        return Volume.from_json(read_record(f"{self.place}/{VOLUME_RECORD}"))
 
 
 class Departures:
@@ -84,12 +97,16 @@ class Departures:
 
     def _left(self, volume_id: str, node: str) -> Departing | None:
         """Return a volume that has left for `node`; `FailedPrecondition` if it was for another."""
+        if gone := self._gone(volume_id):
+            _refuse_other(volume_id, gone.mark, node)
+            return Departing(volume=gone.volume, point=gone.mark.point, left=True)
+        return None
+
+    def _gone(self, volume_id: str) -> "_Gone | None":
+        """Return what is known of a volume that has left for another node; None if it has not."""
         for pool in self._pools:
-            place = pool.moves.leaving(volume_id)
-            if mark := departure_of(place):
-                _refuse_other(volume_id, mark, node)
-                volume = Volume.from_json(read_record(f"{place}/{VOLUME_RECORD}"))
-                return Departing(volume=volume, point=mark.point, left=True)
+            if mark := pool.moves.departed(volume_id):
+                return _Gone(pool, pool.moves.leaving(volume_id), mark)
         return None
 
     def _movable(self, volume_id: str, node: str) -> tuple[Pool, Departing]:
@@ -202,10 +219,9 @@ class Departures:
         `FailedPrecondition` if it is not at that point.
         """
         with self._alone(volume_id), self._locks.hold(volume_id):
-            for pool in self._pools:
-                mark = departure_of(pool.moves.leaving(volume_id))
-                if mark and mark.point == point:
-                    return
+            gone = self._gone(volume_id)
+            if gone and gone.mark.point == point:
+                return
             pool, _ = self._pools.need_here(volume_id)
             pool.check()
             mark = departure_of(pool.volumes.place(volume_id))
@@ -219,12 +235,10 @@ class Departures:
     def discard(self, volume_id: str) -> None:
         """Put a volume that has left in the trash, to be kept there; that there is none is fine."""
         with self._alone(volume_id), self._locks.hold(volume_id):
-            for pool in self._pools:
-                place = pool.moves.leaving(volume_id)
-                if departure_of(place):
-                    volume = Volume.from_json(read_record(f"{place}/{VOLUME_RECORD}"))
-                    self._forget_snapshots(volume_id)
-                    pool.trash.put(place, volume_id, Fate.KEPT, volume.held)
+            if gone := self._gone(volume_id):
+                held = gone.volume.held
+                self._forget_snapshots(volume_id)
+                gone.pool.trash.put(gone.place, volume_id, Fate.KEPT, held)
 
     def stay(self, volume_id: str) -> None:
         """Have a volume stay, and delete what its move has left here; none is fine.
@@ -232,19 +246,19 @@ class Departures:
         `FailedPrecondition` if it has left.
         """
         with self._alone(volume_id), self._locks.hold(volume_id):
-            for pool in self._pools:
-                if mark := departure_of(pool.moves.leaving(volume_id)):
-                    raise FailedPrecondition(
-                        f"volume {volume_id} has left for node {mark.node} already; end the move: "
-                        f"pycsi move {volume_id} --to-node {mark.node}"
-                    )
+            if gone := self._gone(volume_id):
+                node = gone.mark.node
+                raise FailedPrecondition(
+                    f"volume {volume_id} has left for node {node} already; end the move: "
+                    f"pycsi move {volume_id} --to-node {node}"
+                )
             if found := self._pools.find(volume_id, sure=True):
                 found[0].check()
                 departures.unmark(found[0].volumes.place(volume_id))
             self._forget_snapshots(volume_id)
 
 
-def _refuse_other(volume_id: str, mark: departures.Departure, node: str) -> None:
+def _refuse_other(volume_id: str, mark: Departure, node: str) -> None:
     if mark.node != node:
         raise FailedPrecondition(
             f"volume {volume_id} is moving to node {mark.node} already; end that, or give it up: "

@@ -2,12 +2,11 @@
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from typing import Protocol
 
 from pycsi.cli.adoption import manifests
 from pycsi.cli.adoption.candidates import Candidate, Claim, PersistentVolume
 from pycsi.model import ids, parameters
-from pycsi.model.request import Mode
+from pycsi.model.request import Access, Mode
 
 _ACCESS_MODES = {
     Mode.SINGLE_NODE_SINGLE_WRITER: "ReadWriteOncePod",
@@ -19,19 +18,20 @@ _ACCESS_MODES = {
 """The access modes of Kubernetes; those that are not here are ReadWriteOnce."""
 
 
-class Moved(manifests.Shown, Protocol):
-    """A volume that has moved: what its new node tells of it."""
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Moved:
+    """A volume that has moved: what its new node tells of it. `capacity` is in bytes."""
 
-    @property
-    def name(self) -> str: ...
-    @property
-    def segments(self) -> Mapping[str, str]: ...
-    @property
-    def parameters(self) -> Mapping[str, str]: ...
-    @property
-    def mount_options(self) -> tuple[str, ...]: ...
-    @property
-    def modes(self) -> tuple[Mode, ...]: ...
+    id: str
+    name: str
+    filesystem: str | None
+    capacity: int
+    access: Access
+    context: Mapping[str, str]
+    segments: Mapping[str, str]
+    parameters: Mapping[str, str]
+    mount_options: tuple[str, ...]
+    modes: tuple[Mode, ...]
 
 
 def text(moved: Moved, old_id: str, driver: str, known: PersistentVolume | None) -> str:

@@ -101,12 +101,8 @@ def _going(source: Look) -> Iterator[Finding]:
         place = layout.volumes / volume_id
         if (mark := departures.departure_of(place)) and not is_locked(place):
             going[volume_id] = mark.node, "is not staged until the end of its move"
-    for volume_id in departures.left(layout):
-        if mark := departures.departure_of(layout.leaving / volume_id):
-            going[volume_id] = (
-                mark.node,
-                "has left this node, and is kept until the end of its move",
-            )
+    for volume_id, mark in Moves(layout).all_departed().items():
+        going[volume_id] = mark.node, "has left this node, and is kept until the end of its move"
     for volume_id, (node, state) in going.items():
         message = f"volume {volume_id} {state} to node {node}, which has not ended"
         yield _of_nodes(source, volume_id, node, message)

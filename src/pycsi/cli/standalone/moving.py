@@ -1,7 +1,6 @@
 """Moving volumes by the driver's own service, to another pool or node, and how that is told."""
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 import click
@@ -79,28 +78,28 @@ def move_to_node(client: Client, volume_id: str, journey: Journey, *, prepare: b
             f"{volume_id} is copied to node {journey.node}, and is still where it was; stop what "
             f"uses it, then: pycsi move {volume_id} --to-node {journey.node}"
         )
-    return relocation.text(_Moved(moved), volume_id, driver, known)
+    return relocation.text(_moved(moved), volume_id, driver, known)
 
 
-class _Moved:
-    """What a node has told of a volume that has moved there."""
-
-    def __init__(self, told: Any) -> None:
-        request = told.request
-        first = request.volume_capabilities[0]
-        self.id: str = told.volume.volume_id
-        self.name: str = request.name
-        self.filesystem: str | None = told.content.fs_type or None
-        self.capacity: int = told.volume.capacity_bytes
-        self.access = Access(first.WhichOneof("access_type"))
-        self.context: Mapping[str, str] = dict(sorted(told.volume.volume_context.items()))
-        self.segments: Mapping[str, str] = dict(told.volume.accessible_topology[0].segments)
-        self.parameters: Mapping[str, str] = dict(request.parameters)
-        self.mount_options = tuple(first.mount.mount_flags)
-        self.modes = tuple(
+def _moved(told: Any) -> relocation.Moved:
+    """Return what a node has told of a volume that has moved there."""
+    request = told.request
+    first = request.volume_capabilities[0]
+    return relocation.Moved(
+        id=told.volume.volume_id,
+        name=request.name,
+        filesystem=told.content.fs_type or None,
+        capacity=told.volume.capacity_bytes,
+        access=Access(first.WhichOneof("access_type")),
+        context=dict(sorted(told.volume.volume_context.items())),
+        segments=dict(told.volume.accessible_topology[0].segments),
+        parameters=dict(request.parameters),
+        mount_options=tuple(first.mount.mount_flags),
+        modes=tuple(
             Mode(csi.VolumeCapability.AccessMode.Mode.Name(item.access_mode.mode))
             for item in request.volume_capabilities
-        )
+        ),
+    )
 
 
 def cancel_to_node(client: Client, volume_id: str, node: str) -> str:
